@@ -1,0 +1,38 @@
+# The first call of any target makes a virtual environment; a second call is fast.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+SHARED := ../shared/data/college_msg.txt
+
+.PHONY: demo test lint type floors bench check clean
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## sticky routing at work, on a real message log where there is one
+	$(BIN)/ray-route demo --kill --scale-out $(if $(wildcard $(SHARED)),--trace $(SHARED))
+
+test: $(READY)  ## the whole suite, short forms of long tests included
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(READY)
+	$(BIN)/mypy
+
+floors: $(READY)  ## imports go downward only
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## every benchmark, with plots beside the JSON
+	$(BIN)/python -m benchmarks all
+
+check: lint type floors test  ## exactly what CI runs
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,56 @@
+"""ray_route: sticky routing for Ray.
+
+A request for user 42 always reaches the actor that holds user 42.
+"""
+
+from ray_route._version import __version__
+from ray_route.agent import PodAgent
+from ray_route.client import AsyncRouteClient, RouteClient, connect, connect_async
+from ray_route.config import RouteConfig
+from ray_route.deploy import Deployment, deploy
+from ray_route.errors import (
+    ConfigError,
+    FencedError,
+    InvalidInputError,
+    NoAvailablePodError,
+    PartialBatchError,
+    PodUnavailableError,
+    RouteError,
+    RouterUnavailableError,
+    RouteTimeoutError,
+    StoreUnavailableError,
+    UnsafeStoreError,
+)
+from ray_route.fenced import CurrentLink, current_link
+from ray_route.model import Explanation, Life, Link, LinkedPods, Pod, RoutingState
+
+__all__ = [
+    "AsyncRouteClient",
+    "ConfigError",
+    "CurrentLink",
+    "Deployment",
+    "Explanation",
+    "FencedError",
+    "InvalidInputError",
+    "Life",
+    "Link",
+    "LinkedPods",
+    "NoAvailablePodError",
+    "PartialBatchError",
+    "Pod",
+    "PodAgent",
+    "PodUnavailableError",
+    "RouteClient",
+    "RouteConfig",
+    "RouteError",
+    "RouteTimeoutError",
+    "RouterUnavailableError",
+    "RoutingState",
+    "StoreUnavailableError",
+    "UnsafeStoreError",
+    "__version__",
+    "connect",
+    "connect_async",
+    "current_link",
+    "deploy",
+]

@@ -1,0 +1,359 @@
+"""The client driver: `connect`, `RouteClient`, and the same awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from ray_route.calls import call, call_many
+from ray_route.clock import Deadline
+from ray_route.errors import InvalidInputError
+from ray_route.model import Explanation, Link, LinkedPods, Pod
+from ray_route.operations import Operations
+from ray_route.session import Session, close_session, open_session
+from ray_route.steps import Steps, run, run_async
+
+T = TypeVar("T")
+
+DEFAULT_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 60.0
+
+
+def connect(
+    namespace: str,
+    redis_url: str | None = None,
+    *,
+    timeout: float = CONNECT_TIMEOUT_S,
+    **options: Any,
+) -> RouteClient:
+    """Open a namespace, starting Ray, the embedded server and the router where they are missing.
+
+    Args:
+        namespace: must match `[A-Za-z0-9_.-]{1,64}`.
+        redis_url: `redis://`, `rediss://`, `redis+cluster://`, `redis+sentinel://` (also
+            `rediss+…`); by default `RAY_ROUTE_REDIS_URL`, else an embedded server.
+        timeout: seconds for all of this.
+        options: of `RouteConfig`. The first client of a namespace decides them.
+
+    Raises `InvalidInputError`, `ConfigError` (bad option or URL, wrong password, options other
+    than those in force), `UnsafeStoreError`, `StoreUnavailableError`, `RouteTimeoutError`.
+
+    """
+    deadline = Deadline.after(_seconds(timeout))
+    return RouteClient(open_session(namespace, redis_url, options, deadline))
+
+
+async def connect_async(
+    namespace: str,
+    redis_url: str | None = None,
+    *,
+    timeout: float = CONNECT_TIMEOUT_S,
+    **options: Any,
+) -> AsyncRouteClient:
+    """Do the same as `connect` without blocking the event loop."""
+    deadline = Deadline.after(_seconds(timeout))
+    session = await asyncio.to_thread(open_session, namespace, redis_url, options, deadline)
+    return AsyncRouteClient(session)
+
+
+def _seconds(timeout: float | None) -> float:
+    if timeout is None:
+        return DEFAULT_TIMEOUT_S
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise InvalidInputError(
+            argument="timeout", value=timeout, reason="must be a positive number of seconds"
+        )
+    return timeout
+
+
+class _Client:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._ops = Operations(session)
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that this client is connected to."""
+        return self._session.namespace
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.namespace!r} at {self._session.url.address})"
+
+    def get_linked_in_cache(self, uid: str, service: str) -> Link | None:
+        """Return the near cache's link; no I/O, never a link whose lease has run out."""
+        return self._ops.cached(uid, service)
+
+
+class RouteClient(_Client):
+    """A client of one namespace. Thread-safe; cheap to make twice in a process.
+
+    Every method takes `timeout` in seconds (None: 30) and raises `RouteTimeoutError` past it,
+    saying what it waited for. All raise `InvalidInputError` for bad arguments, having changed
+    nothing; `StoreUnavailableError` where Redis, `RouterUnavailableError` where the router does
+    not answer: a failure is never a "no link".
+    """
+
+    def _run(self, steps: Steps[T], timeout: float | None) -> T:
+        return run(steps, Deadline.after(_seconds(timeout)))
+
+    def compute_linked_pod(self, uid: str, service: str, *, timeout: float | None = None) -> Link:
+        """Return the uid's link, placing the uid if it has none, relinking it if its pod is gone.
+
+        All callers in all processes get the same pod and epoch. Raises `NoAvailablePodError` if
+        the uid has no link and no pod is ready.
+        """
+        return self._run(self._ops.compute(uid, service), timeout)
+
+    def compute_linked_pods(
+        self, uids: Iterable[str], service: str, *, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Do the same for many uids in one go: one outcome per uid, a `Link` or a `RouteError`."""
+        return self._run(self._ops.compute_many(uids, service), timeout)
+
+    def get_linked_pod(
+        self, uid: str, service: str, *, timeout: float | None = None
+    ) -> Link | None:
+        """Return the uid's link from the near cache, the router or Redis; None: it has none."""
+        return self._run(self._ops.get(uid, service), timeout)
+
+    def get_linked_pod_not_cache(
+        self, uid: str, service: str, *, timeout: float | None = None
+    ) -> Link | None:
+        """Return the uid's link straight from Redis; fills no cache."""
+        return self._run(self._ops.stored(uid, service), timeout)
+
+    def get_linked_pod_in_cache_or_if_persist(
+        self, uid: str, service: str, *, timeout: float | None = None
+    ) -> Link | None:
+        """Return the near cache's link, else the stored one if that is persistent."""
+        return self._run(self._ops.cached_or_persistent(uid, service), timeout)
+
+    def cache_expired(self, uid: str, service: str, *, timeout: float | None = None) -> Link | None:
+        """Drop the uid from this process's near cache and from the router's; return what was."""
+        return self._run(self._ops.expire(uid, service), timeout)
+
+    def set_cache(
+        self, uid: str, service: str, link: Link, *, timeout: float | None = None
+    ) -> Link | None:
+        """Put a link into the near cache; return the link that was cached before.
+
+        The link is compared with Redis first, since a copy may come from another process and be
+        out of date: one that the directory does not hold is not cached. Never beyond its lease.
+        """
+        return self._run(self._ops.set_cache(uid, service, link), timeout)
+
+    def set_linked_pod_if_absent(
+        self,
+        uid: str,
+        service: str,
+        pod: int,
+        *,
+        persistent: bool = False,
+        timeout: float | None = None,
+    ) -> Link:
+        """Link the uid to `pod` unless it has a link; return the link that holds, the winner's.
+
+        A live temporary link gets its TTL refreshed. Raises `InvalidInputError` for an unknown
+        pod, `PodUnavailableError` for one that takes no links.
+        """
+        return self._run(self._ops.set_if_absent(uid, service, pod, persistent=persistent), timeout)
+
+    def get_link_service(self, uid: str, *, timeout: float | None = None) -> dict[str, Link]:
+        """Return every service that the uid is linked to now, temporary links too."""
+        return self._run(self._ops.link_service(uid), timeout)
+
+    def batch_get_linked_pod(
+        self, uids: Iterable[str], service: str, *, timeout: float | None = None
+    ) -> LinkedPods:
+        """Return the links of many uids as stored, read around the router; fills no cache.
+
+        Raises `PartialBatchError` if shards failed: it names them and carries the other answers.
+        """
+        return self._run(self._ops.batch(uids, service), timeout)
+
+    def actor(self, uid: str, service: str, *, timeout: float | None = None) -> Any:
+        """Return the Ray handle of the uid's pod, placing the uid if need be.
+
+        A plain handle: calls on it are not fenced, and it does not follow a relink. Use `call`
+        for calls that must never reach a pod which no longer owns the uid.
+        """
+        return self._run(self._ops.actor(uid, service), timeout)
+
+    def call(
+        self,
+        uid: str,
+        service: str,
+        method: str,
+        *args: Any,
+        idempotent: bool = False,
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Call `method(*args, **kwargs)` on the uid's pod and return its result.
+
+        Fenced: the pod admits the call only while it owns the uid. A refusal is followed to the
+        new owner. A pod's death raises `PodUnavailableError`, whose `may_have_run` says whether
+        the call may have run; with `idempotent=True` the call is repeated at the new owner
+        until the timeout. Errors of the user's code are raised as Ray raises them.
+        """
+        steps = call(self._ops, uid, service, method, args, kwargs, idempotent=idempotent)
+        return self._run(steps, timeout)
+
+    def call_many(
+        self,
+        calls: Iterable[tuple[str, tuple[Any, ...]]],
+        service: str,
+        method: str,
+        *,
+        idempotent: bool = False,
+        timeout: float | None = None,
+    ) -> list[Any]:
+        """Make many calls `(uid, args)` of one method, with one Ray call per pod.
+
+        Returns one outcome per call, in the order given: its result, or the exception that
+        `call` would have raised. Each is fenced and followed by itself; a pod runs its own in
+        the order given (an async pod: all at once).
+        """
+        steps = call_many(self._ops, calls, service, method, idempotent=idempotent)
+        return self._run(steps, timeout)
+
+    def explain(self, uid: str, service: str, *, timeout: float | None = None) -> Explanation:
+        """Say why the uid is where it is; print the answer."""
+        return self._run(self._ops.explain(uid, service), timeout)
+
+    def pods(self, service: str, *, timeout: float | None = None) -> dict[int, Pod]:
+        """Return all pods that the service ever had, by index, dead ones included."""
+        return self._run(self._ops.pods(service), timeout)
+
+    def close(self) -> None:
+        """Give the session back. The router, the pods and the links stay."""
+        close_session(self._session)
+
+    def __enter__(self) -> RouteClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncRouteClient(_Client):
+    """The same methods as `RouteClient`, awaited; they never block the event loop."""
+
+    async def _run(self, steps: Steps[T], timeout: float | None) -> T:
+        return await run_async(steps, Deadline.after(_seconds(timeout)))
+
+    async def compute_linked_pod(
+        self, uid: str, service: str, *, timeout: float | None = None
+    ) -> Link:
+        """See `RouteClient.compute_linked_pod`."""
+        return await self._run(self._ops.compute(uid, service), timeout)
+
+    async def compute_linked_pods(
+        self, uids: Iterable[str], service: str, *, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """See `RouteClient.compute_linked_pods`."""
+        return await self._run(self._ops.compute_many(uids, service), timeout)
+
+    async def get_linked_pod(
+        self, uid: str, service: str, *, timeout: float | None = None
+    ) -> Link | None:
+        """See `RouteClient.get_linked_pod`."""
+        return await self._run(self._ops.get(uid, service), timeout)
+
+    async def get_linked_pod_not_cache(
+        self, uid: str, service: str, *, timeout: float | None = None
+    ) -> Link | None:
+        """See `RouteClient.get_linked_pod_not_cache`."""
+        return await self._run(self._ops.stored(uid, service), timeout)
+
+    async def get_linked_pod_in_cache_or_if_persist(
+        self, uid: str, service: str, *, timeout: float | None = None
+    ) -> Link | None:
+        """See `RouteClient.get_linked_pod_in_cache_or_if_persist`."""
+        return await self._run(self._ops.cached_or_persistent(uid, service), timeout)
+
+    async def cache_expired(
+        self, uid: str, service: str, *, timeout: float | None = None
+    ) -> Link | None:
+        """See `RouteClient.cache_expired`."""
+        return await self._run(self._ops.expire(uid, service), timeout)
+
+    async def set_cache(
+        self, uid: str, service: str, link: Link, *, timeout: float | None = None
+    ) -> Link | None:
+        """See `RouteClient.set_cache`."""
+        return await self._run(self._ops.set_cache(uid, service, link), timeout)
+
+    async def set_linked_pod_if_absent(
+        self,
+        uid: str,
+        service: str,
+        pod: int,
+        *,
+        persistent: bool = False,
+        timeout: float | None = None,
+    ) -> Link:
+        """See `RouteClient.set_linked_pod_if_absent`."""
+        return await self._run(
+            self._ops.set_if_absent(uid, service, pod, persistent=persistent), timeout
+        )
+
+    async def get_link_service(self, uid: str, *, timeout: float | None = None) -> dict[str, Link]:
+        """See `RouteClient.get_link_service`."""
+        return await self._run(self._ops.link_service(uid), timeout)
+
+    async def batch_get_linked_pod(
+        self, uids: Iterable[str], service: str, *, timeout: float | None = None
+    ) -> LinkedPods:
+        """See `RouteClient.batch_get_linked_pod`."""
+        return await self._run(self._ops.batch(uids, service), timeout)
+
+    async def actor(self, uid: str, service: str, *, timeout: float | None = None) -> Any:
+        """See `RouteClient.actor`."""
+        return await self._run(self._ops.actor(uid, service), timeout)
+
+    async def call(
+        self,
+        uid: str,
+        service: str,
+        method: str,
+        *args: Any,
+        idempotent: bool = False,
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """See `RouteClient.call`."""
+        steps = call(self._ops, uid, service, method, args, kwargs, idempotent=idempotent)
+        return await self._run(steps, timeout)
+
+    async def call_many(
+        self,
+        calls: Iterable[tuple[str, tuple[Any, ...]]],
+        service: str,
+        method: str,
+        *,
+        idempotent: bool = False,
+        timeout: float | None = None,
+    ) -> list[Any]:
+        """See `RouteClient.call_many`."""
+        steps = call_many(self._ops, calls, service, method, idempotent=idempotent)
+        return await self._run(steps, timeout)
+
+    async def explain(self, uid: str, service: str, *, timeout: float | None = None) -> Explanation:
+        """See `RouteClient.explain`."""
+        return await self._run(self._ops.explain(uid, service), timeout)
+
+    async def pods(self, service: str, *, timeout: float | None = None) -> dict[int, Pod]:
+        """See `RouteClient.pods`."""
+        return await self._run(self._ops.pods(service), timeout)
+
+    async def close(self) -> None:
+        """See `RouteClient.close`."""
+        await asyncio.to_thread(close_session, self._session)
+
+    async def __aenter__(self) -> AsyncRouteClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

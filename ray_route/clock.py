@@ -1,0 +1,49 @@
+"""Time as leases need it: one clock that never stops, and deadlines on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ray_route.errors import RouteTimeoutError
+
+Clock = Callable[[], float]
+
+if hasattr(time, "CLOCK_BOOTTIME"):
+
+    def now() -> float:
+        """Seconds on a clock that no one sets back and that counts a suspended machine's sleep.
+
+        A lease must run out while its holder sleeps. `CLOCK_MONOTONIC` stands still during a
+        suspend on Linux, so a laptop or a migrated VM would wake with its old leases in hand.
+        """
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+else:
+    now = time.monotonic
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A moment after which nobody waits any longer.
+
+    Durations cross process borders, deadlines do not: clocks of two processes share no zero.
+    """
+
+    at: float
+    timeout_s: float
+
+    @classmethod
+    def after(cls, timeout_s: float) -> Deadline:
+        """Start a deadline `timeout_s` seconds from now."""
+        return cls(now() + timeout_s, timeout_s)
+
+    def remaining(self) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self.at - now())
+
+    def check(self, waiting_for: str) -> None:
+        """Raise `RouteTimeoutError` once the deadline has passed."""
+        if now() >= self.at:
+            raise RouteTimeoutError(waiting_for=waiting_for, timeout_s=self.timeout_s)

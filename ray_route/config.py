@@ -1,0 +1,95 @@
+"""What a namespace runs with. Fixed by the first client; later ones must not contradict it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ray_route.errors import ConfigError
+from ray_route.placement import Strategy, strategy_named
+
+
+@dataclass(frozen=True, slots=True)
+class RouteConfig:
+    """Options of a namespace; durations in seconds.
+
+    Raises `ConfigError` at construction, naming the option.
+    """
+
+    ttl_s: float = 300.0
+    """Life of a temporary link that nobody uses; longer than any lease by `margin_s`."""
+    margin_s: float = 60.0
+    """How long before its end in Redis every cached copy of a link has run out."""
+    shards: int = 256
+    """Hash-tag buckets of uids; fixed for ever at a namespace's first use."""
+    heartbeat_s: float = 1.0
+    """How often a pod renews, the router reads the pod table, and the watch hears something."""
+    pod_lease_s: float = 10.0
+    """How long a silent pod keeps its users."""
+    staleness_s: float = 10.0
+    """How long near caches serve hits without having heard from the change stream."""
+    placement: str | Strategy = "least_loaded"
+    """`least_loaded`, `round_robin`, `prefer_node`, or a callable (see `placement`)."""
+    load_tolerance: float = 0.0
+    """Pods whose load is within this of the least loaded one take turns."""
+    router_cache_size: int = 1_000_000
+    """Links that the router keeps in memory (about 0.5 KB each)."""
+    near_cache_size: int = 100_000
+    """Links that each client process keeps in memory."""
+
+    def __post_init__(self) -> None:
+        for option in ("ttl_s", "margin_s", "heartbeat_s", "pod_lease_s", "staleness_s"):
+            if not getattr(self, option) > 0:
+                raise ConfigError(option=option, reason="must be a positive number of seconds")
+        for option in ("shards", "router_cache_size", "near_cache_size"):
+            if not getattr(self, option) >= 1:
+                raise ConfigError(option=option, reason="must be at least 1")
+        if self.margin_s >= self.ttl_s:
+            raise ConfigError(
+                option="margin_s", reason="must be less than ttl_s, or no lease would be left"
+            )
+        if self.heartbeat_s * 3 > self.pod_lease_s:
+            raise ConfigError(option="heartbeat_s", reason="must be at most a third of pod_lease_s")
+        if self.heartbeat_s * 3 > self.staleness_s:
+            raise ConfigError(
+                option="staleness_s", reason="must be at least three times heartbeat_s"
+            )
+        if self.load_tolerance < 0:
+            raise ConfigError(option="load_tolerance", reason="must not be negative")
+        self.strategy()
+
+    @property
+    def lease_s(self) -> float:
+        """The longest lease of any link: of a persistent one, or of a fresh temporary one."""
+        return self.ttl_s - self.margin_s
+
+    def strategy(self) -> Strategy:
+        """Make the placement strategy, with its own turn counter."""
+        if callable(self.placement):
+            return self.placement
+        return strategy_named(self.placement, self.load_tolerance)
+
+    def differing(self, options: dict[str, Any]) -> list[str]:
+        """Name the given options whose values are not the ones in force."""
+        return [name for name, value in options.items() if not _same(getattr(self, name), value)]
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> RouteConfig:
+        """Make a configuration from keyword options; an unknown one is a `ConfigError`."""
+        known = cls.__dataclass_fields__
+        for name, value in options.items():
+            if name not in known:
+                raise ConfigError(option=name, reason=f"is unknown; known are {sorted(known)}")
+            default = known[name].default
+            if isinstance(default, (int, float)) and (
+                isinstance(value, bool) or not isinstance(value, (int, float))
+            ):
+                raise ConfigError(option=name, reason=f"must be a number, not {value!r}")
+            if isinstance(default, int) and not isinstance(value, int):
+                raise ConfigError(option=name, reason=f"must be an integer, not {value!r}")
+        return cls(**options)
+
+
+def _same(held: Any, given: Any) -> bool:
+    # A callable that crossed a process border is another object: any two count as the same.
+    return held == given or (callable(held) and callable(given))

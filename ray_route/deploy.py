@@ -1,0 +1,212 @@
+"""`deploy`: N pod actors from one unmodified class, and what to do with them afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Mapping
+from typing import Any, cast
+
+import ray
+
+from ray_route.clock import Deadline
+from ray_route.errors import ConfigError, InvalidInputError, PodUnavailableError, RouteTimeoutError
+from ray_route.fenced import CONTROL_GROUP, Birth, pod_class
+from ray_route.hosting import RAY_NAMESPACE
+from ray_route.model import Pod, check_name
+from ray_route.session import Session, close_session, open_session
+from ray_route.steps import run
+
+_DEPLOY_S = 60.0
+_STOP_S = 5.0
+
+
+class Deployment:
+    """The pods of one service, as the process that deployed them holds them.
+
+    The pods are detached: they outlive this object and its process, until `shutdown`.
+    """
+
+    def __init__(self, session: Session, service: str, make: _Maker) -> None:
+        self._session = session
+        self._make = make
+        self.service = service
+        self.namespace = session.namespace
+
+    def __repr__(self) -> str:
+        return f"Deployment(namespace={self.namespace!r}, service={self.service!r})"
+
+    def pods(self, timeout: float = _DEPLOY_S) -> dict[int, Pod]:
+        """Return all pods of the service, dead ones included, by index."""
+        asked: dict[int, Pod] = run(
+            self._session.ask("pods", self.service), Deadline.after(timeout)
+        )
+        return asked
+
+    def scale(self, replicas: int, timeout: float = _DEPLOY_S) -> None:
+        """Add pods until indexes 0 … `replicas` - 1 are there. Moves no uid.
+
+        Raises `ConfigError` if that would take pods away.
+        """
+        _check_replicas(replicas)
+        living = {index for index, pod in self.pods(timeout).items() if pod.life.value == "alive"}
+        if living and max(living) >= replicas:
+            raise ConfigError(
+                option="replicas",
+                reason=f"pods {sorted(living)} are alive: drain those from {replicas} on first",
+                service=self.service,
+            )
+        self._make.pods(sorted(set(range(replicas)) - living), Deadline.after(timeout))
+
+    def shutdown(self) -> None:
+        """Stop all pods and give their indexes back. Links stay until their TTL ends."""
+        for record in self._session.table.pods(self.service).values():
+            if record.actor:
+                _stop(record.actor)
+        close_session(self._session)
+
+    def __enter__(self) -> Deployment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+
+def _stop(actor: str) -> None:
+    with contextlib.suppress(ValueError, ray.exceptions.RayError):
+        handle = ray.get_actor(actor, namespace=RAY_NAMESPACE)
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(handle._ray_route_stop.remote(), timeout=_STOP_S)
+        ray.kill(handle, no_restart=True)
+
+
+class _Maker:
+    """Makes pod actors of one service."""
+
+    def __init__(
+        self,
+        session: Session,
+        service: str,
+        cls: type,
+        init: tuple[tuple[Any, ...], Mapping[str, Any]],
+        options: Mapping[str, Any],
+        cpu_factor: float,
+    ) -> None:
+        self._session = session
+        self._service = service
+        given = dict(options)
+        groups = {**given.pop("concurrency_groups", {}), CONTROL_GROUP: 2}
+        as_actor = cast(Any, ray.remote)(concurrency_groups=groups)  # Ray's stubs lack it
+        self._actor_class = as_actor(pod_class(cls))
+        self._args, self._kwargs = init
+        self._options = {"num_cpus": 0, "max_restarts": -1, **given}
+        self._cpu_factor = cpu_factor
+
+    def pods(self, indexes: list[int], deadline: Deadline) -> None:
+        """Make the pods of these indexes and wait until all serve; undo all if one fails."""
+        made: list[Any] = []
+        try:
+            made.extend(self._pod(index) for index in indexes)
+            what = f"pods {indexes} of service {self._service!r}"
+            _wait_ready(made, what, deadline)
+        except BaseException:
+            for handle in made:
+                ray.kill(handle, no_restart=True)
+            raise
+        for record in run(self._session.ask("records", self._service), deadline):
+            self._session.table.update(self._service, record)
+
+    def _pod(self, index: int) -> Any:
+        name = f"ray_route:{self._session.namespace}:{self._service}:{index}"
+        birth = Birth(
+            namespace=self._session.namespace,
+            service=self._service,
+            pod=index,
+            url=self._session.url,
+            actor=name,
+            cpu_factor=self._cpu_factor,
+        )
+        fixed = {"name": name, "namespace": RAY_NAMESPACE, "lifetime": "detached"}
+        try:
+            return self._actor_class.options(**self._options, **fixed).remote(
+                birth, *self._args, **self._kwargs
+            )
+        except ValueError as error:
+            if "already" not in str(error):
+                raise
+            raise ConfigError(
+                option="service",
+                reason="is deployed already: shut it down first, or scale it",
+                namespace=self._session.namespace,
+                service=self._service,
+                pod=index,
+            ) from error
+
+
+def _wait_ready(handles: list[Any], what: str, deadline: Deadline) -> None:
+    try:
+        ray.get(
+            [handle._ray_route_ready.remote() for handle in handles], timeout=deadline.remaining()
+        )
+    except ray.exceptions.GetTimeoutError:
+        raise RouteTimeoutError(waiting_for=what, timeout_s=deadline.timeout_s) from None
+    except ray.exceptions.RayActorError as error:
+        raise PodUnavailableError(
+            reason=f"{what} failed to start: {error}", may_have_run=False
+        ) from error
+
+
+def _check_replicas(replicas: object) -> None:
+    if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas < 1:
+        raise InvalidInputError(
+            argument="replicas", value=replicas, reason="must be an integer of at least 1"
+        )
+
+
+def deploy(
+    cls: type,
+    *,
+    namespace: str,
+    service: str,
+    replicas: int,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    ray_actor_options: Mapping[str, Any] | None = None,
+    cpu_factor: float = 0.0,
+    redis_url: str | None = None,
+    timeout: float = _DEPLOY_S,
+    **options: Any,
+) -> Deployment:
+    """Make N pod actors of an unmodified class, each with an agent in its process.
+
+    The class may define `on_acquire(uid)`, called before a uid's first call under a new epoch
+    (sync or async). Every instance gets `args` and `kwargs`. The actors are named
+    `ray_route:<namespace>:<service>:<pod>` in Ray namespace `ray_route`, detached, and restarted
+    by Ray without end unless `ray_actor_options` says otherwise; a restarted pod has the same
+    index, empty memory and a new incarnation.
+
+    Raises `InvalidInputError` for a class that is an actor class already or for bad names,
+    `ConfigError` if the service is deployed already, `PodUnavailableError` if an `__init__`
+    fails, `RouteTimeoutError` after `timeout` seconds, and what `connect` raises.
+    """
+    check_name("service", service)
+    _check_replicas(replicas)
+    if not inspect.isclass(cls):
+        raise InvalidInputError(
+            argument="cls", value=cls, reason="must be a plain class, without @ray.remote"
+        )
+    for fixed in ("name", "namespace", "lifetime", "max_task_retries"):
+        if fixed in (ray_actor_options or {}):
+            raise ConfigError(
+                option=f"ray_actor_options[{fixed!r}]", reason="is decided by ray_route"
+            )
+    deadline = Deadline.after(timeout)
+    session = open_session(namespace, redis_url, options, deadline)
+    try:
+        init = (args, kwargs or {})
+        make = _Maker(session, service, cls, init, ray_actor_options or {}, cpu_factor)
+        make.pods(list(range(replicas)), deadline)
+    except BaseException:
+        close_session(session)
+        raise
+    return Deployment(session, service, make)

@@ -1,0 +1,234 @@
+"""Every error that ray_route raises, grouped by what the caller does next.
+
+    RouteError
+    ├── InvalidInputError      (also ValueError)    mend the argument; nothing was changed
+    ├── ConfigError                                 mend the options or the URL
+    ├── UnsafeStoreError                            mend the server's settings
+    ├── NoAvailablePodError                         add pods, or try again when one is ready
+    ├── PodUnavailableError                         try again if the call may run twice
+    ├── FencedError                                 ask for the link again, then call its pod
+    ├── StoreUnavailableError                       try again when Redis answers
+    │   └── PartialBatchError                       use `.partial`, ask again for the rest
+    ├── RouterUnavailableError                      try again when the router is back
+    └── RouteTimeoutError      (also TimeoutError)  try again, or allow more time
+
+Ids are attributes, and the class writes the message. All survive pickling, so what a Ray actor
+raises arrives whole. No message holds a password: addresses are written without user names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_SHOWN_CHARACTERS = 80
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
+
+
+def _rebuild(cls: type[RouteError], facts: dict[str, Any]) -> RouteError:
+    return cls(**facts)
+
+
+class RouteError(Exception):
+    """Root of all errors of ray_route.
+
+    Attributes that every error has, `None` where they do not apply: `namespace`, `service`,
+    `uid`, `pod`.
+    """
+
+    namespace: str | None = None
+    service: str | None = None
+    uid: str | None = None
+    pod: int | None = None
+    hint: str = ""
+
+    def __init__(self, **facts: Any) -> None:
+        super().__init__()
+        self._facts = facts
+        self.__dict__.update(facts)
+
+    def _what(self) -> str:
+        return "routing failed"
+
+    def _where(self) -> str:
+        ids = ((name, getattr(self, name)) for name in ("namespace", "service", "uid", "pod"))
+        shown = ", ".join(f"{name}={_shown(value)}" for name, value in ids if value is not None)
+        return f" ({shown})" if shown else ""
+
+    def __str__(self) -> str:
+        hint = f"; {self.hint}" if self.hint else ""
+        return f"{self._what()}{self._where()}{hint}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self._facts)
+
+
+class InvalidInputError(RouteError, ValueError):
+    """An argument can never work. Nothing was changed."""
+
+    def __init__(self, *, argument: str, value: object, reason: str, **ids: Any) -> None:
+        super().__init__(argument=argument, value=_shown(value), reason=reason, **ids)
+
+    argument: str
+    value: str
+    reason: str
+
+    def _what(self) -> str:
+        return f"{self.argument}={self.value} {self.reason}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_invalid, (self._facts,)
+
+
+def _rebuild_invalid(facts: dict[str, Any]) -> InvalidInputError:
+    """Rebuild without shortening the already shortened value again."""
+    error = InvalidInputError.__new__(InvalidInputError)
+    RouteError.__init__(error, **facts)
+    return error
+
+
+class ConfigError(RouteError):
+    """An option or a connection URL is wrong, or does not fit what the namespace runs with."""
+
+    def __init__(self, *, option: str, reason: str, **ids: Any) -> None:
+        super().__init__(option=option, reason=reason, **ids)
+
+    option: str
+    reason: str
+
+    def _what(self) -> str:
+        return f"{self.option}: {self.reason}"
+
+
+class UnsafeStoreError(RouteError):
+    """The Redis server would lose or refuse links; `fix` says which setting to change."""
+
+    def __init__(self, *, address: str, reason: str, fix: str, **ids: Any) -> None:
+        super().__init__(address=address, reason=reason, fix=fix, **ids)
+
+    address: str
+    reason: str
+    fix: str
+
+    def _what(self) -> str:
+        return f"the store at {self.address} is not safe for links: {self.reason}; {self.fix}"
+
+
+class NoAvailablePodError(RouteError):
+    """No pod of the service is ready and alive, so a new uid has nowhere to go.
+
+    `known` maps every pod that the service ever had to its state.
+    """
+
+    def __init__(self, *, known: dict[int, str], **ids: Any) -> None:
+        super().__init__(known=known, **ids)
+
+    known: dict[int, str]
+    hint = "deploy or restart pods, then try again"
+
+    def _what(self) -> str:
+        listed = ", ".join(f"{pod}: {state}" for pod, state in sorted(self.known.items()))
+        return f"no pod is ready for new uids [{listed or 'the service has no pods'}]"
+
+
+class PodUnavailableError(RouteError):
+    """The uid's pod can't be reached or may not take it.
+
+    `may_have_run` is False only where the call provably never started.
+    """
+
+    def __init__(self, *, reason: str, may_have_run: bool, **ids: Any) -> None:
+        super().__init__(reason=reason, may_have_run=may_have_run, **ids)
+
+    reason: str
+    may_have_run: bool
+
+    @property
+    def hint(self) -> str:  # type: ignore[override]
+        """What to do next."""
+        if self.may_have_run:
+            return "the call may have run: repeat it only if that is harmless (idempotent=True)"
+        return "the call did not run: try again"
+
+    def _what(self) -> str:
+        return f"the pod is not available: {self.reason}"
+
+
+class FencedError(RouteError):
+    """A pod refused a call, because it does not own the uid under that epoch (any more).
+
+    `may_have_run` is True where ownership ended while the call ran: its result was dropped.
+    """
+
+    def __init__(self, *, reason: str, may_have_run: bool, **ids: Any) -> None:
+        super().__init__(reason=reason, may_have_run=may_have_run, **ids)
+
+    reason: str
+    may_have_run: bool
+    epoch: int | None = None
+    hint = "ask for the link again and call the pod that it names"
+
+    def _what(self) -> str:
+        ran = "may have run" if self.may_have_run else "did not run"
+        return f"fenced, the call {ran}: {self.reason}"
+
+
+class StoreUnavailableError(RouteError):
+    """Redis does not answer, or can't take writes now. Says nothing about any link."""
+
+    def __init__(self, *, address: str, reason: str, **ids: Any) -> None:
+        super().__init__(address=address, reason=reason, **ids)
+
+    address: str
+    reason: str
+    hint = "no link was read as missing; try again when the store answers"
+
+    def _what(self) -> str:
+        return f"the store at {self.address} is unavailable: {self.reason}"
+
+
+class PartialBatchError(StoreUnavailableError):
+    """Some shards of a batch failed: `shards` says which and why, `partial` is the rest."""
+
+    def __init__(
+        self, *, address: str, reason: str, shards: dict[int, str], partial: Any, **ids: Any
+    ) -> None:
+        RouteError.__init__(
+            self, address=address, reason=reason, shards=shards, partial=partial, **ids
+        )
+
+    shards: dict[int, str]
+    partial: Any
+    hint = "the answer for the other shards is in .partial; ask again for the rest"
+
+    def _what(self) -> str:
+        return f"{len(self.shards)} shards failed at {self.address}: {self.reason}"
+
+
+class RouterUnavailableError(RouteError):
+    """The namespace's router does not answer; near-cache hits and batch look-ups still work."""
+
+    def __init__(self, *, reason: str, **ids: Any) -> None:
+        super().__init__(reason=reason, **ids)
+
+    reason: str
+    hint = "Ray restarts a router by itself; try again"
+
+    def _what(self) -> str:
+        return f"the router is unavailable: {self.reason}"
+
+
+class RouteTimeoutError(RouteError, TimeoutError):
+    """A deadline passed. `waiting_for` says what had not come."""
+
+    def __init__(self, *, waiting_for: str, timeout_s: float, **ids: Any) -> None:
+        super().__init__(waiting_for=waiting_for, timeout_s=timeout_s, **ids)
+
+    waiting_for: str
+    timeout_s: float
+
+    def _what(self) -> str:
+        return f"timed out after {self.timeout_s:g} s, waiting for {self.waiting_for}"

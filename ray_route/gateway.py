@@ -1,0 +1,88 @@
+"""The way into a namespace: its store, its layout, its router.
+
+What clients and agents both need before anything else.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import ray
+
+from ray_route.clock import Deadline, now
+from ray_route.config import RouteConfig
+from ray_route.errors import ConfigError, RouterUnavailableError
+from ray_route.hosting import embedded_url
+from ray_route.model import check_name
+from ray_route.router import Welcome, router_of
+from ray_route.steps import Pause, Remote, Steps, run
+from ray_route.store.connect import Store, open_namespace
+from ray_route.store.links import LinkCalls
+from ray_route.store.url import StoreUrl, parse_url
+
+URL_VARIABLE = "RAY_ROUTE_REDIS_URL"
+_BACKOFF_S = 0.05
+_MAX_BACKOFF_S = 1.0
+
+
+def resolve_url(redis_url: str | StoreUrl | None, deadline: Deadline) -> StoreUrl:
+    """Return the store's URL, starting Ray if this process has none.
+
+    Without a URL: `RAY_ROUTE_REDIS_URL`, else the Ray session's embedded server.
+    """
+    url = redis_url or os.environ.get(URL_VARIABLE)
+    parsed = parse_url(url) if isinstance(url, str) else url
+    if not ray.is_initialized():
+        ray.init()
+    return parsed or parse_url(embedded_url(deadline))
+
+
+class Gateway:
+    """An open namespace: safe store, fixed layout, running router."""
+
+    def __init__(
+        self, namespace: str, url: StoreUrl, options: dict[str, Any], deadline: Deadline
+    ) -> None:
+        self.namespace = check_name("namespace", namespace)
+        self.url = url
+        self.config = RouteConfig.of(options)
+        self.store = Store(url)
+        self.keys, self.id = open_namespace(self.store, namespace, self.config)
+        self.router = router_of(namespace, url, self.config)
+        self.asked_at = now()
+        self.welcome: Welcome = run(self.ask("hello"), deadline)
+        self.config = self.welcome.config
+        self.check_options(options)
+        self.links = LinkCalls(self.keys, self.config)
+        self.node: str = ray.get_runtime_context().get_node_id()
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        """Raise `ConfigError` if the namespace runs with other options than these."""
+        differing = self.config.differing(options)
+        if differing:
+            raise ConfigError(
+                option=", ".join(differing),
+                reason="differs from what the namespace runs with (its first client decided)",
+                namespace=self.namespace,
+            )
+
+    def ask(self, method: str, *args: Any, **kwargs: Any) -> Steps[Any]:
+        """Ask the router; while it is being restarted, ask again until the deadline."""
+        backoff_s = _BACKOFF_S
+        what = f"the router of namespace {self.namespace!r} ({method})"
+        while True:
+            try:
+                return (yield Remote(getattr(self.router, method).remote(*args, **kwargs), what))
+            except (ray.exceptions.RayActorError, RouterUnavailableError):
+                yield Pause(backoff_s, what)
+                backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
+                self.find_router()
+
+    def find_router(self) -> None:
+        """Look the router up again, and make one if Ray has none any more."""
+        self.router = router_of(self.namespace, self.url, self.config)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.store.close()

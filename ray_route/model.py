@@ -1,0 +1,186 @@
+"""The values that ray_route speaks in, and what a valid one looks like."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from ray_route.errors import InvalidInputError
+
+MAX_UID_BYTES = 512
+MAX_POD = 2**31 - 1
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+class RoutingState(str, Enum):
+    """What a pod accepts, as its operator wants it (liveness is another question)."""
+
+    READY = "READY"
+    DENY_NEW = "DENY_NEW"
+    SHUTDOWN = "SHUTDOWN"
+
+
+class Life(str, Enum):
+    """What the directory holds true of an incarnation; it never returns to ALIVE."""
+
+    ALIVE = "alive"
+    GONE = "gone"
+    RESIGNED = "resigned"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One uid's place: the pod, the incarnation that owns it, and the fencing epoch.
+
+    `lease_s` is how many seconds the answer may be trusted, counted from before the request
+    for it was sent. Two copies of one link are equal, however much of the lease is left.
+    """
+
+    pod: int
+    incarnation: int
+    epoch: int
+    persistent: bool
+    lease_s: float = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PodRecord:
+    """A pod's row in the directory. `heartbeat_us` is Redis `TIME` at its last renewal."""
+
+    pod: int
+    incarnation: int
+    state: RoutingState
+    life: Life
+    load: float
+    node: str
+    process: str
+    actor: str
+    heartbeat_us: int
+
+    @property
+    def available(self) -> bool:
+        """True if new uids may be placed here."""
+        return self.life is Life.ALIVE and self.state is RoutingState.READY
+
+    @property
+    def routable(self) -> bool:
+        """True if links to this incarnation hold."""
+        return self.life is Life.ALIVE and self.state is not RoutingState.SHUTDOWN
+
+    def describe(self) -> str:
+        """Say in a word or two why this pod is (not) available."""
+        return self.state.value if self.life is Life.ALIVE else self.life.value
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod as operators see it. `links` counts what the present router placed or met there."""
+
+    pod: int
+    state: RoutingState
+    life: Life
+    load: float
+    links: int
+    node: str
+    actor: str
+    incarnation: int
+    heartbeat_age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a uid is where it is; `print` it."""
+
+    namespace: str
+    service: str
+    uid: str
+    shard: int
+    link: Link | None
+    pod: Pod | None
+    age_s: float | None
+    decisions: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.uid!r} in {self.namespace}/{self.service} (shard {self.shard})"
+        if self.link is None:
+            yield "  has no link: the next compute_linked_pod places it"
+        else:
+            kind = "persistent" if self.link.persistent else "temporary"
+            epoch = f"epoch {self.link.epoch}, set {self.age_s:.1f} s ago"
+            yield f"  pod {self.link.pod}, {kind}, {epoch}"
+        if self.pod is not None:
+            pod, age = self.pod, f"heartbeat {self.pod.heartbeat_age_s:.1f} s ago"
+            yield f"  pod is {pod.life.value}, {pod.state.value}, load {pod.load:g}, {age}"
+        yield from (f"  {decision}" for decision in self.decisions)
+
+
+class LinkedPods(Mapping[int, "list[str]"]):
+    """A batch's answer: pod → uids in input order; duplicates are answered as often as asked.
+
+    `missing` holds the uids without a link, `unroutable` the pods in this answer that are not
+    routable now (their uids are still listed under them, as stored).
+    """
+
+    __slots__ = ("_pods", "missing", "unroutable")
+
+    def __init__(
+        self, pods: dict[int, list[str]], missing: list[str], unroutable: frozenset[int]
+    ) -> None:
+        self._pods = pods
+        self.missing = missing
+        self.unroutable = unroutable
+
+    def __getitem__(self, pod: int) -> list[str]:
+        return self._pods[pod]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._pods)
+
+    def __len__(self) -> int:
+        return len(self._pods)
+
+    def __repr__(self) -> str:
+        counts = {pod: len(uids) for pod, uids in self._pods.items()}
+        return (
+            f"LinkedPods({counts}, missing={len(self.missing)}, unroutable={set(self.unroutable)})"
+        )
+
+
+def check_name(argument: str, name: object) -> str:
+    """Return a valid namespace or service name, or raise `InvalidInputError`."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidInputError(
+            argument=argument, value=name, reason="must match [A-Za-z0-9_.-]{1,64}"
+        )
+    return name
+
+
+def check_uid(uid: object) -> str:
+    """Return a valid uid, or raise `InvalidInputError`."""
+    if not isinstance(uid, str):
+        raise InvalidInputError(argument="uid", value=uid, reason="must be a string")
+    try:
+        size = len(uid.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            argument="uid", value=uid, reason="must be encodable in UTF-8 (lone surrogate)"
+        ) from error
+    if not 0 < size <= MAX_UID_BYTES:
+        raise InvalidInputError(
+            argument="uid", value=uid, reason=f"must have 1 to {MAX_UID_BYTES} bytes in UTF-8"
+        )
+    return uid
+
+
+def check_pod(pod: object) -> int:
+    """Return a valid pod index, or raise `InvalidInputError`. 0 is a pod like any other."""
+    if not isinstance(pod, int) or isinstance(pod, bool) or not 0 <= pod <= MAX_POD:
+        raise InvalidInputError(
+            argument="pod", value=pod, reason="must be an integer index from 0 on"
+        )
+    return pod

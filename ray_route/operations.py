@@ -1,0 +1,210 @@
+"""What a client can do, written once for the sync and the async client.
+
+Every operation is a generator of steps (see `steps`): it says what to wait for, and the client
+that runs it decides how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import ray
+
+from ray_route.batch import look_up
+from ray_route.clock import now
+from ray_route.errors import RouteError, StoreUnavailableError
+from ray_route.model import Explanation, Link, LinkedPods, Pod, check_name, check_pod, check_uid
+from ray_route.session import NoSuchActorError, Session
+from ray_route.steps import Blocking, Pause, Shared, Steps
+
+_UIDS_PER_CALL = 2_000
+_BACKOFF_S = 0.02
+_MAX_BACKOFF_S = 0.5
+
+
+class Operations:
+    """The client's methods as steps."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def named(self, **ids: Any) -> dict[str, Any]:
+        """Ids for an error."""
+        return {"namespace": self.session.namespace, **ids}
+
+    # One uid.
+
+    def compute(self, uid: str, service: str, min_epoch: int = 0) -> Steps[Link]:
+        """See `RouteClient.compute_linked_pod`."""
+        hit = self.cached(uid, service, min_epoch)
+        if hit is not None:
+            return hit
+        answer = yield from self._shared(self.session.computing.ask, uid, service, min_epoch)
+        if isinstance(answer, RouteError):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    def get(self, uid: str, service: str) -> Steps[Link | None]:
+        """See `RouteClient.get_linked_pod`."""
+        hit = self.cached(uid, service)
+        if hit is not None:
+            return hit
+        answer = yield from self._shared(self.session.finding.ask, uid, service, 0)
+        if isinstance(answer, RouteError):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    def _shared(
+        self, ask: Callable[[str, str, int], Any], uid: str, service: str, min_epoch: int
+    ) -> Steps[Any]:
+        """Ask the router together with whoever else asks now; again while it is restarted."""
+        what = f"the router's answer about uid {uid!r} of {service!r}"
+        backoff_s = _BACKOFF_S
+        while True:
+            try:
+                return (yield Shared(ask(service, uid, min_epoch), what))
+            except ray.exceptions.RayActorError:
+                yield Pause(backoff_s, what)
+                backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
+                self.session.find_router()
+
+    def cached(self, uid: str, service: str, min_epoch: int = 0) -> Link | None:
+        """See `RouteClient.get_linked_in_cache`."""
+        check_uid(uid)
+        check_name("service", service)
+        return self.session.near_hit(service, uid, min_epoch)
+
+    def stored(self, uid: str, service: str) -> Steps[Link | None]:
+        """See `RouteClient.get_linked_pod_not_cache`."""
+        check_uid(uid)
+        check_name("service", service)
+        links = yield from self._read(uid, [service])
+        return links[0]
+
+    def cached_or_persistent(self, uid: str, service: str) -> Steps[Link | None]:
+        """See `RouteClient.get_linked_pod_in_cache_or_if_persist`."""
+        hit = self.cached(uid, service)
+        if hit is not None:
+            return hit
+        asked_at = now()
+        link = yield from self.stored(uid, service)
+        if link is None or not link.persistent:
+            return None
+        self.session.keep(service, {uid: link}, asked_at)
+        return link
+
+    def _read(self, uid: str, services: list[str]) -> Steps[list[Link | None]]:
+        session = self.session
+        shard = session.keys.shard(uid)
+        names = [(service, uid) for service in services]
+        call = session.links.read(session.seen(shard), shard, names)
+        what = f"Redis at {session.url.address}"
+        reply = session.links.parse((yield Blocking(lambda: session.store.one(call), what)))
+        if reply.status != "ok":
+            raise StoreUnavailableError(
+                address=session.url.address,
+                reason=f"it has lost writes to shard {shard}; they are being replayed",
+                **self.named(uid=uid),
+            )
+        session.saw(shard, reply.counter)
+        return reply.links
+
+    def expire(self, uid: str, service: str) -> Steps[Link | None]:
+        """See `RouteClient.cache_expired`."""
+        check_uid(uid)
+        check_name("service", service)
+        near = self.session.near.drop(service, uid)
+        routers = yield from self.session.ask("drop", service, uid)
+        return near or routers
+
+    def set_cache(self, uid: str, service: str, link: Link) -> Steps[Link | None]:
+        """See `RouteClient.set_cache`."""
+        previous = self.cached(uid, service)
+        asked_at = now()
+        held = yield from self.stored(uid, service)
+        if held == link:
+            lease_s = min(held.lease_s, link.lease_s)
+            verified = Link(held.pod, held.incarnation, held.epoch, held.persistent, lease_s)
+            self.session.near.put(service, uid, verified, asked_at)
+        return previous
+
+    def set_if_absent(self, uid: str, service: str, pod: int, *, persistent: bool) -> Steps[Link]:
+        """See `RouteClient.set_linked_pod_if_absent`."""
+        check_uid(uid)
+        check_name("service", service)
+        check_pod(pod)
+        asked_at = now()
+        link: Link = yield from self.session.ask(
+            "set_if_absent", service, uid, pod, persistent=persistent
+        )
+        self.session.keep(service, {uid: link}, asked_at)
+        return link
+
+    def link_service(self, uid: str) -> Steps[dict[str, Link]]:
+        """See `RouteClient.get_link_service`."""
+        check_uid(uid)
+        session = self.session
+        services = yield Blocking(session.services, f"Redis at {session.url.address}")
+        if not services:
+            return {}
+        links = yield from self._read(uid, services)
+        pairs = zip(services, links, strict=True)
+        return {service: link for service, link in pairs if link is not None}
+
+    # Many uids.
+
+    def compute_many(self, uids: Iterable[str], service: str) -> Steps[dict[str, Any]]:
+        """See `RouteClient.compute_linked_pods`."""
+        wanted = _checked(uids)
+        check_name("service", service)
+        session = self.session
+        answers: dict[str, Any] = {uid: session.near_hit(service, uid) for uid in wanted}
+        missing = [uid for uid, link in answers.items() if link is None]
+        for start in range(0, len(missing), _UIDS_PER_CALL):
+            some = dict.fromkeys(missing[start : start + _UIDS_PER_CALL], 0)
+            asked_at = now()
+            answered = yield from session.ask("compute", service, some, session.node)
+            session.keep(service, answered, asked_at)
+            answers.update(answered)
+        return answers
+
+    def batch(self, uids: Iterable[str], service: str) -> Steps[LinkedPods]:
+        """See `RouteClient.batch_get_linked_pod`."""
+        wanted = _checked(uids)
+        check_name("service", service)
+        return (yield from look_up(self.session, service, wanted))
+
+    # Pods.
+
+    def pods(self, service: str) -> Steps[dict[int, Pod]]:
+        """See `RouteClient.pods`."""
+        check_name("service", service)
+        pods: dict[int, Pod] = yield from self.session.ask("pods", service)
+        return pods
+
+    def explain(self, uid: str, service: str) -> Steps[Explanation]:
+        """See `RouteClient.explain`."""
+        check_uid(uid)
+        check_name("service", service)
+        explanation: Explanation = yield from self.session.ask("explain", service, uid)
+        return explanation
+
+    def actor(self, uid: str, service: str) -> Steps[Any]:
+        """See `RouteClient.actor`."""
+        while True:
+            link = yield from self.compute(uid, service)
+            try:
+                return (yield from self.session.handle(service, link))
+            except NoSuchActorError:
+                yield from self.failed(uid, service, link)
+
+    def failed(self, uid: str, service: str, link: Link) -> Steps[int]:
+        """Have the router look into a pod that could not be reached; return the min_epoch."""
+        self.session.near.drop(service, uid, link.epoch)
+        yield from self.session.ask("report_failure", service, link.pod, link.incarnation)
+        return link.epoch + 1
+
+
+def _checked(uids: Iterable[str]) -> list[str]:
+    return [check_uid(uid) for uid in uids]

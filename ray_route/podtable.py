@@ -1,0 +1,177 @@
+"""What is known of pods: the last table read, their load, and how long each has been silent."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ray_route.model import Life, Link, PodRecord
+
+
+class PodTable:
+    """The last known record of every pod, by service. Knowledge never goes back.
+
+    A record of an older incarnation, or one that brings a dead incarnation back to life, is
+    ignored: answers may overtake each other on the way here.
+    """
+
+    def __init__(self) -> None:
+        self._services: dict[str, dict[int, PodRecord]] = {}
+
+    def services(self) -> list[str]:
+        """All services with at least one known pod."""
+        return list(self._services)
+
+    def pods(self, service: str) -> dict[int, PodRecord]:
+        """The service's pods by index (not a copy: don't change it)."""
+        return self._services.get(service, {})
+
+    def get(self, service: str, pod: int) -> PodRecord | None:
+        """The pod's record, if it is known."""
+        return self.pods(service).get(pod)
+
+    def available(self, service: str) -> list[PodRecord]:
+        """Pods that take new uids, by index."""
+        return [pod for _, pod in sorted(self.pods(service).items()) if pod.available]
+
+    def routable(self, service: str, link: Link) -> bool:
+        """True if the link's own incarnation is alive and serves its links."""
+        pod = self.pods(service).get(link.pod)
+        return pod is not None and pod.incarnation == link.incarnation and pod.routable
+
+    def has_ended(self, service: str, link: Link) -> bool:
+        """True if the link's incarnation can never serve again: declared so, or replaced."""
+        pod = self.pods(service).get(link.pod)
+        if pod is None or pod.incarnation < link.incarnation:
+            return False  # a table that lags behind, or that was lost, proves nothing
+        return pod.incarnation > link.incarnation or pod.life is not Life.ALIVE
+
+    def update(self, service: str, record: PodRecord) -> bool:
+        """Take in a record; say whether anything but load and heartbeat changed."""
+        pods = self._services.setdefault(service, {})
+        held = pods.get(record.pod)
+        if held is not None and _goes_back(held, record):
+            return False
+        pods[record.pod] = record
+        return held is None or _routing(held) != _routing(record)
+
+
+def _goes_back(held: PodRecord, record: PodRecord) -> bool:
+    if record.incarnation != held.incarnation:
+        return record.incarnation < held.incarnation
+    if held.life is not Life.ALIVE:
+        return record.life is Life.ALIVE
+    return record.life is Life.ALIVE and record.heartbeat_us < held.heartbeat_us
+
+
+def _routing(record: PodRecord) -> tuple[object, ...]:
+    return record.incarnation, record.state, record.life, record.node, record.actor
+
+
+@dataclass(slots=True)
+class _Count:
+    incarnation: int
+    reported: float = 0.0
+    proposed: int = 0
+    placed: list[int] = field(default_factory=list)
+    links: int = 0
+
+
+class LoadBook:
+    """Exact load per pod: what it reported, plus what was placed there since that report.
+
+    "Since" is decided by Redis time on both sides: a new link's epoch is at least Redis `TIME`
+    in microseconds, and so is the heartbeat that carried the report.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, int], _Count] = {}
+
+    def load(self, service: str, pods: Iterable[PodRecord]) -> dict[int, float]:
+        """Load of each of the pods now."""
+        counts = ((pod.pod, self._of(service, pod)) for pod in pods)
+        return {
+            index: count.reported + len(count.placed) + count.proposed for index, count in counts
+        }
+
+    def links(self, service: str, pod: PodRecord) -> int:
+        """Links placed on this incarnation by this router."""
+        return self._of(service, pod).links
+
+    def report(self, service: str, pod: PodRecord) -> None:
+        """Take in the load that came with a heartbeat."""
+        count = self._of(service, pod)
+        count.reported = pod.load
+        count.placed = count.placed[bisect_right(count.placed, pod.heartbeat_us) :]
+
+    def propose(self, service: str, owners: Iterable[PodRecord]) -> None:
+        """Count links that are being written, until `settle`."""
+        for pod in owners:
+            self._of(service, pod).proposed += 1
+
+    def settle(self, service: str, owners: Iterable[PodRecord]) -> None:
+        """Stop counting proposals; those that were written are counted by `placed`."""
+        for pod in owners:
+            count = self._of(service, pod)
+            count.proposed = max(0, count.proposed - 1)
+
+    def placed(self, service: str, pod: PodRecord, epoch: int) -> None:
+        """Count a new link."""
+        count = self._of(service, pod)
+        count.links += 1
+        count.placed.append(epoch)
+        if len(count.placed) > 1 and count.placed[-2] > epoch:
+            count.placed.sort()  # shards count for themselves: rarely, and then almost sorted
+
+    def _of(self, service: str, pod: PodRecord) -> _Count:
+        count = self._counts.get((service, pod.pod))
+        if count is None or count.incarnation != pod.incarnation:
+            count = self._counts[service, pod.pod] = _Count(pod.incarnation)
+        return count
+
+
+class SilenceWatch:
+    """Tells which pods have been silent for a whole lease under unbroken observation.
+
+    A heartbeat's own age proves nothing: after an outage of Redis every heartbeat is old, and
+    the pods are well. Only time during which the store answered and the heartbeat still did not
+    move counts, measured on the observer's clock.
+    """
+
+    def __init__(self, lease_s: float, max_gap_s: float) -> None:
+        self._lease_s = lease_s
+        self._max_gap_s = max_gap_s
+        self._last_look: float | None = None
+        self._since: dict[tuple[str, int], tuple[int, int, float]] = {}
+
+    def interrupt(self) -> None:
+        """Begin anew: the store did not answer, lost data, or failed over."""
+        self._since.clear()
+        self._last_look = None
+
+    def look(self, at: float, pods: Iterable[tuple[str, PodRecord]]) -> list[tuple[str, PodRecord]]:
+        """Take in a whole table read that was asked for at `at`; return the silent pods."""
+        if self._last_look is not None and at - self._last_look > self._max_gap_s:
+            self.interrupt()  # the observer itself slept
+        self._last_look = at
+        return [(service, pod) for service, pod in pods if self._is_silent(at, service, pod)]
+
+    def missed_beat(self, service: str, pod: PodRecord, at: float, heartbeat_s: float) -> bool:
+        """True if the pod has been seen silent for more than one heartbeat."""
+        seen = self._since.get((service, pod.pod))
+        return seen is not None and seen[:2] == _beat(pod) and at - seen[2] > heartbeat_s
+
+    def _is_silent(self, at: float, service: str, pod: PodRecord) -> bool:
+        if pod.life is not Life.ALIVE:
+            self._since.pop((service, pod.pod), None)
+            return False
+        seen = self._since.get((service, pod.pod))
+        if seen is None or seen[:2] != _beat(pod):
+            self._since[service, pod.pod] = (*_beat(pod), at)
+            return False
+        return at - seen[2] >= self._lease_s
+
+
+def _beat(pod: PodRecord) -> tuple[int, int]:
+    return pod.incarnation, pod.heartbeat_us

@@ -1,0 +1,155 @@
+"""What all clients of a namespace in one process share.
+
+The near cache with its watch, the last known pod table, the handles of pods, and the calls that
+misses share. A session is opened once per process and namespace, and closed with its last user.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import ray
+
+from ray_route.cache import LinkCache
+from ray_route.clock import Deadline
+from ray_route.coalesce import Coalescer
+from ray_route.config import RouteConfig
+from ray_route.gateway import Gateway, resolve_url
+from ray_route.hosting import RAY_NAMESPACE
+from ray_route.model import Link, PodRecord, check_name
+from ray_route.podtable import PodTable
+from ray_route.steps import Steps
+from ray_route.store.connect import Store
+from ray_route.store.pods import PodCalls
+from ray_route.store.url import StoreUrl
+from ray_route.watch import Watch
+
+
+class NoSuchActorError(Exception):
+    """Ray knows no actor for a pod, so a call to it provably never started."""
+
+
+class Session(Gateway):
+    """One process's part in one namespace. Thread-safe."""
+
+    def __init__(
+        self, namespace: str, url: StoreUrl, options: dict[str, Any], deadline: Deadline
+    ) -> None:
+        super().__init__(namespace, url, options, deadline)
+        self.table = PodTable()
+        for service, records in self.welcome.tables.items():
+            for record in records:
+                self.table.update(service, record)
+        self.near = LinkCache(self.config.near_cache_size)
+        place = self.welcome.position
+        self.watch = Watch(
+            Store(url), self.keys, self.config, self.table, self.near, place, self.asked_at
+        )
+        self.watch.start()
+        self.computing = Coalescer(self._send_compute, self.keep)
+        self.finding = Coalescer(self._send_find, self.keep)
+        self._seen = [0] * self.config.shards
+        self._handles: dict[tuple[str, int, int], Any] = {}
+
+    def _send_compute(self, service: str, wanted: dict[str, int]) -> Any:
+        return self.router.compute.remote(service, wanted, self.node)
+
+    def _send_find(self, service: str, wanted: dict[str, int]) -> Any:
+        return self.router.find.remote(service, wanted)
+
+    def seen(self, shard: int) -> int:
+        """Return the highest counter or epoch that this process has seen for a shard."""
+        return self._seen[shard]
+
+    def saw(self, shard: int, counter: int) -> None:
+        """Remember a counter or an epoch."""
+        self._seen[shard] = max(self._seen[shard], counter)
+
+    def services(self) -> list[str]:
+        """Read the names of the namespace's services from Redis."""
+        call = PodCalls(self.keys).services()
+        return sorted(name.decode() for name in self.store.one(call))
+
+    def keep(self, service: str, answers: dict[str, Any], asked_at: float) -> None:
+        """Keep the links among answers; leases count from `asked_at`."""
+        for uid, link in answers.items():
+            if isinstance(link, Link):
+                self.near.put(service, uid, link, asked_at)
+                self.saw(self.keys.shard(uid), link.epoch)
+
+    def near_hit(self, service: str, uid: str, min_epoch: int = 0) -> Link | None:
+        """Return the near cache's link if it may be believed: no I/O."""
+        link = self.near.get(service, uid, min_epoch)
+        if link is None or not self.watch.is_fresh() or not self.table.routable(service, link):
+            return None
+        return link
+
+    def handle(self, service: str, link: Link) -> Steps[Any]:
+        """Return the Ray handle of a link's pod; raise `NoSuchActorError` if Ray has no such actor."""
+        key = (service, link.pod, link.incarnation)
+        handle = self._handles.get(key)
+        if handle is None:
+            record = yield from self._record(service, link)
+            try:
+                handle = ray.get_actor(record.actor, namespace=RAY_NAMESPACE)
+            except ValueError as error:
+                raise NoSuchActorError(f"Ray has no actor {record.actor!r}") from error
+            self._handles[key] = handle
+        return handle
+
+    def _record(self, service: str, link: Link) -> Steps[PodRecord]:
+        record = self.table.get(service, link.pod)
+        if record is None or record.incarnation < link.incarnation:
+            # The link was quicker than the news of the pod that it names.
+            for known in (yield from self.ask("records", service)):
+                self.table.update(service, known)
+            record = self.table.get(service, link.pod)
+        if record is None or record.incarnation != link.incarnation:
+            raise NoSuchActorError(f"pod {link.pod} of {service} has another incarnation by now")
+        return record
+
+    def close(self) -> None:
+        """Stop the watch and close the connections."""
+        self.watch.stop()
+        super().close()
+
+
+_Key = tuple[Any, ...]
+_sessions: dict[_Key, tuple[Session, int]] = {}
+_lock = threading.Lock()
+
+
+def open_session(
+    namespace: str, redis_url: str | StoreUrl | None, options: dict[str, Any], deadline: Deadline
+) -> Session:
+    """Return this process's session of a namespace, opening it at first use."""
+    check_name("namespace", namespace)
+    RouteConfig.of(options)
+    url = resolve_url(redis_url, deadline)
+    with _lock:
+        key = _key(namespace, url)
+        session, users = _sessions.get(key, (None, 0))
+        if session is None:
+            session = Session(namespace, url, options, deadline)
+        session.check_options(options)
+        _sessions[key] = (session, users + 1)
+        return session
+
+
+def close_session(session: Session) -> None:
+    """Give a session back; the last user closes it."""
+    with _lock:
+        for key, (held, users) in list(_sessions.items()):
+            if held is session and users > 1:
+                _sessions[key] = (session, users - 1)
+                return
+            if held is session:
+                del _sessions[key]
+    session.close()
+
+
+def _key(namespace: str, url: StoreUrl) -> _Key:
+    # A process that leaves Ray and joins again is another worker: its old handles are dead.
+    worker = ray.get_runtime_context().get_worker_id()
+    return worker, namespace, url.kind, url.nodes, url.db, url.service, url.username, url.password

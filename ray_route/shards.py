@@ -1,0 +1,121 @@
+"""Runs verbs over many uids: one script call per shard, all of them in one round trip.
+
+Remembers the highest counter of every shard, which is how a loss of writes is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray_route.errors import RouteError, StoreUnavailableError
+from ray_route.model import Link
+from ray_route.store.connect import AsyncStore
+from ray_route.store.keys import Keys
+from ray_route.store.links import MAX_UIDS, LinkCalls, Writer
+from ray_route.store.scripts import Call, script_call
+
+Build = Callable[[Writer, int, list[str]], Call]
+
+# Uids per round trip: enough to fill a pipeline, few enough to let others in between.
+_UIDS_PER_TRIP = 5_000
+
+
+class SupersededError(Exception):
+    """A younger router writes this namespace. The only thing left to do is to exit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What holds for a uid after a script, and whether that script wrote it."""
+
+    link: Link | None
+    written: bool
+
+
+class Shards:
+    """The shards of one namespace as one writer sees them. Belongs to one event loop."""
+
+    def __init__(self, store: AsyncStore, keys: Keys, links: LinkCalls) -> None:
+        self.incarnation = 0
+        self.seen = [0] * keys.shards
+        self._store = store
+        self._keys = keys
+        self._links = links
+
+    async def take_over(self) -> None:
+        """Claim a higher incarnation than any router before, and become each shard's writer."""
+        claim = script_call("claim_router", [self._keys.meta], [self.incarnation])
+        self.incarnation = int(await self._store.one(claim))
+        shards = range(self._keys.shards)
+        calls = [self._links.take_over(self._writer(shard), shard) for shard in shards]
+        for shard, reply in zip(shards, await self._store.run(calls), strict=True):
+            outcomes = self._outcomes(shard, [], reply)
+            if isinstance(outcomes, RouteError):
+                raise outcomes
+
+    async def run(self, uids: Sequence[str], build: Build) -> dict[str, Outcome | RouteError]:
+        """Call one script per shard and 500 uids; return every uid's outcome or its error.
+
+        Raises `SupersededError` if another router has taken over: then nothing was changed.
+        """
+        outcomes: dict[str, Outcome | RouteError] = {}
+        for start in range(0, len(uids), _UIDS_PER_TRIP):
+            outcomes.update(await self._trip(uids[start : start + _UIDS_PER_TRIP], build))
+        return outcomes
+
+    async def read(self, service: str, uids: Sequence[str]) -> dict[str, Outcome | RouteError]:
+        """Read links without changing anything."""
+
+        def build(writer: Writer, shard: int, some: list[str]) -> Call:
+            return self._links.read(writer.seen, shard, [(service, uid) for uid in some])
+
+        return await self.run(uids, build)
+
+    async def _trip(self, uids: Sequence[str], build: Build) -> dict[str, Outcome | RouteError]:
+        parts = list(self._parts(uids))
+        calls = [build(self._writer(shard), shard, some) for shard, some in parts]
+        try:
+            replies = await self._store.run(calls)
+        except RouteError as error:
+            return dict.fromkeys(uids, error)
+        outcomes: dict[str, Outcome | RouteError] = {}
+        for (shard, some), reply in zip(parts, replies, strict=True):
+            parsed = self._outcomes(shard, some, reply)
+            if isinstance(parsed, RouteError):
+                outcomes.update(dict.fromkeys(some, parsed))
+            else:
+                outcomes.update(parsed)
+        return outcomes
+
+    def _writer(self, shard: int) -> Writer:
+        return Writer(self.incarnation, self.seen[shard])
+
+    def _parts(self, uids: Sequence[str]) -> list[tuple[int, list[str]]]:
+        by_shard: dict[int, list[str]] = {}
+        for uid in uids:
+            by_shard.setdefault(self._keys.shard(uid), []).append(uid)
+        return [
+            (shard, some[start : start + MAX_UIDS])
+            for shard, some in by_shard.items()
+            for start in range(0, len(some), MAX_UIDS)
+        ]
+
+    def _outcomes(
+        self, shard: int, uids: list[str], reply: Any
+    ) -> dict[str, Outcome | RouteError] | RouteError:
+        if isinstance(reply, RouteError):
+            return reply
+        parsed = self._links.parse(reply)
+        if parsed.status == "superseded":
+            raise SupersededError(self._keys.namespace)
+        if parsed.status == "lost":
+            return StoreUnavailableError(
+                address=self._store.url.address,
+                reason=f"it has lost writes to shard {shard}: what is left there is not the truth",
+                namespace=self._keys.namespace,
+            )
+        self.seen[shard] = max(self.seen[shard], parsed.counter)
+        pairs = zip(uids, parsed.links, parsed.written, strict=True)
+        return {uid: Outcome(link, written) for uid, link, written in pairs}

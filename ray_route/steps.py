@@ -1,0 +1,163 @@
+"""One description of an operation, run in two ways.
+
+An operation is a generator that yields what it waits for and is sent what came. The sync and
+the async client run the same generators; only the way they wait differs, and it is all here.
+Every wait is bounded by the operation's deadline, and says what it was waiting for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import time
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import ray
+
+from ray_route.clock import Deadline
+from ray_route.errors import RouteError, RouteTimeoutError
+from ray_route.store.connect import SOCKET_TIMEOUT_S
+
+T = TypeVar("T")
+
+
+def _late(what: str, deadline: Deadline) -> RouteTimeoutError:
+    return RouteTimeoutError(waiting_for=what, timeout_s=deadline.timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """Wait for a Ray call."""
+
+    ref: Any
+    what: str
+
+    def wait(self, deadline: Deadline) -> Any:
+        """Wait in the calling thread."""
+        try:
+            return ray.get(self.ref, timeout=deadline.remaining())
+        except ray.exceptions.GetTimeoutError:
+            raise _late(self.what, deadline) from None
+
+    async def wait_async(self, deadline: Deadline) -> Any:
+        """Wait on the running event loop."""
+        try:
+            return await asyncio.wait_for(self.ref, deadline.remaining())
+        except asyncio.TimeoutError:
+            raise _late(self.what, deadline) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Wait for a future that others may wait for too; giving up does not cancel it."""
+
+    future: Future[Any]
+    what: str
+
+    def wait(self, deadline: Deadline) -> Any:
+        """Wait in the calling thread."""
+        try:
+            return self.future.result(deadline.remaining())
+        except concurrent.futures.TimeoutError:
+            if self.future.done():
+                raise
+            raise _late(self.what, deadline) from None
+
+    async def wait_async(self, deadline: Deadline) -> Any:
+        """Wait on the running event loop."""
+        waiting = asyncio.shield(asyncio.wrap_future(self.future))
+        try:
+            return await asyncio.wait_for(waiting, deadline.remaining())
+        except asyncio.TimeoutError:
+            if self.future.done():
+                raise
+            raise _late(self.what, deadline) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """Run a function that blocks no longer than the store's socket timeout."""
+
+    work: Callable[[], Any]
+    what: str
+
+    def wait(self, deadline: Deadline) -> Any:
+        """Run it here, unless it could outlast the deadline: then a thread does."""
+        if deadline.remaining() > SOCKET_TIMEOUT_S:
+            return self.work()
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        try:
+            return Shared(pool.submit(self.work), self.what).wait(deadline)
+        finally:
+            pool.shutdown(wait=False)
+
+    async def wait_async(self, deadline: Deadline) -> Any:
+        """Run it in a thread of the loop's pool."""
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(self.work), deadline.remaining())
+        except asyncio.TimeoutError:
+            raise _late(self.what, deadline) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait a while before the next attempt."""
+
+    seconds: float
+    what: str
+
+    def wait(self, deadline: Deadline) -> None:
+        """Sleep in the calling thread."""
+        deadline.check(self.what)
+        time.sleep(min(self.seconds, deadline.remaining()))
+
+    async def wait_async(self, deadline: Deadline) -> None:
+        """Sleep on the running event loop."""
+        deadline.check(self.what)
+        await asyncio.sleep(min(self.seconds, deadline.remaining()))
+
+
+Step = Remote | Shared | Blocking | Pause
+Steps = Generator[Step, Any, T]
+
+
+def _unwrapped(error: Exception) -> Exception:
+    """Return our own error from within the wrapper that Ray puts around a task's errors."""
+    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, RouteError):
+        return error.cause
+    return error
+
+
+def run(steps: Steps[T], deadline: Deadline) -> T:
+    """Run an operation in the calling thread."""
+    outcome: Any = None
+    try:
+        step = next(steps)
+        while True:
+            try:
+                outcome = step.wait(deadline)
+            except Exception as error:  # noqa: BLE001 - the operation decides
+                step = steps.throw(_unwrapped(error))
+            else:
+                step = steps.send(outcome)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+async def run_async(steps: Steps[T], deadline: Deadline) -> T:
+    """Run an operation on the running event loop."""
+    outcome: Any = None
+    try:
+        step = next(steps)
+        while True:
+            try:
+                outcome = await step.wait_async(deadline)
+            except Exception as error:  # noqa: BLE001 - the operation decides
+                step = steps.throw(_unwrapped(error))
+            else:
+                step = steps.send(outcome)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""All that knows Redis: keys, scripts, connections. Nothing here knows Ray."""

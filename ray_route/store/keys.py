@@ -1,0 +1,53 @@
+"""Where things are in Redis. One place for every key name."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Key names of one namespace.
+
+    Namespace and service can't hold a colon or a brace, and the uid comes last, so no two
+    (namespace, service, uid) share a key. All keys of one shard share one hash tag, and so do
+    all keys of the namespace itself: one script's keys are always in one Cluster slot.
+    """
+
+    namespace: str
+    shards: int
+
+    def shard(self, uid: str) -> int:
+        """Return the shard of a uid; the same in every process and on every platform."""
+        return zlib.crc32(uid.encode()) % self.shards
+
+    def link(self, shard: int, service: str, uid: str) -> str:
+        """Key of a link, a string."""
+        return f"rr:{{{self.namespace}:{shard}}}:l:{service}:{uid}"
+
+    def counter(self, shard: int) -> str:
+        """Key of a shard's counter and writer: the string "counter:router".
+
+        A string, not a hash, so that one MGET can read it together with links.
+        """
+        return f"rr:{{{self.namespace}:{shard}}}:e"
+
+    def pods(self, service: str) -> str:
+        """Key of a service's pod table, a hash."""
+        return f"rr:{{{self.namespace}}}:p:{service}"
+
+    @property
+    def services(self) -> str:
+        """Key of the set of services."""
+        return f"rr:{{{self.namespace}}}:services"
+
+    @property
+    def log(self) -> str:
+        """Key of the change stream."""
+        return f"rr:{{{self.namespace}}}:log"
+
+    @property
+    def meta(self) -> str:
+        """Key of the namespace's own hash: layout version, shard count, id, router."""
+        return f"rr:{{{self.namespace}}}:meta"

@@ -1,0 +1,210 @@
+"""Links in Redis: builds the calls and reads the replies. Nothing here does I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray_route.config import RouteConfig
+from ray_route.model import Link
+from ray_route.store.keys import Keys
+from ray_route.store.scripts import Call, script_call
+
+# 1,000 new links block Redis for about 4 ms; 500 uids per script keep others' waits short.
+MAX_UIDS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Who writes, and the highest counter it has seen for the shard it writes to."""
+
+    incarnation: int
+    seen: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReply:
+    """What holds in one shard after a script.
+
+    `status` is "ok", or the reason why nothing was changed: "superseded" (a younger router
+    writes here) or "lost" (Redis has lost writes). `links` and `written` follow the uids asked.
+    """
+
+    status: str
+    counter: int
+    links: list[Link | None]
+    written: list[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkCalls:
+    """Builds the calls of every verb on links. One call takes uids of one shard only.
+
+    All uids of a call have the same `service`. Owners are "pod:incarnation".
+    """
+
+    keys: Keys
+    config: RouteConfig
+
+    @property
+    def _ttl_ms(self) -> int:
+        return int(self.config.ttl_s * 1000)
+
+    def _call(
+        self, verb: str, writer: Writer, shard: int, service: str, uids: Sequence[str], *args: Any
+    ) -> Call:
+        keys = [self.keys.counter(shard)]
+        keys.extend(self.keys.link(shard, service, uid) for uid in uids)
+        return script_call(verb, keys, [writer.incarnation, writer.seen, *args])
+
+    def set_if_absent(
+        self,
+        writer: Writer,
+        shard: int,
+        service: str,
+        uids: Sequence[str],
+        owners: Sequence[str],
+        *,
+        persistent: bool = False,
+    ) -> Call:
+        """Link each uid that has no link; a live link wins."""
+        kind = _kind(persistent)
+        return self._call(
+            "set_if_absent", writer, shard, service, uids, self._ttl_ms, kind, *owners
+        )
+
+    def relink(
+        self,
+        writer: Writer,
+        shard: int,
+        service: str,
+        uids: Sequence[str],
+        expected: Sequence[int],
+        owners: Sequence[str],
+    ) -> Call:
+        """Give each uid to another owner if its epoch is still the expected one."""
+        pairs = _interleave(expected, owners)
+        return self._call("relink", writer, shard, service, uids, self._ttl_ms, *pairs)
+
+    def set(
+        self,
+        writer: Writer,
+        shard: int,
+        service: str,
+        uids: Sequence[str],
+        owners: Sequence[str],
+        *,
+        persistent: bool,
+    ) -> Call:
+        """Link each uid to its owner, whoever held it."""
+        kind = _kind(persistent)
+        return self._call("set", writer, shard, service, uids, self._ttl_ms, kind, *owners)
+
+    def try_set(
+        self,
+        writer: Writer,
+        shard: int,
+        service: str,
+        uids: Sequence[str],
+        owners: Sequence[str],
+        replaceable: Sequence[int | None],
+        *,
+        persistent: bool,
+        steal: bool = False,
+    ) -> Call:
+        """Link each uid to its owner, unless another pod holds it under another epoch."""
+        epochs = ["" if epoch is None else epoch for epoch in replaceable]
+        how = (self._ttl_ms, _kind(persistent), "steal" if steal else "keep")
+        pairs = _interleave(owners, epochs)
+        return self._call("try_set", writer, shard, service, uids, *how, *pairs)
+
+    def remove(
+        self, writer: Writer, shard: int, service: str, uids: Sequence[str], after_s: float = 0
+    ) -> Call:
+        """Remove each uid's link, now or after a delay."""
+        return self._call("remove", writer, shard, service, uids, _delay_ms(after_s))
+
+    def remove_if(
+        self,
+        writer: Writer,
+        shard: int,
+        service: str,
+        uids: Sequence[str],
+        meant: Sequence[str],
+        after_s: float = 0,
+    ) -> Call:
+        """Remove each uid's link if it is the one meant.
+
+        What is meant is written "pod", "pod:incarnation" or "pod:incarnation:epoch".
+        """
+        return self._call("remove_if", writer, shard, service, uids, _delay_ms(after_s), *meant)
+
+    def refresh(
+        self,
+        writer: Writer,
+        shard: int,
+        service: str,
+        uids: Sequence[str],
+        expected: Sequence[int],
+    ) -> Call:
+        """Lengthen the life of links in use."""
+        return self._call("refresh", writer, shard, service, uids, self._ttl_ms, *expected)
+
+    def restore(
+        self,
+        writer: Writer,
+        shard: int,
+        service: str,
+        uids: Sequence[str],
+        links: Sequence[Link],
+        *,
+        last: bool,
+    ) -> Call:
+        """Write back lost links; a temporary one lives as if refreshed now."""
+        values = [f"{link.pod}:{link.incarnation}:{link.epoch}" for link in links]
+        lives = ["" if link.persistent else self._ttl_ms for link in links]
+        pairs = _interleave(values, lives)
+        how = "last" if last else "more"
+        return self._call("restore", writer, shard, service, uids, how, *pairs)
+
+    def take_over(self, writer: Writer, shard: int) -> Call:
+        """Make the caller the shard's only writer."""
+        return self._call("take_over", writer, shard, "", ())
+
+    def read(self, seen: int, shard: int, names: Sequence[tuple[str, str]]) -> Call:
+        """Read the links of (service, uid) names of one shard."""
+        keys = [self.keys.counter(shard)]
+        keys.extend(self.keys.link(shard, service, uid) for service, uid in names)
+        return script_call("read", keys, [seen])
+
+    def parse(self, reply: list[Any]) -> ShardReply:
+        """Read the reply of any verb on links."""
+        status, counter = reply[0].decode(), int(reply[1])
+        values, ttls, written = reply[2::3], reply[3::3], reply[4::3]
+        links = [self._link(value, ttl) for value, ttl in zip(values, ttls, strict=True)]
+        return ShardReply(status, counter, links, [flag == 1 for flag in written])
+
+    def _link(self, value: bytes | None, ttl_ms: int | None) -> Link | None:
+        if value is None:
+            return None
+        pod, incarnation, epoch = value.split(b":", 3)[:3]
+        lease_s = self.config.lease_s
+        if ttl_ms is not None:
+            lease_s = min(lease_s, max(0.0, ttl_ms / 1000 - self.config.margin_s))
+        return Link(int(pod), int(incarnation), int(epoch), ttl_ms is None, lease_s)
+
+
+def _kind(persistent: bool) -> str:  # noqa: FBT001 - it has no other argument
+    return "persistent" if persistent else "temporary"
+
+
+def _delay_ms(after_s: float) -> int:
+    # A delay too short for a millisecond is still a delay: 0 would remove at once.
+    return max(1, int(after_s * 1000)) if after_s > 0 else 0
+
+
+def _interleave(first: Sequence[Any], second: Sequence[Any]) -> Iterator[Any]:
+    for one, other in zip(first, second, strict=True):
+        yield one
+        yield other

@@ -1,0 +1,83 @@
+-- Prelude of every script on links. All keys of a script are of one shard.
+-- KEYS  1 the shard's counter, "counter:router"; 2.. one link per uid
+-- ARGV  1 incarnation of the calling router; 2 highest counter that it has seen for this shard
+-- A link is "pod:incarnation:epoch", then ":t" or ":p" if its removal is scheduled, which says
+-- whether it was temporary or persistent before that.
+-- Numbers become text by %.0f alone: "..", tostring and cjson print 14 digits, an epoch has 16.
+local router, seen = tonumber(ARGV[1]), tonumber(ARGV[2])
+local counter, writer, time = 0, 0, nil
+
+local function text(number) return string.format('%.0f', number) end
+
+-- 'superseded': a younger router has written here. 'lost': Redis has lost writes. In both cases
+-- the script must return at once, having changed nothing.
+local function begin()
+  local stored = redis.call('GET', KEYS[1])
+  if stored then
+    local c, w = string.match(stored, '^(%d+):(%d+)$')
+    counter, writer = tonumber(c), tonumber(w)
+  end
+  if router < writer then return 'superseded' end
+  if counter < seen then return 'lost' end
+  return 'ok'
+end
+
+-- The counter's next value: every mutation takes one, a new owner's epoch is the one it took.
+local function advance()
+  if not time then
+    local t = redis.call('TIME')
+    time = t[1] * 1000000 + t[2]
+  end
+  counter = math.max(math.max(counter, seen) + 1, time)
+  return counter
+end
+
+local function read(key)
+  local value = redis.call('GET', key)
+  if not value then return nil end
+  local owner, epoch, mark = string.match(value, '^(%d+:%d+):(%d+):?([tp]?)$')
+  local ttl = redis.call('PTTL', key)
+  return {value = value, owner = owner, epoch = epoch, mark = mark, ttl = ttl >= 0 and ttl or nil}
+end
+
+local function is_persistent(link)
+  return link.mark == 'p' or (link.mark == '' and not link.ttl)
+end
+
+-- Gives the link to owner ("pod:incarnation"). The epoch changes with the owner alone.
+local function assign(key, held, owner, persistent, ttl)
+  local epoch = text(advance())
+  if held and held.owner == owner then epoch = held.epoch end
+  local value = owner .. ':' .. epoch
+  if persistent then
+    redis.call('SET', key, value)
+    return {value = value}
+  end
+  redis.call('SET', key, value, 'PX', ttl)
+  return {value = value, ttl = tonumber(ttl)}
+end
+
+-- Lengthens the life of a temporary link; a scheduled removal stays scheduled.
+local function refresh(key, link, ttl)
+  if link.mark ~= '' or not link.ttl or link.ttl >= tonumber(ttl) then return false end
+  redis.call('PEXPIRE', key, ttl)
+  link.ttl = tonumber(ttl)
+  advance()
+  return true
+end
+
+local reply = {'ok', ''}
+
+-- Adds one uid's triple to the reply: value, ttl_ms (nil: none), 1 if this script wrote it.
+local function report(link, written)
+  reply[#reply + 1] = link and link.value or false
+  reply[#reply + 1] = link and link.ttl or false
+  reply[#reply + 1] = written and 1 or 0
+end
+
+local function finish()
+  local now = text(counter)
+  redis.call('SET', KEYS[1], now .. ':' .. text(router))
+  reply[2] = now
+  return reply
+end

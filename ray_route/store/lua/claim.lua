@@ -1,0 +1,16 @@
+-- Claims a pod index for a process and gives it a new incarnation. Refused while the lease of
+-- another process runs, unless that one resigned or was declared gone.
+-- KEYS  1 pod table; 2 the namespace's set of services
+-- ARGV  1 pod; 2 process; 3 lease_ms; 4 service; 5 node; 6 actor; 7 routing state
+-- Returns {'ok', incarnation} or {'held', ms until that lease ends}
+local now, process = now_us(), get('process')
+local previous = tonumber(get('incarnation') or '0')
+if process and process ~= ARGV[2] and get('life') == 'alive' then
+  local left = tonumber(get('heartbeat')) + tonumber(ARGV[3]) * 1000 - now
+  if left > 0 then return {'held', text(math.ceil(left / 1000))} end
+end
+local incarnation = text(math.max(previous + 1, now))
+put({incarnation = incarnation, process = ARGV[2], heartbeat = text(now), node = ARGV[5],
+  actor = ARGV[6], state = ARGV[7], life = 'alive', load = '0'})
+redis.call('SADD', KEYS[2], ARGV[4])
+return {'ok', incarnation}

@@ -1,0 +1,11 @@
+-- Lengthens the life of links in use: of each uid whose epoch is still the expected one.
+-- KEYS  see _links.lua
+-- ARGV  3 ttl_ms; 4.. one expected epoch per uid
+-- Returns {status, counter, then per uid: value, ttl_ms or nil, 1 if lengthened}
+local status = begin()
+if status ~= 'ok' then return {status, text(counter)} end
+for i = 2, #KEYS do
+  local held = read(KEYS[i])
+  report(held, held and held.epoch == ARGV[i + 2] and refresh(KEYS[i], held, ARGV[3]))
+end
+return finish()

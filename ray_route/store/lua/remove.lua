@@ -1,0 +1,11 @@
+-- Removes each uid's link, whoever holds it, now or after a delay.
+-- KEYS  see _links.lua
+-- ARGV  3 after_ms
+-- Returns {status, counter, then per uid: value, ttl_ms or nil, 1 if there was one}
+local status = begin()
+if status ~= 'ok' then return {status, text(counter)} end
+for i = 2, #KEYS do
+  local held = read(KEYS[i])
+  if held then report(remove(KEYS[i], held, tonumber(ARGV[3])), true) else report(nil, false) end
+end
+return finish()

@@ -1,0 +1,20 @@
+-- Removes each uid's link if its owner is the one that was meant, now or after a delay.
+-- KEYS  see _links.lua
+-- ARGV  3 after_ms; 4.. per uid what was meant: "pod", "pod:incarnation" or
+--       "pod:incarnation:epoch"
+-- Returns {status, counter, then per uid: value, ttl_ms or nil, 1 if it was the one}
+local status = begin()
+if status ~= 'ok' then return {status, text(counter)} end
+local function is_meant(link, meant)
+  local whole = link.owner .. ':' .. link.epoch .. ':'
+  return string.sub(whole, 1, #meant + 1) == meant .. ':'
+end
+for i = 2, #KEYS do
+  local held = read(KEYS[i])
+  if held and is_meant(held, ARGV[i + 2]) then
+    report(remove(KEYS[i], held, tonumber(ARGV[3])), true)
+  else
+    report(held, false)
+  end
+end
+return finish()

@@ -1,0 +1,7 @@
+-- Makes the calling router the shard's writer: older ones can change nothing here any more.
+-- KEYS  1 the shard's counter (see _links.lua)
+-- Returns {status, counter}
+local status = begin()
+if status ~= 'ok' then return {status, text(counter)} end
+advance()
+return finish()

@@ -1,0 +1,90 @@
+"""The pod table in Redis: builds the calls and reads the replies. Nothing here does I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ray_route.model import Life, PodRecord, RoutingState
+from ray_route.store.keys import Keys
+from ray_route.store.scripts import Call, command, script_call
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who claims a pod index. `process` names one process for ever (see `agent`)."""
+
+    service: str
+    pod: int
+    process: str
+    node: str
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class PodCalls:
+    """Builds the calls on pod tables."""
+
+    keys: Keys
+
+    def claim(self, who: Identity, lease_s: float, state: RoutingState) -> Call:
+        """Claim an index. Replies "ok" and the incarnation, or "held" and the ms to wait."""
+        args = [who.pod, who.process, int(lease_s * 1000), who.service, who.node, who.actor]
+        keys = [self.keys.pods(who.service), self.keys.services]
+        return script_call("claim", keys, [*args, state.value])
+
+    def renew(self, who: Identity, incarnation: int, load: float, state: RoutingState) -> Call:
+        """Renew a lease. Replies "ok", "gone" or "superseded"."""
+        args = [who.pod, incarnation, repr(load), who.service, who.process, who.node, who.actor]
+        keys = [self.keys.pods(who.service), self.keys.services]
+        return script_call("renew", keys, [*args, state.value])
+
+    def declare_gone(self, service: str, pod: PodRecord, *, silent: bool) -> Call:
+        """End an incarnation's life. If it is only silent, its heartbeat must not have moved.
+
+        Replies "ok", "superseded", "renewed" or "absent".
+        """
+        beat = str(pod.heartbeat_us) if silent else ""
+        args = [pod.pod, pod.incarnation, Life.GONE.value, beat]
+        return script_call("end_life", [self.keys.pods(service)], args)
+
+    def resign(self, who: Identity, incarnation: int) -> Call:
+        """End one's own life, so that the index is free at once."""
+        args = [who.pod, incarnation, Life.RESIGNED.value, ""]
+        return script_call("end_life", [self.keys.pods(who.service)], args)
+
+    def set_state(self, service: str, pod: PodRecord, state: RoutingState) -> Call:
+        """Set a pod's routing state. Replies "ok", "gone", "superseded" or "absent"."""
+        args = [pod.pod, pod.incarnation, state.value]
+        return script_call("set_state", [self.keys.pods(service)], args)
+
+    def table(self, service: str) -> Call:
+        """Read all records of a service."""
+        return command("HGETALL", self.keys.pods(service))
+
+    def services(self) -> Call:
+        """Read the names of all services."""
+        return command("SMEMBERS", self.keys.services)
+
+
+def parse_table(reply: list[bytes] | dict[bytes, bytes]) -> list[PodRecord]:
+    """Read the reply of `PodCalls.table`."""
+    flat = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+    rows: dict[int, dict[str, str]] = {}
+    for field, value in flat.items():
+        pod, _, attribute = field.decode().partition(":")
+        rows.setdefault(int(pod), {})[attribute] = value.decode()
+    return [_record(pod, row) for pod, row in sorted(rows.items())]
+
+
+def _record(pod: int, row: dict[str, str]) -> PodRecord:
+    return PodRecord(
+        pod=pod,
+        incarnation=int(row["incarnation"]),
+        state=RoutingState(row["state"]),
+        life=Life(row["life"]),
+        load=float(row["load"]),
+        node=row["node"],
+        process=row["process"],
+        actor=row["actor"],
+        heartbeat_us=int(row["heartbeat"]),
+    )
