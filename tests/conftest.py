@@ -1,0 +1,69 @@
+"""What all tests share: real servers, one Ray, and names that nobody else uses."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from ray_route.store.connect import Store
+from ray_route.store.embedded import EmbeddedServer
+from ray_route.store.url import parse_url
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if SHARED_DATA.exists() or os.environ.get("CI"):
+        return
+    skip = pytest.mark.skip(reason=f"{SHARED_DATA} is not there")
+    for item in items:
+        if item.get_closest_marker("shared_data"):
+            item.add_marker(skip)
+
+
+def eventually(condition: Callable[[], Any], what: str, within_s: float = 10.0) -> Any:
+    """Poll until `condition` is true; return what it returned, or fail with `what`."""
+    end = time.monotonic() + within_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() >= end:
+            pytest.fail(f"not within {within_s} s: {what}")
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session", params=["valkey", "redis"])
+def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
+    """One real server of each kind for the session: Valkey 9.1, and Redis 6.2, our oldest."""
+    with EmbeddedServer(request.param) as running:
+        yield running
+
+
+@pytest.fixture
+def store(server: EmbeddedServer) -> Iterator[Store]:
+    """An empty store."""
+    opened = Store(parse_url(server.url))
+    opened._client.flushall()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def namespace() -> str:
+    return f"t{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray for the session, with more CPUs than the machine has: pods take none."""
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
