@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -21,8 +22,9 @@ from ray_route.fenced import Header, Raised, Refused
 from ray_route.model import Link, check_uid
 from ray_route.operations import Operations
 from ray_route.session import NoSuchActorError
-from ray_route.steps import Pause, Remote, Steps
+from ray_route.steps import LifeEndedError, Pause, Remote, Steps
 
+_GONE = (ray.exceptions.RayActorError, LifeEndedError)
 _BACKOFF_S = 0.02
 _MAX_BACKOFF_S = 0.5
 
@@ -57,8 +59,9 @@ def call(
             continue
         header = (uid, link.epoch, link.incarnation, method)
         try:
-            result = yield Remote(handle._ray_route_call.remote(header, *args, **kwargs), what)
-        except ray.exceptions.RayActorError as error:
+            ref = handle._ray_route_call.remote(header, *args, **kwargs)
+            result = yield Remote(ref, what, partial(ops.session.has_ended, service, link))
+        except _GONE as error:
             min_epoch = yield from ops.failed(uid, service, link)
             if not idempotent:
                 raise _unavailable(ops, uid, service, link, error) from error
@@ -179,8 +182,10 @@ def _landed(
     error: Exception = NoSuchActorError("Ray knows no such actor")
     if ref is not None:
         try:
-            answers: list[Any] = yield Remote(ref, f"{len(uids)} calls on pod {load.link.pod}")
-        except ray.exceptions.RayActorError as died:
+            what = f"{len(uids)} calls on pod {load.link.pod}"
+            over = partial(ops.session.has_ended, service, load.link)
+            answers: list[Any] = yield Remote(ref, what, over)
+        except _GONE as died:
             error = died
         else:
             return answers

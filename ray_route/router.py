@@ -22,7 +22,7 @@ from ray_route.config import RouteConfig
 from ray_route.directory import Answer, Directory
 from ray_route.errors import RouteError, RouterUnavailableError, StoreUnavailableError
 from ray_route.hosting import RAY_NAMESPACE
-from ray_route.model import Explanation, Link, Pod, PodRecord
+from ray_route.model import Explanation, Life, Link, Pod, PodRecord
 from ray_route.podtable import SilenceWatch
 from ray_route.processes import has_ended
 from ray_route.shards import SupersededError
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _CONCURRENCY = 10_000
 _PROCESS_CHECK_S = 3.0
+_PROCESS_POLL_S = 0.1
 _RETRY_S = 0.2
 _LEAVE_S = 5.0
 
@@ -175,7 +176,7 @@ class Router:
         await self._announcer.append(BEAT)
         self._open.set()
         logger.info("router %d of namespace %s serves", incarnation, self._namespace)
-        await asyncio.gather(self._announcer.run(), self._watch_pods())
+        await asyncio.gather(self._announcer.run(), self._watch_pods(), self._watch_processes())
 
     async def _until_store_answers(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         while True:
@@ -199,6 +200,15 @@ class Router:
                 self._silence.interrupt()
             assert self._announcer is not None
             self._announcer.announce(BEAT)
+
+    async def _watch_processes(self) -> None:
+        """Notice the end of a pod's process on this node at once, before anyone calls it."""
+        while True:
+            await asyncio.sleep(_PROCESS_POLL_S)
+            for service in self._directory.table.services():
+                for pod in self._directory.table.pods(service).values():
+                    if pod.life is Life.ALIVE and pod.node == self._node and has_ended(pod.process):
+                        self._check(service, pod)
 
     async def _look_at_pods(self) -> None:
         tables = await self._directory.tables()

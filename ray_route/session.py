@@ -85,8 +85,12 @@ class Session(Gateway):
             return None
         return link
 
+    def has_ended(self, service: str, link: Link) -> bool:
+        """True once the link's incarnation is known to serve no more."""
+        return self.table.has_ended(service, link)
+
     def handle(self, service: str, link: Link) -> Steps[Any]:
-        """Return the Ray handle of a link's pod; raise `NoSuchActorError` if Ray has no such actor."""
+        """Return the Ray handle of a link's pod; `NoSuchActorError` if Ray has none."""
         key = (service, link.pod, link.incarnation)
         handle = self._handles.get(key)
         if handle is None:

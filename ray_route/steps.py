@@ -23,31 +23,55 @@ from ray_route.store.connect import SOCKET_TIMEOUT_S
 
 T = TypeVar("T")
 
+_LOOK_S = 0.2
+
 
 def _late(what: str, deadline: Deadline) -> RouteTimeoutError:
     return RouteTimeoutError(waiting_for=what, timeout_s=deadline.timeout_s)
 
 
+class LifeEndedError(Exception):
+    """The process that was to answer is known to have ended."""
+
+
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """Wait for a Ray call."""
+    """Wait for a Ray call.
+
+    `has_ended` tells whether the callee's process is known to have ended. It is asked a few
+    times a second: Ray needs a second to fail a call on an actor that it restarts.
+    """
 
     ref: Any
     what: str
+    has_ended: Callable[[], bool] | None = None
+
+    def _slice_s(self, deadline: Deadline) -> float:
+        deadline.check(self.what)
+        if self.has_ended is None:
+            return deadline.remaining()
+        if self.has_ended():
+            raise LifeEndedError(self.what)
+        return min(_LOOK_S, deadline.remaining())
 
     def wait(self, deadline: Deadline) -> Any:
         """Wait in the calling thread."""
-        try:
-            return ray.get(self.ref, timeout=deadline.remaining())
-        except ray.exceptions.GetTimeoutError:
-            raise _late(self.what, deadline) from None
+        slice_s = min(_LOOK_S, deadline.remaining())
+        while True:
+            try:
+                return ray.get(self.ref, timeout=slice_s)
+            except ray.exceptions.GetTimeoutError:
+                slice_s = self._slice_s(deadline)
 
     async def wait_async(self, deadline: Deadline) -> Any:
         """Wait on the running event loop."""
-        try:
-            return await asyncio.wait_for(self.ref, deadline.remaining())
-        except asyncio.TimeoutError:
-            raise _late(self.what, deadline) from None
+        answer = asyncio.wrap_future(self.ref.future())
+        slice_s = min(_LOOK_S, deadline.remaining())
+        while True:
+            done, _ = await asyncio.wait({answer}, timeout=slice_s)
+            if done:
+                return answer.result()
+            slice_s = self._slice_s(deadline)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,11 +66,15 @@ class Watch:
         return now() - self._heard_at < self._config.staleness_s
 
     def _run(self) -> None:
+        lost = False
         while not self._stopping.is_set():
             try:
                 self._follow()
+                lost = False
             except RouteError as error:
-                logger.warning("the watch lost the change stream: %s", error)
+                if not lost:
+                    logger.warning("the watch lost the change stream: %s", error)
+                lost = True
                 self._near.flush()
                 self._stopping.wait(_RETRY_S)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
+from helpers import eventually  # noqa: F401
 
 from ray_route.store.connect import Store
 from ray_route.store.embedded import EmbeddedServer
@@ -26,18 +25,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("shared_data"):
             item.add_marker(skip)
-
-
-def eventually(condition: Callable[[], Any], what: str, within_s: float = 10.0) -> Any:
-    """Poll until `condition` is true; return what it returned, or fail with `what`."""
-    end = time.monotonic() + within_s
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() >= end:
-            pytest.fail(f"not within {within_s} s: {what}")
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session", params=["valkey", "redis"])
@@ -64,6 +51,12 @@ def namespace() -> str:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One Ray for the session, with more CPUs than the machine has: pods take none."""
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    search = {"PYTHONPATH": str(Path(__file__).parent)}
+    ray.init(
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": search},
+    )
     yield
     ray.shutdown()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -32,7 +31,7 @@ class StoreUrl:
     password: str | None = field(default=None, repr=False)
     db: int = 0
     service: str | None = None
-    tls_options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    tls_options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     @property
     def address(self) -> str:
@@ -46,7 +45,7 @@ class StoreUrl:
         if self.kind != "cluster":
             options["db"] = self.db
         if self.tls:
-            options.update(ssl=True, **self.tls_options)
+            options.update(ssl=True, **dict(self.tls_options))
         return options
 
 
@@ -106,10 +105,10 @@ def _path(kind: str, path: str) -> tuple[int, str | None]:
     return int(path or 0), None
 
 
-def _tls_options(query: str, *, tls: bool) -> dict[str, str]:
+def _tls_options(query: str, *, tls: bool) -> tuple[tuple[str, str], ...]:
     options = dict(parse_qsl(query, keep_blank_values=True))
     for name in options:
         if name not in _TLS_OPTIONS or not tls:
             known = f"; known are {', '.join(_TLS_OPTIONS)}" if tls else " without TLS (rediss)"
             raise _bad(f"the query option {name!r} is unknown{known}")
-    return options
+    return tuple(options.items())

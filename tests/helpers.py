@@ -1,0 +1,37 @@
+"""What tests of several folders do alike."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import ray
+
+from ray_route.hosting import RAY_NAMESPACE
+
+
+def eventually(condition: Callable[[], Any], what: str, within_s: float = 10.0) -> Any:
+    """Poll until `condition` is true; return what it returned, or fail with `what`."""
+    end = time.monotonic() + within_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() >= end:
+            pytest.fail(f"not within {within_s} s: {what}")
+        time.sleep(0.02)
+
+
+def router_handle(namespace: str) -> Any:
+    return ray.get_actor(f"ray_route:{namespace}:router", namespace=RAY_NAMESPACE)
+
+
+def end_router(namespace: str) -> None:
+    ray.kill(router_handle(namespace), no_restart=True)
+
+
+def unique_name() -> str:
+    return f"t{uuid.uuid4().hex[:12]}"

@@ -1,0 +1,71 @@
+"""Users' classes for tests. In a module of their own, so that Ray's workers can import it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import ray_route
+
+
+class Counter:
+    """A user's class: state per uid, nothing of ray_route but the hook that it may define."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.counts: dict[str, int] = {}
+        self.acquired: list[str] = []
+        self.start = start
+
+    def on_acquire(self, uid: str) -> None:
+        self.acquired.append(uid)
+        self.counts[uid] = self.start
+
+    def add(self, uid: str, amount: int = 1) -> int:
+        self.counts[uid] += amount
+        return self.counts[uid]
+
+    def where(self) -> tuple[int, int]:
+        link = ray_route.current_link()
+        assert link is not None
+        return link.pod, link.epoch
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def acquisitions(self) -> list[str]:
+        return self.acquired
+
+    def exit(self) -> None:
+        os._exit(1)
+
+    def fail(self, text: str) -> None:
+        raise KeyError(text)
+
+
+class AsyncCounter:
+    """The same with coroutines."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.acquired: list[str] = []
+        self.met = 0
+        self.all_here = asyncio.Event()
+
+    async def on_acquire(self, uid: str) -> None:
+        self.acquired.append(uid)
+        self.counts[uid] = 0
+
+    async def add(self, uid: str, amount: int = 1) -> int:
+        self.counts[uid] += amount
+        return self.counts[uid]
+
+    async def acquisitions(self) -> list[str]:
+        return self.acquired
+
+    async def meet(self, number: int) -> int:
+        """Return once that many calls are in here together."""
+        self.met += 1
+        if self.met == number:
+            self.all_here.set()
+        await asyncio.wait_for(self.all_here.wait(), 10)
+        return self.met
