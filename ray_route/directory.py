@@ -130,6 +130,8 @@ class Directory:
                 answers[uid] = link
         for batch in set(waiting.values()):
             await batch.done.wait()
+        if self.superseded.is_set():
+            raise self._taken_over()
         answers.update((uid, batch.answers[uid]) for uid, batch in waiting.items())
         return answers
 
@@ -402,9 +404,12 @@ class Directory:
             return await running
         except SupersededError as error:
             self.superseded.set()
-            raise RouterUnavailableError(
-                namespace=self.keys.namespace, reason="a younger router has taken over"
-            ) from error
+            raise self._taken_over() from error
+
+    def _taken_over(self) -> RouterUnavailableError:
+        return RouterUnavailableError(
+            namespace=self.keys.namespace, reason="a younger router has taken over"
+        )
 
     def _count(self, service: str, uid: str, link: Link, decision: str) -> None:
         record = self.table.get(service, link.pod)

@@ -13,7 +13,7 @@ import ray
 
 from ray_route.batch import look_up
 from ray_route.clock import now
-from ray_route.errors import RouteError, StoreUnavailableError
+from ray_route.errors import RouteError, RouterUnavailableError, StoreUnavailableError
 from ray_route.model import Explanation, Link, LinkedPods, Pod, check_name, check_pod, check_uid
 from ray_route.session import NoSuchActorError, Session
 from ray_route.steps import Blocking, Pause, Shared, Steps
@@ -64,7 +64,7 @@ class Operations:
         while True:
             try:
                 return (yield Shared(ask(service, uid, min_epoch), what))
-            except ray.exceptions.RayActorError:
+            except (ray.exceptions.RayActorError, RouterUnavailableError):
                 yield Pause(backoff_s, what)
                 backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
                 self.session.find_router()

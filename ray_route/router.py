@@ -99,6 +99,10 @@ class Router:
         await self._opened()
         return await self._directory.set_if_absent(service, uid, pod, persistent=persistent)
 
+    async def pid(self) -> int:
+        """Return the router's process id, for operators and tests that end it."""
+        return os.getpid()
+
     async def drop(self, service: str, uid: str) -> Link | None:
         """Forget a cached link; return it."""
         return self._directory.cache.drop(service, uid)

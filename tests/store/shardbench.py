@@ -1,7 +1,4 @@
-"""One shard of a fresh namespace on a real server, driven verb by verb.
-
-A plain module, since a second conftest.py would hide the first one from `import conftest`.
-"""
+"""One shard of a fresh namespace on a real server, driven verb by verb."""
 
 from __future__ import annotations
 
@@ -29,10 +26,10 @@ def _fresh_calls() -> LinkCalls:
 
 @dataclass(frozen=True)
 class Shard:
-    """The shard as one router sees it. Every answer is compared with what is stored."""
+    """The shard as one router sees it. `do` compares every answer with what is stored."""
 
     store: Store
-    writer: Writer = Writer(1)
+    writer: Writer = field(default_factory=lambda: Writer(1))
     calls: LinkCalls = field(default_factory=_fresh_calls)
 
     def seen_by(self, router: int = 1, seen: int = 0) -> Shard:
@@ -42,16 +39,19 @@ class Shard:
     def call(self, verb: str, uids: list[str], *args: Any, **options: Any) -> Call:
         return getattr(self.calls, verb)(self.writer, 0, SERVICE, uids, *args, **options)
 
+    def send(self, verb: str, uids: list[str], *args: Any, **options: Any) -> ShardReply:
+        return self.calls.parse(self.store.one(self.call(verb, uids, *args, **options)))
+
     def do(self, verb: str, uids: list[str], *args: Any, **options: Any) -> ShardReply:
-        looks = [command("GET", self.key(uid)) for uid in uids]
-        looks += [command("PTTL", self.key(uid)) for uid in uids]
-        raw, *stored = self.store.run([self.call(verb, uids, *args, **options), *looks])
-        if isinstance(raw, Exception):
-            raise raw
-        reply = self.calls.parse(raw)
+        reply = self.send(verb, uids, *args, **options)
         if reply.status == "ok":
-            assert reply.links == _links(stored), f"{verb} said what is not stored"
+            assert reply.links == self.stored(uids), f"{verb} said what is not stored"
         return reply
+
+    def stored(self, uids: list[str]) -> list[Link | None]:
+        values = self.store.run([command("GET", self.key(uid)) for uid in uids])
+        ttls = self.store.run([command("PTTL", self.key(uid)) for uid in uids])
+        return [_link(value, ttl) for value, ttl in zip(values, ttls, strict=True)]
 
     def one(self, verb: str, uid: str, *args: Any, **options: Any) -> tuple[Link | None, bool]:
         """Run a verb on one uid; what it takes per uid is given without a list around it."""
@@ -110,11 +110,6 @@ class Shard:
             name: (value, life if life < 0 else round(life / 10_000))
             for name, value, life in zip(names, values, lives, strict=True)
         }
-
-
-def _links(stored: list[Any]) -> list[Link | None]:
-    values, ttls = stored[: len(stored) // 2], stored[len(stored) // 2 :]
-    return [_link(value, ttl) for value, ttl in zip(values, ttls, strict=True)]
 
 
 def _link(value: bytes | None, ttl: int) -> Link | None:

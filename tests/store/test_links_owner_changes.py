@@ -5,13 +5,6 @@ from __future__ import annotations
 import pytest
 from shardbench import NO_TTL, TTL_MS, Shard, owner
 
-from ray_route.store.connect import Store
-
-
-@pytest.fixture
-def shard(store: Store) -> Shard:
-    return Shard(store)
-
 
 def test_relink_moves_the_expected_epoch_and_raises_it(shard: Shard):
     before = shard.place("u", "1:7")
@@ -51,9 +44,7 @@ def test_relink_sets_an_absent_link_as_a_temporary_one(shard: Shard):
 
 
 @pytest.mark.parametrize("persistent", [True, False])
-def test_relink_keeps_the_kind_and_gives_a_temporary_link_its_full_ttl(
-    shard: Shard, persistent: bool
-):
+def test_relink_keeps_the_kind_and_gives_a_temporary_link_its_full_ttl(shard: Shard, persistent):
     before = shard.place("u", "1:7", persistent=persistent)
     if not persistent:
         shard.expire("u", 5_000)
@@ -64,7 +55,7 @@ def test_relink_keeps_the_kind_and_gives_a_temporary_link_its_full_ttl(
 
 
 @pytest.mark.parametrize("persistent", [True, False])
-def test_relink_clears_a_scheduled_removal_and_brings_the_kind_back(shard: Shard, persistent: bool):
+def test_relink_clears_a_scheduled_removal_and_brings_the_kind_back(shard: Shard, persistent):
     before = shard.place("u", "1:7", persistent=persistent)
     shard.remove("u", after_s=20)
     after, _ = shard.one("relink", "u", before.epoch, "2:8")

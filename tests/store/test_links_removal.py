@@ -1,15 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from conftest import eventually
+from helpers import eventually
 from shardbench import MARGIN_S, NO_TTL, TTL_MS, Shard, owner
-
-from ray_route.store.connect import Store
-
-
-@pytest.fixture
-def shard(store: Store) -> Shard:
-    return Shard(store)
 
 
 def test_remove_deletes_whoever_holds_each_uid(shard: Shard):
@@ -27,9 +20,7 @@ def test_a_later_link_has_a_higher_epoch_than_the_removed_one(shard: Shard):
 
 
 @pytest.mark.parametrize(("persistent", "mark"), [(False, b":t"), (True, b":p")])
-def test_a_delayed_removal_is_a_mark_and_a_shorter_life(
-    shard: Shard, persistent: bool, mark: bytes
-):
+def test_a_delayed_removal_is_a_mark_and_a_shorter_life(shard: Shard, persistent, mark: bytes):
     held = shard.place("u", "1:7", persistent=persistent)
     stored = shard.raw("u")
     link, written = shard.remove("u", after_s=20)
@@ -40,9 +31,9 @@ def test_a_delayed_removal_is_a_mark_and_a_shorter_life(
 
 
 @pytest.mark.parametrize("persistent", [True, False])
-def test_a_delayed_removal_takes_place(shard: Shard, persistent: bool):
+def test_a_delayed_removal_takes_place(shard: Shard, persistent):
     shard.place("u", "1:7", persistent=persistent)
-    shard.remove("u", after_s=0.08)
+    shard.send("remove", ["u"], after_s=0.08)
     eventually(lambda: shard.raw("u") is None, "the link is removed")
 
 
@@ -84,13 +75,13 @@ def test_a_delay_too_short_for_a_millisecond_is_not_an_immediate_removal(
     shard: Shard, delay_s: float
 ):
     shard.place("u", "1:7")
-    reply = shard.calls.parse(shard.store.one(shard.call("remove", ["u"], after_s=delay_s)))
+    reply = shard.send("remove", ["u"], after_s=delay_s)
     assert owner(reply.links[0]) == (1, 7)
     eventually(lambda: shard.raw("u") is None, "the link is removed")
 
 
 @pytest.mark.parametrize("persistent", [True, False])
-def test_no_use_of_a_link_undoes_its_scheduled_removal(shard: Shard, persistent: bool):
+def test_no_use_of_a_link_undoes_its_scheduled_removal(shard: Shard, persistent):
     held = shard.place("u", "1:7", persistent=persistent)
     shard.remove("u", after_s=20)
     marked = shard.raw("u")

@@ -1,15 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from conftest import eventually
+from helpers import eventually
 from shardbench import NO_TTL, TTL_MS, Shard, owner
-
-from ray_route.store.connect import Store
-
-
-@pytest.fixture
-def shard(store: Store) -> Shard:
-    return Shard(store)
 
 
 def test_an_absent_uid_gets_the_given_owner_and_the_full_ttl(shard: Shard):

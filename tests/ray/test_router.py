@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from helpers import eventually, router_handle, unique_name
+
+import ray_route
+from ray_route.hosting import RAY_NAMESPACE
+from ray_route.model import Link
+from ray_route.router import Router
+
+
+def sets(client: Any) -> int:
+    """SET commands that the server ran: one per link written, one per script call that writes."""
+    stats = client._session.store._client.info("commandstats")
+    return int(stats.get("cmdstat_set", {"calls": 0})["calls"])
+
+
+def test_100_requests_for_one_unplaced_uid_cause_one_write(client: Any, u: str) -> None:
+    router = router_handle(client.namespace)
+    before = sets(client)
+    answers = ray.get([router.compute.remote("svc", {u: 0}, None) for _ in range(100)])
+
+    assert sets(client) - before == 2  # the link, and the shard's counter
+    assert len({answer[u] for answer in answers}) == 1
+
+
+def test_many_uids_take_one_script_call_per_shard(client: Any, u: str) -> None:
+    uids = [f"{u}-{number}" for number in range(1_500)]
+    shards = {client._session.keys.shard(uid) for uid in uids}
+    before = sets(client)
+    ray.get(router_handle(client.namespace).compute.remote("svc", dict.fromkeys(uids, 0), None))
+
+    assert sets(client) - before == len(uids) + len(shards)
+
+
+def test_there_is_one_router_however_many_clients_connect(client: Any) -> None:
+    others = [ray_route.connect(client.namespace) for _ in range(5)]
+    assert {other._session.router for other in others} == {router_handle(client.namespace)}
+    for other in others:
+        other.close()
+    named = ray.util.list_named_actors(all_namespaces=True)
+    assert {"name": f"ray_route:{client.namespace}:router", "namespace": RAY_NAMESPACE} in named
+
+
+RACER = textwrap.dedent("""
+    import asyncio, json, logging, sys
+    import ray, ray_route
+
+    namespace, address, uids = sys.argv[1], sys.argv[2], [f"race-{n}" for n in range(500)]
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+
+    async def race():
+        async with await ray_route.connect_async(namespace) as client:
+            async def worker(start):
+                found = {}
+                for turn in range(start, start + len(uids)):
+                    uid = uids[turn % len(uids)]
+                    link = await client.compute_linked_pod(uid, "raced", timeout=60)
+                    found[uid] = (link.pod, link.epoch)
+                return found
+            answers = await asyncio.gather(*(worker(7 * n) for n in range(200)))
+            assert all(answer == answers[0] for answer in answers), "tasks disagree"
+            return answers[0]
+
+    print(json.dumps(asyncio.run(race()), sort_keys=True))
+""")
+
+
+def test_8_processes_of_200_tasks_agree_on_500_fresh_uids(
+    client: Any, deploy: Any, tmp_path: Path
+) -> None:
+    deploy(service="raced", replicas=4)
+    script = tmp_path / "racer.py"
+    script.write_text(RACER)
+    address = ray.get_runtime_context().gcs_address
+    racers = [
+        subprocess.Popen(
+            [sys.executable, str(script), client.namespace, address],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(8)
+    ]
+    outputs = [racer.communicate(timeout=110) for racer in racers]
+
+    assert [racer.returncode for racer in racers] == [0] * 8, outputs[0][1][-2000:]
+    answers = {output.strip().splitlines()[-1] for output, _ in outputs}
+    assert len(answers) == 1
+    links = client.compute_linked_pods([f"race-{n}" for n in range(500)], "raced")
+    per_pod = [sum(link.pod == pod for link in links.values()) for pod in range(4)]
+    assert max(per_pod) - min(per_pod) <= 50
+
+
+def test_a_killed_router_is_restarted_and_no_link_moves(deploy: Any, client: Any, u: str) -> None:
+    uids = [f"{u}-{number}" for number in range(50)]
+    links = client.compute_linked_pods(uids, "svc")
+    pid = ray.get(router_handle(client.namespace).pid.remote())
+    os.kill(pid, signal.SIGKILL)
+
+    assert client.get_linked_in_cache(uids[0], "svc") == links[uids[0]]
+    assert client.batch_get_linked_pod(uids, "svc").missing == []
+    assert client.compute_linked_pod(f"{u}-new", "svc", timeout=30).pod in {0, 1, 2}
+    for uid in uids:
+        client.cache_expired(uid, "svc")
+    assert client.compute_linked_pods(uids, "svc") == links
+
+
+def test_a_router_that_is_gone_for_good_is_made_anew(client: Any, u: str) -> None:
+    link = client.compute_linked_pod(u, "svc")
+    ray.kill(router_handle(client.namespace), no_restart=True)
+    client._session.near.flush()
+
+    assert client.compute_linked_pod(u, "svc", timeout=30) == link
+
+
+def test_an_older_router_changes_nothing_and_exits(client: Any, u: str) -> None:
+    older = router_handle(client.namespace)
+    link = client.compute_linked_pod(u, "svc")
+    session = client._session
+    younger = (
+        ray.remote(Router)
+        .options(name=unique_name(), namespace=RAY_NAMESPACE, num_cpus=0)
+        .remote(client.namespace, session.url, session.config)
+    )
+    assert ray.get(younger.compute.remote("svc", {u: 0}, None))[u] == link
+    with pytest.raises(ray_route.RouterUnavailableError):
+        ray.get(older.compute.remote("svc", {f"{u}-2": 0}, None))
+    assert client.get_linked_pod_not_cache(f"{u}-2", "svc") is None
+
+    def has_exited() -> bool:
+        try:
+            ray.get(older.pid.remote(), timeout=5)
+        except ray.exceptions.RayActorError:
+            return True
+        return False
+
+    eventually(has_exited, "the older router exits")
+    ray.kill(younger)
+    assert client.compute_linked_pod(u, "svc", timeout=30) == link
+
+
+def test_a_stale_reply_of_the_table_moves_nobody(client: Any, u: str) -> None:
+    """A link made for a life that the router's table does not know yet is not relinked."""
+    link = client.compute_linked_pod(u, "svc")
+    session = client._session
+    future = Link(link.pod, link.incarnation + 10**12, 0, persistent=False, lease_s=0)
+    assert not session.table.has_ended("svc", future)
+    past = Link(link.pod, link.incarnation - 1, 0, persistent=False, lease_s=0)
+    assert session.table.has_ended("svc", past)

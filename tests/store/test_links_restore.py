@@ -1,0 +1,135 @@
+"""Replay after Redis has lost writes."""
+
+from __future__ import annotations
+
+import pytest
+from shardbench import NO_TTL, TTL_MS, Shard, owner
+
+from ray_route.model import Link
+
+
+def a_link(pod: int, epoch: int, *, persistent: bool = False) -> Link:
+    return Link(pod, 7, epoch, persistent, 100.0)
+
+
+def test_lost_links_come_back_as_they_were(shard: Shard):
+    lost = [a_link(1, 41), a_link(0, 42, persistent=True)]
+    reply = shard.do("restore", ["a", "b"], lost, last=True)
+    assert reply.links == lost
+    assert reply.written == [True, True]
+    assert shard.raw("a") == b"1:7:41"
+    assert TTL_MS - 5_000 < shard.pttl("a") <= TTL_MS
+    assert shard.pttl("b") == NO_TTL
+
+
+def test_a_newer_link_stays(shard: Shard):
+    newer = shard.place("u", "2:8")
+    assert shard.one("restore", "u", a_link(1, newer.epoch - 1), last=True) == (newer, False)
+    assert shard.raw("u") == f"2:8:{newer.epoch}".encode()
+
+
+def test_an_older_link_gives_way(shard: Shard):
+    older = shard.place("u", "2:8", persistent=True)
+    newer = a_link(1, older.epoch + 1)
+    assert shard.one("restore", "u", newer, last=True) == (newer, True)
+
+
+def test_replay_in_any_order_ends_with_the_highest_epoch(shard: Shard):
+    epochs = [43, 41, 44, 42]
+    for epoch in epochs:
+        shard.one("restore", "u", a_link(epoch - 40, epoch), last=False)
+    assert shard.raw("u") == b"4:7:44"
+
+
+def test_epochs_are_compared_as_numbers_not_as_text(shard: Shard):
+    shard.one("restore", "u", a_link(1, 100), last=True)
+    assert shard.one("restore", "u", a_link(2, 99), last=True)[0].epoch == 100
+
+
+def test_a_link_that_is_still_there_is_lengthened(shard: Shard):
+    held = shard.place("u", "1:7")
+    shard.expire("u", 5_000)
+    assert shard.one("restore", "u", held, last=True) == (held, True)
+    assert shard.pttl("u") > TTL_MS - 5_000
+
+
+def test_a_longer_life_is_never_shortened(shard: Shard):
+    held = shard.place("u", "1:7")
+    shard.expire("u", 10 * TTL_MS)
+    shard.one("restore", "u", held, last=True)
+    assert shard.pttl("u") > 9 * TTL_MS
+
+
+def test_a_persistent_link_stays_persistent(shard: Shard):
+    held = shard.place("u", "1:7", persistent=True)
+    shard.one("restore", "u", a_link(1, held.epoch), last=True)
+    assert shard.pttl("u") == NO_TTL
+
+
+@pytest.fixture
+def counter_ahead(shard: Shard) -> int:
+    """A counter that is an hour ahead of the server's clock: a slow clock after a failover."""
+    counter = shard.time_us() + 3_600_000_000
+    shard.set_counter(counter)
+    return counter
+
+
+def test_all_others_are_refused_until_the_replay_is_through(shard: Shard, counter_ahead: int):
+    lost = shard.do("set_if_absent", ["a", "b"], ["1:7", "2:8"])
+    shard.lose_everything()
+    router = shard.seen_by(1, seen=lost.counter)
+    router.do("restore", ["a"], [lost.links[0]], last=False)
+    assert router.do("set_if_absent", ["b"], ["3:9"]).status == "lost"
+    assert router.read("a", seen=lost.counter).status == "lost"
+    assert router.read("a", seen=lost.links[0].epoch).status == "lost"
+    router.do("restore", ["b"], [lost.links[1]], last=True)
+    assert router.do("set_if_absent", ["a", "b"], ["3:9", "3:9"]).links == lost.links
+    assert router.read("a", "b", seen=lost.counter).links == lost.links
+
+
+def test_only_the_last_part_writes_the_counter(shard: Shard):
+    shard.one("restore", "u", a_link(1, 41), last=False)
+    assert shard.dump().keys() == {shard.key("u").encode()}
+    shard.one("restore", "v", a_link(1, 42), last=True)
+    assert shard.counter()[0] > 42
+
+
+def test_epochs_go_on_growing_after_a_replay(shard: Shard, counter_ahead: int):
+    before = shard.place("u", "1:7")
+    shard.lose_everything()
+    router = shard.seen_by(1, seen=shard.time_us())
+    restored = router.do("restore", ["u"], [before], last=True)
+    assert restored.counter > before.epoch > counter_ahead
+    assert router.place("u", "2:8").epoch > before.epoch
+    assert router.place("new", "2:8").epoch > before.epoch
+
+
+def test_epochs_exceed_the_counter_that_the_replayer_remembers(shard: Shard, counter_ahead: int):
+    seen = shard.do("take_over", []).counter if shard.calls is None else counter_ahead
+    shard.lose_everything()
+    router = shard.seen_by(1, seen=seen)
+    assert router.do("restore", ["u"], [a_link(1, 41)], last=True).counter > seen
+    assert owner(router.place("u", "2:8")) == (2, 8)
+    assert router.read("u").links[0].epoch > seen
+
+
+def test_a_replay_may_carry_nothing_but_the_counter(shard: Shard, counter_ahead: int):
+    shard.lose_everything()
+    router = shard.seen_by(1, seen=counter_ahead)
+    assert router.do("restore", [], [], last=True).counter > counter_ahead
+    assert router.do("set_if_absent", ["u"], ["1:7"]).links[0].epoch > counter_ahead
+
+
+def test_a_lagging_failover_is_replayed_over_what_is_left(shard: Shard):
+    stale = shard.place("u", "1:7")
+    kept_counter = shard.counter()[0]
+    moved = shard.place("u", "2:8")
+    # What a replica that lagged behind by one write would hold.
+    shard.store.one(shard.call("restore", ["u"], [stale], last=False))
+    shard.remove("u")
+    shard.one("restore", "u", stale, last=True)
+    shard.set_counter(kept_counter)
+    router = shard.seen_by(1, seen=moved.epoch)
+    assert router.do("set_if_absent", ["u"], ["3:9"]).status == "lost"
+    assert router.one("restore", "u", moved, last=True) == (moved, True)
+    assert router.one("set_if_absent", "u", "3:9") == (moved, False)
