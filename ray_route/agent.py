@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
+import ray
+
 from ray_route.admission import Admissions, Membership, Verdict
 from ray_route.clock import Deadline, now
 from ray_route.errors import (
@@ -120,16 +122,18 @@ class PodAgent:
                 membership = Membership(int(number), lease_s, asked_at)
                 self._admissions = Admissions(self.pod, membership)
                 logger.info("pod %d of %s is incarnation %s", self.pod, self.service, int(number))
+                self._tell_router("records", self.service)
                 return
             deadline.check(f"the lease of the present owner of pod {self.pod} of {self.service}")
-            self._ask_whether_it_ended()
+            # A crashed owner need not be waited for: the router looks for its process.
+            self._tell_router("look_for", self.service, self.pod)
             self._stopping.wait(min(_CLAIM_RETRY_S, int(number) / 1000))
 
-    def _ask_whether_it_ended(self) -> None:
-        """Have the router look for the owner's process; a crashed one need not be waited for."""
+    def _tell_router(self, method: str, *args: Any) -> None:
+        """Have the router look now; if it can't, it will by itself within a heartbeat."""
         assert self._gateway is not None
-        with contextlib.suppress(RouteError):
-            run(self._gateway.ask("look_for", self.service, self.pod), Deadline.after(_ASK_S))
+        with contextlib.suppress(RouteError, ray.exceptions.RayError):
+            run(self._gateway.ask(method, *args), Deadline.after(_ASK_S))
 
     def stop(self) -> None:
         """Refuse everything from now on, and give the index back at once."""
@@ -141,6 +145,7 @@ class PodAgent:
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(_STOP_S)
         gateway.store.one(self._calls.resign(self._who, admissions.membership.incarnation))
+        self._tell_router("records", self.service)
         gateway.close()
 
     def _beat(self) -> None:

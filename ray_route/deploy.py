@@ -113,8 +113,6 @@ class _Maker:
             for handle in made:
                 ray.kill(handle, no_restart=True)
             raise
-        for record in run(self._session.ask("records", self._service), deadline):
-            self._session.table.update(self._service, record)
 
     def _pod(self, index: int) -> Any:
         name = f"ray_route:{self._session.namespace}:{self._service}:{index}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 
 import ray_route
 
@@ -34,6 +35,9 @@ class Counter:
 
     def acquisitions(self) -> list[str]:
         return self.acquired
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def exit(self) -> None:
         os._exit(1)

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+import ray
+from helpers import eventually, unique_name
+from services import Counter
+
+import ray_route
+
+# From the end of a process to the first served call; the design allows 1.5 s.
+FAILOVER_S = 1.5
+
+
+def end_from_outside(client: Any, uid: str, service: str) -> None:
+    os.kill(client.call(uid, service, "pid"), signal.SIGKILL)
+
+
+def end_from_inside(client: Any, uid: str, service: str) -> None:
+    with pytest.raises(ray_route.PodUnavailableError) as caught:
+        client.call(uid, service, "exit")
+    assert caught.value.may_have_run
+    assert caught.value.uid == uid
+
+
+@pytest.mark.parametrize("end", [end_from_outside, end_from_inside])
+def test_a_dead_pod_loses_only_its_own_uids_and_at_once(client: Any, deploy: Any, end: Any) -> None:
+    service = deploy(replicas=3).service
+    uids = [f"u{number}" for number in range(60)]
+    before = client.compute_linked_pods(uids, service)
+    victim = before[uids[0]].pod
+
+    end(client, uids[0], service)
+    ended_at = time.monotonic()
+    assert client.call(uids[0], service, "add", uids[0], idempotent=True) == 1
+    assert time.monotonic() - ended_at < FAILOVER_S
+
+    after = client.compute_linked_pods(uids, service)
+    moved = [uid for uid in uids if after[uid] != before[uid]]
+    assert moved == [uid for uid in uids if before[uid].pod == victim]
+    assert all(after[uid].epoch > before[uid].epoch for uid in moved)
+    assert all(after[uid].incarnation != before[uid].incarnation for uid in moved)
+
+
+def test_a_call_in_flight_on_a_dying_pod_says_that_it_may_have_run(
+    client: Any, deploy: Any
+) -> None:
+    service = deploy(replicas=2).service
+    pid = client.call("u", service, "pid")
+    failures: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            client.call("u", service, "sleep", 30)
+        except ray_route.RouteError as error:
+            failures.append(error)
+
+    calling = threading.Thread(target=call)
+    calling.start()
+    eventually(lambda: client.pods(service) and calling.is_alive(), "the call is under way")
+    os.kill(pid, signal.SIGKILL)
+    calling.join(FAILOVER_S + 3)
+    assert isinstance(failures[0], ray_route.PodUnavailableError)
+    assert failures[0].may_have_run
+
+
+def test_a_restarted_pod_takes_part_again_with_a_new_incarnation(client: Any, deploy: Any) -> None:
+    service = deploy(replicas=1).service
+    first = client.compute_linked_pod("u", service)
+    assert client.call("u", service, "add", "u", 5) == 5
+
+    os.kill(client.call("u", service, "pid"), signal.SIGKILL)
+
+    assert client.call("u", service, "add", "u", idempotent=True, timeout=20) == 1
+    second = client.compute_linked_pod("u", service)
+    assert second.pod == first.pod
+    assert second.incarnation > first.incarnation
+    assert second.epoch > first.epoch
+    assert client.call("u", service, "acquisitions") == ["u"]
+
+
+def test_scaling_out_moves_nobody_and_new_uids_go_to_new_pods(client: Any, deploy: Any) -> None:
+    deployment = deploy(replicas=2)
+    service = deployment.service
+    uids = [f"u{number}" for number in range(100)]
+    before = client.compute_linked_pods(uids, service)
+    client.call_many([(uid, (uid,)) for uid in uids], service, "add")
+    eventually(
+        lambda: sum(pod.load for pod in client.pods(service).values()) == 100, "loads are reported"
+    )
+
+    deployment.scale(4)
+
+    assert client.compute_linked_pods(uids, service) == before
+    fresh = client.compute_linked_pods([f"n{number}" for number in range(60)], service)
+    assert {link.pod for link in fresh.values()} == {2, 3}
+
+
+def test_a_service_is_not_deployed_twice(client: Any, deploy: Any) -> None:
+    deployment = deploy(replicas=1)
+    with pytest.raises(ray_route.ConfigError, match="deployed already"):
+        deploy(replicas=1, service=deployment.service)
+    assert client.call("u", deployment.service, "add", "u") == 1
+
+
+def test_a_service_can_be_deployed_again_after_its_shutdown(client: Any, deploy: Any) -> None:
+    deployment = ray_route.deploy(
+        Counter, namespace=client.namespace, service=unique_name(), replicas=1
+    )
+    deployment.shutdown()
+    with pytest.raises(ray_route.NoAvailablePodError):
+        client.compute_linked_pod("u", deployment.service)
+    again = deploy(replicas=1, service=deployment.service)
+    assert client.call("u", again.service, "add", "u") == 1
+
+
+def test_pods_that_fail_to_start_leave_nothing_behind(client: Any, deploy: Any) -> None:
+    service = unique_name()
+    with pytest.raises(ray_route.PodUnavailableError, match="failed to start"):
+        deploy(service=service, replicas=2, kwargs={"no_such": 1})
+    names = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
+    assert not [name for name in names if service in name]
+    assert client.call("u", deploy(service=service, replicas=1).service, "add", "u") == 1
+
+
+def test_options_for_ray_pass_through(client: Any, deploy: Any) -> None:
+    service = deploy(
+        replicas=1, args=(7,), ray_actor_options={"num_cpus": 0.5, "max_restarts": 0}
+    ).service
+    assert client.call("u", service, "add", "u") == 8
+    os.kill(client.call("u", service, "pid"), signal.SIGKILL)
+    eventually(
+        lambda: client.pods(service)[0].life is ray_route.Life.GONE, "the pod is declared gone"
+    )
+    with pytest.raises(ray_route.NoAvailablePodError):
+        client.compute_linked_pod("new", service)
+
+
+def test_an_agent_by_hand_refuses_what_it_does_not_own(client: Any, svc: Any) -> None:
+    service = unique_name()
+    agent = ray_route.PodAgent(client.namespace, service, 0).start()
+    link = client.compute_linked_pod("u", service)
+
+    agent.admit("u", link.epoch, link.incarnation)
+    for epoch, incarnation in [
+        (link.epoch - 1, link.incarnation),
+        (link.epoch + 1, link.incarnation),
+        (link.epoch, link.incarnation - 1),
+    ]:
+        with pytest.raises(ray_route.FencedError):
+            agent.admit("u", epoch, incarnation)
+    with pytest.raises(ray_route.FencedError):
+        agent.admit("another", link.epoch, link.incarnation)
+    agent.stop()
+    with pytest.raises(ray_route.FencedError):
+        agent.admit("u", link.epoch, link.incarnation)
+    assert client.pods(service)[0].life is ray_route.Life.RESIGNED
+
+
+def test_a_claim_waits_for_the_present_owner(client: Any, svc: Any) -> None:
+    service = unique_name()
+    first = ray_route.PodAgent(client.namespace, service, 0).start()
+    with pytest.raises(ray_route.RouteTimeoutError, match="lease of the present owner"):
+        ray_route.PodAgent(client.namespace, service, 0).start(timeout=1.0)
+    first.stop()
+    second = ray_route.PodAgent(client.namespace, service, 0).start(timeout=1.0)
+    assert second.incarnation > first.incarnation
+    second.stop()
