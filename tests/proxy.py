@@ -1,0 +1,89 @@
+"""A real TCP proxy between a client and a server: cut, stalled, slowed or wrapped in TLS."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+import time
+
+
+class TcpProxy:
+    """Forwards connections to a local port. Faults act on open and on new connections.
+
+    `stall()` stops forwarding but keeps connections open, `cut()` resets them and refuses new
+    ones, `delay_s` holds every chunk back, `heal()` ends all faults.
+    """
+
+    def __init__(self, target_port: int, tls: ssl.SSLContext | None = None) -> None:
+        self.delay_s = 0.0
+        self._target_port = target_port
+        self._tls = tls
+        self._flowing = threading.Event()
+        self._flowing.set()
+        self._cut = False
+        self._open: set[socket.socket] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def stall(self) -> None:
+        self._flowing.clear()
+
+    def cut(self) -> None:
+        self._cut = True
+        for connection in list(self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+                connection.close()
+
+    def heal(self) -> None:
+        self._cut, self.delay_s = False, 0.0
+        self._flowing.set()
+
+    def close(self) -> None:
+        self._listener.close()
+        self.cut()
+        self._flowing.set()
+
+    def __enter__(self) -> TcpProxy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._connect, args=(client,), daemon=True).start()
+
+    def _connect(self, client: socket.socket) -> None:
+        try:
+            if self._cut:
+                client.close()
+                return
+            if self._tls is not None:
+                client = self._tls.wrap_socket(client, server_side=True)
+            server = socket.create_connection(("127.0.0.1", self._target_port))
+        except OSError:
+            client.close()
+            return
+        for source, sink in ((client, server), (server, client)):
+            self._open.add(source)
+            threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
+
+    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := source.recv(65536):
+                self._flowing.wait()
+                if self.delay_s:
+                    time.sleep(self.delay_s)
+                sink.sendall(chunk)
+        self._open.discard(source)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.close()

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import trustme
+from helpers import end_router, eventually, unique_name
+from proxy import TcpProxy
+from services import Counter
+
+import ray_route
+from ray_route.store.embedded import EmbeddedServer
+
+PASSWORD = "pw-that-must-stay-secret"
+
+
+@pytest.fixture
+def server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(password=PASSWORD) as running:
+        yield running
+
+
+@pytest.fixture
+def tls(server: EmbeddedServer, tmp_path: Path) -> Iterator[str]:
+    """The URL of the server behind TLS, with a certificate of an authority of our own."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    trusted = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(trusted))
+    with TcpProxy(server.port, tls=context) as proxy:
+        yield f"rediss://:{PASSWORD}@127.0.0.1:{proxy.port}/0?ssl_ca_certs={trusted}"
+
+
+def test_everything_works_over_tls(ray_session: None, tls: str) -> None:
+    name = unique_name()
+    with ray_route.connect(name, tls) as client:
+        options = {"namespace": name, "service": "svc", "replicas": 2, "redis_url": tls}
+        with ray_route.deploy(Counter, **options):
+            assert client.call("u", "svc", "add", "u") == 1
+            assert client.get_linked_pod_not_cache("u", "svc") is not None
+    end_router(name)
+
+
+def test_an_unknown_certificate_is_refused(ray_session: None, tls: str) -> None:
+    with pytest.raises(ray_route.StoreUnavailableError, match="certificate verify failed"):
+        ray_route.connect(unique_name(), tls.partition("?")[0])
+
+
+def command_lines() -> str:
+    lines = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            lines.append((process / "cmdline").read_bytes() + (process / "environ").read_bytes())
+    return b"\n".join(lines).decode(errors="replace")
+
+
+def test_the_password_is_in_no_process_list_log_repr_or_actor_name(
+    ray_session: None, server: EmbeddedServer, caplog: Any
+) -> None:
+    name = unique_name()
+    with ray_route.connect(name, server.url) as client:
+        options = {"namespace": name, "service": "svc", "replicas": 1, "redis_url": server.url}
+        with ray_route.deploy(Counter, **options) as deployment:
+            client.compute_linked_pod("u", "svc")
+            shown = [repr(client), repr(deployment), repr(server), repr(client._session.url)]
+            shown.append(repr(client._session.store))
+            shown.append(str(ray.util.list_named_actors(all_namespaces=True)))
+            shown.append(command_lines())
+            server.stop()
+            with pytest.raises(ray_route.StoreUnavailableError) as caught:
+                client.get_linked_pod_not_cache("u", "svc")
+            shown += [str(caught.value), repr(caught.value), str(caught.value.__cause__)]
+            eventually(lambda: "watch lost" in caplog.text, "the watch says that it is cut")
+            server.start()
+    logs = Path(ray.get_runtime_context().get_temp_dir()) / "session_latest" / "logs"
+    shown += [path.read_text(errors="replace") for path in logs.glob("*") if path.is_file()]
+    assert PASSWORD not in "\n".join([*shown, caplog.text])
+    end_router(name)
+
+
+def test_the_embedded_server_listens_on_loopback_only(client: Any) -> None:
+    store = client._session.store._client
+    assert store.info("server")["tcp_port"] == client._session.url.nodes[0][1]
+    assert store.config_get("bind")["bind"] == "127.0.0.1"
+    assert client._session.url.password
+
+
+def test_the_embedded_server_ends_with_its_parent(tmp_path: Path) -> None:
+    code = (
+        "from ray_route.store.embedded import EmbeddedServer; import sys;"
+        "s = EmbeddedServer().start(); print(s.pid, flush=True); sys.stdin.read()"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    os.kill(pid, 0)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    for pipe in (parent.stdout, parent.stdin):
+        assert pipe is not None
+        pipe.close()
+    eventually(lambda: not Path(f"/proc/{pid}").exists(), "the server ends too")
