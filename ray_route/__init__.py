@@ -21,14 +21,15 @@ from ray_route.errors import (
     StoreUnavailableError,
     UnsafeStoreError,
 )
-from ray_route.fenced import CurrentLink, current_link
-from ray_route.model import Explanation, Life, Link, LinkedPods, Pod, RoutingState
+from ray_route.fenced import CurrentLink, current_agent, current_link
+from ray_route.model import DrainProgress, Explanation, Life, Link, LinkedPods, Pod, RoutingState
 
 __all__ = [
     "AsyncRouteClient",
     "ConfigError",
     "CurrentLink",
     "Deployment",
+    "DrainProgress",
     "Explanation",
     "FencedError",
     "InvalidInputError",
@@ -51,6 +52,7 @@ __all__ = [
     "__version__",
     "connect",
     "connect_async",
+    "current_agent",
     "current_link",
     "deploy",
 ]

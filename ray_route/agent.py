@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import ray
 
 from ray_route.admission import Admissions, Membership, Verdict
+from ray_route.attendance import Attendance, Hook
 from ray_route.clock import Deadline, now
 from ray_route.errors import (
     FencedError,
@@ -25,7 +27,7 @@ from ray_route.errors import (
     StoreUnavailableError,
 )
 from ray_route.gateway import Gateway, resolve_url
-from ray_route.model import Link, RoutingState, check_name, check_pod
+from ray_route.model import Link, RoutingState, check_name, check_pod, check_uid
 from ray_route.processes import identify
 from ray_route.steps import run
 from ray_route.store.pods import Identity, PodCalls
@@ -33,27 +35,31 @@ from ray_route.store.url import StoreUrl
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_TIMEOUT_S = 30.0
 _CLAIM_S = 30.0
 _CLAIM_RETRY_S = 0.25
 _ASK_S = 2.0
 _STOP_S = 5.0
-
-Hook = Callable[[str], Any]
+_ADMITTERS = 32
 
 
 class PodAgent:
     """A pod's membership in a service.
 
-    Usable inside a `deploy()`ed pod and by hand in any Ray actor or process that has joined Ray.
+    Usable inside a `deploy()`ed pod (`ray_route.current_agent()`) and by hand in any Ray actor
+    or process that has joined Ray.
 
     Args:
         namespace, service, pod: what to claim.
         redis_url: as for `connect`.
         actor: name of the Ray actor (in Ray namespace `ray_route`) that callers reach it by.
         on_acquire: called with the uid before its first call under a new epoch.
+        on_release: called with the uid after its last call here, before it is anyone else's;
+            also when its link has ended unused.
         on_lost: called once when an incarnation ends against the agent's will (frozen for too
             long, declared gone). Without it the agent claims the index anew.
-        cpu_factor: weight of waiting calls in the load; the rest is the load state.
+        cpu_factor: weight of running calls in the load, 0 to 1; the rest is the load state.
+        options: of `RouteConfig`.
 
     """
 
@@ -66,6 +72,7 @@ class PodAgent:
         redis_url: str | StoreUrl | None = None,
         actor: str = "",
         on_acquire: Hook | None = None,
+        on_release: Hook | None = None,
         on_lost: Callable[[], None] | None = None,
         cpu_factor: float = 0.0,
         **options: Any,
@@ -80,19 +87,22 @@ class PodAgent:
         self._redis_url = redis_url
         self._actor = actor
         self._on_acquire = on_acquire
+        self._on_release = on_release
         self._on_lost = on_lost
         self._cpu_factor = cpu_factor
         self._options = options
         self._load_state: float | None = None
         self._state = RoutingState.READY
-        self._running = 0
         self._stopping = threading.Event()
-        self._acquiring: dict[tuple[str, int], Future[None]] = {}
+        self._confirming: dict[tuple[str, int], Future[float]] = {}
         self._seen: dict[int, int] = {}
         self._lock = threading.Lock()
-        self._gateway: Gateway | None = None
+        self._gateway_or_none: Gateway | None = None
         self._admissions: Admissions | None = None
+        self._attendance: Attendance | None = None
         self._thread = threading.Thread(target=self._beat, name="ray_route-agent", daemon=True)
+        # Not the event loop's default threads: the user's hooks may need those to return.
+        self.admitters = ThreadPoolExecutor(_ADMITTERS, thread_name_prefix="ray_route-admit")
 
     # Membership.
 
@@ -104,68 +114,102 @@ class PodAgent:
         """
         deadline = Deadline.after(timeout)
         url = resolve_url(self._redis_url, deadline)
-        self._gateway = Gateway(self.namespace, url, self._options, deadline)
-        self._calls = PodCalls(self._gateway.keys)
-        self._who = Identity(self.service, self.pod, identify(), self._gateway.node, self._actor)
+        gateway = Gateway(self.namespace, url, self._options, deadline)
+        self._gateway_or_none = gateway
+        self._calls = PodCalls(gateway.keys)
+        self._who = Identity(self.service, self.pod, identify(), gateway.node, self._actor)
         self._claim(deadline)
         self._thread.start()
         return self
 
+    @property
+    def _gateway(self) -> Gateway:
+        if self._gateway_or_none is None:
+            raise self._unavailable("its agent has not been started")
+        return self._gateway_or_none
+
+    @property
+    def _serving(self) -> Admissions:
+        if self._admissions is None:
+            raise self._unavailable("its agent has not been started")
+        return self._admissions
+
+    @property
+    def incarnation(self) -> int:
+        """The number of this life."""
+        return self._serving.membership.incarnation
+
     def _claim(self, deadline: Deadline) -> None:
-        assert self._gateway is not None
-        lease_s = self._gateway.config.pod_lease_s
-        while True:
+        while not self._stopping.is_set():
             asked_at = now()
-            call = self._calls.claim(self._who, lease_s, self._state)
+            call = self._calls.claim(self._who, self._gateway.config.pod_lease_s, self._state)
             status, number = self._gateway.store.one(call)
             if status == b"ok":
-                membership = Membership(int(number), lease_s, asked_at)
-                self._admissions = Admissions(self.pod, membership)
-                logger.info("pod %d of %s is incarnation %s", self.pod, self.service, int(number))
-                self._tell_router("records", self.service)
+                self._begin(int(number), asked_at)
                 return
             deadline.check(f"the lease of the present owner of pod {self.pod} of {self.service}")
             # A crashed owner need not be waited for: the router looks for its process.
-            self._tell_router("look_for", self.service, self.pod)
+            self._ask_router("look_for", self.service, self.pod)
             self._stopping.wait(min(_CLAIM_RETRY_S, int(number) / 1000))
 
-    def _tell_router(self, method: str, *args: Any) -> None:
+    def _begin(self, incarnation: int, asked_at: float) -> None:
+        """Serve under a new incarnation; take orders for it, and for the one before no more."""
+        membership = Membership(incarnation, self._gateway.config.pod_lease_s, asked_at)
+        admissions = Admissions(self.pod, membership)
+        if self._attendance is not None:
+            self._attendance.end()
+        self._admissions = admissions
+        self._attendance = Attendance(
+            self._gateway, self.service, self.pod, admissions, self._on_release
+        )
+        logger.info("pod %d of %s is incarnation %d", self.pod, self.service, incarnation)
+        # Let the router look now; nobody waits for that, the lease must be renewed in time.
+        self._gateway.router.records.remote(self.service)
+
+    def _ask_router(self, method: str, *args: Any) -> None:
         """Have the router look now; if it can't, it will by itself within a heartbeat."""
-        assert self._gateway is not None
         with contextlib.suppress(RouteError, ray.exceptions.RayError):
             run(self._gateway.ask(method, *args), Deadline.after(_ASK_S))
 
     def stop(self) -> None:
-        """Refuse everything from now on, and give the index back at once."""
+        """Admit nothing more, let running calls end (5 s), and give the index back at once."""
         self._stopping.set()
-        admissions, gateway = self._admissions, self._gateway
-        if admissions is None or gateway is None:
-            return
-        admissions.membership.end()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(_STOP_S)
-        gateway.store.one(self._calls.resign(self._who, admissions.membership.incarnation))
-        self._tell_router("records", self.service)
-        gateway.close()
+        if self._gateway_or_none is None:
+            return
+        admissions = self._admissions
+        if admissions is not None:
+            admissions.close()
+            admissions.wait_idle(Deadline.after(_STOP_S))
+            admissions.membership.end()
+        if self._attendance is not None:
+            self._attendance.end()
+        try:
+            if admissions is not None:
+                call = self._calls.resign(self._who, admissions.membership.incarnation)
+                self._gateway.store.one(call)
+                self._ask_router("records", self.service)
+        finally:
+            self._gateway.close()
 
     def _beat(self) -> None:
-        assert self._gateway is not None
         while not self._stopping.wait(self._gateway.config.heartbeat_s):
             try:
                 self._renew()
             except RouteError as error:
                 logger.warning("pod %d of %s could not renew: %s", self.pod, self.service, error)
+            except Exception:
+                logger.exception("pod %d of %s could not renew", self.pod, self.service)
 
     def _renew(self) -> None:
-        assert self._gateway is not None
         membership = self._serving.membership
         asked_at = now()
         if not membership.is_alive():
             self._lost("its lease ran out before it was renewed")
             return
-        call = self._calls.renew(
-            self._who, membership.incarnation, self.get_load_state(), self._state
-        )
+        load = self.get_load_state()
+        call = self._calls.renew(self._who, membership.incarnation, load, self._state)
         status = self._gateway.store.one(call)
         if status != b"ok":
             membership.end()
@@ -178,43 +222,143 @@ class PodAgent:
         if self._on_lost is not None:
             self._stopping.set()
             self._on_lost()
-        else:
-            self._claim(Deadline.after(_CLAIM_S))
+            return
+        if self._on_release is not None:
+            for uid in self._serving.holdings():
+                self._on_release(uid)
+        self._state = RoutingState.READY
+        self._claim(Deadline.after(_CLAIM_S))
 
-    @property
-    def _serving(self) -> Admissions:
-        if self._admissions is None:
-            raise PodUnavailableError(
-                reason="its agent has not been started",
-                may_have_run=False,
-                namespace=self.namespace,
-                service=self.service,
-                pod=self.pod,
-            )
-        return self._admissions
-
-    @property
-    def incarnation(self) -> int:
-        """The number of this life."""
-        return self._serving.membership.incarnation
-
-    # Load.
+    # Load and routing state.
 
     def set_load_state(self, load: float | None) -> None:
         """Report this load, in units of one uid, from the next heartbeat on.
 
-        None returns to the default: the number of uids admitted by this incarnation.
+        None returns to the default: the number of uids that this incarnation holds. Raises
+        `InvalidInputError` for what is no finite number from 0 on.
         """
+        if load is not None:
+            try:
+                load = float(load)
+            except (TypeError, ValueError):
+                load = math.nan
+            if not (math.isfinite(load) and load >= 0):
+                raise InvalidInputError(
+                    argument="load", value=load, reason="must be a finite number from 0 on"
+                )
         self._load_state = load
 
     def get_load_state(self) -> float:
-        """Return the weighted load: cpu_factor * waiting + (1 - cpu_factor) * load state."""
+        """Return the weighted load: cpu_factor * running + (1 - cpu_factor) * load state."""
         state = float(len(self._serving)) if self._load_state is None else self._load_state
-        return self._cpu_factor * self._running + (1 - self._cpu_factor) * state
+        return self._cpu_factor * self._serving.running + (1 - self._cpu_factor) * state
+
+    def set_routing_state(
+        self, state: RoutingState | str, *, timeout: float = DEFAULT_TIMEOUT_S
+    ) -> None:
+        """Set what this pod accepts; returns when no placement made before is under way.
+
+        `SHUTDOWN` first refuses all calls and lets the running ones end; after it the pod's
+        links go to others at their next touch. To move them one by one, with hooks: drain.
+        """
+        wanted = _routing_state(state)
+        deadline = Deadline.after(timeout)
+        serving = self._serving
+        if wanted is RoutingState.SHUTDOWN:
+            serving.close()
+            if not serving.wait_idle(deadline):
+                serving.reopen_all()
+                deadline.check("the calls that run on this pod")
+        args = (self.service, self.pod, serving.membership.incarnation, wanted)
+        run(self._gateway.ask("set_state", *args), deadline)
+        self._state = wanted
+        if wanted is not RoutingState.SHUTDOWN:
+            serving.reopen_all()
 
     def get_routing_state(self) -> RoutingState:
         """Return what this pod accepts."""
         return self._state
+
+    # Links. All are written by the router, by way of their present owner if that is alive.
+
+    def set_linked_pod(
+        self,
+        uid: str,
+        pod: int | None = None,
+        persistent: bool = True,  # noqa: FBT001, FBT002 - the API's own signature
+        *,
+        timeout: float = DEFAULT_TIMEOUT_S,
+    ) -> Link:
+        """Link a uid to `pod` (None: this one), whoever holds it.
+
+        A living owner gives it up first: its calls end, its `on_release` runs. Never call this
+        for a uid from within a call for that uid: it would wait for itself. Raises
+        `PodUnavailableError` if the owner keeps it or the target takes none.
+        """
+        target = self._target(uid, pod)
+        asked = self._gateway.ask(
+            "set_link", self.service, uid, target, persistent=persistent, timeout_s=timeout
+        )
+        link: Link = run(asked, Deadline.after(timeout))
+        return link
+
+    def try_set_linked_pod(
+        self,
+        uid: str,
+        pod: int | None = None,
+        persistent: bool = True,  # noqa: FBT001, FBT002 - the API's own signature
+        *,
+        steal: bool = False,
+        timeout: float = DEFAULT_TIMEOUT_S,
+    ) -> tuple[bool, Link]:
+        """Link a uid to `pod` (None: this one) unless another living pod holds it.
+
+        Returns whether it is linked there now, and the link that holds. With `steal` a living
+        owner gives it up first.
+        """
+        target = self._target(uid, pod)
+        asked = self._gateway.ask(
+            "try_set_link",
+            self.service,
+            uid,
+            target,
+            persistent=persistent,
+            steal=steal,
+            timeout_s=timeout,
+        )
+        outcome: tuple[bool, Link] = run(asked, Deadline.after(timeout))
+        return outcome
+
+    def remove_linked_pod(
+        self, uid: str, after_s: float = 0, *, timeout: float = DEFAULT_TIMEOUT_S
+    ) -> bool:
+        """Remove a uid's link, whoever holds it, now or after some seconds; say if there was one.
+
+        A later removal is never undone by use, only by setting the link anew.
+        """
+        return self._remove(uid, None, after_s, timeout)
+
+    def remove_linked_pod_with_id(
+        self, uid: str, pod: int, after_s: float = 0, *, timeout: float = DEFAULT_TIMEOUT_S
+    ) -> bool:
+        """Do the same, but only if `pod` holds it."""
+        return self._remove(uid, check_pod(pod), after_s, timeout)
+
+    def _remove(self, uid: str, pod: int | None, after_s: float, timeout: float) -> bool:
+        check_uid(uid)
+        if isinstance(after_s, bool) or not isinstance(after_s, (int, float)) or not after_s >= 0:
+            raise InvalidInputError(
+                argument="after_s", value=after_s, reason="must be a number of seconds from 0 on"
+            )
+        asked = self._gateway.ask(
+            "remove_link", self.service, uid, pod, after_s=after_s, timeout_s=timeout
+        )
+        removed: bool = run(asked, Deadline.after(timeout))
+        return removed
+
+    def _target(self, uid: str, pod: int | None) -> int:
+        check_uid(uid)
+        return self.pod if pod is None else check_pod(pod)
 
     # Admission.
 
@@ -222,61 +366,100 @@ class PodAgent:
         """Return if this pod owns the uid under that epoch now; run `on_acquire` if it is new.
 
         Raises `FencedError` if it does not, `StoreUnavailableError` if that can't be confirmed.
-        The user's code must not run in either case.
+        The user's code must not run in either case. `serving` also covers the time that it runs.
         """
-        while True:
-            verdict, reason = self._serving.check(uid, epoch, incarnation)
-            if verdict is Verdict.ADMIT:
-                return
-            if verdict is Verdict.REFUSE:
-                raise self._fenced(uid, epoch, reason, may_have_run=False)
-            self._confirm_once(uid, epoch)
+        self.enter(uid, epoch, incarnation).leave(uid)
 
-    def admits_now(self, uid: str, epoch: int, incarnation: int) -> bool:
-        """True if `admit` would return without asking Redis; never blocks."""
-        return self._serving.check(uid, epoch, incarnation)[0] is Verdict.ADMIT
+    @contextlib.contextmanager
+    def serving(self, uid: str, epoch: int, incarnation: int) -> Iterator[None]:
+        """Admit a call for as long as it runs, and check again before its result may leave.
 
-    def recheck(self, uid: str, epoch: int) -> None:
-        """Return if the uid is still owned after its call has run; else raise `FencedError`."""
+        Raises what `admit` raises, before; `FencedError` with `may_have_run` after, if the uid
+        was lost meanwhile. While it runs, a release of the uid waits.
+        """
+        admissions = self.enter(uid, epoch, incarnation)
         try:
-            self.admit(uid, epoch, self.incarnation)
+            yield
+            self.recheck(admissions, uid, epoch)
+        finally:
+            admissions.leave(uid)
+
+    def try_enter(self, uid: str, epoch: int, incarnation: int) -> Admissions | None:
+        """Begin to serve a call if that takes no I/O; None if Redis must be asked."""
+        admissions = self._serving
+        verdict, reason = admissions.enter(uid, epoch, incarnation)
+        if verdict is Verdict.REFUSE:
+            raise self._fenced(uid, epoch, reason, may_have_run=False)
+        return admissions if verdict is Verdict.ADMIT else None
+
+    def enter(self, uid: str, epoch: int, incarnation: int) -> Admissions:
+        """Begin to serve a call, asking Redis if need be; end it with `Admissions.leave`."""
+        admissions = self.try_enter(uid, epoch, incarnation)
+        if admissions is not None:
+            return admissions
+        admissions = self._serving
+        reason = admissions.take(uid, epoch, self._confirm_once(admissions, uid, epoch))
+        if reason:
+            raise self._fenced(uid, epoch, reason, may_have_run=False)
+        return admissions
+
+    def still_serves(self, admissions: Admissions, uid: str, epoch: int) -> bool:
+        """True if the result of a call may leave; False if Redis must be asked first."""
+        verdict, reason = admissions.still(uid, epoch)
+        if verdict is Verdict.REFUSE:
+            raise self._fenced(uid, epoch, reason, may_have_run=True)
+        return verdict is Verdict.ADMIT
+
+    def recheck(self, admissions: Admissions, uid: str, epoch: int) -> None:
+        """Return if the result of a call that has run may leave; else raise `FencedError`."""
+        if self.still_serves(admissions, uid, epoch):
+            return
+        try:
+            self._confirm_once(admissions, uid, epoch)
         except RouteError as error:
             reason = getattr(error, "reason", str(error))
             raise self._fenced(uid, epoch, reason, may_have_run=True) from error
 
-    def _confirm_once(self, uid: str, epoch: int) -> None:
-        """Confirm a uid's link from Redis; callers of the same uid wait for the first one."""
-        mine: Future[None] = Future()
+    def _confirm_once(self, admissions: Admissions, uid: str, epoch: int) -> float:
+        """Confirm a uid's link from Redis; return when that lease ends.
+
+        Callers of the same uid wait for the first of them.
+        """
+        mine: Future[float] = Future()
         with self._lock:
-            first = self._acquiring.setdefault((uid, epoch), mine)
+            first = self._confirming.setdefault((uid, epoch), mine)
         if first is not mine:
-            first.result(_CLAIM_S)
-            return
+            try:
+                return first.result(_CLAIM_S)
+            except TimeoutError as error:
+                raise self._unavailable(f"on_acquire({uid!r}) takes too long") from error
         try:
-            self._confirm(uid, epoch)
+            lease_end = self._confirm(admissions, uid, epoch)
         except BaseException as error:
             mine.set_exception(error)
             raise
         else:
-            mine.set_result(None)
+            mine.set_result(lease_end)
+            return lease_end
         finally:
             with self._lock:
-                del self._acquiring[uid, epoch]
+                del self._confirming[uid, epoch]
 
-    def _confirm(self, uid: str, epoch: int) -> None:
-        serving = self._serving
+    def _confirm(self, admissions: Admissions, uid: str, epoch: int) -> float:
         asked_at = now()
         link = self._read(uid)
-        reason = serving.judge(epoch, link)
-        if not reason and link is not None:
-            if serving.is_new(uid, epoch) and self._on_acquire is not None:
-                self._on_acquire(uid)
-            reason = serving.hold(uid, epoch, asked_at + link.lease_s)
+        reason = admissions.judge_link(epoch, link)
+        if reason or link is None:
+            raise self._fenced(uid, epoch, reason, may_have_run=False)
+        lease_end = asked_at + link.lease_s
+        if admissions.is_new(uid, epoch) and self._on_acquire is not None:
+            self._on_acquire(uid)
+        reason = admissions.hold(uid, epoch, lease_end)
         if reason:
             raise self._fenced(uid, epoch, reason, may_have_run=False)
+        return lease_end
 
     def _read(self, uid: str) -> Link | None:
-        assert self._gateway is not None
         gateway = self._gateway
         shard = gateway.keys.shard(uid)
         call = gateway.links.read(self._seen.get(shard, 0), shard, [(self.service, uid)])
@@ -285,19 +468,17 @@ class PodAgent:
             raise StoreUnavailableError(
                 address=gateway.url.address, reason=f"it has lost writes to shard {shard}"
             )
-        self._seen[shard] = reply.counter
+        self._seen[shard] = max(reply.counter, self._seen.get(shard, 0))
         return reply.links[0]
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Count a call as waiting while it runs."""
-        with self._lock:
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._running -= 1
+    def _unavailable(self, reason: str) -> PodUnavailableError:
+        return PodUnavailableError(
+            reason=reason,
+            may_have_run=False,
+            namespace=self.namespace,
+            service=self.service,
+            pod=self.pod,
+        )
 
     def _fenced(self, uid: str, epoch: int, reason: str, *, may_have_run: bool) -> FencedError:
         return FencedError(
@@ -309,3 +490,12 @@ class PodAgent:
             pod=self.pod,
             epoch=epoch,
         )
+
+
+def _routing_state(state: RoutingState | str) -> RoutingState:
+    try:
+        return RoutingState(state)
+    except ValueError as error:
+        raise InvalidInputError(
+            argument="state", value=state, reason="must be READY, DENY_NEW or SHUTDOWN"
+        ) from error

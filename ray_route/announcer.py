@@ -12,7 +12,7 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ray_route.errors import StoreUnavailableError
+from ray_route.errors import RouteError
 from ray_route.model import Life, PodRecord, RoutingState
 from ray_route.store.connect import AsyncStore
 from ray_route.store.keys import Keys
@@ -68,14 +68,14 @@ BEAT = Change("beat")
 class Announcer:
     """Appends changes in order, again and again until Redis takes them."""
 
-    def __init__(self, store: AsyncStore, keys: Keys, router: int) -> None:
+    def __init__(self, store: AsyncStore, keys: Keys) -> None:
+        self.router = 0
         self._store = store
         self._keys = keys
-        self._router = router
         self._number = 0
         self._waiting: list[Change] = []
         self._wake = asyncio.Event()
-        self.position = Position("0-0", router, 0)
+        self.position = Position("0-0", 0, 0)
 
     def announce(self, change: Change) -> None:
         """Queue a change."""
@@ -95,11 +95,11 @@ class Announcer:
         """Append one change and move on to its position."""
         self._number += 1
         entry = await self._append(self._entry(change))
-        self.position = Position(entry, self._router, self._number)
+        self.position = Position(entry, self.router, self._number)
 
     def _entry(self, change: Change) -> Call:
         fields = {
-            "router": self._router,
+            "router": self.router,
             "number": self._number,
             "kind": change.kind,
             "service": change.service,
@@ -113,6 +113,6 @@ class Announcer:
             try:
                 added: bytes = await self._store.one(entry)
                 return added.decode()
-            except StoreUnavailableError as error:
+            except RouteError as error:
                 logger.warning("the change stream waits for Redis: %s", error)
                 await asyncio.sleep(_RETRY_S)

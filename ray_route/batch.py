@@ -1,209 +1,217 @@
 """Bulk look-ups that go around the router: links as stored, read from Redis shard by shard.
 
-Small batches are read by the calling process, large ones by stateless Ray tasks. What crosses a
-process border is flat: uids as they are, answers as an array of codes and the few owners that
-they stand for.
+Small batches are read by the calling process, large ones by stateless Ray tasks, each of which
+takes a slice of the uids and fans out over the shards (and in a Cluster over the masters). What
+crosses a process border is flat: a slice travels as one string of bytes, its answer as one byte
+per uid and the few owners that those stand for.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
 
-from ray_route.errors import PartialBatchError, RouteError
+from ray_route.clock import Deadline
+from ray_route.errors import InvalidInputError, PartialBatchError, RouteError, RouteTimeoutError
 from ray_route.model import Link, LinkedPods
 from ray_route.steps import Blocking, Remote, Steps
+from ray_route.store.bulk import FIRST_OWNER, BulkReader, Owned
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
-from ray_route.store.links import MAX_UIDS
-from ray_route.store.scripts import Call
 from ray_route.store.url import StoreUrl
 
 if TYPE_CHECKING:
     from ray_route.session import Session
 
-# Below this a task costs more than it saves.
-_IN_PROCESS = 10_000
+Progress = Callable[[int, int], None]
+
+# Up to here the calling process reads by itself.
+IN_PROCESS = 100_000
+_UIDS_PER_READ = 25_000
 _UIDS_PER_TASK = 50_000
-_MISSING = b""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """The uids of one shard, and the highest counter that the caller has seen for it."""
+class BatchOptions:
+    """How a batch is read; see `RouteClient.batch_get_linked_pod`."""
 
-    shard: int
-    seen: int
-    uids: list[str]
+    num_cpus: float = 1.0
+    max_in_flight: int = 32
+    progress: Progress | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class PartAnswer:
-    """`codes[i]` is the place in `owners` of what holds uid i; `failed` are shards and reasons.
-
-    An owner is b"pod:incarnation", or empty for a uid without a link. The codes of a failed
-    shard are left out.
-    """
-
-    owners: list[bytes]
-    codes: array[int]
-    counters: dict[int, int]
-    failed: dict[int, str]
+    def __post_init__(self) -> None:
+        if not _is_number(self.num_cpus) or self.num_cpus < 0:
+            raise _bad("num_cpus", self.num_cpus, "must be a number from 0 on")
+        if not isinstance(self.max_in_flight, int) or self.max_in_flight < 1:
+            raise _bad("max_in_flight", self.max_in_flight, "must be an integer from 1 on")
+        if self.progress is not None and not callable(self.progress):
+            raise _bad("progress", self.progress, "must take (done, total)")
 
 
-def look_up(session: Session, service: str, uids: Sequence[str]) -> Steps[LinkedPods]:
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _bad(argument: str, value: object, reason: str) -> InvalidInputError:
+    return InvalidInputError(argument=argument, value=value, reason=reason)
+
+
+def look_up(
+    session: Session,
+    service: str,
+    uids: Sequence[str],
+    deadline: Deadline,
+    options: BatchOptions,
+) -> Steps[LinkedPods]:
     """Look many uids up; see `RouteClient.batch_get_linked_pod`."""
-    positions = _by_shard(session.keys, uids)
-    parts = [
-        Part(shard, session.seen(shard), [uids[place] for place in places])
-        for shard, places in positions.items()
-    ]
-    owners: list[bytes | None] = [None] * len(uids)
-    failed: dict[int, str] = {}
-    answers = yield from _answers(session, service, parts, len(uids))
-    for some, answer in answers:
-        failed.update(answer.failed)
-        codes = iter(answer.codes)
-        for part in some:
-            if part.shard in answer.failed:
-                continue
-            session.saw(part.shard, answer.counters[part.shard])
-            for place, code in zip(positions[part.shard], codes, strict=False):
-                owners[place] = answer.owners[code]
-    linked = _grouped(session, service, uids, owners)
-    if failed:
-        raise PartialBatchError(
-            address=session.url.address,
-            reason=next(iter(failed.values())),
-            shards=failed,
-            partial=linked,
-            namespace=session.namespace,
-            service=service,
-        )
-    return linked
+    batch = _Batch(session, service, uids, deadline)
+    size = _UIDS_PER_READ if len(uids) <= IN_PROCESS else _UIDS_PER_TASK
+    slices = [uids[start : start + size] for start in range(0, len(uids), size)]
+    read = _here(batch, slices) if len(uids) <= IN_PROCESS else _in_tasks(batch, slices, options)
+    try:
+        for some, step in read:
+            try:
+                batch.take(some, (yield step))
+            except (ray.exceptions.RayError, RouteError) as error:
+                batch.miss(some, f"{type(error).__name__}: {error}")
+            if options.progress is not None:
+                options.progress(batch.done, len(uids))
+    finally:
+        read.close()
+    return batch.result()
 
 
-def _by_shard(keys: Keys, uids: Sequence[str]) -> dict[int, list[int]]:
-    positions: dict[int, list[int]] = {}
-    for place, uid in enumerate(uids):
-        positions.setdefault(keys.shard(uid), []).append(place)
-    return positions
+_Read = Generator[tuple[Sequence[str], "Blocking | Remote"], None, None]
 
 
-def _answers(
-    session: Session, service: str, parts: list[Part], size: int
-) -> Steps[list[tuple[list[Part], PartAnswer]]]:
-    if size <= _IN_PROCESS:
-        what = f"Redis at {session.url.address}"
-        work = Blocking(lambda: read_parts(session.store, session.keys, service, parts), what)
-        return [(parts, (yield work))]
-    loads = list(_loads(parts))
-    task = ray.remote(_read_in_task).options(num_cpus=0.5, max_retries=2)
-    refs = [task.remote(session.url, session.keys, service, load) for load in loads]
-    answers = []
-    for load, ref in zip(loads, refs, strict=True):
-        try:
-            answer = yield Remote(ref, f"a task that reads {len(load)} shards")
-        except (ray.exceptions.RayError, RouteError) as error:
-            if isinstance(error, TimeoutError):
-                raise
-            failed = {part.shard: f"{type(error).__name__}: {error}" for part in load}
-            answer = PartAnswer([], array("i"), {}, failed)
-        answers.append((load, answer))
-    return answers
+def _here(batch: _Batch, slices: Sequence[Sequence[str]]) -> _Read:
+    session, deadline = batch.session, batch.deadline
+    for some in slices:
+
+        def work(some: Sequence[str] = some) -> Owned:
+            reader = BulkReader(session.store, session.keys, batch.service, batch.seen)
+            blob, separator = flat(some)
+            return reader.read(blob.split(separator), deadline)
+
+        yield some, Blocking(work, f"Redis at {session.url.address}")
 
 
-def _loads(parts: list[Part]) -> Iterator[list[Part]]:
-    load: list[Part] = []
-    for part in parts:
-        load.append(part)
-        if sum(len(some.uids) for some in load) >= _UIDS_PER_TASK:
-            yield load
-            load = []
-    if load:
-        yield load
+def _in_tasks(batch: _Batch, slices: Sequence[Sequence[str]], options: BatchOptions) -> _Read:
+    """Yield slices in order, each with its task; cancel tasks that are late or not wanted."""
+    session = batch.session
+    task = _read_slice.options(num_cpus=options.num_cpus, scheduling_strategy="SPREAD")
+    what = f"a task that reads links (it needs num_cpus={options.num_cpus:g})"
+    waiting = deque(slices)
+    under_way: deque[tuple[Sequence[str], Any]] = deque()
+    try:
+        while under_way or (waiting and batch.deadline.remaining()):
+            while waiting and len(under_way) < options.max_in_flight:
+                some, left_s = waiting.popleft(), batch.deadline.remaining()
+                about = (session.url, session.keys, batch.service, batch.seen, left_s)
+                under_way.append((some, task.remote(about, *flat(some))))
+            some, ref = under_way[0]
+            yield some, Remote(ref, what)
+            if batch.deadline.remaining():
+                under_way.popleft()
+            else:
+                ray.cancel(under_way.popleft()[1])
+        for some in waiting:
+            batch.miss(some, "the deadline passed")
+    finally:
+        for _, ref in under_way:
+            ray.cancel(ref)
+
+
+def flat(uids: Sequence[str]) -> tuple[bytes, bytes]:
+    """Join uids to one string of bytes; return it with the separator, which is in no uid."""
+    blob = "\0".join(uids).encode()
+    if blob.count(b"\0") == len(uids) - 1:
+        return blob, b"\0"
+    return b"\xff".join(map(str.encode, uids)), b"\xff"  # never part of UTF-8
 
 
 _stores: dict[StoreUrl, Store] = {}
 
 
-def _read_in_task(url: StoreUrl, keys: Keys, service: str, parts: list[Part]) -> PartAnswer:
+@ray.remote(max_retries=2)
+def _read_slice(
+    about: tuple[StoreUrl, Keys, str, Sequence[int], float], blob: bytes, separator: bytes
+) -> Owned:
+    url, keys, service, seen, left_s = about
     store = _stores.get(url)  # a worker process keeps its connections for the next task
     if store is None:
         store = _stores[url] = Store(url)
-    return read_parts(store, keys, service, parts)
+    reader = BulkReader(store, keys, service, seen)
+    return reader.read(blob.split(separator), Deadline.after(left_s))
 
 
-def read_parts(store: Store, keys: Keys, service: str, parts: Sequence[Part]) -> PartAnswer:
-    """Read parts with one MGET per shard and 500 keys, all in one pipeline."""
-    chunks = [
-        (part, part.uids[start : start + MAX_UIDS])
-        for part in parts
-        for start in range(0, len(part.uids), MAX_UIDS)
-    ]
-    replies = store.run([_mget(keys, service, part.shard, uids) for part, uids in chunks])
-    failed: dict[int, str] = {}
-    counters: dict[int, int] = {}
-    for (part, _), reply in zip(chunks, replies, strict=True):
-        problem = _problem(part, reply)
-        if problem:
-            failed[part.shard] = problem
-        else:
-            counters[part.shard] = _counter(reply[0])
-    places: dict[bytes, int] = {}
-    codes = array("i")
-    for (part, _), reply in zip(chunks, replies, strict=True):
-        if part.shard not in failed:
-            codes.extend(places.setdefault(_owner(value), len(places)) for value in reply[1:])
-    return PartAnswer(list(places), codes, counters, failed)
+class _Batch:
+    """Gathers the answers of slices, which come in input order."""
 
+    def __init__(
+        self, session: Session, service: str, uids: Sequence[str], deadline: Deadline
+    ) -> None:
+        self.session = session
+        self.service = service
+        self.deadline = deadline
+        self.done = 0
+        self.seen = array("q", map(session.seen, range(session.keys.shards)))
+        self._total = len(uids)
+        self._pods: dict[int, list[str]] = {}
+        self._missing: list[str] = []
+        self._unanswered: list[str] = []
+        self._owners: set[tuple[int, int]] = set()
+        self._failed: dict[int, str] = {}
 
-def _mget(keys: Keys, service: str, shard: int, uids: list[str]) -> Call:
-    counter = keys.counter(shard)
-    return Call(counter, ("MGET", counter, *(keys.link(shard, service, uid) for uid in uids)))
+    def take(self, uids: Sequence[str], owned: Owned) -> None:
+        """Take in what was found about a slice."""
+        owners = owned.owners[FIRST_OWNER:]
+        appends = [self._missing.append, self._unanswered.append]
+        appends += [self._pods.setdefault(pod, []).append for pod, _ in owners]
+        for append, uid in zip(map(appends.__getitem__, owned.codes), uids, strict=True):
+            append(uid)
+        self._owners.update(owners)
+        self._failed.update(owned.failed)
+        for shard, counter in owned.counters.items():
+            self.session.saw(shard, counter)
+        self.done += len(uids)
 
+    def miss(self, uids: Sequence[str], reason: str) -> None:
+        """Take in that a slice could not be read."""
+        self._failed.update(dict.fromkeys(map(self.session.keys.shard, uids), reason))
+        self._unanswered.extend(uids)
+        self.done += len(uids)
 
-def _problem(part: Part, reply: Any) -> str:
-    if isinstance(reply, RouteError):
-        return str(reply)
-    if _counter(reply[0]) < part.seen:
-        return f"Redis has lost writes to shard {part.shard}; they are being replayed"
-    return ""
+    def result(self) -> LinkedPods:
+        """Return the whole answer, or raise an error that carries what there is of it."""
+        linked = LinkedPods(dict(sorted(self._pods.items())), self._missing, self._unroutable())
+        if not self._unanswered:
+            return linked
+        facts = {
+            "partial": linked,
+            "unanswered": self._unanswered,
+            "namespace": self.session.namespace,
+            "service": self.service,
+        }
+        if not self.deadline.remaining():
+            what = f"{len(self._unanswered)} of {self._total} uids in {len(self._failed)} shards"
+            raise RouteTimeoutError(waiting_for=what, timeout_s=self.deadline.timeout_s, **facts)
+        raise PartialBatchError(
+            address=self.session.url.address,
+            reason=next(iter(self._failed.values())),
+            shards=self._failed,
+            **facts,
+        )
 
-
-def _counter(value: bytes | None) -> int:
-    return int(value.partition(b":")[0]) if value else 0
-
-
-def _owner(value: bytes | None) -> bytes:
-    if value is None:
-        return _MISSING
-    return value[: value.index(b":", value.index(b":") + 1)]
-
-
-def _grouped(
-    session: Session, service: str, uids: Sequence[str], owners: Sequence[bytes | None]
-) -> LinkedPods:
-    by_owner: dict[bytes, tuple[int, int]] = {}
-    pods: dict[int, list[str]] = {}
-    missing: list[str] = []
-    for uid, owner in zip(uids, owners, strict=True):
-        if owner is None:
-            continue  # its shard failed
-        if owner == _MISSING:
-            missing.append(uid)
-            continue
-        if owner not in by_owner:
-            pod, incarnation = owner.split(b":")
-            by_owner[owner] = (int(pod), int(incarnation))
-        pods.setdefault(by_owner[owner][0], []).append(uid)
-    unroutable = frozenset(
-        pod
-        for pod, incarnation in by_owner.values()
-        if not session.table.routable(service, Link(pod, incarnation, 0, False, 0))
-    )
-    return LinkedPods(pods, missing, unroutable)
+    def _unroutable(self) -> frozenset[int]:
+        table = self.session.table
+        return frozenset(
+            pod
+            for pod, incarnation in self._owners
+            if not table.routable(self.service, Link(pod, incarnation, 0, False, 0))
+        )

@@ -82,7 +82,7 @@ class LinkCache:
             held = self._entries.get(key)
             if held is None or (up_to_epoch is not None and held[0].epoch > up_to_epoch):
                 return None
-            del self._entries[key]
+            self._entries.pop(key, None)
         return held[0]
 
     def _remember(self, key: Key) -> None:

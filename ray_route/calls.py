@@ -62,7 +62,9 @@ def call(
             ref = handle._ray_route_call.remote(header, *args, **kwargs)
             result = yield Remote(ref, what, partial(ops.session.has_ended, service, link))
         except _GONE as error:
-            min_epoch = yield from ops.failed(uid, service, link)
+            if isinstance(error, ray.exceptions.RayTaskError):
+                raise  # the user's code met it elsewhere
+            min_epoch = yield from ops.failed(uid, service, link, error)
             if not idempotent:
                 raise _unavailable(ops, uid, service, link, error) from error
             continue
@@ -189,7 +191,7 @@ def _landed(
             error = died
         else:
             return answers
-    yield from ops.failed(uids[0], service, load.link)
+    yield from ops.failed(uids[0], service, load.link, error)
     if idempotent or ref is None:
         gone = FencedError(reason="its pod is gone", may_have_run=ref is not None)
         return [Refused(gone)] * len(uids)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, TypeVar
 
+from ray_route.batch import BatchOptions, Progress
 from ray_route.calls import call, call_many
 from ray_route.clock import Deadline
-from ray_route.errors import InvalidInputError
-from ray_route.model import Explanation, Link, LinkedPods, Pod
+from ray_route.model import DrainProgress, Explanation, Link, LinkedPods, Pod, check_duration
 from ray_route.operations import Operations
 from ray_route.session import Session, close_session, open_session
 from ray_route.steps import Steps, run, run_async
@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 60.0
+DRAIN_S = 300.0
 
 
 def connect(
@@ -58,13 +59,7 @@ async def connect_async(
 
 
 def _seconds(timeout: float | None) -> float:
-    if timeout is None:
-        return DEFAULT_TIMEOUT_S
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-        raise InvalidInputError(
-            argument="timeout", value=timeout, reason="must be a positive number of seconds"
-        )
-    return timeout
+    return DEFAULT_TIMEOUT_S if timeout is None else check_duration("timeout", timeout)
 
 
 class _Client:
@@ -164,13 +159,36 @@ class RouteClient(_Client):
         return self._run(self._ops.link_service(uid), timeout)
 
     def batch_get_linked_pod(
-        self, uids: Iterable[str], service: str, *, timeout: float | None = None
+        self,
+        uids: Iterable[str],
+        service: str,
+        *,
+        num_cpus: float = 1.0,
+        max_in_flight: int = 32,
+        progress: Progress | None = None,
+        timeout: float | None = None,
     ) -> LinkedPods:
         """Return the links of many uids as stored, read around the router; fills no cache.
 
+        Up to 100,000 uids are read by this process, more by stateless Ray tasks.
+
+        Args:
+            uids: any number; duplicates are answered as often as they are asked.
+            service: one service.
+            num_cpus: what each task asks of Ray. A cluster whose CPUs are all taken runs no
+                task: give 0 to run them all the same.
+            max_in_flight: tasks under way at a time.
+            progress: called with (uids done, uids in all) after each part, in the calling
+                thread or on the running event loop; what it raises ends the batch.
+            timeout: seconds.
+
         Raises `PartialBatchError` if shards failed: it names them and carries the other answers.
+        So does `RouteTimeoutError`: see their `partial` and `unanswered`.
+
         """
-        return self._run(self._ops.batch(uids, service), timeout)
+        deadline = Deadline.after(_seconds(timeout))
+        options = BatchOptions(num_cpus, max_in_flight, progress)
+        return run(self._ops.batch(uids, service, deadline, options), deadline)
 
     def actor(self, uid: str, service: str, *, timeout: float | None = None) -> Any:
         """Return the Ray handle of the uid's pod, placing the uid if need be.
@@ -225,6 +243,40 @@ class RouteClient(_Client):
     def pods(self, service: str, *, timeout: float | None = None) -> dict[int, Pod]:
         """Return all pods that the service ever had, by index, dead ones included."""
         return self._run(self._ops.pods(service), timeout)
+
+    def drain(
+        self,
+        service: str,
+        pod: int,
+        deadline_s: float = DRAIN_S,
+        *,
+        go_on: bool = False,
+        timeout: float | None = None,
+    ) -> Iterator[DrainProgress]:
+        """Drain one pod: no new uids, then uid by uid to others, then no calls any more.
+
+        Begins at once and costs no call: running ones end, others follow their uid. Yields
+        progress until one is `done`; stopping to iterate does not stop the drain. Past
+        `deadline_s` seconds it goes on if told so, else it stops with a `problem`: the pod then
+        serves what it has left and takes no new uids. `timeout` is for each answer.
+        """
+        self._run(self._ops.begin_drain(service, pod, deadline_s, go_on=go_on), timeout)
+        return self._drained(service, pod, deadline_s, go_on, timeout)
+
+    def _drained(
+        self,
+        service: str,
+        pod: int,
+        deadline_s: float,
+        go_on: bool,
+        timeout: float | None,
+    ) -> Iterator[DrainProgress]:
+        done = False
+        while not done:
+            asked = self._ops.watch_drain(service, pod, deadline_s, go_on=go_on)
+            progress = self._run(asked, timeout)
+            done = progress.done
+            yield progress
 
     def close(self) -> None:
         """Give the session back. The router, the pods and the links stay."""
@@ -304,10 +356,19 @@ class AsyncRouteClient(_Client):
         return await self._run(self._ops.link_service(uid), timeout)
 
     async def batch_get_linked_pod(
-        self, uids: Iterable[str], service: str, *, timeout: float | None = None
+        self,
+        uids: Iterable[str],
+        service: str,
+        *,
+        num_cpus: float = 1.0,
+        max_in_flight: int = 32,
+        progress: Progress | None = None,
+        timeout: float | None = None,
     ) -> LinkedPods:
         """See `RouteClient.batch_get_linked_pod`."""
-        return await self._run(self._ops.batch(uids, service), timeout)
+        deadline = Deadline.after(_seconds(timeout))
+        options = BatchOptions(num_cpus, max_in_flight, progress)
+        return await run_async(self._ops.batch(uids, service, deadline, options), deadline)
 
     async def actor(self, uid: str, service: str, *, timeout: float | None = None) -> Any:
         """See `RouteClient.actor`."""
@@ -347,6 +408,24 @@ class AsyncRouteClient(_Client):
     async def pods(self, service: str, *, timeout: float | None = None) -> dict[int, Pod]:
         """See `RouteClient.pods`."""
         return await self._run(self._ops.pods(service), timeout)
+
+    async def drain(
+        self,
+        service: str,
+        pod: int,
+        deadline_s: float = DRAIN_S,
+        *,
+        go_on: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncIterator[DrainProgress]:
+        """See `RouteClient.drain`; begins with the iteration."""
+        await self._run(self._ops.begin_drain(service, pod, deadline_s, go_on=go_on), timeout)
+        done = False
+        while not done:
+            asked = self._ops.watch_drain(service, pod, deadline_s, go_on=go_on)
+            progress = await self._run(asked, timeout)
+            done = progress.done
+            yield progress
 
     async def close(self) -> None:
         """See `RouteClient.close`."""

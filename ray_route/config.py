@@ -8,6 +8,8 @@ from typing import Any
 from ray_route.errors import ConfigError
 from ray_route.placement import Strategy, strategy_named
 
+_DURABLE = ("ttl_s", "margin_s", "shards", "heartbeat_s", "pod_lease_s", "staleness_s")
+
 
 @dataclass(frozen=True, slots=True)
 class RouteConfig:
@@ -26,6 +28,14 @@ class RouteConfig:
     """How often a pod renews, the router reads the pod table, and the watch hears something."""
     pod_lease_s: float = 10.0
     """How long a silent pod keeps its users."""
+    fast_failover: bool = False
+    """Believe Ray when it says that an actor died, before its process is known to have ended.
+
+    Users of a pod that Ray lost sight of move at once, and for up to `pod_lease_s` the old pod
+    may still serve callers that reach it.
+    """
+    restart_grace_s: float = 0.0
+    """How long users of a pod whose process ended wait for its restart before they move."""
     staleness_s: float = 10.0
     """How long near caches serve hits without having heard from the change stream."""
     placement: str | Strategy = "least_loaded"
@@ -54,8 +64,9 @@ class RouteConfig:
             raise ConfigError(
                 option="staleness_s", reason="must be at least three times heartbeat_s"
             )
-        if self.load_tolerance < 0:
-            raise ConfigError(option="load_tolerance", reason="must not be negative")
+        for option in ("load_tolerance", "restart_grace_s"):
+            if not getattr(self, option) >= 0:
+                raise ConfigError(option=option, reason="must not be negative")
         self.strategy()
 
     @property
@@ -69,6 +80,10 @@ class RouteConfig:
             return self.placement
         return strategy_named(self.placement, self.load_tolerance)
 
+    def durable(self) -> dict[str, Any]:
+        """Return the options that leases rest on: every process of a namespace needs the same."""
+        return {name: getattr(self, name) for name in _DURABLE}
+
     def differing(self, options: dict[str, Any]) -> list[str]:
         """Name the given options whose values are not the ones in force."""
         return [name for name, value in options.items() if not _same(getattr(self, name), value)]
@@ -81,6 +96,10 @@ class RouteConfig:
             if name not in known:
                 raise ConfigError(option=name, reason=f"is unknown; known are {sorted(known)}")
             default = known[name].default
+            if isinstance(default, bool):
+                if not isinstance(value, bool):
+                    raise ConfigError(option=name, reason=f"must be True or False, not {value!r}")
+                continue
             if isinstance(default, (int, float)) and (
                 isinstance(value, bool) or not isinstance(value, (int, float))
             ):

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import ray
 
+from ray_route.client import DRAIN_S, RouteClient
 from ray_route.clock import Deadline
-from ray_route.errors import ConfigError, InvalidInputError, PodUnavailableError, RouteTimeoutError
+from ray_route.errors import (
+    ConfigError,
+    InvalidInputError,
+    PodUnavailableError,
+    RouteError,
+    RouteTimeoutError,
+)
 from ray_route.fenced import CONTROL_GROUP, Birth, pod_class
 from ray_route.hosting import RAY_NAMESPACE
-from ray_route.model import Pod, check_name
+from ray_route.model import DrainProgress, Life, Pod, check_name
 from ray_route.session import Session, close_session, open_session
 from ray_route.steps import run
 
@@ -43,23 +50,42 @@ class Deployment:
         )
         return asked
 
-    def scale(self, replicas: int, timeout: float = _DEPLOY_S) -> None:
-        """Add pods until indexes 0 … `replicas` - 1 are there. Moves no uid.
+    def scale(self, replicas: int, deadline_s: float = DRAIN_S, timeout: float = _DEPLOY_S) -> None:
+        """Add pods, which moves no uid, or drain and end those of the highest indexes.
 
-        Raises `ConfigError` if that would take pods away.
+        Afterwards indexes 0 … `replicas` - 1 are alive. Raises `PodUnavailableError` if a pod
+        could not be drained within `deadline_s` seconds: it and those below it stay.
         """
         _check_replicas(replicas)
-        living = {index for index, pod in self.pods(timeout).items() if pod.life.value == "alive"}
-        if living and max(living) >= replicas:
-            raise ConfigError(
-                option="replicas",
-                reason=f"pods {sorted(living)} are alive: drain those from {replicas} on first",
-                service=self.service,
-            )
-        self._make.pods(sorted(set(range(replicas)) - living), Deadline.after(timeout))
+        pods = self.pods(timeout)
+        living = {index for index, pod in pods.items() if pod.life is Life.ALIVE}
+        for index in sorted(living - set(range(replicas)), reverse=True):
+            for progress in self.drain(index, deadline_s):
+                if progress.problem:
+                    raise PodUnavailableError(
+                        reason=f"it could not be drained: {progress.problem}",
+                        may_have_run=False,
+                        namespace=self.namespace,
+                        service=self.service,
+                        pod=index,
+                    )
+            _stop(pods[index].actor)
+        missing = sorted(set(range(replicas)) - living)
+        if missing:
+            self._make.pods(missing, Deadline.after(timeout))
+
+    def drain(
+        self, pod: int, deadline_s: float = DRAIN_S, *, go_on: bool = False
+    ) -> Iterator[DrainProgress]:
+        """Drain one pod; see `RouteClient.drain`. Its actor stays, and serves nothing."""
+        return RouteClient(self._session).drain(self.service, pod, deadline_s, go_on=go_on)
 
     def shutdown(self) -> None:
         """Stop all pods and give their indexes back. Links stay until their TTL ends."""
+        with contextlib.suppress(RouteError):
+            asked = self._session.ask("records", self.service)
+            for record in run(asked, Deadline.after(_STOP_S)):
+                self._session.table.update(self.service, record)
         for record in self._session.table.pods(self.service).values():
             if record.actor:
                 _stop(record.actor)
@@ -113,6 +139,9 @@ class _Maker:
             for handle in made:
                 ray.kill(handle, no_restart=True)
             raise
+        # The router must know them before anyone places a uid on the strength of this.
+        for record in run(self._session.ask("records", self._service), deadline):
+            self._session.table.update(self._service, record)
 
     def _pod(self, index: int) -> Any:
         name = f"ray_route:{self._session.namespace}:{self._service}:{index}"

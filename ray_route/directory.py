@@ -1,7 +1,7 @@
 """The router's mind: who is where, decided once.
 
-All that a namespace's router keeps in memory is here, and every decision about a link is made
-here. Knows Redis only by `store`, and nothing of Ray: tests run it on a bare event loop.
+Every decision about a link is made here. Knows Redis only by `store`, and nothing of Ray: tests
+run it on a bare event loop.
 """
 
 from __future__ import annotations
@@ -10,28 +10,20 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field, replace
 
 from ray_route.cache import LinkCache
+from ray_route.census import Census
+from ray_route.choice import Chooser
 from ray_route.clock import now
 from ray_route.config import RouteConfig
-from ray_route.errors import (
-    ConfigError,
-    InvalidInputError,
-    NoAvailablePodError,
-    PodUnavailableError,
-    RouteError,
-    RouterUnavailableError,
-)
-from ray_route.model import Link, Pod, PodRecord
-from ray_route.podtable import LoadBook, PodTable
+from ray_route.errors import RouteError, RouterUnavailableError
+from ray_route.model import Link, PodRecord
 from ray_route.shards import Build, Outcome, Shards, SupersededError
-from ray_route.store.connect import AsyncStore
 from ray_route.store.keys import Keys
-from ray_route.store.links import LinkCalls
-from ray_route.store.pods import PodCalls, parse_table
-from ray_route.store.scripts import script_call
+from ray_route.store.links import LinkCalls, Writer
+from ray_route.store.scripts import Call
 
 logger = logging.getLogger(__name__)
 
@@ -49,68 +41,37 @@ class _Batch:
     node: str | None
     uids: list[str] = field(default_factory=list)
     answers: Mapping[str, Answer] = field(default_factory=dict)
-    sent: bool = False
+    sent_at: float | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def answer(self, uid: str) -> Answer:
+        """Return a uid's answer, its lease shortened by what has passed since it was read.
+
+        Whoever joined late counts the lease from a request that was sent late.
+        """
+        answer = self.answers[uid]
+        if isinstance(answer, RouteError) or self.sent_at is None:
+            return answer
+        return replace(answer, lease_s=max(0.0, answer.lease_s - (now() - self.sent_at)))
 
 
 class Directory:
     """Finds, places and relinks. One per router; belongs to one event loop."""
 
-    def __init__(self, config: RouteConfig, store: AsyncStore, keys: Keys) -> None:
-        self.config = config
+    def __init__(self, config: RouteConfig, keys: Keys, census: Census, shards: Shards) -> None:
         self.keys = keys
-        self.table = PodTable()
-        self.loads = LoadBook()
         self.cache = LinkCache(config.router_cache_size)
         self.superseded = asyncio.Event()
-        self._store = store
+        self._census = census
+        self._shards = shards
         self._links = LinkCalls(keys, config)
-        self._pods = PodCalls(keys)
-        self.shards = Shards(store, keys, self._links)
-        self._strategy = config.strategy()
+        self._chooser = Chooser(census, config.strategy(), keys.namespace)
         self._forming: dict[tuple[str, str | None], _Batch] = {}
         self._under_way: dict[tuple[str, str], _Batch] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._decisions: deque[tuple[float, str, str, str]] = deque(maxlen=_DECISIONS_KEPT)
 
-    # The pod table.
-
-    async def refresh(self, service: str) -> list[PodRecord]:
-        """Read a service's pod table; return the records whose routing changed."""
-        return self.take_in(service, parse_table(await self._store.one(self._pods.table(service))))
-
-    def take_in(self, service: str, records: Iterable[PodRecord]) -> list[PodRecord]:
-        """Take in records just read; return those whose routing changed."""
-        changed = []
-        for record in records:
-            if self.table.update(service, record):
-                changed.append(record)
-            current = self.table.get(service, record.pod)
-            if current is record:
-                self.loads.report(service, record)
-        return changed
-
-    async def tables(self) -> dict[str, list[PodRecord]]:
-        """Read the pod tables of all services."""
-        names = sorted(name.decode() for name in await self._store.one(self._pods.services()))
-        replies = await self._store.run([self._pods.table(name) for name in names])
-        tables = {}
-        for name, reply in zip(names, replies, strict=True):
-            if isinstance(reply, RouteError):
-                raise reply
-            tables[name] = parse_table(reply)
-        return tables
-
-    async def declare_gone(self, service: str, pod: PodRecord, *, silent: bool) -> bool:
-        """Write an incarnation's death before anyone acts on it; say whether it is dead now."""
-        verdict = await self._store.one(self._pods.declare_gone(service, pod, silent=silent))
-        return bool(verdict in (b"ok", b"superseded"))
-
-    async def redis_time_us(self) -> int:
-        """Read Redis `TIME` in microseconds."""
-        return int(await self._store.one(script_call("time", [self.keys.meta], [])))
-
-    # Links.
+    # Many uids.
 
     async def compute(
         self, service: str, wanted: Mapping[str, int], node: str | None
@@ -132,7 +93,7 @@ class Directory:
             await batch.done.wait()
         if self.superseded.is_set():
             raise self._taken_over()
-        answers.update((uid, batch.answers[uid]) for uid, batch in waiting.items())
+        answers.update((uid, batch.answer(uid)) for uid, batch in waiting.items())
         return answers
 
     async def find(self, service: str, wanted: Mapping[str, int]) -> dict[str, Answer | None]:
@@ -142,7 +103,7 @@ class Directory:
             answers[uid] = self._cached(service, uid, min_epoch)
         unknown = [uid for uid, link in answers.items() if link is None]
         asked_at = now()
-        for uid, outcome in (await self._guarded(self.shards.read(service, unknown))).items():
+        for uid, outcome in (await self._guarded(self._shards.read(service, unknown))).items():
             if isinstance(outcome, RouteError):
                 answers[uid] = outcome
             elif outcome.link is not None:
@@ -150,51 +111,123 @@ class Directory:
                 answers[uid] = outcome.link
         return answers
 
-    async def set_if_absent(self, service: str, uid: str, pod: int, *, persistent: bool) -> Link:
-        """Link one uid to a chosen pod unless it has a link; return the link that holds."""
-        target = await self._target(service, pod)
-        outcomes = await self._write(
+    async def refresh(self, service: str, uids: Mapping[str, int]) -> dict[str, int]:
+        """Lengthen the lives of links in use; return those whose link is no longer that one."""
+
+        def build(writer: Writer, shard: int, some: list[str]) -> Call:
+            return self._links.refresh(writer, shard, service, some, [uids[uid] for uid in some])
+
+        outcomes = await self._guarded(self._shards.run(list(uids), build))
+        return _not_held(uids, outcomes)
+
+    async def not_held(self, service: str, uids: Mapping[str, int]) -> dict[str, int]:
+        """Return those uids whose link in Redis is no longer the one of that epoch."""
+        return _not_held(uids, await self._guarded(self._shards.read(service, list(uids))))
+
+    def _cached(self, service: str, uid: str, min_epoch: int) -> Link | None:
+        link = self.cache.get(service, uid, min_epoch)
+        routable = link is not None and self._census.table.routable(service, link)
+        return link if routable else None
+
+    # One uid.
+
+    async def read(self, service: str, uid: str) -> Link | None:
+        """Return what Redis holds; raise what stands in the way."""
+        return (await self._one(uid, self._shards.read(service, [uid]))).link
+
+    async def set_if_absent(
+        self, service: str, uid: str, target: PodRecord, *, persistent: bool
+    ) -> Link:
+        """Link a uid to a chosen pod unless it has a link; return the link that holds."""
+        outcome = await self._write_one(
             service,
-            [uid],
+            uid,
             lambda writer, shard, some: self._links.set_if_absent(
                 writer, shard, service, some, [_owner(target)], persistent=persistent
             ),
         )
-        outcome = outcomes[uid]
-        if isinstance(outcome, RouteError):
-            raise outcome
-        assert outcome.link is not None
-        if outcome.written:
-            self._count(service, uid, outcome.link, "set if absent")
-        return outcome.link
+        return self._counted(service, uid, outcome, "set if absent")
 
-    async def _target(self, service: str, pod: int) -> PodRecord:
-        """Return the pod if new links may go to it; unknown and closed ones are refused."""
-        record = self.table.get(service, pod)
-        if record is None or not record.available:
-            await self.refresh(service)
-            record = self.table.get(service, pod)
-        if record is None:
-            known = sorted(self.table.pods(service))
-            raise InvalidInputError(
-                argument="pod",
-                value=pod,
-                reason=f"is unknown; service {service!r} has pods {known}",
-                namespace=self.keys.namespace,
-            )
-        if not record.available:
-            raise self._unavailable(service, record, f"it takes no links: {record.describe()}")
-        return record
+    async def set(self, service: str, uid: str, target: PodRecord, *, persistent: bool) -> Link:
+        """Link a uid to a pod, whoever holds it: a living owner must have given it up before."""
+        outcome = await self._write_one(
+            service,
+            uid,
+            lambda writer, shard, some: self._links.set(
+                writer, shard, service, some, [_owner(target)], persistent=persistent
+            ),
+        )
+        return self._counted(service, uid, outcome, "set")
 
-    def _cached(self, service: str, uid: str, min_epoch: int) -> Link | None:
-        link = self.cache.get(service, uid, min_epoch)
-        return link if link is not None and self.table.routable(service, link) else None
+    async def try_set(
+        self,
+        service: str,
+        uid: str,
+        target: PodRecord,
+        held: Link | None,
+        *,
+        persistent: bool,
+    ) -> Link:
+        """Link a uid to a pod if it still holds the link that its caller has dealt with."""
+        outcome = await self._write_one(
+            service,
+            uid,
+            lambda writer, shard, some: self._links.try_set(
+                writer,
+                shard,
+                service,
+                some,
+                [_owner(target)],
+                [held.epoch if held else None],
+                persistent=persistent,
+            ),
+        )
+        return self._counted(service, uid, outcome, "try set")
+
+    async def remove(self, service: str, uid: str, held: Link, after_s: float) -> bool:
+        """Remove exactly that link, now or later; say whether it was there."""
+        meant = f"{held.pod}:{held.incarnation}:{held.epoch}"
+        outcome = await self._write_one(
+            service,
+            uid,
+            lambda writer, shard, some: self._links.remove_if(
+                writer, shard, service, some, [meant], after_s
+            ),
+        )
+        self.cache.drop(service, uid, held.epoch)
+        when = f" in {after_s:g} s" if after_s else ""
+        self._decide(service, uid, f"removed from pod {held.pod}{when}")
+        return outcome.written
+
+    async def give_away(
+        self, service: str, lost: Mapping[str, Link], node: str | None
+    ) -> dict[str, Answer]:
+        """Relink uids whose owner has ended or has given them up; its index first if it is back."""
+        try:
+            owners = self._chooser.propose(service, lost, node, lost)
+        except RouteError as refusal:
+            return dict.fromkeys(lost, refusal)
+
+        def build(writer: Writer, shard: int, some: list[str]) -> Call:
+            expected = [lost[uid].epoch for uid in some]
+            targets = [_owner(owners[uid]) for uid in some]
+            return self._links.relink(writer, shard, service, some, expected, targets)
+
+        outcomes = await self._place_at(service, owners, build)
+        answers: dict[str, Answer] = {}
+        for uid, outcome in outcomes.items():
+            if isinstance(outcome, RouteError):
+                answers[uid] = outcome
+            else:
+                why = f"relinked from pod {lost[uid].pod}"
+                answers[uid] = self._counted(service, uid, outcome, why)
+        return answers
 
     # Batches.
 
     def _join(self, service: str, uid: str, min_epoch: int, node: str | None) -> _Batch:
         batch = self._under_way.get((service, uid))
-        if batch is not None and not (batch.sent and min_epoch):
+        if batch is not None and not (batch.sent_at and min_epoch):
             return batch
         forming = self._forming.get((service, node))
         if forming is None:
@@ -206,10 +239,15 @@ class Directory:
 
     def _send_off(self, batch: _Batch) -> None:
         del self._forming[batch.service, batch.node]
-        batch.sent = True
+        batch.sent_at = now()
         task = asyncio.get_running_loop().create_task(self._settle(batch))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def quiet(self, service: str) -> None:
+        """Wait until every placement that is under way for a service has ended."""
+        for batch in {held for (of, _), held in self._under_way.items() if of == service}:
+            await batch.done.wait()
 
     async def _settle(self, batch: _Batch) -> None:
         try:
@@ -230,34 +268,27 @@ class Directory:
 
     async def _place(self, batch: _Batch) -> dict[str, Answer]:
         service = batch.service
-        if not self.table.available(service):
-            await self.refresh(service)
+        if not self._census.table.available(service):
+            await self._census.refresh(service)
         try:
-            owners = self._propose(service, batch.uids, batch.node)
+            owners = self._chooser.propose(service, batch.uids, batch.node)
         except RouteError as refusal:
-            outcomes = await self._guarded(self.shards.read(service, batch.uids))
-            return self._existing(service, outcomes, refusal)
-        try:
-            outcomes = await self._write(
-                service,
-                batch.uids,
-                lambda writer, shard, some: self._links.set_if_absent(
-                    writer, shard, service, some, [_owner(owners[uid]) for uid in some]
-                ),
-            )
-        finally:
-            self.loads.settle(service, owners.values())
-        return await self._adopted(batch, outcomes)
+            return await self._existing(batch, refusal)
 
-    def _existing(
-        self, service: str, outcomes: _Outcomes, refusal: RouteError
-    ) -> dict[str, Answer]:
+        def build(writer: Writer, shard: int, some: list[str]) -> Call:
+            targets = [_owner(owners[uid]) for uid in some]
+            return self._links.set_if_absent(writer, shard, service, some, targets)
+
+        return await self._adopted(batch, await self._place_at(service, owners, build))
+
+    async def _existing(self, batch: _Batch, refusal: RouteError) -> dict[str, Answer]:
         """Answer from what is there when nothing can be placed."""
         answers: dict[str, Answer] = {}
+        outcomes = await self._guarded(self._shards.read(batch.service, batch.uids))
         for uid, outcome in outcomes.items():
             if isinstance(outcome, RouteError):
                 answers[uid] = outcome
-            elif outcome.link is not None and self.table.routable(service, outcome.link):
+            elif outcome.link and self._census.table.routable(batch.service, outcome.link):
                 answers[uid] = outcome.link
             else:
                 answers[uid] = refusal
@@ -272,132 +303,62 @@ class Directory:
             if isinstance(outcome, RouteError):
                 answers[uid] = outcome
                 continue
-            link = outcome.link
-            assert link is not None
-            answers[uid] = link
-            if outcome.written:
-                self._count(service, uid, link, "placed")
-            elif not self.table.routable(service, link):
+            link = answers[uid] = self._counted(service, uid, outcome, "placed")
+            if not outcome.written and not self._census.table.routable(service, link):
                 strayed[uid] = link
         if strayed:
             answers.update(await self._relink(service, strayed, batch.node))
         return answers
 
     async def _relink(
-        self, service: str, strayed: dict[str, Link], node: str | None
+        self, service: str, strayed: Mapping[str, Link], node: str | None
     ) -> dict[str, Answer]:
-        """Give uids whose owner's life has ended to a living pod, the same index if it is back."""
-        await self.refresh(service)
+        """Give uids whose owner's life has ended to a living pod."""
+        await self._census.refresh(service)
+        table = self._census.table
         answers: dict[str, Answer] = {}
         lost: dict[str, Link] = {}
         for uid, link in strayed.items():
-            if self.table.routable(service, link):
+            if table.routable(service, link):
                 answers[uid] = link
-            elif self.table.has_ended(service, link):
+            elif table.has_ended(service, link):
                 lost[uid] = link
             else:
-                record = self.table.get(service, link.pod)
-                state = (
-                    record.describe() if record else "not in the pod table, which proves nothing"
-                )
-                answers[uid] = PodUnavailableError(
-                    reason=f"it is {state}",
-                    may_have_run=False,
-                    namespace=self.keys.namespace,
-                    service=service,
-                    uid=uid,
-                    pod=link.pod,
-                )
+                why = "the pod table lags behind its link, which proves nothing"
+                answers[uid] = self._census.unavailable(service, link.pod, why, uid)
         if lost:
-            answers.update(await self._give_away(service, lost, node))
+            answers.update(await self.give_away(service, lost, node))
         return answers
 
-    async def _give_away(
-        self, service: str, lost: dict[str, Link], node: str | None
-    ) -> dict[str, Answer]:
+    # Writing.
+
+    async def _place_at(
+        self, service: str, owners: Mapping[str, PodRecord], build: Build
+    ) -> _Outcomes:
+        """Run a verb that links uids to owners; meanwhile they count as the owners' load."""
+        self._census.loads.propose(service, owners.values())
         try:
-            owners = self._propose(service, list(lost), node, lost)
-        except RouteError as refusal:
-            return dict.fromkeys(lost, refusal)
-        try:
-            outcomes = await self._write(
-                service,
-                list(lost),
-                lambda writer, shard, some: self._links.relink(
-                    writer,
-                    shard,
-                    service,
-                    some,
-                    [lost[uid].epoch for uid in some],
-                    [_owner(owners[uid]) for uid in some],
-                ),
-            )
+            return await self._write(service, list(owners), build)
         finally:
-            self.loads.settle(service, owners.values())
-        answers: dict[str, Answer] = {}
-        for uid, outcome in outcomes.items():
-            if isinstance(outcome, RouteError):
-                answers[uid] = outcome
-                continue
-            assert outcome.link is not None
-            answers[uid] = outcome.link
-            if outcome.written:
-                self._count(service, uid, outcome.link, f"relinked from pod {lost[uid].pod}")
-        return answers
-
-    def _propose(
-        self,
-        service: str,
-        uids: Iterable[str],
-        node: str | None,
-        previous: Mapping[str, Link] | None = None,
-    ) -> dict[str, PodRecord]:
-        """Choose a pod for each uid, as if all that is under way to pods had arrived there."""
-        pods = self.table.available(service)
-        if not pods:
-            known = {pod.pod: pod.describe() for pod in self.table.pods(service).values()}
-            raise NoAvailablePodError(known=known, namespace=self.keys.namespace, service=service)
-        by_index = {pod.pod: pod for pod in pods}
-        load = self.loads.load(service, pods)
-        owners: dict[str, PodRecord] = {}
-        for uid in uids:
-            back = previous and by_index.get(previous[uid].pod)
-            owner = back or by_index[self._chosen(service, pods, load, uid, node)]
-            load[owner.pod] += 1
-            owners[uid] = owner
-        self.loads.propose(service, owners.values())
-        return owners
-
-    def _chosen(
-        self,
-        service: str,
-        pods: list[PodRecord],
-        load: Mapping[int, float],
-        uid: str,
-        node: str | None,
-    ) -> int:
-        try:
-            chosen = self._strategy(pods, load, uid, node)
-        except Exception as error:
-            raise ConfigError(
-                option="placement", reason=f"the strategy failed: {error!r}", service=service
-            ) from error
-        if chosen not in load:
-            raise ConfigError(
-                option="placement",
-                reason=f"the strategy chose {chosen!r}, which is not an available pod",
-                service=service,
-            )
-        return chosen
+            self._census.loads.settle(service, owners.values())
 
     async def _write(self, service: str, uids: list[str], build: Build) -> _Outcomes:
         """Run a verb and keep what holds afterwards."""
         asked_at = now()
-        outcomes = await self._guarded(self.shards.run(uids, build))
+        outcomes = await self._guarded(self._shards.run(uids, build))
         for uid, outcome in outcomes.items():
             if not isinstance(outcome, RouteError) and outcome.link is not None:
                 self.cache.put(service, uid, outcome.link, asked_at)
         return outcomes
+
+    async def _write_one(self, service: str, uid: str, build: Build) -> Outcome:
+        return await self._one(uid, self._write(service, [uid], build))
+
+    async def _one(self, uid: str, running: Awaitable[_Outcomes]) -> Outcome:
+        outcome = (await self._guarded(running))[uid]
+        if isinstance(outcome, RouteError):
+            raise outcome
+        return outcome
 
     async def _guarded(self, running: Awaitable[_Outcomes]) -> _Outcomes:
         try:
@@ -411,30 +372,21 @@ class Directory:
             namespace=self.keys.namespace, reason="a younger router has taken over"
         )
 
-    def _count(self, service: str, uid: str, link: Link, decision: str) -> None:
-        record = self.table.get(service, link.pod)
-        if record is not None and record.incarnation == link.incarnation:
-            self.loads.placed(service, record, link.epoch)
-        self._decisions.append((time.time(), service, uid, f"{decision}: pod {link.pod}"))
+    # Remembering.
 
-    # What operators see.
+    def _counted(self, service: str, uid: str, outcome: Outcome, decision: str) -> Link:
+        """Return the link that holds; if this call wrote it, count it and remember why."""
+        link = outcome.link
+        assert link is not None
+        if outcome.written:
+            record = self._census.table.get(service, link.pod)
+            if record is not None and record.incarnation == link.incarnation:
+                self._census.loads.placed(service, record, link.epoch)
+            self._decide(service, uid, f"{decision}: pod {link.pod}")
+        return link
 
-    def pods(self, service: str, redis_time_us: int) -> dict[int, Pod]:
-        """All pods of a service, as the last read of the table has them."""
-        return {
-            index: Pod(
-                pod=index,
-                state=record.state,
-                life=record.life,
-                load=self.loads.load(service, [record])[index],
-                links=self.loads.links(service, record),
-                node=record.node,
-                actor=record.actor,
-                incarnation=record.incarnation,
-                heartbeat_age_s=max(0, redis_time_us - record.heartbeat_us) / 1e6,
-            )
-            for index, record in sorted(self.table.pods(service).items())
-        }
+    def _decide(self, service: str, uid: str, text: str) -> None:
+        self._decisions.append((time.time(), service, uid, text))
 
     def decisions(self, service: str, uid: str) -> tuple[str, ...]:
         """The router's last decisions about a uid, oldest first, with their local time."""
@@ -444,15 +396,16 @@ class Directory:
             if of_uid == uid and of_service == service
         )
 
-    def _unavailable(self, service: str, record: PodRecord, reason: str) -> PodUnavailableError:
-        return PodUnavailableError(
-            reason=reason,
-            may_have_run=False,
-            namespace=self.keys.namespace,
-            service=service,
-            pod=record.pod,
-        )
-
 
 def _owner(pod: PodRecord) -> str:
     return f"{pod.pod}:{pod.incarnation}"
+
+
+def _not_held(uids: Mapping[str, int], outcomes: _Outcomes) -> dict[str, int]:
+    """Return the uids whose link is known to be another, or none; an error proves nothing."""
+    return {
+        uid: epoch
+        for uid, epoch in uids.items()
+        if isinstance(outcome := outcomes[uid], Outcome)
+        and (outcome.link is None or outcome.link.epoch != epoch)
+    }

@@ -191,7 +191,10 @@ class StoreUnavailableError(RouteError):
 
 
 class PartialBatchError(StoreUnavailableError):
-    """Some shards of a batch failed: `shards` says which and why, `partial` is the rest."""
+    """Some shards of a batch failed: `shards` says which and why.
+
+    `partial` is the answer of the others, `unanswered` the uids that are in no list of it.
+    """
 
     def __init__(
         self, *, address: str, reason: str, shards: dict[int, str], partial: Any, **ids: Any
@@ -202,7 +205,8 @@ class PartialBatchError(StoreUnavailableError):
 
     shards: dict[int, str]
     partial: Any
-    hint = "the answer for the other shards is in .partial; ask again for the rest"
+    unanswered: list[str] | None = None
+    hint = "the answer for the other shards is in .partial; ask again for .unanswered"
 
     def _what(self) -> str:
         return f"{len(self.shards)} shards failed at {self.address}: {self.reason}"
@@ -222,13 +226,18 @@ class RouterUnavailableError(RouteError):
 
 
 class RouteTimeoutError(RouteError, TimeoutError):
-    """A deadline passed. `waiting_for` says what had not come."""
+    """A deadline passed. `waiting_for` says what had not come.
+
+    That of a batch carries what had: `partial`, and `unanswered`, the uids in no list of it.
+    """
 
     def __init__(self, *, waiting_for: str, timeout_s: float, **ids: Any) -> None:
         super().__init__(waiting_for=waiting_for, timeout_s=timeout_s, **ids)
 
     waiting_for: str
     timeout_s: float
+    partial: Any = None
+    unanswered: list[str] | None = None
 
     def _what(self) -> str:
         return f"timed out after {self.timeout_s:g} s, waiting for {self.waiting_for}"

@@ -6,18 +6,20 @@ import asyncio
 import contextvars
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from ray_route.agent import Hook, PodAgent
-from ray_route.errors import RouteError
+from ray_route.agent import PodAgent
+from ray_route.attendance import Hook
+from ray_route.errors import FencedError, RouteError
 from ray_route.store.url import StoreUrl
 
 CONTROL_GROUP = "ray_route"
+_HOOK_S = 30.0
 Header = tuple[str, int, int, str]
 
 
@@ -47,7 +49,7 @@ class Refused:
 class Raised:
     """An error of the user's code within a batch of calls."""
 
-    error: Exception
+    error: BaseException
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,14 @@ _current: contextvars.ContextVar[CurrentLink | None] = contextvars.ContextVar(
 )
 
 
+_agent_here: PodAgent | None = None
+
+
+def current_agent() -> PodAgent | None:
+    """Return the agent of the pod that this process was deployed as; None elsewhere."""
+    return _agent_here
+
+
 def current_link() -> CurrentLink | None:
     """Return the link under which the running code was called; None outside a fenced call."""
     return _current.get()
@@ -78,48 +88,63 @@ def _under(agent: PodAgent, header: Header) -> Iterator[None]:
     link = CurrentLink(agent.service, uid, agent.pod, incarnation, epoch)
     token = _current.set(link)
     try:
-        with agent.running():
-            yield
+        yield
     finally:
         _current.reset(token)
 
 
-def _call(pod: Any, header: Header, *args: Any, **kwargs: Any) -> Any:
+def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
     """Run one call if this pod owns its uid."""
     uid, epoch, incarnation, method = header
     agent: PodAgent = pod._ray_route_agent
     try:
-        agent.admit(uid, epoch, incarnation)
+        admissions = agent.enter(uid, epoch, incarnation)
     except RouteError as error:
         return Refused(error)
-    with _under(agent, header):
-        result = getattr(pod, method)(*args, **kwargs)
     try:
-        agent.recheck(uid, epoch)
-    except RouteError as error:
-        return Refused(error)
+        with _under(agent, header):
+            result = getattr(pod, method)(*args, **kwargs)
+        agent.recheck(admissions, uid, epoch)
+    except FencedError as error:
+        return _own(agent, error)
+    finally:
+        admissions.leave(uid)
     return result
 
 
-async def _call_async(pod: Any, header: Header, *args: Any, **kwargs: Any) -> Any:
+async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
     """Run one call if this pod owns its uid."""
     uid, epoch, incarnation, method = header
     agent: PodAgent = pod._ray_route_agent
     try:
-        if not agent.admits_now(uid, epoch, incarnation):
-            await asyncio.to_thread(agent.admit, uid, epoch, incarnation)
+        admissions = agent.try_enter(uid, epoch, incarnation)
+        if admissions is None:
+            admissions = await _in_thread(agent, agent.enter, uid, epoch, incarnation)
     except RouteError as error:
         return Refused(error)
-    with _under(agent, header):
-        result = getattr(pod, method)(*args, **kwargs)
-        if inspect.isawaitable(result):
-            result = await result
     try:
-        if not agent.admits_now(uid, epoch, incarnation):
-            await asyncio.to_thread(agent.recheck, uid, epoch)
-    except RouteError as error:
-        return Refused(error)
+        with _under(agent, header):
+            result = getattr(pod, method)(*args, **kwargs)
+            if inspect.isawaitable(result):
+                result = await result
+        if not agent.still_serves(admissions, uid, epoch):
+            await _in_thread(agent, agent.recheck, admissions, uid, epoch)
+    except FencedError as error:
+        return _own(agent, error)
+    finally:
+        admissions.leave(uid)
     return result
+
+
+def _own(agent: PodAgent, error: FencedError) -> Refused:
+    """Answer with this pod's own refusal; one that user code met elsewhere is the user's."""
+    if (error.service, error.pod) != (agent.service, agent.pod):
+        raise error
+    return Refused(error)
+
+
+async def _in_thread(agent: PodAgent, work: Callable[..., Any], *args: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(agent.admitters, work, *args)
 
 
 def _call_many(pod: Any, calls: list[tuple[Header, tuple[Any, ...]]]) -> list[Any]:
@@ -127,9 +152,9 @@ def _call_many(pod: Any, calls: list[tuple[Header, tuple[Any, ...]]]) -> list[An
     outcomes = []
     for header, args in calls:
         try:
-            outcomes.append(_call(pod, header, *args))
+            outcomes.append(_sendable(_call(pod, header, *args)))
         except Exception as error:  # noqa: BLE001 - one call's error is not the batch's
-            outcomes.append(_raised(error))
+            outcomes.append(_sendable(Raised(error)))
     return outcomes
 
 
@@ -137,19 +162,26 @@ async def _call_many_async(pod: Any, calls: list[tuple[Header, tuple[Any, ...]]]
     """Run many calls at once, each fenced by itself."""
     running = (_call_async(pod, header, *args) for header, args in calls)
     outcomes = await asyncio.gather(*running, return_exceptions=True)
-    return [_raised(item) if isinstance(item, Exception) else item for item in outcomes]
+    return [
+        _sendable(Raised(item) if isinstance(item, BaseException) else item) for item in outcomes
+    ]
 
 
+_PLAIN = (int, float, str, bytes, bool, type(None))
 _METHODS = {"_ray_route_call": _call, "_ray_route_call_many": _call_many}
 _ASYNC_METHODS = {"_ray_route_call": _call_async, "_ray_route_call_many": _call_many_async}
 
 
-def _raised(error: Exception) -> Raised:
+def _sendable(outcome: Any) -> Any:
+    """Return an outcome, or an error in its place if it can't be pickled: the others count."""
+    if type(outcome) in _PLAIN:
+        return outcome
     try:
-        ray.cloudpickle.dumps(error)
-    except Exception:  # noqa: BLE001 - whatever its pickling does, the others' results count
-        return Raised(RuntimeError(f"{error!r} (which can't be pickled)"))
-    return Raised(error)
+        ray.cloudpickle.dumps(outcome)
+    except Exception as error:  # noqa: BLE001 - whatever its pickling does
+        what = outcome.error if isinstance(outcome, Raised) else outcome
+        return Raised(TypeError(f"{type(what).__name__} can't be pickled: {error}"))
+    return outcome
 
 
 def _hook(pod: Any, name: str) -> Hook | None:
@@ -164,12 +196,29 @@ def _hook(pod: Any, name: str) -> Hook | None:
         if inspect.isawaitable(done):
             await done
 
-    return lambda uid: asyncio.run_coroutine_threadsafe(on_loop(uid), loop).result()
+    return lambda uid: asyncio.run_coroutine_threadsafe(on_loop(uid), loop).result(_HOOK_S)
 
 
 def _exit_fenced() -> None:
     # Memory of an ended incarnation must not serve the next one: Ray restarts the actor clean.
     os._exit(1)
+
+
+def _become_pod(pod: Any, birth: Birth) -> PodAgent:
+    # At module level: the class that `pod_class` makes travels by value, with globals of its own.
+    global _agent_here  # noqa: PLW0603 - a process is one pod
+    _agent_here = PodAgent(
+        birth.namespace,
+        birth.service,
+        birth.pod,
+        redis_url=birth.url,
+        actor=birth.actor,
+        on_acquire=_hook(pod, "on_acquire"),
+        on_release=_hook(pod, "on_release"),
+        on_lost=_exit_fenced,
+        cpu_factor=birth.cpu_factor,
+    ).start()
+    return _agent_here
 
 
 def is_async(cls: type) -> bool:
@@ -183,17 +232,7 @@ def pod_class(cls: type) -> type:
     class Pod(cls):  # type: ignore[misc]
         def __init__(self, _ray_route_birth: Birth, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            birth = _ray_route_birth
-            self._ray_route_agent = PodAgent(
-                birth.namespace,
-                birth.service,
-                birth.pod,
-                redis_url=birth.url,
-                actor=birth.actor,
-                on_acquire=_hook(self, "on_acquire"),
-                on_lost=_exit_fenced,
-                cpu_factor=birth.cpu_factor,
-            ).start()
+            self._ray_route_agent = _become_pod(self, _ray_route_birth)
 
         @ray.method(concurrency_group=CONTROL_GROUP)
         def _ray_route_ready(self) -> int:

@@ -12,13 +12,14 @@ import ray
 
 from ray_route.clock import Deadline, now
 from ray_route.config import RouteConfig
-from ray_route.errors import ConfigError, RouterUnavailableError
+from ray_route.errors import RouterUnavailableError
 from ray_route.hosting import embedded_url
 from ray_route.model import check_name
 from ray_route.router import Welcome, router_of
 from ray_route.steps import Pause, Remote, Steps, run
-from ray_route.store.connect import Store, open_namespace
+from ray_route.store.connect import Store
 from ray_route.store.links import LinkCalls
+from ray_route.store.namespaces import check_options, open_namespace
 from ray_route.store.url import StoreUrl, parse_url
 
 URL_VARIABLE = "RAY_ROUTE_REDIS_URL"
@@ -46,35 +47,26 @@ class Gateway:
     ) -> None:
         self.namespace = check_name("namespace", namespace)
         self.url = url
-        self.config = RouteConfig.of(options)
+        RouteConfig.of(options)
         self.store = Store(url)
-        self.keys, self.id = open_namespace(self.store, namespace, self.config)
+        self.keys, self.id, self.config = open_namespace(self.store, namespace, options)
         self.router = router_of(namespace, url, self.config)
         self.asked_at = now()
         self.welcome: Welcome = run(self.ask("hello"), deadline)
         self.config = self.welcome.config
-        self.check_options(options)
+        check_options(namespace, self.config, options)
         self.links = LinkCalls(self.keys, self.config)
         self.node: str = ray.get_runtime_context().get_node_id()
-
-    def check_options(self, options: dict[str, Any]) -> None:
-        """Raise `ConfigError` if the namespace runs with other options than these."""
-        differing = self.config.differing(options)
-        if differing:
-            raise ConfigError(
-                option=", ".join(differing),
-                reason="differs from what the namespace runs with (its first client decided)",
-                namespace=self.namespace,
-            )
 
     def ask(self, method: str, *args: Any, **kwargs: Any) -> Steps[Any]:
         """Ask the router; while it is being restarted, ask again until the deadline."""
         backoff_s = _BACKOFF_S
-        what = f"the router of namespace {self.namespace!r} ({method})"
+        asked = what = f"the router of namespace {self.namespace!r} ({method})"
         while True:
             try:
                 return (yield Remote(getattr(self.router, method).remote(*args, **kwargs), what))
-            except (ray.exceptions.RayActorError, RouterUnavailableError):
+            except (ray.exceptions.RayActorError, RouterUnavailableError) as error:
+                what = f"{asked}, which said: {_first_line(error)}"
                 yield Pause(backoff_s, what)
                 backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
                 self.find_router()
@@ -86,3 +78,7 @@ class Gateway:
     def close(self) -> None:
         """Close the connections."""
         self.store.close()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -11,15 +11,27 @@ from typing import Any
 
 import ray
 
-from ray_route.batch import look_up
-from ray_route.clock import now
+from ray_route.batch import BatchOptions, look_up
+from ray_route.clock import Deadline, now
 from ray_route.errors import RouteError, RouterUnavailableError, StoreUnavailableError
-from ray_route.model import Explanation, Link, LinkedPods, Pod, check_name, check_pod, check_uid
+from ray_route.model import (
+    DrainProgress,
+    Explanation,
+    Link,
+    LinkedPods,
+    Pod,
+    check_duration,
+    check_name,
+    check_pod,
+    check_uid,
+    check_uids,
+)
 from ray_route.session import NoSuchActorError, Session
 from ray_route.steps import Blocking, Pause, Shared, Steps
 
 _UIDS_PER_CALL = 2_000
 _BACKOFF_S = 0.02
+_DRAIN_POLL_S = 0.1
 _MAX_BACKOFF_S = 0.5
 
 
@@ -156,7 +168,7 @@ class Operations:
 
     def compute_many(self, uids: Iterable[str], service: str) -> Steps[dict[str, Any]]:
         """See `RouteClient.compute_linked_pods`."""
-        wanted = _checked(uids)
+        wanted = check_uids(uids)
         check_name("service", service)
         session = self.session
         answers: dict[str, Any] = {uid: session.near_hit(service, uid) for uid in wanted}
@@ -169,11 +181,14 @@ class Operations:
             answers.update(answered)
         return answers
 
-    def batch(self, uids: Iterable[str], service: str) -> Steps[LinkedPods]:
+    def batch(
+        self, uids: Iterable[str], service: str, deadline: Deadline, options: BatchOptions
+    ) -> Steps[LinkedPods]:
         """See `RouteClient.batch_get_linked_pod`."""
-        wanted = _checked(uids)
         check_name("service", service)
-        return (yield from look_up(self.session, service, wanted))
+        # A step, since a million take 0.1 s: too long for an event loop.
+        wanted = yield Blocking(lambda: check_uids(uids), "the check of uids")
+        return (yield from look_up(self.session, service, wanted, deadline, options))
 
     # Pods.
 
@@ -182,6 +197,27 @@ class Operations:
         check_name("service", service)
         pods: dict[int, Pod] = yield from self.session.ask("pods", service)
         return pods
+
+    def begin_drain(self, service: str, pod: int, deadline_s: float, *, go_on: bool) -> Steps[None]:
+        """Begin to drain a pod, unless that is under way."""
+        check_name("service", service)
+        check_pod(pod)
+        check_duration("deadline_s", deadline_s)
+        yield from self.session.ask("drain", service, pod, deadline_s, go_on=go_on)
+
+    def watch_drain(
+        self, service: str, pod: int, deadline_s: float, *, go_on: bool
+    ) -> Steps[DrainProgress]:
+        """Return how far a drain has come, a moment later; take it up again with a new router."""
+        what = f"the drain of pod {pod} of {service!r}"
+        while True:
+            yield Pause(_DRAIN_POLL_S, what)
+            progress: DrainProgress | None = yield from self.session.ask(
+                "drain_progress", service, pod
+            )
+            if progress is not None:
+                return progress
+            yield from self.begin_drain(service, pod, deadline_s, go_on=go_on)
 
     def explain(self, uid: str, service: str) -> Steps[Explanation]:
         """See `RouteClient.explain`."""
@@ -192,19 +228,22 @@ class Operations:
 
     def actor(self, uid: str, service: str) -> Steps[Any]:
         """See `RouteClient.actor`."""
+        min_epoch, what = 0, f"the actor of uid {uid!r} of {service!r}"
         while True:
-            link = yield from self.compute(uid, service)
+            link = yield from self.compute(uid, service, min_epoch)
             try:
                 return (yield from self.session.handle(service, link))
             except NoSuchActorError:
-                yield from self.failed(uid, service, link)
+                min_epoch = yield from self.failed(uid, service, link)
+                yield Pause(_BACKOFF_S, what)
 
-    def failed(self, uid: str, service: str, link: Link) -> Steps[int]:
+    def failed(
+        self, uid: str, service: str, link: Link, error: Exception | None = None
+    ) -> Steps[int]:
         """Have the router look into a pod that could not be reached; return the min_epoch."""
         self.session.near.drop(service, uid, link.epoch)
-        yield from self.session.ask("report_failure", service, link.pod, link.incarnation)
+        died = isinstance(error, ray.exceptions.ActorDiedError)
+        yield from self.session.ask(
+            "report_failure", service, link.pod, link.incarnation, died=died
+        )
         return link.epoch + 1
-
-
-def _checked(uids: Iterable[str]) -> list[str]:
-    return [check_uid(uid) for uid in uids]

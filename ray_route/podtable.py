@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from threading import Lock
 
 from ray_route.model import Life, Link, PodRecord
 
@@ -18,6 +19,7 @@ class PodTable:
 
     def __init__(self) -> None:
         self._services: dict[str, dict[int, PodRecord]] = {}
+        self._lock = Lock()
 
     def services(self) -> list[str]:
         """All services with at least one known pod."""
@@ -41,19 +43,20 @@ class PodTable:
         return pod is not None and pod.incarnation == link.incarnation and pod.routable
 
     def has_ended(self, service: str, link: Link) -> bool:
-        """True if the link's incarnation can never serve again: declared so, or replaced."""
+        """True if the link's incarnation can never serve again: gone, replaced, or shut down."""
         pod = self.pods(service).get(link.pod)
         if pod is None or pod.incarnation < link.incarnation:
             return False  # a table that lags behind, or that was lost, proves nothing
-        return pod.incarnation > link.incarnation or pod.life is not Life.ALIVE
+        return pod.incarnation > link.incarnation or not pod.routable
 
     def update(self, service: str, record: PodRecord) -> bool:
         """Take in a record; say whether anything but load and heartbeat changed."""
-        pods = self._services.setdefault(service, {})
-        held = pods.get(record.pod)
-        if held is not None and _goes_back(held, record):
-            return False
-        pods[record.pod] = record
+        with self._lock:
+            pods = self._services.setdefault(service, {})
+            held = pods.get(record.pod)
+            if held is not None and _goes_back(held, record):
+                return False
+            pods[record.pod] = record
         return held is None or _routing(held) != _routing(record)
 
 
@@ -113,8 +116,9 @@ class LoadBook:
     def settle(self, service: str, owners: Iterable[PodRecord]) -> None:
         """Stop counting proposals; those that were written are counted by `placed`."""
         for pod in owners:
-            count = self._of(service, pod)
-            count.proposed = max(0, count.proposed - 1)
+            count = self._counts.get((service, pod.pod))
+            if count is not None and count.incarnation == pod.incarnation:
+                count.proposed = max(0, count.proposed - 1)
 
     def placed(self, service: str, pod: PodRecord, epoch: int) -> None:
         """Count a new link."""

@@ -12,6 +12,12 @@ import secrets
 import subprocess
 from pathlib import Path
 
+_PROC = Path("/proc")
+_HAS_PROC = (_PROC / "self" / "stat").exists()
+
+# How often the end of a process may be looked for: two small files read, or `ps` started.
+POLL_S = 0.1 if _HAS_PROC else 2.0
+
 _ENDED_STATES = "ZX"
 _STATE, _START = 0, 19
 
@@ -29,11 +35,10 @@ def has_ended(process: str) -> bool:
 
 def _started(pid: int) -> str | None:
     """Return when the process with that pid began, in the kernel's own count; None if ended."""
-    stat = Path("/proc") / str(pid) / "stat"
-    if not Path("/proc/self/stat").exists():
+    if not _HAS_PROC:
         return _started_by_ps(pid)
     try:
-        fields = stat.read_text().rpartition(")")[2].split()
+        fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
     if fields[_STATE] in _ENDED_STATES and not _has_threads(pid):
@@ -44,7 +49,7 @@ def _started(pid: int) -> str | None:
 def _has_threads(pid: int) -> bool:
     """True if a process whose first thread has ended goes on in others."""
     try:
-        return len(list((Path("/proc") / str(pid) / "task").iterdir())) > 1
+        return len(list((_PROC / str(pid) / "task").iterdir())) > 1
     except (FileNotFoundError, ProcessLookupError):
         return False
 

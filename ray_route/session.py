@@ -21,6 +21,7 @@ from ray_route.model import Link, PodRecord, check_name
 from ray_route.podtable import PodTable
 from ray_route.steps import Steps
 from ray_route.store.connect import Store
+from ray_route.store.namespaces import check_options
 from ray_route.store.pods import PodCalls
 from ray_route.store.url import StoreUrl
 from ray_route.watch import Watch
@@ -44,12 +45,20 @@ class Session(Gateway):
         self.near = LinkCache(self.config.near_cache_size)
         place = self.welcome.position
         self.watch = Watch(
-            Store(url), self.keys, self.config, self.table, self.near, place, self.asked_at
+            # Without retries: a reconnect must be seen, and means a flush.
+            Store(url, retries=0),
+            self.keys,
+            self.config,
+            self.table,
+            self.near,
+            place,
+            self.asked_at,
         )
         self.watch.start()
         self.computing = Coalescer(self._send_compute, self.keep)
         self.finding = Coalescer(self._send_find, self.keep)
         self._seen = [0] * self.config.shards
+        self._seen_lock = threading.Lock()
         self._handles: dict[tuple[str, int, int], Any] = {}
 
     def _send_compute(self, service: str, wanted: dict[str, int]) -> Any:
@@ -64,7 +73,8 @@ class Session(Gateway):
 
     def saw(self, shard: int, counter: int) -> None:
         """Remember a counter or an epoch."""
-        self._seen[shard] = max(self._seen[shard], counter)
+        with self._seen_lock:
+            self._seen[shard] = max(self._seen[shard], counter)
 
     def services(self) -> list[str]:
         """Read the names of the namespace's services from Redis."""
@@ -136,7 +146,7 @@ def open_session(
         session, users = _sessions.get(key, (None, 0))
         if session is None:
             session = Session(namespace, url, options, deadline)
-        session.check_options(options)
+        check_options(namespace, session.config, options)
         _sessions[key] = (session, users + 1)
         return session
 

@@ -25,6 +25,9 @@ T = TypeVar("T")
 
 _LOOK_S = 0.2
 
+# What a store call may take at worst: connecting and every retry timed out.
+_INLINE_S = 5 * SOCKET_TIMEOUT_S
+
 
 def _late(what: str, deadline: Deadline) -> RouteTimeoutError:
     return RouteTimeoutError(waiting_for=what, timeout_s=deadline.timeout_s)
@@ -50,7 +53,7 @@ class Remote:
         deadline.check(self.what)
         if self.has_ended is None:
             return deadline.remaining()
-        if self.has_ended():
+        if self.has_ended() and not ray.wait([self.ref], timeout=0)[0]:
             raise LifeEndedError(self.what)
         return min(_LOOK_S, deadline.remaining())
 
@@ -60,7 +63,9 @@ class Remote:
         while True:
             try:
                 return ray.get(self.ref, timeout=slice_s)
-            except ray.exceptions.GetTimeoutError:
+            except ray.exceptions.GetTimeoutError as error:
+                if isinstance(error, ray.exceptions.RayTaskError):
+                    raise  # the callee's own
                 slice_s = self._slice_s(deadline)
 
     async def wait_async(self, deadline: Deadline) -> Any:
@@ -87,7 +92,7 @@ class Shared:
             return self.future.result(deadline.remaining())
         except concurrent.futures.TimeoutError:
             if self.future.done():
-                raise
+                return self.future.result(0)
             raise _late(self.what, deadline) from None
 
     async def wait_async(self, deadline: Deadline) -> Any:
@@ -103,14 +108,14 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Blocking:
-    """Run a function that blocks no longer than the store's socket timeout."""
+    """Run a function that blocks for the store."""
 
     work: Callable[[], Any]
     what: str
 
     def wait(self, deadline: Deadline) -> Any:
         """Run it here, unless it could outlast the deadline: then a thread does."""
-        if deadline.remaining() > SOCKET_TIMEOUT_S:
+        if deadline.remaining() > _INLINE_S:
             return self.work()
         pool = concurrent.futures.ThreadPoolExecutor(1)
         try:

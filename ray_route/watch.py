@@ -15,7 +15,6 @@ from ray_route.announcer import Change, Position
 from ray_route.cache import LinkCache
 from ray_route.clock import now
 from ray_route.config import RouteConfig
-from ray_route.errors import RouteError
 from ray_route.podtable import PodTable
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
@@ -60,6 +59,7 @@ class Watch:
         """Stop following; returns within about a second."""
         self._stopping.set()
         self._thread.join(timeout=3 * _BLOCK_MS / 1000)
+        self._store.close()
 
     def is_fresh(self) -> bool:
         """True while the near cache may be believed."""
@@ -71,7 +71,7 @@ class Watch:
             try:
                 self._follow()
                 lost = False
-            except RouteError as error:
+            except Exception as error:  # noqa: BLE001 - without the watch there are no hits
                 if not lost:
                     logger.warning("the watch lost the change stream: %s", error)
                 lost = True
@@ -84,19 +84,19 @@ class Watch:
         asked_at = now()
         key = self._keys.log
         words = ("XREAD", "COUNT", _COUNT, "BLOCK", _BLOCK_MS, "STREAMS", key, self._place.entry)
-        reply = self._store.one(Call(key, words))
-        for entry, fields in _entries(reply):
-            self._take_in(entry, fields)
+        entries = _entries(self._store.one(Call(key, words)))
+        taken = [self._take_in(entry, fields) for entry, fields in entries]
+        if any(taken) and len(entries) < _COUNT:  # else there may be more, and older than now
             self._heard_at = asked_at
         if not self.is_fresh():
             self._find_place_again()
 
-    def _take_in(self, entry: str, fields: dict[str, str]) -> None:
+    def _take_in(self, entry: str, fields: dict[str, str]) -> bool:
         router, number = int(fields["router"]), int(fields["number"])
         expected = (self._place.router, self._place.number + 1)
         if router < self._place.router:  # the last words of one that has been superseded
             self._place = replace(self._place, entry=entry)
-            return
+            return False
         if (router, number) != expected:
             logger.info("the watch missed changes: expected %s, got %s", expected, number)
             self._start_over()
@@ -106,6 +106,7 @@ class Watch:
             self._table.update(change.service, change.pod)
         for uid, epoch in (change.stale or {}).items():
             self._near.drop(change.service, uid, epoch)
+        return True
 
     def _find_place_again(self) -> None:
         """Begin at the stream's end: after a loss of data ours may lie beyond it for ever."""

@@ -1,14 +1,15 @@
 """Connections to the store, sync and async, and the refusal of unsafe ones.
 
 Both kinds share everything but the line that sends: calls are built elsewhere, sent in one
-pipeline, and what Redis can't answer becomes one of our errors here.
+pipeline, and what Redis can't answer becomes one of our errors here. In a Cluster a call goes to
+the master that holds its key, and one without a key to every master.
 """
 
 from __future__ import annotations
 
-import re
-import uuid
-from collections.abc import Sequence
+import asyncio
+import time
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 import redis
@@ -19,24 +20,36 @@ from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.cluster import ClusterNode
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
+    ClusterError,
     NoPermissionError,
     NoScriptError,
+    RedisClusterException,
     RedisError,
+    TryAgainError,
 )
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from ray_route.config import RouteConfig
-from ray_route.errors import ConfigError, RouteError, StoreUnavailableError, UnsafeStoreError
-from ray_route.store.keys import Keys
-from ray_route.store.scripts import Call, script_call
+from ray_route.clock import Deadline
+from ray_route.errors import ConfigError, RouteError, StoreUnavailableError
+from ray_route.store.scripts import Call
 from ray_route.store.url import StoreUrl
 
-LAYOUT = 1
 SOCKET_TIMEOUT_S = 2.0
-_RETRIES = 2
+RETRIES = 2
 _BACKOFF = ExponentialWithJitterBackoff(base=0.02, cap=0.3)
+
+# How long a call waits for a slot on its way to another master, or for a replica's promotion.
+MOVING_S = 5.0
+_MOVING_POLL_S = 0.02
+# Said of a slot in motion (TRYAGAIN, ASK, MOVED) or without a master: the call has not run.
+_MOVING = (TryAgainError, AskError, ClusterError)
+# redis-py's root error for Clusters is not a RedisError.
+_DRIVER_ERRORS = (RedisError, RedisClusterException, OSError)
+
+_Message = tuple[str, tuple[Any, ...]]
 
 
 def _options(url: StoreUrl, retry: Any) -> dict[str, Any]:
@@ -50,25 +63,34 @@ def _options(url: StoreUrl, retry: Any) -> dict[str, Any]:
     }
 
 
-def _sync_client(url: StoreUrl) -> Any:
-    options = _options(url, Retry(_BACKOFF, _RETRIES))
+def _sentinel_options(url: StoreUrl) -> dict[str, Any]:
+    return {
+        **url.sentinel_options(),
+        "socket_timeout": SOCKET_TIMEOUT_S,
+        "socket_connect_timeout": SOCKET_TIMEOUT_S,
+        "protocol": 2,
+    }
+
+
+def _sync_client(url: StoreUrl, retries: int) -> Any:
+    options = _options(url, Retry(_BACKOFF, retries))
     if url.kind == "cluster":
         nodes = [ClusterNode(host, port) for host, port in url.nodes]
         return redis.RedisCluster(startup_nodes=nodes, **options)
     if url.kind == "sentinel":
-        finder = Sentinel(list(url.nodes), socket_timeout=SOCKET_TIMEOUT_S)
+        finder = Sentinel(list(url.nodes), sentinel_kwargs=_sentinel_options(url))
         return finder.master_for(str(url.service), **options)
     host, port = url.nodes[0]
     return redis.Redis(host=host, port=port, **options)
 
 
 def _async_client(url: StoreUrl) -> Any:
-    options = _options(url, AsyncRetry(_BACKOFF, _RETRIES))
+    options = _options(url, AsyncRetry(_BACKOFF, RETRIES))
     if url.kind == "cluster":
         nodes = [AsyncClusterNode(host, port) for host, port in url.nodes]
         return redis.asyncio.RedisCluster(startup_nodes=nodes, **options)
     if url.kind == "sentinel":
-        finder = AsyncSentinel(list(url.nodes), socket_timeout=SOCKET_TIMEOUT_S)
+        finder = AsyncSentinel(list(url.nodes), sentinel_kwargs=_sentinel_options(url))
         return finder.master_for(str(url.service), **options)
     host, port = url.nodes[0]
     return redis.asyncio.Redis(host=host, port=port, **options)
@@ -90,12 +112,49 @@ def _translated(url: StoreUrl, error: BaseException) -> RouteError:
     return StoreUnavailableError(address=url.address, reason=reason)
 
 
-def _unknown_scripts(calls: Sequence[Call], replies: Sequence[Any]) -> list[int]:
-    return [
-        index
-        for index, reply in enumerate(replies)
-        if isinstance(reply, NoScriptError) and calls[index].script is not None
-    ]
+def _conversation(
+    calls: Sequence[Call],
+) -> Generator[list[_Message] | float, list[Any], list[Any]]:
+    """Yield what to send, or how many seconds to wait; return each call's reply.
+
+    Is sent the replies. Sends again what a server did not run: scripts that it has forgotten,
+    with their source, and calls to a slot in motion, until `MOVING_S` have passed.
+    """
+    replies = yield [(call.key, call.words) for call in calls]
+    deadline = Deadline.after(MOVING_S)
+    while True:
+        again = {
+            index: (calls[index].key, calls[index].with_source())
+            for index, reply in enumerate(replies)
+            if isinstance(reply, NoScriptError) and calls[index].script is not None
+        }
+        moving = [index for index, reply in enumerate(replies) if isinstance(reply, _MOVING)]
+        if moving and deadline.remaining() > 0:
+            yield _MOVING_POLL_S
+            again.update((index, (calls[index].key, calls[index].words)) for index in moving)
+        if not again:
+            return replies
+        resent = yield list(again.values())
+        for index, reply in zip(again, resent, strict=True):
+            replies[index] = reply
+
+
+def _joined(replies: Sequence[Any]) -> Any:
+    """Make one reply of what all masters said to a command without a key."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            return reply
+    if all(isinstance(reply, list) for reply in replies):
+        return [item for reply in replies for item in reply]
+    return replies[0]
+
+
+def _scattered(
+    messages: Sequence[_Message], keyed: Iterable[Any], keyless: Iterable[Any]
+) -> list[Any]:
+    """Put the replies to messages with and without a key into the order of the messages."""
+    with_key, without = iter(keyed), iter(keyless)
+    return [next(with_key) if key else next(without) for key, _ in messages]
 
 
 class Store:
@@ -105,11 +164,12 @@ class Store:
     the few retries, and `ConfigError` where it refuses the credentials or a permission.
     """
 
-    def __init__(self, url: StoreUrl) -> None:
+    def __init__(self, url: StoreUrl, retries: int = RETRIES) -> None:
         self.url = url
+        self.is_cluster = url.kind == "cluster"
         try:
-            self._client = _sync_client(url)
-        except (RedisError, OSError) as error:
+            self._client = _sync_client(url, retries)
+        except _DRIVER_ERRORS as error:
             raise _translated(url, error) from error
 
     def __repr__(self) -> str:
@@ -117,16 +177,21 @@ class Store:
 
     def run(self, calls: Sequence[Call]) -> list[Any]:
         """Send all calls in one pipeline; return each reply, an error where one failed."""
+        talk = _conversation(calls)
         try:
-            replies = self._send([call.words for call in calls])
-            again = _unknown_scripts(calls, replies)
-            if again:
-                resent = self._send([calls[index].with_source() for index in again])
-                for index, reply in zip(again, resent, strict=True):
-                    replies[index] = reply
-        except (RedisError, OSError) as error:
+            step = next(talk)
+            while True:
+                step = talk.send(self._do(step))
+        except StopIteration as end:
+            return [self._translate(reply) for reply in end.value]
+        except _DRIVER_ERRORS as error:
             raise _translated(self.url, error) from error
-        return [self._translate(reply) for reply in replies]
+
+    def _do(self, step: list[_Message] | float) -> list[Any]:
+        if isinstance(step, float):
+            time.sleep(step)
+            return []
+        return self._to_cluster(step) if self.is_cluster else self._send(step)
 
     def _translate(self, reply: Any) -> Any:
         return _translated(self.url, reply) if isinstance(reply, Exception) else reply
@@ -138,20 +203,51 @@ class Store:
             raise reply
         return reply
 
-    def _send(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def _send(self, messages: Sequence[_Message]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
-        for words in commands:
+        for _, words in messages:
             pipeline.execute_command(*words)
         replies: list[Any] = pipeline.execute(raise_on_error=False)
         return replies
 
-    def info(self) -> dict[str, Any]:
-        """Read the server's INFO."""
+    def _to_cluster(self, messages: Sequence[_Message]) -> list[Any]:
+        # Named nodes spare redis-py the search for keys in the words: it asks the server where
+        # they are in commands like XREAD.
+        pipeline = self._client.pipeline(transaction=False)
+        for key, words in messages:
+            if key:
+                node = self._client.get_node_from_key(key)
+                pipeline.execute_command(*words, target_nodes=node)
+        keyless = (self._everywhere(words) for key, words in messages if not key)
+        return _scattered(messages, pipeline.execute(raise_on_error=False), keyless)
+
+    def _everywhere(self, words: tuple[Any, ...]) -> Any:
+        replies = []
+        for node in self._client.get_primaries():
+            try:
+                replies.append(node.redis_connection.execute_command(*words))
+            except RedisError as error:
+                replies.append(error)
+        return _joined(replies)
+
+    def infos(self) -> list[dict[str, Any]]:
+        """Read the INFO of the server, or of every master of a Cluster."""
         try:
-            info: dict[str, Any] = self._client.info()
-        except (RedisError, OSError) as error:
+            if self.is_cluster:
+                return [node.redis_connection.info() for node in self._client.get_primaries()]
+            return [self._client.info()]
+        except _DRIVER_ERRORS as error:
             raise _translated(self.url, error) from error
-        return info
+
+    def pool(self, key: str) -> Any:
+        """Return redis-py's connection pool of the server that holds `key`, for `bulk`."""
+        if not self.is_cluster:
+            return self._client.connection_pool
+        try:
+            node = self._client.get_node_from_key(key)
+        except _DRIVER_ERRORS as error:  # no master holds the slot now
+            raise _translated(self.url, error) from error
+        return self._client.get_redis_connection(node).connection_pool
 
     def close(self) -> None:
         """Close all connections."""
@@ -170,19 +266,25 @@ class AsyncStore:
 
     async def run(self, calls: Sequence[Call]) -> list[Any]:
         """Send all calls in one pipeline; return each reply, an error where one failed."""
+        talk = _conversation(calls)
         try:
-            replies = await self._send([call.words for call in calls])
-            again = _unknown_scripts(calls, replies)
-            if again:
-                resent = await self._send([calls[index].with_source() for index in again])
-                for index, reply in zip(again, resent, strict=True):
-                    replies[index] = reply
-        except (RedisError, OSError) as error:
+            step = next(talk)
+            while True:
+                step = talk.send(await self._do(step))
+        except StopIteration as end:
+            replies = end.value
+        except _DRIVER_ERRORS as error:
             raise _translated(self.url, error) from error
         return [
             _translated(self.url, reply) if isinstance(reply, Exception) else reply
             for reply in replies
         ]
+
+    async def _do(self, step: list[_Message] | float) -> list[Any]:
+        if isinstance(step, float):
+            await asyncio.sleep(step)
+            return []
+        return await (self._to_cluster(step) if self.url.kind == "cluster" else self._send(step))
 
     async def one(self, call: Call) -> Any:
         """Send one call; return its reply or raise its error."""
@@ -191,61 +293,27 @@ class AsyncStore:
             raise reply
         return reply
 
-    async def _send(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    async def _send(self, messages: Sequence[_Message]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
-        for words in commands:
+        for _, words in messages:
             pipeline.execute_command(*words)
         replies: list[Any] = await pipeline.execute(raise_on_error=False)
         return replies
 
+    async def _to_cluster(self, messages: Sequence[_Message]) -> list[Any]:
+        await self._client.initialize()
+        pipeline = self._client.pipeline(transaction=False)
+        for key, words in messages:
+            if key:
+                node = self._client.get_node_from_key(key)
+                pipeline.execute_command(*words, target_nodes=node)
+        keyless = [await self._everywhere(words) for key, words in messages if not key]
+        return _scattered(messages, await pipeline.execute(raise_on_error=False), keyless)
+
+    async def _everywhere(self, words: tuple[Any, ...]) -> Any:
+        asked = [node.execute_command(*words) for node in self._client.get_primaries()]
+        return _joined(await asyncio.gather(*asked, return_exceptions=True))
+
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
-
-
-def open_namespace(store: Store, namespace: str, config: RouteConfig) -> tuple[Keys, str]:
-    """Refuse an unsafe store, fix the namespace's layout at first use, and return its id.
-
-    Raises `UnsafeStoreError` for a server that could lose or refuse links, or that holds this
-    namespace in another layout; `ConfigError` for another shard count. Nothing is written to an
-    unsafe server.
-    """
-    check_safe(store.url.address, store.info())
-    keys = Keys(namespace, config.shards)
-    args = [LAYOUT, config.shards, uuid.uuid4().hex]
-    layout, shards, name = store.one(script_call("open_namespace", [keys.meta], args))
-    if int(layout) != LAYOUT:
-        raise UnsafeStoreError(
-            address=store.url.address,
-            reason=f"namespace {namespace!r} has data layout {int(layout)}, not {LAYOUT}",
-            fix="use the ray_route version that wrote it, or another namespace",
-        )
-    if int(shards) != config.shards:
-        raise ConfigError(
-            option="shards",
-            reason=f"the namespace has {int(shards)} shards for ever, not {config.shards}",
-            namespace=namespace,
-        )
-    return keys, name.decode()
-
-
-def check_safe(address: str, info: dict[str, Any]) -> None:
-    """Raise `UnsafeStoreError` if a server with this INFO would lose or refuse links.
-
-    INFO says it all and is allowed where CONFIG is not, as on managed servers.
-    """
-
-    def refuse(reason: str, fix: str) -> None:
-        raise UnsafeStoreError(address=address, reason=reason, fix=fix)
-
-    version = str(info.get("redis_version", "0"))
-    major, minor = (int(part) for part in re.findall(r"\d+", f"{version}.0")[:2])
-    if (major, minor) < (6, 2):
-        refuse(f"it is Redis {version}", "upgrade to Redis 6.2 or Valkey 7.2 at least")
-    if info.get("role") != "master":
-        refuse("it is a read-only replica", "connect to its primary, or through Sentinel")
-    policy = info.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction":
-        refuse(
-            f"its eviction policy {policy} may evict links", "set maxmemory-policy to noeviction"
-        )

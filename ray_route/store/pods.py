@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from ray_route.model import Life, PodRecord, RoutingState
 from ray_route.store.keys import Keys
 from ray_route.store.scripts import Call, command, script_call
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,20 @@ def parse_table(reply: list[bytes] | dict[bytes, bytes]) -> list[PodRecord]:
     for field, value in flat.items():
         pod, _, attribute = field.decode().partition(":")
         rows.setdefault(int(pod), {})[attribute] = value.decode()
-    return [_record(pod, row) for pod, row in sorted(rows.items())]
+    records = [_record(pod, row) for pod, row in sorted(rows.items())]
+    return [record for record in records if record is not None]
 
 
-def _record(pod: int, row: dict[str, str]) -> PodRecord:
+def _record(pod: int, row: dict[str, str]) -> PodRecord | None:
+    try:
+        return _parsed(pod, row)
+    except (KeyError, ValueError):
+        # One that nobody can read must not hide the others.
+        logger.exception("the record of pod %d is unreadable: %s", pod, row)
+        return None
+
+
+def _parsed(pod: int, row: dict[str, str]) -> PodRecord:
     return PodRecord(
         pod=pod,
         incarnation=int(row["incarnation"]),

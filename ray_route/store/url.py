@@ -17,6 +17,7 @@ _SCHEMES = {
     "rediss+sentinel": ("sentinel", True),
 }
 _DEFAULT_PORT = {"standalone": 6379, "cluster": 6379, "sentinel": 26379}
+_SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs")
 
 
@@ -32,6 +33,8 @@ class StoreUrl:
     db: int = 0
     service: str | None = None
     tls_options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    sentinel_username: str | None = field(default=None, repr=False)
+    sentinel_password: str | None = field(default=None, repr=False)
 
     @property
     def address(self) -> str:
@@ -44,9 +47,16 @@ class StoreUrl:
         options: dict[str, Any] = {"username": self.username, "password": self.password}
         if self.kind != "cluster":
             options["db"] = self.db
-        if self.tls:
-            options.update(ssl=True, **dict(self.tls_options))
+        options.update(self._tls())
         return options
+
+    def sentinel_options(self) -> dict[str, Any]:
+        """Keyword arguments for the clients of the Sentinels themselves."""
+        credentials = {"username": self.sentinel_username, "password": self.sentinel_password}
+        return {**credentials, **self._tls()}
+
+    def _tls(self) -> dict[str, Any]:
+        return {"ssl": True, **dict(self.tls_options)} if self.tls else {}
 
 
 def parse_url(url: str) -> StoreUrl:
@@ -54,7 +64,9 @@ def parse_url(url: str) -> StoreUrl:
 
     `redis://user:pw@host:6379/0`, `rediss://…?ssl_ca_certs=…` (TLS),
     `redis+cluster://h1:p1,h2:p2`, `redis+sentinel://h1:p1,h2:p2/service-name`, the last two
-    also with `rediss+`. User name and password are percent-decoded.
+    also with `rediss+`. User name and password are percent-decoded. They are the servers' own;
+    Sentinels that want some too get `?sentinel_username=…&sentinel_password=…`. TLS and its
+    options hold for servers and Sentinels alike.
     """
     if not isinstance(url, str):
         raise _bad("must be a string")
@@ -62,10 +74,14 @@ def parse_url(url: str) -> StoreUrl:
     if not separator or scheme not in _SCHEMES:
         raise _bad(f"must begin with one of {', '.join(f'{name}://' for name in _SCHEMES)}")
     kind, tls = _SCHEMES[scheme]
-    parts = urlsplit(f"//{rest}")
+    try:
+        parts = urlsplit(f"//{rest}")
+    except ValueError:  # its text repeats the URL
+        raise _bad("can't be parsed: percent-encode what is special in user and password") from None
     credentials, _, hosts = parts.netloc.rpartition("@")
     username, _, password = credentials.partition(":")
     db, service = _path(kind, parts.path.strip("/"))
+    options = _query(parts.query, kind, tls=tls)
     return StoreUrl(
         kind=kind,
         nodes=tuple(_node(kind, host) for host in hosts.split(",")),
@@ -74,7 +90,9 @@ def parse_url(url: str) -> StoreUrl:
         password=unquote(password) or None,
         db=db,
         service=service,
-        tls_options=_tls_options(parts.query, tls=tls),
+        tls_options=tuple(item for item in options.items() if item[0] in _TLS_OPTIONS),
+        sentinel_username=options.get("sentinel_username"),
+        sentinel_password=options.get("sentinel_password"),
     )
 
 
@@ -105,10 +123,11 @@ def _path(kind: str, path: str) -> tuple[int, str | None]:
     return int(path or 0), None
 
 
-def _tls_options(query: str, *, tls: bool) -> tuple[tuple[str, str], ...]:
+def _query(query: str, kind: str, *, tls: bool) -> dict[str, str]:
     options = dict(parse_qsl(query, keep_blank_values=True))
+    known = (*(_TLS_OPTIONS if tls else ()), *(_SENTINEL_OPTIONS if kind == "sentinel" else ()))
     for name in options:
-        if name not in _TLS_OPTIONS or not tls:
-            known = f"; known are {', '.join(_TLS_OPTIONS)}" if tls else " without TLS (rediss)"
-            raise _bad(f"the query option {name!r} is unknown{known}")
-    return tuple(options.items())
+        if name not in known:
+            where = f"; known are {', '.join(known)}" if known else " without TLS (rediss)"
+            raise _bad(f"a query option is unknown{where}; percent-encode '?' in a password")
+    return options

@@ -9,7 +9,7 @@ local function remove(key, link, after)
   end
   local kind = is_persistent(link) and 'p' or 't'
   link.value = link.owner .. ':' .. link.epoch .. ':' .. kind
-  link.ttl = math.min(link.ttl or after, after)
+  link.ttl = math.max(1, math.min(link.ttl or after, after))
   redis.call('SET', key, link.value, 'PX', text(link.ttl))
   return link
 end

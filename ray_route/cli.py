@@ -1,0 +1,89 @@
+"""`ray-route` on the command line.
+
+Every command returns its exit status: 0, or 1 where what it checked does not hold. What the
+user can mend (wrong options or input, a store or a Ray that does not answer) is one line on
+standard error and status 2; Ctrl-C is 130, after the command has cleaned up.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from ray_route._version import __version__
+from ray_route.demo import DemoError, Plan, perform
+from ray_route.errors import RouteError
+from ray_route.report import bar, hushed, print_outcome
+from ray_route.stage import RayStartError, set_stage
+from ray_route.trace import Trace, TraceError, read_trace, zipf_trace
+
+_VIOLATED = 1
+_UNUSABLE = 2
+_INTERRUPTED = 130
+_SEEDS = 1_000_000
+
+_MENDABLE = (RouteError, TraceError, DemoError, RayStartError)
+
+
+@click.group()
+@click.version_option(__version__, prog_name="ray-route")
+def app() -> None:
+    """Sticky routing for Ray: a request for user 42 always reaches the actor that holds user 42."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit with its status."""
+    try:
+        status = app.main(arguments, prog_name="ray-route", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        status = _INTERRUPTED
+    except _MENDABLE as error:
+        click.echo(f"Error: {error}", err=True)
+        status = _UNUSABLE
+    sys.exit(status)
+
+
+@app.command()
+@click.option("--trace", type=click.Path(path_type=Path), help="Log of messages to replay.")
+@click.option("--seed", type=int, help="Seed of the log that is drawn without --trace.")
+@click.option("--pods", type=click.IntRange(min=1), default=4, show_default=True)
+@click.option("--kill", is_flag=True, help="Kill a pod half-way.")
+@click.option("--scale-out", is_flag=True, help="Add two pods half-way (with --kill: at a third).")
+def demo(trace: Path | None, seed: int | None, pods: int, *, kill: bool, scale_out: bool) -> int:
+    """Replay a log of messages, each counted by the pod of its recipient, and check the outcome.
+
+    The log has one header line, then "src dst unix-seconds" a line; without --trace one of
+    59,835 messages to 1,899 people is drawn, their popularity Zipf-distributed.
+
+    Ray is joined where RAY_ADDRESS is set or `ray start` has run, else started and shut down at
+    the end. Links go to RAY_ROUTE_REDIS_URL, else to an embedded server; the demo deletes its
+    own afterwards.
+
+    With --kill, a message that the pod had handled and not yet acknowledged when it died is
+    handled again by another: the first handling is gone with the dead pod's memory.
+    """
+    if trace is not None and seed is not None:
+        raise click.UsageError("--seed draws a log, --trace reads one: give one of them")
+    plan = Plan(_log(trace, seed), pods, kill, scale_out)
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    with hushed(), set_stage() as stage:
+        console.print(f"{stage}\n{plan.trace}", markup=False)
+        with bar(len(plan.trace.recipients)) as (note, advance):
+            outcome = perform(plan, stage, note, advance)
+        kept = print_outcome(console, outcome)
+    return 0 if kept else _VIOLATED
+
+
+def _log(path: Path | None, seed: int | None) -> Trace:
+    if path is not None:
+        return read_trace(path)
+    return zipf_trace(random.randrange(_SEEDS) if seed is None else seed)  # noqa: S311 - no secret

@@ -1,0 +1,125 @@
+"""Draining a pod: no new uids, then uid by uid to others, then nothing any more."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ray_route.census import Census
+from ray_route.clock import Deadline
+from ray_route.directory import Directory
+from ray_route.errors import PodUnavailableError, RouteError
+from ray_route.mailbox import Mailboxes, NoAnswerError
+from ray_route.model import DrainProgress, Link, PodRecord, RoutingState
+from ray_route.moves import Moves
+from ray_route.orders import Close, Order, Show
+
+logger = logging.getLogger(__name__)
+
+_UIDS_PER_RELEASE = 200
+_ANSWER_S = 5.0
+_PAUSE_S = 0.1
+
+Note = Callable[[DrainProgress], None]
+
+
+class StoppedError(Exception):
+    """A drain ended before its pod was empty."""
+
+
+@dataclass
+class _Drain:
+    """One pod's drain. What `moved` and the rest say is noted as it goes."""
+
+    census: Census
+    directory: Directory
+    mailboxes: Mailboxes
+    moves: Moves
+    service: str
+    pod: PodRecord
+    deadline: Deadline
+    go_on: bool
+    note: Note
+    moved: int = 0
+
+    async def run(self) -> None:
+        """Drain the pod; raise `StoppedError` at the deadline if not told to go on."""
+        await self.census.set_state(self.service, self.pod, RoutingState.DENY_NEW)
+        await self.directory.quiet(self.service)
+        while holdings := await self._ask(Show()):
+            self._check(len(holdings))
+            await self._move_some(holdings)
+        holdings = await self._ask(Close())  # what slipped in meanwhile is refused now, and moves
+        while holdings:
+            await self._move_some(holdings)
+            holdings = await self._ask(Show())
+        await self.census.set_state(self.service, self.pod, RoutingState.SHUTDOWN)
+        self.note(DrainProgress(self.pod.pod, left=0, moved=self.moved, running=0, done=True))
+
+    def _check(self, left: int) -> None:
+        if self.deadline.remaining() == 0 and not self.go_on:
+            raise StoppedError(
+                f"{left} uids were left after {self.deadline.timeout_s:g} s; "
+                "the pod serves those and takes no new ones"
+            )
+
+    async def _move_some(self, holdings: dict[str, int]) -> None:
+        some = list(holdings.items())[:_UIDS_PER_RELEASE]
+        pod, incarnation = self.pod.pod, self.pod.incarnation
+        links = {
+            uid: Link(pod, incarnation, epoch, persistent=False, lease_s=0) for uid, epoch in some
+        }
+        try:
+            self.moved += await self.moves.hand_over(self.service, links)
+        except PodUnavailableError as error:
+            logger.info("a drain waits for calls to end: %s", error)
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _ask(self, order: Order) -> dict[str, int]:
+        address = (self.service, self.pod.pod, self.pod.incarnation)
+        holdings, running = await self.mailboxes.ask(address, order, _ANSWER_S)
+        self.note(DrainProgress(self.pod.pod, len(holdings), self.moved, running))
+        return dict(holdings)
+
+
+class Drains:
+    """The drains of one router; those of one service run one after the other."""
+
+    def __init__(
+        self, census: Census, directory: Directory, mailboxes: Mailboxes, moves: Moves
+    ) -> None:
+        self._parts = (census, directory, mailboxes, moves)
+        self._one_at_a_time: dict[str, asyncio.Lock] = {}
+        self._running: dict[tuple[str, int], asyncio.Task[Any]] = {}
+        self._progress: dict[tuple[str, int], DrainProgress] = {}
+
+    def start(self, service: str, pod: PodRecord, deadline_s: float, *, go_on: bool) -> None:
+        """Begin to drain a pod, unless that is under way."""
+        key = (service, pod.pod)
+        if key in self._running:
+            return
+        self._progress[key] = DrainProgress(pod.pod, left=0, moved=0, running=0)
+
+        def note(progress: DrainProgress) -> None:
+            self._progress[key] = progress
+
+        deadline = Deadline.after(deadline_s)
+        drain = _Drain(*self._parts, service, pod, deadline, go_on, note)
+        task = asyncio.get_running_loop().create_task(self._run(key, drain))
+        self._running[key] = task
+        task.add_done_callback(lambda _: self._running.pop(key, None))
+
+    def progress(self, service: str, pod: int) -> DrainProgress | None:
+        """How far the last drain of a pod has come; None if this router began none."""
+        return self._progress.get((service, pod))
+
+    async def _run(self, key: tuple[str, int], drain: _Drain) -> None:
+        try:
+            async with self._one_at_a_time.setdefault(key[0], asyncio.Lock()):
+                await drain.run()
+        except (RouteError, NoAnswerError, StoppedError) as error:
+            logger.warning("the drain of pod %d of %s stopped: %s", key[1], key[0], error)
+            self._progress[key] = replace(self._progress[key], done=True, problem=str(error))

@@ -1,0 +1,84 @@
+"""Orders to agents, and their answers.
+
+An agent may live in any process that has joined Ray, which nothing can call. So it fetches its
+orders, by a call to the router that returns when there are some.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from ray_route.orders import Order
+
+Address = tuple[str, int, int]  # service, pod, incarnation
+Numbered = tuple[int, Order]
+
+
+class NoAnswerError(Exception):
+    """The agent did not answer in time, or its life has ended."""
+
+
+@dataclass(slots=True)
+class _Box:
+    orders: list[Numbered] = field(default_factory=list)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    answers: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
+
+
+class Mailboxes:
+    """One box per living agent. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._boxes: dict[Address, _Box] = {}
+        self._numbers = count(1)
+
+    async def fetch(self, address: Address, wait_s: float) -> list[Numbered]:
+        """Return the orders for an agent, waiting up to `wait_s` seconds for some."""
+        box = self._boxes.setdefault(address, _Box())
+        if not box.orders:
+            try:
+                await asyncio.wait_for(box.wake.wait(), wait_s)
+            except asyncio.TimeoutError:
+                return []
+        orders, box.orders = box.orders, []
+        box.wake.clear()
+        return orders
+
+    async def ask(self, address: Address, order: Order, timeout_s: float) -> Any:
+        """Post an order and return its answer; raise `NoAnswerError`."""
+        number = self.post(address, order)
+        box = self._boxes[address]
+        future = asyncio.get_running_loop().create_future()
+        box.answers[number] = future
+        try:
+            return await asyncio.wait_for(future, timeout_s)
+        except asyncio.TimeoutError:
+            raise NoAnswerError(f"no answer within {timeout_s:g} s") from None
+        finally:
+            box.answers.pop(number, None)
+            box.orders = [item for item in box.orders if item[0] != number]
+
+    def post(self, address: Address, order: Order) -> int:
+        """Post an order without waiting for an answer."""
+        box = self._boxes.setdefault(address, _Box())
+        number = next(self._numbers)
+        box.orders.append((number, order))
+        box.wake.set()
+        return number
+
+    def answer(self, address: Address, number: int, result: Any) -> None:
+        """Take in an answer; one that nobody waits for any more is dropped."""
+        box = self._boxes.get(address)
+        future = box.answers.get(number) if box else None
+        if future is not None and not future.done():
+            future.set_result(result)
+
+    def end(self, address: Address) -> None:
+        """Forget an agent whose life has ended; whoever waits for it gets `NoAnswerError`."""
+        box = self._boxes.pop(address, None)
+        for future in box.answers.values() if box else ():
+            if not future.done():
+                future.set_exception(NoAnswerError("its life has ended"))

@@ -1,0 +1,44 @@
+"""What a router asks of the agent of a living pod before it touches that pod's links."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give up uids up to an epoch: refuse, let calls end, run `on_release`.
+
+    Answer: the uids that were given up; the others go on as before.
+    """
+
+    uids: dict[str, int]
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reopen:
+    """Serve released uids again: their links were not changed. Needs no answer."""
+
+    uids: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """Let the pod's own lease on uids end within so many seconds. Answer: True."""
+
+    uids: dict[str, int]
+    lease_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """Answer: all uids held, with their epochs, and the number of calls that run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Admit nothing any more. Answer: the uids still held, with their epochs."""
+
+
+Order = Release | Reopen | Cap | Show | Close

@@ -1,0 +1,326 @@
+"""Reads who owns many uids, at about the speed at which Redis delivers.
+
+One MGET per shard and chunk, many of them under way at once, on redis-py's own connections. Only
+the packing of requests is our own: for 500 keys redis-py's takes 210 ns a key and this one 70 ns
+(2 cores, Python 3.11), where parsing a reply takes 40 ns and Redis about 300 ns.
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis.exceptions import RedisError, ResponseError
+
+from ray_route.clock import Deadline
+from ray_route.errors import RouteError
+from ray_route.store.connect import Store
+from ray_route.store.keys import Keys
+from ray_route.store.links import MAX_UIDS
+from ray_route.store.scripts import Call
+
+# Codes of uids that nobody owns. Owners have the codes from 2 on.
+NO_LINK, FAILED = 0, 1
+FIRST_OWNER = 2
+
+# Requests under way on one connection: enough that Redis never waits for the next.
+_WINDOW = 16
+# What stands before a key of so many bytes: the names of our keys have less than 1,024.
+_HEADS = [b"\r\n$%d\r\n" % size for size in range(1024)]
+_EPOCH_DIGITS = 16
+_BYTE_CODES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """What a bulk read found.
+
+    `codes[i]` tells of uid i: `NO_LINK`, `FAILED` (its shard is in `failed`, with the reason), or
+    the place of its owner in `owners`, as (pod, incarnation). `counters` are the shards' own.
+    """
+
+    owners: list[tuple[int, int]]
+    codes: Sequence[int]
+    counters: dict[int, int]
+    failed: dict[int, str]
+
+
+class _Codes:
+    """Gives every owner a code, and finds it by the first bytes of a link's value.
+
+    An epoch has 16 digits, so a value less its last 16 bytes is mostly "pod:incarnation:", the
+    same for all uids of an owner. Two colons in it prove that it holds the owner whole, whatever
+    was cut off.
+    """
+
+    def __init__(self) -> None:
+        self.owners: list[tuple[int, int]] = [(-1, -1)] * FIRST_OWNER
+        self._by_owner: dict[tuple[int, int], int] = {}
+        self._by_start: dict[bytes, int] = {}
+
+    def of(self, values: Sequence[bytes | None]) -> list[int]:
+        """Return the codes of many values."""
+        # 110 ns a value; splitting each at its colons takes three times that.
+        get = self._by_start.get
+        codes = [get(value[:-_EPOCH_DIGITS]) if value else NO_LINK for value in values]
+        if None in codes:
+            return [self._one(value) if value else NO_LINK for value in values]
+        return codes  # type: ignore[return-value]
+
+    def _one(self, value: bytes) -> int:
+        pod, incarnation = value.split(b":", 2)[:2]
+        owner = (int(pod), int(incarnation))
+        code = self._by_owner.setdefault(owner, len(self.owners))
+        if code == len(self.owners):
+            self.owners.append(owner)
+        start = value[:-_EPOCH_DIGITS]
+        if start.count(b":") >= 2:
+            self._by_start[start] = code
+        return code
+
+
+@dataclass(slots=True)
+class _Request:
+    """One MGET: the counters of its shards, then their uids, 500 at most; then what came.
+
+    In a Cluster it has one shard, elsewhere as many as it takes: a thousand uids, 4 of each
+    shard, would be 256 MGETs and take 5 times as long.
+    """
+
+    parts: list[tuple[int, list[bytes]]] = field(default_factory=list)
+    size: int = 0
+    codes: list[int] = field(default_factory=list)
+
+
+class _Packer:
+    """Writes requests in Redis' protocol."""
+
+    def __init__(self, keys: Keys, service: str) -> None:
+        self._keys = keys
+        self._service = service
+
+    def names(self, request: _Request) -> list[bytes]:
+        """Name the keys of a request."""
+        names = [self._keys.counter(shard).encode() for shard, _ in request.parts]
+        for shard, uids in request.parts:
+            start = self._keys.link(shard, self._service, "").encode()
+            names += [start + uid for uid in uids]
+        return names
+
+    def pack(self, request: _Request) -> bytes:
+        """Write one MGET."""
+        names = self.names(request)
+        parts: list[bytes] = [b""] * (2 * len(names))
+        parts[::2] = map(_HEADS.__getitem__, map(len, names))
+        parts[1::2] = names
+        return b"*%d\r\n$4\r\nMGET%b\r\n" % (len(names) + 1, b"".join(parts))
+
+    def call(self, request: _Request) -> Call:
+        """Build the same as a call for redis-py, which follows slots and repeats what failed."""
+        names = self.names(request)
+        return Call(names[0].decode(), ("MGET", *names))
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One connection, and what is under way on it, oldest first."""
+
+    pool: Any
+    requests: deque[_Request] = field(default_factory=deque)
+    under_way: deque[_Request] = field(default_factory=deque)
+    connection: Any = None
+
+    def is_busy(self) -> bool:
+        """True until everything is answered."""
+        return bool(self.requests or self.under_way)
+
+    def fill(self, packer: _Packer) -> None:
+        """Send until the window is full."""
+        if self.connection is None:
+            self.connection = self.pool.get_connection()
+        while self.requests and len(self.under_way) < _WINDOW:
+            self.under_way.append(self.requests.popleft())
+            self.connection.send_packed_command([packer.pack(self.under_way[-1])])
+
+    def take(self) -> tuple[_Request, Any]:
+        """Wait for the oldest reply, which may be an error."""
+        try:
+            reply = self.connection.read_response(disable_decoding=True)
+        except ResponseError as error:
+            reply = error
+        return self.under_way.popleft(), reply
+
+    def abandon(self) -> list[_Request]:
+        """Give up on the connection; return what it has not answered."""
+        left = [*self.under_way, *self.requests]
+        self.requests.clear()
+        self.close()
+        return left
+
+    def close(self) -> None:
+        """Give the connection back, closed if replies are still on their way to it."""
+        if self.connection is not None:
+            if self.under_way:
+                self.connection.disconnect()
+            self.pool.release(self.connection)
+        self.connection = None
+        self.under_way.clear()
+
+
+class BulkReader:
+    """Reads the owners of uids of one service; good for one read.
+
+    `seen` holds the highest counter that the caller knows, shard by shard: a lower one in Redis
+    means that it has lost writes, and that shard fails.
+    """
+
+    def __init__(self, store: Store, keys: Keys, service: str, seen: Sequence[int]) -> None:
+        self._store = store
+        self._keys = keys
+        self._seen = seen
+        self._packer = _Packer(keys, service)
+        self._codes = _Codes()
+        self._counters: dict[int, int] = {}
+        self._failed: dict[int, str] = {}
+
+    def read(self, uids: Sequence[bytes], deadline: Deadline) -> Owned:
+        """Read all. Shards fail one by one; those that are left at the deadline do too."""
+        shards = self._shards_of(uids)
+        requests = list(self._requests(shards, uids))
+        for request in self._exchange(requests, deadline):
+            self._fail(request, "the deadline passed")
+        return Owned(
+            self._codes.owners, self._in_order(shards, requests), self._counters, self._failed
+        )
+
+    def _shards_of(self, uids: Sequence[bytes]) -> list[int]:
+        count = self._keys.shards
+        return [code % count for code in map(zlib.crc32, uids)]
+
+    def _requests(self, shards: Sequence[int], uids: Sequence[bytes]) -> Iterator[_Request]:
+        members: dict[int, list[bytes]] = {shard: [] for shard in set(shards)}
+        appends = {shard: some.append for shard, some in members.items()}
+        for append, uid in zip(map(appends.__getitem__, shards), uids, strict=True):
+            append(uid)
+        request = _Request()
+        for shard, some in members.items():
+            left = some
+            while left:
+                if request.size == MAX_UIDS or (request.size and self._store.is_cluster):
+                    yield request
+                    request = _Request()
+                room = MAX_UIDS - request.size
+                request.parts.append((shard, left[:room]))
+                request.size += len(left[:room])
+                left = left[room:]
+        if request.size:
+            yield request
+
+    def _in_order(self, shards: Sequence[int], requests: Sequence[_Request]) -> Sequence[int]:
+        found: dict[int, list[int]] = {shard: [] for shard in set(shards)}
+        for request in requests:
+            start = 0
+            for shard, uids in request.parts:
+                found[shard] += request.codes[start : start + len(uids)]
+                start += len(uids)
+        ways = {shard: iter(codes) for shard, codes in found.items()}
+        codes = map(next, map(ways.__getitem__, shards))
+        return bytes(codes) if len(self._codes.owners) <= _BYTE_CODES else array("i", codes)
+
+    def _exchange(self, requests: list[_Request], deadline: Deadline) -> list[_Request]:
+        """Send all and take the replies; return what the deadline left."""
+        lanes: dict[int, _Lane] = {}
+        again: list[_Request] = []
+        try:
+            self._assign(requests, lanes, again)
+            while busy := [lane for lane in lanes.values() if lane.is_busy()]:
+                if not deadline.remaining():
+                    return again + [request for lane in busy for request in lane.abandon()]
+                again += self._turn(busy)
+        finally:
+            for lane in lanes.values():
+                lane.close()
+        return self._repeat(again, deadline)
+
+    def _assign(
+        self, requests: Iterable[_Request], lanes: dict[int, _Lane], again: list[_Request]
+    ) -> None:
+        for request in requests:
+            try:
+                pool = self._store.pool(self._keys.counter(request.parts[0][0]))
+            except RouteError:
+                again.append(request)  # no master holds the slot now
+            else:
+                lanes.setdefault(id(pool), _Lane(pool)).requests.append(request)
+
+    def _turn(self, lanes: Sequence[_Lane]) -> list[_Request]:
+        """Fill every connection, then take one reply from each; return what must be repeated."""
+        again: list[_Request] = []
+        for work in (self._fill, self._take):
+            for lane in lanes:
+                try:
+                    again += work(lane)
+                except (RedisError, OSError):
+                    again += lane.abandon()
+        return again
+
+    def _fill(self, lane: _Lane) -> list[_Request]:
+        if lane.is_busy():
+            lane.fill(self._packer)
+        return []
+
+    def _take(self, lane: _Lane) -> list[_Request]:
+        if not lane.under_way:
+            return []
+        request, reply = lane.take()
+        if isinstance(reply, Exception):
+            return [request]
+        self._accept(request, reply)
+        return []
+
+    def _repeat(self, requests: list[_Request], deadline: Deadline) -> list[_Request]:
+        """Send once more what failed, by redis-py's own way; return what the deadline left."""
+        while requests and deadline.remaining():
+            some, requests = requests[:_WINDOW], requests[_WINDOW:]
+            try:
+                replies = self._store.run([self._packer.call(request) for request in some])
+            except RouteError as error:
+                replies = [error] * len(some)
+            for request, reply in zip(some, replies, strict=True):
+                if isinstance(reply, Exception):
+                    self._fail(request, str(reply))
+                else:
+                    self._accept(request, reply)
+        return requests
+
+    def _accept(self, request: _Request, reply: list[bytes | None]) -> None:
+        counters, values = reply[: len(request.parts)], reply[len(request.parts) :]
+        lost = set()
+        for (shard, _), value in zip(request.parts, counters, strict=True):
+            counter = _counter(value)
+            if counter < max(self._seen[shard], self._counters.get(shard, 0)):
+                lost.add(shard)
+            else:
+                self._counters[shard] = counter
+        request.codes = self._codes.of(values)
+        if lost:
+            self._fail_some(request, lost)
+
+    def _fail_some(self, request: _Request, lost: set[int]) -> None:
+        reason = "Redis has lost writes to it; they are being replayed"
+        self._failed.update(dict.fromkeys(lost, reason))
+        shards = [shard for shard, uids in request.parts for _ in uids]
+        pairs = zip(shards, request.codes, strict=True)
+        request.codes = [FAILED if shard in lost else code for shard, code in pairs]
+
+    def _fail(self, request: _Request, reason: str) -> None:
+        self._failed.update((shard, reason) for shard, _ in request.parts)
+        request.codes = [FAILED] * request.size
+
+
+def _counter(value: bytes | None) -> int:
+    return int(value.partition(b":")[0]) if value else 0

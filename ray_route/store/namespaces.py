@@ -1,0 +1,78 @@
+"""Opening a namespace: on a safe server only, and with what it was given at first use."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from typing import Any
+
+from ray_route.config import RouteConfig
+from ray_route.errors import ConfigError, UnsafeStoreError
+from ray_route.store.connect import Store
+from ray_route.store.keys import Keys
+from ray_route.store.scripts import script_call
+
+LAYOUT = 1
+
+
+def open_namespace(
+    store: Store, namespace: str, options: dict[str, Any]
+) -> tuple[Keys, str, RouteConfig]:
+    """Refuse an unsafe store; fix layout and options at first use; return keys, id and options.
+
+    What leases rest on is kept in Redis, so that a router made anew by anyone, and every pod,
+    counts by the same durations. Raises `UnsafeStoreError` for a server that could lose or
+    refuse links, or that holds this namespace in another layout; `ConfigError` for other
+    options than those in force. Nothing is written to an unsafe server.
+    """
+    for info in store.infos():
+        check_safe(store.url.address, info)
+    wanted = RouteConfig.of(options)
+    keys = Keys(namespace, wanted.shards)
+    args = [LAYOUT, wanted.shards, uuid.uuid4().hex, json.dumps(wanted.durable())]
+    layout, shards, name, durable = store.one(script_call("open_namespace", [keys.meta], args))
+    if int(layout) != LAYOUT:
+        raise UnsafeStoreError(
+            address=store.url.address,
+            reason=f"namespace {namespace!r} has data layout {int(layout)}, not {LAYOUT}",
+            fix="use the ray_route version that wrote it, or another namespace",
+        )
+    held = RouteConfig.of({**options, **json.loads(durable), "shards": int(shards)})
+    check_options(namespace, held, options)
+    return Keys(namespace, held.shards), name.decode(), held
+
+
+def check_options(namespace: str, held: RouteConfig, options: dict[str, Any]) -> None:
+    """Raise `ConfigError` if a namespace runs with other options than these."""
+    differing = held.differing(options)
+    if differing:
+        in_force = ", ".join(f"{name}={getattr(held, name)!r}" for name in differing)
+        raise ConfigError(
+            option=", ".join(differing),
+            reason=f"the namespace runs with {in_force}, as its first client decided; "
+            "use another namespace, or delete its meta key while nothing of it runs",
+            namespace=namespace,
+        )
+
+
+def check_safe(address: str, info: dict[str, Any]) -> None:
+    """Raise `UnsafeStoreError` if a server with this INFO would lose or refuse links.
+
+    INFO says it all and is allowed where CONFIG is not, as on managed servers.
+    """
+
+    def refuse(reason: str, fix: str) -> None:
+        raise UnsafeStoreError(address=address, reason=reason, fix=fix)
+
+    version = str(info.get("redis_version", "0"))
+    major, minor = (int(part) for part in re.findall(r"\d+", f"{version}.0")[:2])
+    if (major, minor) < (6, 2):
+        refuse(f"it is Redis {version}", "upgrade to Redis 6.2 or Valkey 7.2 at least")
+    if info.get("role") != "master":
+        refuse("it is a read-only replica", "connect to its primary, or through Sentinel")
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        refuse(
+            f"its eviction policy {policy} may evict links", "set maxmemory-policy to noeviction"
+        )

@@ -1,0 +1,132 @@
+"""The router's watch over pods: whose process has ended, and who has been silent for too long.
+
+Death is written before anyone acts on it, and only on proof: the process table of the pod's own
+node, or a whole lease of silence under unbroken observation. Ray's word alone is none (see
+`processes`), unless `fast_failover` takes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ray_route.census import Census
+from ray_route.clock import now
+from ray_route.config import RouteConfig
+from ray_route.errors import RouteError
+from ray_route.model import Life, PodRecord
+from ray_route.podtable import SilenceWatch
+from ray_route.processes import POLL_S, has_ended
+
+logger = logging.getLogger(__name__)
+
+_CHECK_S = 3.0
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _process_has_ended(process: str) -> bool:
+    return has_ended(process)
+
+
+class Vigil:
+    """Finds out which pods are dead, and has it written. Belongs to one event loop."""
+
+    def __init__(self, census: Census, config: RouteConfig) -> None:
+        self._census = census
+        self._config = config
+        self._silence = SilenceWatch(config.pod_lease_s, max_gap_s=3 * config.heartbeat_s)
+        self._checks: dict[tuple[str, int, int], asyncio.Task[bool]] = {}
+        self._node: str = ray.get_runtime_context().get_node_id()
+
+    async def watch_tables(self, beat: Callable[[], None]) -> None:
+        """Read the pod tables for ever, once per heartbeat; call `beat` after each attempt."""
+        while True:
+            await asyncio.sleep(self._config.heartbeat_s)
+            try:
+                await self._look()
+            except RouteError as error:
+                logger.warning("the router can't see its pods: %s", error)
+                self._silence.interrupt()
+            except Exception:
+                logger.exception("the router can't see its pods")
+                self._silence.interrupt()
+            beat()
+
+    async def watch_processes(self) -> None:
+        """Notice the end of a pod's process on this node at once, before anyone calls it."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            for service in self._census.table.services():
+                for pod in list(self._census.table.pods(service).values()):
+                    if pod.life is Life.ALIVE and self._has_ended_here(pod):
+                        self._check(service, pod)
+
+    def _has_ended_here(self, pod: PodRecord) -> bool:
+        return pod.node == self._node and has_ended(pod.process)
+
+    async def _look(self) -> None:
+        pods = await self._census.refresh_all()
+        seen_at = now()
+        for service, record in self._silence.look(seen_at, pods):
+            await self._bury(service, record, silent=True)
+        for service, record in pods:
+            if self._silence.missed_beat(service, record, seen_at, self._config.heartbeat_s):
+                self._check(service, record)
+
+    async def look_into(self, service: str, pod: int, incarnation: int, *, died: bool) -> bool:
+        """Look into a pod that a caller could not reach; say whether that life has ended."""
+        record = self._census.table.get(service, pod)
+        if record is None or record.incarnation < incarnation:
+            await self._census.refresh(service)
+            record = self._census.table.get(service, pod)
+        if record is None:
+            return False
+        if record.incarnation > incarnation or not record.routable:
+            return True
+        if died and self._config.fast_failover:
+            return await self._bury(service, record, silent=False)
+        return await self.bury_if_ended(service, record)
+
+    async def bury_if_ended(self, service: str, pod: PodRecord) -> bool:
+        """Declare a pod gone if its process has ended; say whether it is gone."""
+        return await asyncio.shield(self._check(service, pod))
+
+    def _check(self, service: str, pod: PodRecord) -> asyncio.Task[bool]:
+        """Start to look whether a pod's process has ended, once for all who ask meanwhile."""
+        key = (service, pod.pod, pod.incarnation)
+        task = self._checks.get(key)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._check_process(service, pod))
+            self._checks[key] = task
+            task.add_done_callback(lambda _: self._checks.pop(key, None))
+        return task
+
+    async def _check_process(self, service: str, pod: PodRecord) -> bool:
+        try:
+            if not await self._process_has_ended(pod):
+                return False
+            return await self._bury(service, pod, silent=False)
+        except RouteError as error:
+            logger.warning("pod %d of %s could not be declared gone: %s", pod.pod, service, error)
+            return False
+
+    async def _process_has_ended(self, pod: PodRecord) -> bool:
+        if pod.node == self._node:
+            return has_ended(pod.process)
+        there = NodeAffinitySchedulingStrategy(node_id=pod.node, soft=False)
+        asked = _process_has_ended.options(scheduling_strategy=there).remote(pod.process)
+        try:
+            return bool(await asyncio.wait_for(asked, _CHECK_S))
+        except (ray.exceptions.RayError, asyncio.TimeoutError):
+            return False  # a node that doesn't answer proves nothing: the lease decides
+
+    async def _bury(self, service: str, pod: PodRecord, *, silent: bool) -> bool:
+        dead = await self._census.declare_gone(service, pod, silent=silent)
+        if dead:
+            why = "it was silent for its whole lease" if silent else "its process has ended"
+            logger.warning("pod %d of %s is gone: %s", pod.pod, service, why)
+        return dead
