@@ -41,6 +41,8 @@ _CLAIM_RETRY_S = 0.25
 _ASK_S = 2.0
 _STOP_S = 5.0
 _ADMITTERS = 32
+# The router gives up before its caller does, so that the caller hears why.
+_OF_TIMEOUT = 0.8
 
 
 class PodAgent:
@@ -297,7 +299,12 @@ class PodAgent:
         """
         target = self._target(uid, pod)
         asked = self._gateway.ask(
-            "set_link", self.service, uid, target, persistent=persistent, timeout_s=timeout
+            "set_link",
+            self.service,
+            uid,
+            target,
+            persistent=persistent,
+            timeout_s=_OF_TIMEOUT * timeout,
         )
         link: Link = run(asked, Deadline.after(timeout))
         return link
@@ -324,7 +331,7 @@ class PodAgent:
             target,
             persistent=persistent,
             steal=steal,
-            timeout_s=timeout,
+            timeout_s=_OF_TIMEOUT * timeout,
         )
         outcome: tuple[bool, Link] = run(asked, Deadline.after(timeout))
         return outcome
@@ -351,7 +358,7 @@ class PodAgent:
                 argument="after_s", value=after_s, reason="must be a number of seconds from 0 on"
             )
         asked = self._gateway.ask(
-            "remove_link", self.service, uid, pod, after_s=after_s, timeout_s=timeout
+            "remove_link", self.service, uid, pod, after_s=after_s, timeout_s=_OF_TIMEOUT * timeout
         )
         removed: bool = run(asked, Deadline.after(timeout))
         return removed

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 import time
+from pathlib import Path
 
 import ray_route
 
@@ -44,6 +46,26 @@ class Counter:
 
     def fail(self, text: str) -> None:
         raise KeyError(text)
+
+
+class Carrier(Counter):
+    """Hands its state over by way of a store that all pods share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shelf = Path(tempfile.gettempdir()) / "ray_route-carrier"
+        self.shelf.mkdir(exist_ok=True)
+
+    def on_acquire(self, uid: str) -> None:
+        self.counts[uid] = int(self._place(uid).read_text()) if self._place(uid).exists() else 0
+
+    def on_release(self, uid: str) -> None:
+        self._place(uid).write_text(str(self.counts.pop(uid)))
+
+    def _place(self, uid: str) -> Path:
+        agent = ray_route.current_agent()
+        assert agent is not None
+        return self.shelf / f"{agent.namespace}-{agent.service}-{uid}"
 
 
 class AsyncCounter:

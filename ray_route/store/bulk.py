@@ -202,12 +202,12 @@ class BulkReader:
         return [code % count for code in map(zlib.crc32, uids)]
 
     def _requests(self, shards: Sequence[int], uids: Sequence[bytes]) -> Iterator[_Request]:
-        members: dict[int, list[bytes]] = {shard: [] for shard in set(shards)}
-        appends = {shard: some.append for shard, some in members.items()}
-        for append, uid in zip(map(appends.__getitem__, shards), uids, strict=True):
-            append(uid)
+        members: list[list[bytes]] = [[] for _ in range(self._keys.shards)]
+        appends = [some.append for some in members]
+        for shard, uid in zip(shards, uids, strict=False):  # both come from one list
+            appends[shard](uid)
         request = _Request()
-        for shard, some in members.items():
+        for shard, some in enumerate(members):
             left = some
             while left:
                 if request.size == MAX_UIDS or (request.size and self._store.is_cluster):

@@ -1,0 +1,368 @@
+"""A link whose pod is alive moves by way of its owner, and only so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+import ray
+from helpers import end_router, eventually, unique_name
+from proxy import TcpProxy
+from services import Carrier, Counter
+
+import ray_route
+from ray_route.fenced import Refused
+from ray_route.model import RoutingState
+from ray_route.store.embedded import EmbeddedServer
+
+
+@pytest.fixture
+def agents(client: Any, svc: Any) -> Any:
+    """Two agents by hand, of one service, in this very process: plain objects to look into."""
+    service, log = unique_name(), []
+
+    def hooks(pod: int) -> dict[str, Any]:
+        return {
+            "on_acquire": lambda uid: log.append((pod, "acquire", uid)),
+            "on_release": lambda uid: log.append((pod, "release", uid)),
+        }
+
+    made = [ray_route.PodAgent(client.namespace, service, n, **hooks(n)).start() for n in (0, 1)]
+    yield made, log
+    for agent in made:
+        agent.stop()
+
+
+def admit(agent: Any, link: ray_route.Link, uid: str = "u") -> None:
+    agent.admit(uid, link.epoch, link.incarnation)
+
+
+def refused(agent: Any, link: ray_route.Link, uid: str = "u") -> bool:
+    try:
+        admit(agent, link, uid)
+    except ray_route.FencedError:
+        return True
+    return False
+
+
+def test_a_forced_move_releases_before_it_acquires(client: Any, agents: Any) -> None:
+    (first, second), log = agents
+    one = first.set_linked_pod("u")
+    admit(first, one)
+    two = first.set_linked_pod("u", pod=1)
+
+    assert (one.pod, two.pod) == (0, 1)
+    assert two.epoch > one.epoch
+    assert one.persistent
+    assert two.persistent
+    assert refused(first, one)
+    admit(second, two)
+    assert log == [(0, "acquire", "u"), (0, "release", "u"), (1, "acquire", "u")]
+    assert client.get_linked_pod_not_cache("u", first.service) == two
+
+
+def test_a_move_waits_for_the_running_call(client: Any, agents: Any) -> None:
+    (first, second), log = agents
+    link = first.set_linked_pod("u", persistent=False)
+    entered, leave = threading.Event(), threading.Event()
+
+    def serve() -> None:
+        with first.serving("u", link.epoch, link.incarnation):
+            entered.set()
+            leave.wait(20)
+            log.append((0, "end", "u"))
+
+    serving = threading.Thread(target=serve)
+    serving.start()
+    entered.wait(10)
+    moving = threading.Thread(target=second.set_linked_pod, args=("u",))
+    moving.start()
+    eventually(lambda: refused(first, link), "new calls are refused while the old one runs")
+    assert client.get_linked_pod_not_cache("u", first.service) == link
+    leave.set()
+    moving.join(10)
+    serving.join(10)
+    assert log == [(0, "acquire", "u"), (0, "end", "u"), (0, "release", "u")]
+    assert client.get_linked_pod_not_cache("u", first.service).pod == 1
+
+
+def test_a_uid_that_is_kept_too_long_stays_where_it_is(client: Any, agents: Any) -> None:
+    (first, second), _ = agents
+    link = first.set_linked_pod("u")
+    with (
+        first.serving("u", link.epoch, link.incarnation),
+        pytest.raises(ray_route.PodUnavailableError, match="calls did not end"),
+    ):
+        second.set_linked_pod("u", timeout=0.5)
+    admit(first, link)
+    assert client.get_linked_pod_not_cache("u", first.service) == link
+
+
+def test_try_set_asks_and_steal_takes(client: Any, agents: Any) -> None:
+    (first, second), log = agents
+    ok, link = first.try_set_linked_pod("u")
+    assert ok
+    assert second.try_set_linked_pod("u") == (False, link)
+    ok, same = first.try_set_linked_pod("u")
+    assert ok
+    assert same == link
+    admit(first, link)
+    ok, stolen = second.try_set_linked_pod("u", steal=True)
+    assert ok
+    assert stolen.pod == 1
+    assert log[-1] == (0, "release", "u")
+
+
+def test_a_removal_goes_by_way_of_the_owner(client: Any, agents: Any) -> None:
+    (first, second), log = agents
+    link = first.set_linked_pod("u")
+    admit(first, link)
+    assert not second.remove_linked_pod_with_id("u", 1)
+    assert client.get_linked_pod_not_cache("u", first.service) == link
+    assert second.remove_linked_pod_with_id("u", 0)
+    assert log[-1] == (0, "release", "u")
+    assert refused(first, link)
+    assert client.get_linked_pod_not_cache("u", first.service) is None
+    assert not first.remove_linked_pod("u")
+
+
+def test_a_removal_after_a_delay_ends_every_lease_with_the_link(client: Any, agents: Any) -> None:
+    (first, _), _ = agents
+    link = first.set_linked_pod("u")
+    admit(first, link)
+    assert client.get_linked_pod("u", first.service) == link
+
+    assert first.remove_linked_pod("u", after_s=1.0)
+
+    asked_at = time.monotonic()
+    held = client.get_linked_pod_not_cache("u", first.service)
+    assert held.epoch == link.epoch
+    assert held.lease_s == 0
+    assert not held.persistent
+    eventually(
+        lambda: client.get_linked_in_cache("u", first.service) is None, "caches hear of it", 0.9
+    )
+    admit(first, link)
+    eventually(lambda: refused(first, link), "the owner's lease ends with it", 3)
+    assert time.monotonic() - asked_at > 0.5
+    assert client.get_linked_pod_not_cache("u", first.service) is None
+
+
+def test_near_caches_elsewhere_hear_of_a_move(client: Any, agents: Any) -> None:
+    (first, second), _ = agents
+    service = first.service
+    for number in range(20):
+        uid = f"m{number}"
+        link = first.set_linked_pod(uid)
+        assert client.get_linked_pod(uid, service) == link
+        moved = second.set_linked_pod(uid)
+        moved_at = time.monotonic()
+        eventually(lambda uid=uid: client.get_linked_in_cache(uid, service) is None, "it is heard")
+        assert time.monotonic() - moved_at < 2
+        assert client.get_linked_pod(uid, service) == moved
+
+
+def test_deny_new_keeps_links_and_takes_none(client: Any, agents: Any) -> None:
+    (first, second), _ = agents
+    link = first.set_linked_pod("kept")
+    first.set_routing_state("DENY_NEW")
+    assert first.get_routing_state() is RoutingState.DENY_NEW
+    links = client.compute_linked_pods([f"n{n}" for n in range(20)], first.service)
+    assert {link.pod for link in links.values()} == {1}
+    assert client.compute_linked_pod("kept", first.service) == link
+    admit(first, link, "kept")
+    with pytest.raises(ray_route.PodUnavailableError, match="DENY_NEW"):
+        second.set_linked_pod("kept", pod=0)
+    first.set_routing_state("READY")
+    assert client.set_linked_pod_if_absent("again", first.service, 0).pod == 0
+
+
+def test_shutdown_refuses_and_lets_links_go(client: Any, agents: Any) -> None:
+    (first, second), _ = agents
+    link = first.set_linked_pod("u", persistent=False)
+    admit(first, link)
+    first.set_routing_state("SHUTDOWN")
+    assert refused(first, link)
+    moved = client.compute_linked_pod("u", first.service)
+    assert moved.pod == 1
+    admit(second, moved)
+
+
+def test_bad_input_to_an_agent_changes_nothing(agents: Any) -> None:
+    (first, _), _ = agents
+    link = first.set_linked_pod("u")
+    for bad in (
+        lambda: first.set_linked_pod(""),
+        lambda: first.set_linked_pod("u", pod=-1),
+        lambda: first.set_linked_pod("u", pod=9),
+        lambda: first.remove_linked_pod("u", after_s=-1),
+        lambda: first.remove_linked_pod_with_id("u", None),
+        lambda: first.set_routing_state("AWAY"),
+        lambda: first.set_load_state(float("nan")),
+        lambda: first.set_load_state("much"),
+        lambda: first.set_load_state(-1),
+    ):
+        with pytest.raises(ray_route.InvalidInputError):
+            bad()
+    admit(first, link)
+
+
+def test_links_in_use_never_end_and_unused_ones_are_released(ray_session: None) -> None:
+    name, service, released = unique_name(), "svc", []
+    with ray_route.connect(name, ttl_s=1.5, margin_s=0.5) as client:
+        agent = ray_route.PodAgent(name, service, 0, on_release=released.append).start()
+        used = client.compute_linked_pod("used", service)
+        unused = client.compute_linked_pod("unused", service)
+        admit(agent, unused, "unused")
+        ends = time.monotonic() + 5
+        while time.monotonic() < ends and not released:
+            admit(agent, used, "used")
+            time.sleep(0.05)
+        assert released == ["unused"]
+        assert client.get_linked_pod_not_cache("unused", service) is None
+        assert client.get_linked_pod_not_cache("used", service) == used
+        admit(agent, used, "used")
+        agent.stop()
+    end_router(name)
+
+
+def test_a_drain_moves_every_uid_with_its_state_and_fails_no_call(client: Any, deploy: Any) -> None:
+    service = deploy(Carrier, replicas=3).service
+    uids = [f"u{number}" for number in range(60)]
+    for uid in uids:
+        client.call(uid, service, "add", uid)
+    before = client.compute_linked_pods(uids, service)
+    stop, failures, answers = threading.Event(), [], dict.fromkeys(uids, 1)
+
+    def keep_calling(some: list[str]) -> None:
+        while not stop.is_set():
+            for uid in some:
+                try:
+                    answers[uid] += 1
+                    assert client.call(uid, service, "add", uid) == answers[uid]
+                except BaseException as error:  # noqa: BLE001
+                    failures.append(error)
+
+    callers = [threading.Thread(target=keep_calling, args=(uids[n::3],)) for n in range(3)]
+    for caller in callers:
+        caller.start()
+    progress = list(client.drain(service, before[uids[0]].pod))
+    stop.set()
+    for caller in callers:
+        caller.join(20)
+
+    drained = before[uids[0]].pod
+    assert failures == []
+    assert progress[-1].done
+    assert progress[-1].problem is None
+    assert progress[-1].moved == sum(link.pod == drained for link in before.values())
+    after = client.compute_linked_pods(uids, service)
+    assert [u for u in uids if after[u] != before[u]] == [
+        u for u in uids if before[u].pod == drained
+    ]
+    assert client.pods(service)[drained].state is RoutingState.SHUTDOWN
+    assert drained not in {
+        link.pod
+        for link in client.compute_linked_pods([f"n{n}" for n in range(20)], service).values()
+    }
+
+
+def test_a_drain_past_its_deadline_says_what_is_left(client: Any, agents: Any) -> None:
+    (first, _), _ = agents
+    link = first.set_linked_pod("u")
+    with first.serving("u", link.epoch, link.incarnation):
+        *_, last = client.drain(first.service, 0, deadline_s=0.3)
+    assert last.done
+    assert last.left == 1
+    assert "1 uids were left" in last.problem
+    admit(first, link)
+    assert client.pods(first.service)[0].state is RoutingState.DENY_NEW
+    *_, last = client.drain(first.service, 0, deadline_s=10)
+    assert last.problem is None
+    assert client.compute_linked_pod("u", first.service).pod == 1
+
+
+def test_scaling_in_drains_the_highest_pods_first(client: Any, deploy: Any) -> None:
+    deployment = deploy(replicas=3)
+    service = deployment.service
+    uids = [f"u{number}" for number in range(30)]
+    client.call_many([(uid, (uid,)) for uid in uids], service, "add")
+    before = client.compute_linked_pods(uids, service)
+
+    deployment.scale(1)
+
+    after = client.compute_linked_pods(uids, service)
+    assert {link.pod for link in after.values()} == {0}
+    assert all(after[u] == before[u] for u in uids if before[u].pod == 0)
+    lives = {pod: record.life.value for pod, record in client.pods(service).items()}
+    assert lives == {0: "alive", 1: "resigned", 2: "resigned"}
+    deployment.scale(2)
+    assert client.pods(service)[1].life is ray_route.Life.ALIVE
+
+
+def test_a_frozen_pod_loses_its_uids_and_refuses_when_it_wakes(ray_session: None) -> None:
+    name, options = unique_name(), {"pod_lease_s": 3.0, "heartbeat_s": 0.5}
+    with (
+        ray_route.connect(name, **options) as client,
+        ray_route.deploy(Counter, namespace=name, service="svc", replicas=2) as deployment,
+    ):
+        before = client.compute_linked_pod("u", "svc")
+        pid = client.call("u", "svc", "pid")
+        header = ("u", before.epoch, before.incarnation, "add")
+        os.kill(pid, signal.SIGSTOP)
+        frozen_at = time.monotonic()
+        late = client.actor("u", "svc")._ray_route_call.remote(header, "u")  # waits in its queue
+        try:
+            assert client.call("u", "svc", "add", "u", idempotent=True) == 1
+            assert time.monotonic() - frozen_at < 3.0 + 2
+            assert client.compute_linked_pod("u", "svc").pod != before.pod
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert_never_served(late)
+        assert client.call("u", "svc", "add", "u") == 2
+        eventually(
+            lambda: deployment.pods()[before.pod].incarnation > before.incarnation,
+            "the fenced pod comes back as another",
+        )
+    end_router(name)
+
+
+def assert_never_served(ref: Any) -> None:
+    try:
+        assert isinstance(ray.get(ref, timeout=20), Refused)
+    except ray.exceptions.RayActorError:
+        return  # it exited before it came to it
+
+
+def test_an_outage_of_redis_longer_than_the_lease_moves_nobody(ray_session: None) -> None:
+
+    name, options = unique_name(), {"pod_lease_s": 1.5, "heartbeat_s": 0.5, "staleness_s": 1.5}
+    with EmbeddedServer() as server, TcpProxy(server.port) as proxy:
+        url = server.url.replace(str(server.port), str(proxy.port))
+        with ray_route.connect(name, url, **options) as client:
+            agents = [ray_route.PodAgent(name, "svc", n, redis_url=url).start() for n in range(3)]
+            uids = [f"u{number}" for number in range(30)]
+            before = client.compute_linked_pods(uids, "svc")
+            proxy.cut()
+            outage = time.monotonic() + 4
+            while time.monotonic() < outage:
+                with pytest.raises(ray_route.RouteError):
+                    client.get_linked_pod_not_cache("u0", "svc", timeout=1)
+            proxy.heal()
+            after = eventually(lambda: links_or_none(client, uids), "links are answered again", 20)
+            assert {uid: link.pod for uid, link in after.items()} == {
+                uid: link.pod for uid, link in before.items()
+            }
+            for agent in agents:
+                agent.stop()
+    end_router(name)
+
+
+def links_or_none(client: Any, uids: list[str]) -> dict[str, ray_route.Link] | None:
+    links = client.compute_linked_pods(uids, "svc")
+    good = all(isinstance(link, ray_route.Link) for link in links.values())
+    return links if good else None
