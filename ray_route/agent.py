@@ -27,9 +27,9 @@ from ray_route.errors import (
     StoreUnavailableError,
 )
 from ray_route.gateway import Gateway, resolve_url
-from ray_route.model import Link, RoutingState, check_name, check_pod, check_uid
+from ray_route.model import DrainProgress, Link, RoutingState, check_name, check_pod, check_uid
 from ray_route.processes import identify
-from ray_route.steps import run
+from ray_route.steps import Pause, Steps, run
 from ray_route.store.pods import Identity, PodCalls
 from ray_route.store.url import StoreUrl
 
@@ -40,6 +40,7 @@ _CLAIM_S = 30.0
 _CLAIM_RETRY_S = 0.25
 _ASK_S = 2.0
 _STOP_S = 5.0
+_POLL_S = 0.05
 _ADMITTERS = 32
 # The router gives up before its caller does, so that the caller hears why.
 _OF_TIMEOUT = 0.8
@@ -194,6 +195,21 @@ class PodAgent:
                 self._ask_router("records", self.service)
         finally:
             self._gateway.close()
+
+    def drain(self, deadline_s: float) -> DrainProgress:
+        """Move all uids away, within so many seconds; return how far that came.
+
+        For a process that is asked to end. Raises what asking the router raises.
+        """
+        deadline = Deadline.after(deadline_s)
+        begin = self._gateway.ask("drain", self.service, self.pod, deadline_s, go_on=False)
+        run(begin, deadline)
+        while True:
+            asked = self._gateway.ask("drain_progress", self.service, self.pod)
+            progress: DrainProgress | None = run(asked, deadline)
+            if progress is not None and progress.done:
+                return progress
+            run(_pause(f"the drain of pod {self.pod} of {self.service}"), deadline)
 
     def _beat(self) -> None:
         while not self._stopping.wait(self._gateway.config.heartbeat_s):
@@ -497,6 +513,10 @@ class PodAgent:
             pod=self.pod,
             epoch=epoch,
         )
+
+
+def _pause(what: str) -> Steps[None]:
+    yield Pause(_POLL_S, what)
 
 
 def _routing_state(state: RoutingState | str) -> RoutingState:

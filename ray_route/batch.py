@@ -32,6 +32,7 @@ Progress = Callable[[int, int], None]
 
 # Up to here the calling process reads by itself.
 IN_PROCESS = 100_000
+# What a read works on stays in the processor's cache: with 100,000 a uid takes 1.3 times as long.
 _UIDS_PER_READ = 25_000
 _UIDS_PER_TASK = 50_000
 

@@ -261,15 +261,10 @@ class RouteClient(_Client):
         serves what it has left and takes no new uids. `timeout` is for each answer.
         """
         self._run(self._ops.begin_drain(service, pod, deadline_s, go_on=go_on), timeout)
-        return self._drained(service, pod, deadline_s, go_on, timeout)
+        return self._drained(service, pod, deadline_s, timeout, go_on=go_on)
 
     def _drained(
-        self,
-        service: str,
-        pod: int,
-        deadline_s: float,
-        go_on: bool,
-        timeout: float | None,
+        self, service: str, pod: int, deadline_s: float, timeout: float | None, *, go_on: bool
     ) -> Iterator[DrainProgress]:
         done = False
         while not done:

@@ -117,6 +117,7 @@ class _Maker:
         init: tuple[tuple[Any, ...], Mapping[str, Any]],
         options: Mapping[str, Any],
         cpu_factor: float,
+        grace_s: float,
     ) -> None:
         self._session = session
         self._service = service
@@ -127,6 +128,7 @@ class _Maker:
         self._args, self._kwargs = init
         self._options = {"num_cpus": 0, "max_restarts": -1, **given}
         self._cpu_factor = cpu_factor
+        self._grace_s = grace_s
 
     def pods(self, indexes: list[int], deadline: Deadline) -> None:
         """Make the pods of these indexes and wait until all serve; undo all if one fails."""
@@ -152,6 +154,7 @@ class _Maker:
             url=self._session.url,
             actor=name,
             cpu_factor=self._cpu_factor,
+            grace_s=self._grace_s,
         )
         fixed = {"name": name, "namespace": RAY_NAMESPACE, "lifetime": "detached"}
         try:
@@ -200,14 +203,17 @@ def deploy(
     kwargs: Mapping[str, Any] | None = None,
     ray_actor_options: Mapping[str, Any] | None = None,
     cpu_factor: float = 0.0,
+    grace_s: float = 20.0,
     redis_url: str | None = None,
     timeout: float = _DEPLOY_S,
     **options: Any,
 ) -> Deployment:
     """Make N pod actors of an unmodified class, each with an agent in its process.
 
-    The class may define `on_acquire(uid)`, called before a uid's first call under a new epoch
-    (sync or async). Every instance gets `args` and `kwargs`. The actors are named
+    The class may define `on_acquire(uid)`, called before a uid's first call under a new epoch,
+    and `on_release(uid)`, called after its last one here and before it is anyone else's, both
+    sync or async. A pod whose process gets SIGTERM is drained first, within `grace_s` seconds.
+    Every instance gets `args` and `kwargs`. The actors are named
     `ray_route:<namespace>:<service>:<pod>` in Ray namespace `ray_route`, detached, and restarted
     by Ray without end unless `ray_actor_options` says otherwise; a restarted pod has the same
     index, empty memory and a new incarnation.
@@ -231,7 +237,7 @@ def deploy(
     session = open_session(namespace, redis_url, options, deadline)
     try:
         init = (args, kwargs or {})
-        make = _Maker(session, service, cls, init, ray_actor_options or {}, cpu_factor)
+        make = _Maker(session, service, cls, init, ray_actor_options or {}, cpu_factor, grace_s)
         make.pods(list(range(replicas)), deadline)
     except BaseException:
         close_session(session)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -16,11 +18,14 @@ import ray
 from ray_route.agent import PodAgent
 from ray_route.attendance import Hook
 from ray_route.errors import FencedError, RouteError
+from ray_route.sigterm import before_sigterm_ends
 from ray_route.store.url import StoreUrl
 
 CONTROL_GROUP = "ray_route"
 _HOOK_S = 30.0
 Header = tuple[str, int, int, str]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,7 @@ class Birth:
     url: StoreUrl
     actor: str
     cpu_factor: float
+    grace_s: float
 
 
 _current: contextvars.ContextVar[CurrentLink | None] = contextvars.ContextVar(
@@ -204,6 +210,16 @@ def _exit_fenced() -> None:
     os._exit(1)
 
 
+def _leave_service(agent: PodAgent, grace_s: float) -> None:
+    """Drain this pod and give its index back, because its process has been asked to end."""
+    try:
+        progress = agent.drain(grace_s)
+        logger.info("pod %d of %s leaves: %s", agent.pod, agent.service, progress)
+        agent.stop()
+    except Exception:
+        logger.exception("pod %d of %s ends without a drain", agent.pod, agent.service)
+
+
 def _become_pod(pod: Any, birth: Birth) -> PodAgent:
     # At module level: the class that `pod_class` makes travels by value, with globals of its own.
     global _agent_here  # noqa: PLW0603 - a process is one pod
@@ -218,6 +234,7 @@ def _become_pod(pod: Any, birth: Birth) -> PodAgent:
         on_lost=_exit_fenced,
         cpu_factor=birth.cpu_factor,
     ).start()
+    before_sigterm_ends(partial(_leave_service, _agent_here, birth.grace_s))
     return _agent_here
 
 

@@ -88,6 +88,9 @@ class AsyncCounter:
     async def acquisitions(self) -> list[str]:
         return self.acquired
 
+    async def pid(self) -> int:
+        return os.getpid()
+
     async def meet(self, number: int) -> int:
         """Return once that many calls are in here together."""
         self.met += 1

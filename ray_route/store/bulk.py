@@ -12,6 +12,8 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain, islice
 from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
@@ -40,7 +42,8 @@ class Owned:
     """What a bulk read found.
 
     `codes[i]` tells of uid i: `NO_LINK`, `FAILED` (its shard is in `failed`, with the reason), or
-    the place of its owner in `owners`, as (pod, incarnation). `counters` are the shards' own.
+    the place of its owner in `owners`, as (pod, incarnation). `counters` has what shards counted
+    beyond what the caller had seen.
     """
 
     owners: list[tuple[int, int]]
@@ -67,20 +70,33 @@ class _Codes:
         # 110 ns a value; splitting each at its colons takes three times that.
         get = self._by_start.get
         codes = [get(value[:-_EPOCH_DIGITS]) if value else NO_LINK for value in values]
-        if None in codes:
-            return [self._one(value) if value else NO_LINK for value in values]
-        return codes  # type: ignore[return-value]
+        if None not in codes:
+            return codes  # type: ignore[return-value]
+        pairs = zip(codes, values, strict=True)
+        return [self._one(value) if code is None else code for code, value in pairs]
 
-    def _one(self, value: bytes) -> int:
+    def _one(self, value: Any) -> int:
+        start = value[:-_EPOCH_DIGITS]
+        known = self._by_start.get(start)
+        if known is not None:
+            return known
         pod, incarnation = value.split(b":", 2)[:2]
         owner = (int(pod), int(incarnation))
         code = self._by_owner.setdefault(owner, len(self.owners))
         if code == len(self.owners):
             self.owners.append(owner)
-        start = value[:-_EPOCH_DIGITS]
         if start.count(b":") >= 2:
             self._by_start[start] = code
         return code
+
+
+@lru_cache(maxsize=32)
+def _key_names(keys: Keys, service: str) -> list[tuple[bytes, bytes]]:
+    """Name each shard's counter, and what the names of its links begin with."""
+    return [
+        (keys.counter(shard).encode(), keys.link(shard, service, "").encode())
+        for shard in range(keys.shards)
+    ]
 
 
 @dataclass(slots=True)
@@ -100,14 +116,13 @@ class _Packer:
     """Writes requests in Redis' protocol."""
 
     def __init__(self, keys: Keys, service: str) -> None:
-        self._keys = keys
-        self._service = service
+        self._names = _key_names(keys, service)
 
     def names(self, request: _Request) -> list[bytes]:
         """Name the keys of a request."""
-        names = [self._keys.counter(shard).encode() for shard, _ in request.parts]
+        names = [self._names[shard][0] for shard, _ in request.parts]
         for shard, uids in request.parts:
-            start = self._keys.link(shard, self._service, "").encode()
+            start = self._names[shard][1]
             names += [start + uid for uid in uids]
         return names
 
@@ -190,25 +205,28 @@ class BulkReader:
     def read(self, uids: Sequence[bytes], deadline: Deadline) -> Owned:
         """Read all. Shards fail one by one; those that are left at the deadline do too."""
         shards = self._shards_of(uids)
-        requests = list(self._requests(shards, uids))
+        members = self._by_shard(shards, uids)
+        requests = list(self._requests(members))
         for request in self._exchange(requests, deadline):
             self._fail(request, "the deadline passed")
-        return Owned(
-            self._codes.owners, self._in_order(shards, requests), self._counters, self._failed
-        )
+        codes = self._in_order(shards, members, requests)
+        return Owned(self._codes.owners, codes, self._counters, self._failed)
 
     def _shards_of(self, uids: Sequence[bytes]) -> list[int]:
         count = self._keys.shards
         return [code % count for code in map(zlib.crc32, uids)]
 
-    def _requests(self, shards: Sequence[int], uids: Sequence[bytes]) -> Iterator[_Request]:
+    def _by_shard(self, shards: Sequence[int], uids: Sequence[bytes]) -> list[list[bytes]]:
         members: list[list[bytes]] = [[] for _ in range(self._keys.shards)]
-        appends = [some.append for some in members]
-        for shard, uid in zip(shards, uids, strict=False):  # both come from one list
-            appends[shard](uid)
+        for shard, uid in zip(shards, uids, strict=True):
+            members[shard].append(uid)
+        return members
+
+    def _requests(self, members: list[list[bytes]]) -> Iterator[_Request]:
+        """Yield requests for the uids of one shard after another."""
         request = _Request()
-        for shard, some in enumerate(members):
-            left = some
+        for shard, uids in enumerate(members):
+            left = uids
             while left:
                 if request.size == MAX_UIDS or (request.size and self._store.is_cluster):
                     yield request
@@ -220,15 +238,13 @@ class BulkReader:
         if request.size:
             yield request
 
-    def _in_order(self, shards: Sequence[int], requests: Sequence[_Request]) -> Sequence[int]:
-        found: dict[int, list[int]] = {shard: [] for shard in set(shards)}
-        for request in requests:
-            start = 0
-            for shard, uids in request.parts:
-                found[shard] += request.codes[start : start + len(uids)]
-                start += len(uids)
-        ways = {shard: iter(codes) for shard, codes in found.items()}
-        codes = map(next, map(ways.__getitem__, shards))
+    def _in_order(
+        self, shards: Sequence[int], members: list[list[bytes]], requests: list[_Request]
+    ) -> Sequence[int]:
+        """Put the codes, which come shard by shard, into the order of the uids."""
+        by_shard = chain.from_iterable(request.codes for request in requests)
+        ways = [iter(list(islice(by_shard, len(uids)))) if uids else None for uids in members]
+        codes = map(next, map(ways.__getitem__, shards))  # type: ignore[arg-type]
         return bytes(codes) if len(self._codes.owners) <= _BYTE_CODES else array("i", codes)
 
     def _exchange(self, requests: list[_Request], deadline: Deadline) -> list[_Request]:
@@ -301,11 +317,12 @@ class BulkReader:
         counters, values = reply[: len(request.parts)], reply[len(request.parts) :]
         lost = set()
         for (shard, _), value in zip(request.parts, counters, strict=True):
-            counter = _counter(value)
-            if counter < max(self._seen[shard], self._counters.get(shard, 0)):
-                lost.add(shard)
-            else:
+            counter = int(value.split(b":", 1)[0]) if value else 0
+            least = self._counters.get(shard, self._seen[shard])
+            if counter > least:
                 self._counters[shard] = counter
+            elif counter < least:
+                lost.add(shard)
         request.codes = self._codes.of(values)
         if lost:
             self._fail_some(request, lost)
@@ -320,7 +337,3 @@ class BulkReader:
     def _fail(self, request: _Request, reason: str) -> None:
         self._failed.update((shard, reason) for shard, _ in request.parts)
         request.codes = [FAILED] * request.size
-
-
-def _counter(value: bytes | None) -> int:
-    return int(value.partition(b":")[0]) if value else 0

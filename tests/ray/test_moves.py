@@ -12,7 +12,7 @@ import pytest
 import ray
 from helpers import end_router, eventually, unique_name
 from proxy import TcpProxy
-from services import Carrier, Counter
+from services import AsyncCounter, Carrier, Counter
 
 import ray_route
 from ray_route.fenced import Refused
@@ -284,6 +284,30 @@ def test_a_drain_past_its_deadline_says_what_is_left(client: Any, agents: Any) -
     *_, last = client.drain(first.service, 0, deadline_s=10)
     assert last.problem is None
     assert client.compute_linked_pod("u", first.service).pod == 1
+
+
+@pytest.mark.parametrize("cls", [Counter, AsyncCounter])
+def test_a_pod_that_gets_sigterm_is_drained_first(client: Any, deploy: Any, cls: type) -> None:
+    service = deploy(cls, replicas=2).service
+    uids = [f"u{number}" for number in range(20)]
+    client.call_many([(uid, (uid,)) for uid in uids], service, "add")
+    before = client.compute_linked_pods(uids, service)
+    leaving = before["u0"]
+    os.kill(client.call("u0", service, "pid"), signal.SIGTERM)
+
+    eventually(
+        lambda: (
+            client.pods(service)[leaving.pod].life is ray_route.Life.RESIGNED
+            or client.pods(service)[leaving.pod].incarnation > leaving.incarnation
+        ),
+        "the pod resigns",
+    )
+    results = client.call_many([(uid, (uid,)) for uid in uids], service, "add")
+    assert not [result for result in results if isinstance(result, Exception)]
+    stayed = [uid for uid in uids if before[uid].pod != leaving.pod]
+    after = client.compute_linked_pods(uids, service)
+    assert all(after[uid] == before[uid] for uid in stayed)
+    assert all(after[uid] != before[uid] for uid in uids if uid not in stayed)
 
 
 def test_scaling_in_drains_the_highest_pods_first(client: Any, deploy: Any) -> None:

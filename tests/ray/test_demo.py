@@ -1,0 +1,278 @@
+"""The demo as a user runs it: the installed command, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from helpers import end_router, eventually
+from ray.util import list_named_actors
+from services import Counter
+
+import ray_route
+from ray_route.hosting import RAY_NAMESPACE
+from ray_route.store.embedded import EmbeddedServer
+from ray_route.trace import zipf_trace
+
+COMMAND = Path(sys.executable).with_name("ray-route")
+COLLEGE = Path(__file__).parents[3] / "shared" / "data" / "college_msg.txt"
+EVENTS = 3_000
+MARK = "RAY_ROUTE_TEST_MARK"
+
+
+@dataclass
+class Finished:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def kept(self) -> int:
+        return self.out.count("✓")
+
+    @property
+    def seconds(self) -> float:
+        found = re.search(r"events in ([\d.]+) s", self.out)
+        assert found, self
+        return float(found[1])
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The table: pod, life, uids, events, load."""
+        lines = [line for line in self.out.splitlines() if line.startswith("│")]
+        return [[cell.strip().replace(",", "") for cell in line[1:-1].split("│")] for line in lines]
+
+
+class Command:
+    """Runs the command, and knows the processes that came of it."""
+
+    def __init__(self) -> None:
+        self.mark = uuid.uuid4().hex
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        unset = ("PYTHONPATH", "RAY_ADDRESS", "RAY_ROUTE_REDIS_URL")
+        kept = {name: value for name, value in os.environ.items() if name not in unset}
+        return {**kept, "PYTHONIOENCODING": "utf-8", MARK: self.mark, **variables}
+
+    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [COMMAND, *arguments],
+            env=self.environment(**variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: str, **variables: str) -> Finished:
+        process = self.start(*arguments, **variables)
+        try:
+            out, err = process.communicate(timeout=100)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=30)
+            pytest.fail(f"not within 100 s:\n{out}\n{err}")
+        return Finished(process.returncode, out, err)
+
+    def processes(self) -> list[str]:
+        """Those still there: everything that the command starts inherits its mark."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"{MARK}={self.mark}".encode() in (process / "environ").read_bytes():
+                    words = (process / "cmdline").read_bytes().replace(b"\0", b" ")
+                    found.append(words.decode(errors="replace"))
+        return found
+
+
+@pytest.fixture
+def command() -> Iterator[Command]:
+    made = Command()
+    yield made
+    eventually(lambda: not made.processes(), "no process left behind")
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("demo") / "log.txt"
+    recipients = zipf_trace(4, events=EVENTS, people=400).recipients
+    lines = (f"0 {uid} {time}" for time, uid in enumerate(recipients))
+    path.write_text("src dst time\n" + "\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_a_log_is_replayed_and_checked(command: Command, log: str) -> None:
+    done = command.run("demo", "--trace", log)
+    assert (done.status, done.kept) == (0, 3), done
+    *pods, total = (row for row in done.rows if row[0].isdigit() or row[0] == "all")
+    assert [row[:2] for row in pods] == [[str(pod), "alive"] for pod in range(4)]
+    assert sum(int(row[3]) for row in pods) == int(total[3]) == EVENTS
+    assert sum(int(row[2]) for row in pods) == int(total[2])
+    assert f"{log}: 3,000 events" in done.out
+    assert "3000/3000" in done.err
+    assert "Ray: started for this" in done.out
+
+
+def test_a_pod_dies_and_pods_are_added(command: Command, log: str) -> None:
+    done = command.run("demo", "--trace", log, "--kill", "--scale-out")
+    assert (done.status, done.kept) == (0, 5), done
+    dead = [row for row in done.rows if row[1] == "dead"]
+    alive = [row for row in done.rows if row[1] == "alive"]
+    assert [row[0] for row in dead] == ["0"]
+    assert int(dead[0][3]) > 0
+    assert [row[0] for row in alive] == ["0", "1", "2", "3", "4", "5"]
+    assert all(int(row[3]) > 0 for row in alive[4:]), "the new pods have work"
+    assert "✓ only the uids of the pod that died moved: pod 0 died after event 1,500" in done.out
+    assert "✓ adding pods moved no uid: pods 4, 5 came after event 1,000" in done.out
+    assert "raylet" not in done.out + done.err
+
+
+def test_the_only_pod_dies(command: Command, log: str) -> None:
+    done = command.run("demo", "--trace", log, "--kill", "--pods", "1")
+    assert (done.status, done.kept) == (0, 4), done
+    assert [row[:2] for row in done.rows if row[0] == "0"] == [["0", "dead"], ["0", "alive"]]
+
+
+def test_without_a_log_one_of_the_real_size_is_drawn(command: Command) -> None:
+    done = command.run("demo", "--seed", "11", "--kill", "--scale-out")
+    assert (done.status, done.kept) == (0, 5), done
+    assert "--seed 11" in done.out
+    assert "59,835 events in" in done.out
+    assert done.seconds < 60
+
+
+@pytest.mark.shared_data
+def test_the_real_log_within_a_minute(command: Command) -> None:
+    done = command.run("demo", "--trace", str(COLLEGE), "--kill", "--scale-out")
+    assert (done.status, done.kept) == (0, 5), done
+    assert "every event was handled exactly once: 59,835 events, 59,835 acknowledged" in done.out
+    assert done.seconds < 60
+
+
+def test_what_was_there_before_stays_and_nothing_is_added(
+    command: Command, log: str, ray_session: None
+) -> None:
+    with EmbeddedServer() as server:
+        ours: dict[str, Any] = {
+            "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+            "RAY_ROUTE_REDIS_URL": server.url,
+        }
+        before = actors()
+        with ray_route.connect("mine", server.url) as client:
+            service = {"namespace": "mine", "service": "svc", "replicas": 1}
+            with ray_route.deploy(Counter, redis_url=server.url, **service):
+                assert client.call("u", "svc", "add", "u") == 1
+                done = command.run("demo", "--trace", log, "--kill", **ours)
+                assert client.call("u", "svc", "add", "u") == 2
+            keys = client._session.store._client.keys("*")
+        assert (done.status, done.kept) == (0, 4), done
+        assert "Ray: joined" in done.out
+        assert not [key for key in keys if b"rr:{demo-" in key]
+        end_router("mine")
+        eventually(lambda: actors() <= before, f"no actor but {before}")
+
+
+def actors() -> set[str]:
+    named = list_named_actors(all_namespaces=True)
+    return {actor["name"] for actor in named if actor["namespace"] == RAY_NAMESPACE}
+
+
+def test_the_embedded_server_goes_if_it_came_with_the_demo(
+    command: Command, log: str, ray_session: None
+) -> None:
+    before = actors()
+    done = command.run("demo", "--trace", log, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+    assert done.status == 0, done
+    assert ("embedded, started for this" in done.out) == ("ray_route:store" not in before)
+    eventually(lambda: actors() == before, f"the same actors as before: {before}")
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ("src dst time\n1 2 3\n1 2\n", ":3: expected `src dst unix-seconds`, found 2 columns"),
+        ("1 2 3\n4 5 6\n", ":1: expected a header line"),
+        ("", ": is empty; expected a header line"),
+        ("\x7fELF\0\0", ":1: expected a header line"),
+        (None, ": can't be read: No such file or directory"),
+    ],
+)
+def test_a_bad_log_is_refused_before_anything_starts(
+    command: Command, tmp_path: Path, content: str | None, place: str
+) -> None:
+    path = tmp_path / "log.txt"
+    if content is not None:
+        path.write_text(content)
+    done = command.run("demo", "--trace", str(path))
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith(f"Error: {path}{place}")
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--pods", "0"], "Invalid value for '--pods'"),
+        (["--pods", "many"], "Invalid value for '--pods'"),
+        (["--what"], "No such option"),
+        (["--seed", "1", "--trace", "x"], "give one of them"),
+    ],
+)
+def test_bad_options_are_refused(command: Command, arguments: list[str], reason: str) -> None:
+    done = command.run("demo", *arguments)
+    assert (done.status, done.out) == (2, "")
+    assert reason in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_ray_that_does_not_answer_is_one_line(command: Command, log: str) -> None:
+    done = command.run("demo", "--trace", log, RAY_ADDRESS="127.0.0.1:1")
+    assert (done.status, done.out) == (2, "")
+    assert done.err == "Error: no Ray answers at RAY_ADDRESS=127.0.0.1:1\n"
+
+
+def test_a_store_that_does_not_answer_is_one_line_and_leaves_nothing(
+    command: Command, log: str
+) -> None:
+    url = "redis://:secret-word@127.0.0.1:1/0"
+    done = command.run("demo", "--trace", log, RAY_ROUTE_REDIS_URL=url)
+    assert done.status == 2
+    assert "Error: the store at 127.0.0.1:1 is unavailable" in done.err
+    assert "Traceback" not in done.err
+    assert "secret-word" not in done.out + done.err
+
+
+@pytest.mark.parametrize("how", ["at the terminal", "twice", "to the command alone"])
+def test_an_interrupt_ends_it_with_130_and_cleans_up(command: Command, how: str) -> None:
+    process = command.start("demo", "--seed", "1")
+    assert process.stdout is not None
+    while "Zipf" not in process.stdout.readline():
+        pass
+    send = os.kill if how == "to the command alone" else os.killpg
+    send(process.pid, signal.SIGINT)
+    if how == "twice":
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.2)
+        send(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.endswith("Interrupted.\n")
+    assert "Traceback" not in err
+    assert command.processes() == []
+
+
+def test_the_version(command: Command) -> None:
+    done = command.run("--version")
+    assert (done.status, done.out) == (0, f"ray-route, version {ray_route.__version__}\n")
