@@ -161,7 +161,7 @@ class _Batch:
         self.service = service
         self.deadline = deadline
         self.done = 0
-        self.seen = array("q", map(session.seen, range(session.keys.shards)))
+        self.seen = array("q", session.all_seen())
         self._total = len(uids)
         self._pods: dict[int, list[str]] = {}
         self._missing: list[str] = []

@@ -20,7 +20,7 @@ from ray_route.errors import (
 )
 from ray_route.fenced import CONTROL_GROUP, Birth, pod_class
 from ray_route.hosting import RAY_NAMESPACE
-from ray_route.model import DrainProgress, Life, Pod, check_name
+from ray_route.model import DrainProgress, Life, Pod, RoutingState, check_name
 from ray_route.session import Session, close_session, open_session
 from ray_route.steps import run
 
@@ -59,6 +59,10 @@ class Deployment:
         _check_replicas(replicas)
         pods = self.pods(timeout)
         living = {index for index, pod in pods.items() if pod.life is Life.ALIVE}
+        for index in sorted(living & set(range(replicas))):
+            if pods[index].state is RoutingState.SHUTDOWN:  # drained before, and wanted again
+                _stop(pods[index].actor)
+                living.remove(index)
         for index in sorted(living - set(range(replicas)), reverse=True):
             for progress in self.drain(index, deadline_s):
                 if progress.problem:
@@ -72,7 +76,7 @@ class Deployment:
             _stop(pods[index].actor)
         missing = sorted(set(range(replicas)) - living)
         if missing:
-            self._make.pods(missing, Deadline.after(timeout))
+            self._make.pods(missing, Deadline.after(timeout), or_existing=True)
 
     def drain(
         self, pod: int, deadline_s: float = DRAIN_S, *, go_on: bool = False
@@ -130,11 +134,14 @@ class _Maker:
         self._cpu_factor = cpu_factor
         self._grace_s = grace_s
 
-    def pods(self, indexes: list[int], deadline: Deadline) -> None:
-        """Make the pods of these indexes and wait until all serve; undo all if one fails."""
+    def pods(self, indexes: list[int], deadline: Deadline, *, or_existing: bool = False) -> None:
+        """Make the pods of these indexes and wait until all serve; undo all if one fails.
+
+        With `or_existing` an actor that Ray is restarting is waited for instead.
+        """
         made: list[Any] = []
         try:
-            made.extend(self._pod(index) for index in indexes)
+            made.extend(self._pod(index, or_existing=or_existing) for index in indexes)
             what = f"pods {indexes} of service {self._service!r}"
             _wait_ready(made, what, deadline)
         except BaseException:
@@ -145,7 +152,7 @@ class _Maker:
         for record in run(self._session.ask("records", self._service), deadline):
             self._session.table.update(self._service, record)
 
-    def _pod(self, index: int) -> Any:
+    def _pod(self, index: int, *, or_existing: bool) -> Any:
         name = f"ray_route:{self._session.namespace}:{self._service}:{index}"
         birth = Birth(
             namespace=self._session.namespace,
@@ -156,7 +163,12 @@ class _Maker:
             cpu_factor=self._cpu_factor,
             grace_s=self._grace_s,
         )
-        fixed = {"name": name, "namespace": RAY_NAMESPACE, "lifetime": "detached"}
+        fixed = {
+            "name": name,
+            "namespace": RAY_NAMESPACE,
+            "lifetime": "detached",
+            "get_if_exists": or_existing,
+        }
         try:
             return self._actor_class.options(**self._options, **fixed).remote(
                 birth, *self._args, **self._kwargs

@@ -71,6 +71,10 @@ class Session(Gateway):
         """Return the highest counter or epoch that this process has seen for a shard."""
         return self._seen[shard]
 
+    def all_seen(self) -> list[int]:
+        """Return the same for every shard."""
+        return list(self._seen)
+
     def saw(self, shard: int, counter: int) -> None:
         """Remember a counter or an epoch."""
         with self._seen_lock:

@@ -51,7 +51,8 @@ def namespace() -> str:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One Ray for the session, with more CPUs than the machine has: pods take none."""
-    search = {"PYTHONPATH": str(Path(__file__).parent)}
+    here = Path(__file__).parent
+    search = {"PYTHONPATH": os.pathsep.join([str(here), str(here / "chaos")])}
     ray.init(
         num_cpus=8,
         include_dashboard=False,
