@@ -123,6 +123,7 @@ class PodAgent:
         self._who = Identity(self.service, self.pod, identify(), gateway.node, self._actor)
         self._claim(deadline)
         self._thread.start()
+        self._ask_router("records", self.service)
         return self
 
     @property
@@ -166,8 +167,6 @@ class PodAgent:
             self._gateway, self.service, self.pod, admissions, self._on_release
         )
         logger.info("pod %d of %s is incarnation %d", self.pod, self.service, incarnation)
-        # Let the router look now; nobody waits for that, the lease must be renewed in time.
-        self._gateway.router.records.remote(self.service)
 
     def _ask_router(self, method: str, *args: Any) -> None:
         """Have the router look now; if it can't, it will by itself within a heartbeat."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 
+from ray_route.clock import now
 from ray_route.errors import InvalidInputError, PodUnavailableError, RouteError
-from ray_route.model import Pod, PodRecord, RoutingState
+from ray_route.model import Life, Pod, PodRecord, RoutingState
 from ray_route.podtable import LoadBook, PodTable
 from ray_route.store.connect import AsyncStore
 from ray_route.store.keys import Keys
@@ -24,6 +26,7 @@ class Census:
     def __init__(self, store: AsyncStore, keys: Keys, on_change: OnChange) -> None:
         self.table = PodTable()
         self.loads = LoadBook()
+        self._gone_at: dict[tuple[str, int], float] = {}
         self._store = store
         self._keys = keys
         self._on_change = on_change
@@ -52,7 +55,14 @@ class Census:
             if self.table.get(service, record.pod) is record:
                 self.loads.report(service, record)
             if changed:
+                self._gone_at.pop((service, record.pod), None)
+                if record.life is Life.GONE:
+                    self._gone_at[service, record.pod] = now()
                 self._on_change(service, record)
+
+    def gone_for_s(self, service: str, pod: int) -> float:
+        """Seconds since a pod was seen to be gone; infinite if it is not, or was before us."""
+        return now() - self._gone_at.get((service, pod), -math.inf)
 
     async def declare_gone(self, service: str, pod: PodRecord, *, silent: bool) -> bool:
         """Write an incarnation's death before anyone acts on it; say whether it is dead now."""

@@ -244,6 +244,13 @@ class RouteClient(_Client):
         """Return all pods that the service ever had, by index, dead ones included."""
         return self._run(self._ops.pods(service), timeout)
 
+    def sweep(self, service: str, *, timeout: float | None = None) -> int:
+        """Move the uids of dead pods now; return how many there were.
+
+        Otherwise each moves at its next touch. Scans the whole store, a little at a time.
+        """
+        return self._run(self._ops.sweep(service), timeout)
+
     def drain(
         self,
         service: str,
@@ -403,6 +410,10 @@ class AsyncRouteClient(_Client):
     async def pods(self, service: str, *, timeout: float | None = None) -> dict[int, Pod]:
         """See `RouteClient.pods`."""
         return await self._run(self._ops.pods(service), timeout)
+
+    async def sweep(self, service: str, *, timeout: float | None = None) -> int:
+        """See `RouteClient.sweep`."""
+        return await self._run(self._ops.sweep(service), timeout)
 
     async def drain(
         self,

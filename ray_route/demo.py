@@ -22,15 +22,15 @@ from ray_route.fenced import current_link
 from ray_route.model import Life, Pod
 from ray_route.stage import Stage, clear_namespace, undoing
 from ray_route.trace import Trace
-from ray_route.verdict import Ack, History, Kill, Owner, Record, ScaleOut
+from ray_route.verdict import Ack, History, Kill, Outcome, Owner, Record, ScaleOut
 
 SERVICE = "inbox"
 ADDED_PODS = 2
 
-# Large enough for 40,000 events/s, small enough for a death to find a window half done.
+# Large enough to be quick, small enough for something to happen between two of them.
 _WINDOW = 2_000
 _WINDOWS_AT_LEAST = 12
-_DIES_AFTER_S = 0.02
+_DIES_AT_THE_LATEST_S = 1.0
 _CALL_S = 60.0
 _SETTLE_S = 60.0
 _POLL_S = 0.1
@@ -49,6 +49,7 @@ class Inbox:
     def __init__(self) -> None:
         self._handled: dict[int, str] = {}
         self._counts: Counter[str] = Counter()
+        self._dies_after: int | None = None
 
     def receive(self, event: int) -> Ack:
         """Count an event for the user that it is for; say who did."""
@@ -56,20 +57,28 @@ class Inbox:
         if event not in self._handled:
             self._handled[event] = uid
             self._counts[uid] += 1
+        if self._dies_after is not None and len(self._handled) >= self._dies_after:
+            _die()
         return Ack(event, uid, owner)
 
     def record(self) -> tuple[Owner, Record]:
         """Return all that this life remembers."""
         return _self()[1], Record(tuple(self._handled), dict(self._counts))
 
-    def die(self, after_s: float) -> Owner:
-        """Have this process killed in a moment, in the midst of whatever it does then.
-
-        By SIGKILL, as the kernel does when memory runs out. The pod does it itself, since the
-        caller may be on another machine, where its process id means another process.
-        """
-        threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    def die(self, events: int, at_the_latest_s: float) -> Owner:
+        """Die after handling so many more events, the last of them not yet acknowledged."""
+        self._dies_after = len(self._handled) + events
+        threading.Timer(at_the_latest_s, _die).start()  # so many may never come
         return _self()[1]
+
+
+def _die() -> None:
+    """End this process as the kernel does when memory runs out.
+
+    By its own hand: whoever wants it dead may be on another machine, where its process id means
+    another process.
+    """
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _self() -> tuple[str, Owner]:
@@ -109,24 +118,24 @@ class Plan:
         share = 3 if self.kill else 2
         return len(self.trace.recipients) // share if self.scale_out else None
 
+    @property
+    def window(self) -> int:
+        """How many events are sent together."""
+        return max(1, min(_WINDOW, len(self.trace.recipients) // _WINDOWS_AT_LEAST))
+
     def windows(self) -> Iterator[range]:
         """Cut the log into windows; one begins where something happens."""
         total = len(self.trace.recipients)
-        size = max(1, min(_WINDOW, total // _WINDOWS_AT_LEAST))
-        stops = {*range(size, total, size), total, self.kill_at or 0, self.scale_out_at or 0}
+        stops = {
+            *range(self.window, total, self.window),
+            total,
+            self.kill_at or 0,
+            self.scale_out_at or 0,
+        }
         start = 0
         for stop in sorted(stops - {0}):
             yield range(start, stop)
             start = stop
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A replay that has ended: its history, its duration, and the pods at its end."""
-
-    history: History
-    seconds: float
-    pods: dict[int, Pod]
 
 
 Note = Callable[[str], None]
@@ -197,13 +206,18 @@ class Replay:
                 added.result()
 
     def _kill_a_pod(self, at: int) -> None:
-        """Kill the pod of lowest index that has uids: pod 0 is a pod like any other."""
+        """Have the pod of lowest index die half-way through its share of the next window.
+
+        That is pod 0 if it has uids: a pod like any other.
+        """
         owners = {ack.uid: ack.owner for ack in self.acks}
         if not owners:
             why = next(iter(self.failures.values()))
             raise DemoError(f"no event before the {at:,}th was handled: {why}")
         uid = min(owners, key=lambda uid: owners[uid])
-        victim = self.client.call(uid, SERVICE, "die", _DIES_AFTER_S, timeout=_CALL_S)
+        half = 1 + self.plan.window // (2 * len(set(owners.values())))
+        how = (half, _DIES_AT_THE_LATEST_S)
+        victim = self.client.call(uid, SERVICE, "die", *how, timeout=_CALL_S)
         self.kill = Kill(victim, at)
         self.note(f"pod {victim.pod} is killed")
 

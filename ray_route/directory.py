@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ray_route.cache import LinkCache
@@ -21,6 +21,7 @@ from ray_route.config import RouteConfig
 from ray_route.errors import RouteError, RouterUnavailableError
 from ray_route.model import Link, PodRecord
 from ray_route.shards import Build, Outcome, Shards, SupersededError
+from ray_route.store.connect import AsyncStore
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, Writer
 from ray_route.store.scripts import Call
@@ -31,6 +32,8 @@ Answer = Link | RouteError
 _Outcomes = Mapping[str, Outcome | RouteError]
 
 _DECISIONS_KEPT = 20_000
+_UIDS_PER_SWEEP = 1_000
+_RESTART_POLL_S = 0.1
 
 
 @dataclass(eq=False, slots=True)
@@ -58,7 +61,11 @@ class _Batch:
 class Directory:
     """Finds, places and relinks. One per router; belongs to one event loop."""
 
-    def __init__(self, config: RouteConfig, keys: Keys, census: Census, shards: Shards) -> None:
+    def __init__(
+        self, config: RouteConfig, keys: Keys, store: AsyncStore, census: Census, shards: Shards
+    ) -> None:
+        self._store = store
+        self._grace_s = config.restart_grace_s
         self.keys = keys
         self.cache = LinkCache(config.router_cache_size)
         self.superseded = asyncio.Event()
@@ -123,6 +130,32 @@ class Directory:
     async def not_held(self, service: str, uids: Mapping[str, int]) -> dict[str, int]:
         """Return those uids whose link in Redis is no longer the one of that epoch."""
         return _not_held(uids, await self._guarded(self._shards.read(service, list(uids))))
+
+    async def sweep(self, service: str) -> int:
+        """Relink every uid whose owner's life has ended now; return how many there were."""
+        await self._census.refresh(service)
+        moved, some = 0, []
+        async for key in self._store.scan(self.keys.links(service)):
+            uid = self.keys.uid_of(key, service)
+            if uid is not None:
+                some.append(uid)
+            if len(some) >= _UIDS_PER_SWEEP:
+                moved += await self._sweep_some(service, some)
+                some = []
+        return moved + await self._sweep_some(service, some)
+
+    async def _sweep_some(self, service: str, uids: list[str]) -> int:
+        strayed = {
+            uid: outcome.link
+            for uid, outcome in (await self._guarded(self._shards.read(service, uids))).items()
+            if isinstance(outcome, Outcome) and outcome.link is not None
+            if self._census.table.has_ended(service, outcome.link)
+        }
+        answers = await self._relink(service, strayed, None) if strayed else {}
+        for answer in answers.values():
+            if isinstance(answer, RouteError):
+                raise answer
+        return len(strayed)
 
     def _cached(self, service: str, uid: str, min_epoch: int) -> Link | None:
         link = self.cache.get(service, uid, min_epoch)
@@ -327,8 +360,15 @@ class Directory:
                 why = "the pod table lags behind its link, which proves nothing"
                 answers[uid] = self._census.unavailable(service, link.pod, why, uid)
         if lost:
+            await self._wait_for_restarts(service, [link.pod for link in lost.values()])
             answers.update(await self.give_away(service, lost, node))
         return answers
+
+    async def _wait_for_restarts(self, service: str, pods: Iterable[int]) -> None:
+        """Give pods that are gone `restart_grace_s` to come back, counted from their deaths."""
+        while any(self._census.gone_for_s(service, pod) < self._grace_s for pod in pods):
+            await asyncio.sleep(_RESTART_POLL_S)
+            await self._census.refresh(service)
 
     # Writing.
 

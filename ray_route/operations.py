@@ -219,6 +219,12 @@ class Operations:
                 return progress
             yield from self.begin_drain(service, pod, deadline_s, go_on=go_on)
 
+    def sweep(self, service: str) -> Steps[int]:
+        """See `RouteClient.sweep`."""
+        check_name("service", service)
+        moved: int = yield from self.session.ask("sweep", service)
+        return moved
+
     def explain(self, uid: str, service: str) -> Steps[Explanation]:
         """See `RouteClient.explain`."""
         check_uid(uid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 
 from rich.console import Console
@@ -19,13 +19,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ray_route.demo import Advance, Note, Outcome
-from ray_route.verdict import Check, Owner, judge
+from ray_route.verdict import Check, Outcome, Owner, judge
 
 
 @contextmanager
-def bar(total: int) -> Iterator[tuple[Note, Advance]]:
-    """Show a progress bar on standard error; provide what changes its text and moves it."""
+def bar(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
+    """Show a progress bar on standard error; provide what changes its text and what moves it."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

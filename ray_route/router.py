@@ -60,7 +60,7 @@ class Router:
         self._announcer = Announcer(store, keys)
         self._mailboxes = Mailboxes()
         self._census = Census(store, keys, self._pod_changed)
-        self._directory = Directory(config, keys, self._census, self._shards)
+        self._directory = Directory(config, keys, store, self._census, self._shards)
         self._moves = Moves(self._census, self._directory, self._mailboxes, self._links_stale)
         self._drains = Drains(self._census, self._directory, self._mailboxes, self._moves)
         self._vigil = Vigil(self._census, config)
@@ -125,6 +125,11 @@ class Router:
     async def drop(self, service: str, uid: str) -> Link | None:
         """Forget a cached link; return it."""
         return self._directory.cache.drop(service, uid)
+
+    async def sweep(self, service: str) -> int:
+        """See `Directory.sweep`."""
+        await self._opened()
+        return await self._directory.sweep(service)
 
     # Clients: pods.
 
@@ -222,9 +227,9 @@ class Router:
         record = self._census.table.get(service, pod)
         return record is not None and await self._vigil.bury_if_ended(service, record)
 
-    async def pid(self) -> int:
-        """Return the router's process id, for operators and tests that end it."""
-        return os.getpid()
+    async def whereabouts(self) -> tuple[int, str]:
+        """Return the router's process id and Ray node, for operators and tests that end it."""
+        return os.getpid(), ray.get_runtime_context().get_node_id()
 
     async def leave(self) -> None:
         """Exit for good, if a younger router has taken over."""

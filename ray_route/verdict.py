@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+from ray_route.model import Pod
+
 _SHOWN = 5
 
 
@@ -113,6 +115,15 @@ class History:
         return (
             self.kill is not None and move.source == self.kill.victim and move.event >= self.kill.at
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A replay that has ended: its history, its duration, and the pods at its end."""
+
+    history: History
+    seconds: float
+    pods: Mapping[int, Pod]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import ray_route
 
@@ -98,3 +99,8 @@ class AsyncCounter:
             self.all_here.set()
         await asyncio.wait_for(self.all_here.wait(), 10)
         return self.met
+
+
+def by_last_digit(pods: Any, load: Any, uid: str, node: str | None) -> int:
+    """A user's placement."""
+    return int(uid[-1]) % 3 if uid[-1].isdigit() else 99

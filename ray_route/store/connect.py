@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Sequence
 from typing import Any
 
 import redis
@@ -39,6 +39,7 @@ from ray_route.store.url import StoreUrl
 
 SOCKET_TIMEOUT_S = 2.0
 RETRIES = 2
+_KEYS_PER_SCAN = 500
 _BACKOFF = ExponentialWithJitterBackoff(base=0.02, cap=0.3)
 
 # How long a call waits for a slot on its way to another master, or for a replica's promotion.
@@ -313,6 +314,14 @@ class AsyncStore:
     async def _everywhere(self, words: tuple[Any, ...]) -> Any:
         asked = [node.execute_command(*words) for node in self._client.get_primaries()]
         return _joined(await asyncio.gather(*asked, return_exceptions=True))
+
+    async def scan(self, pattern: str) -> AsyncIterator[str]:
+        """Find keys, of every master, in pieces that block a server for well under 1 ms each."""
+        try:
+            async for key in self._client.scan_iter(match=pattern, count=_KEYS_PER_SCAN):
+                yield key.decode()
+        except _DRIVER_ERRORS as error:
+            raise _translated(self.url, error) from error
 
     async def close(self) -> None:
         """Close all connections."""

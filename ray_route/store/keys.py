@@ -26,6 +26,16 @@ class Keys:
         """Key of a link, a string."""
         return f"rr:{{{self.namespace}:{shard}}}:l:{service}:{uid}"
 
+    def links(self, service: str) -> str:
+        """Pattern that matches the keys of all links of a service, and maybe a few others."""
+        return f"rr:{{{self.namespace}:*}}:l:{service}:*"
+
+    def uid_of(self, key: str, service: str) -> str | None:
+        """Return the uid of a link's key; None if the key is not of that service."""
+        prefix, found, uid = key.partition(f"}}:l:{service}:")
+        namespace, _, shard = prefix.removeprefix("rr:{").rpartition(":")
+        return uid if found and namespace == self.namespace and shard.isdigit() else None
+
     def counter(self, shard: int) -> str:
         """Key of a shard's counter and writer: the string "counter:router".
 

@@ -86,22 +86,31 @@ class Command:
             pytest.fail(f"not within 100 s:\n{out}\n{err}")
         return Finished(process.returncode, out, err)
 
-    def processes(self) -> list[str]:
+    def processes(self) -> dict[int, str]:
         """Those still there: everything that the command starts inherits its mark."""
-        found = []
+        found = {}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if f"{MARK}={self.mark}".encode() in (process / "environ").read_bytes():
                     words = (process / "cmdline").read_bytes().replace(b"\0", b" ")
-                    found.append(words.decode(errors="replace"))
+                    found[int(process.name)] = words.decode(errors="replace")
         return found
+
+    def end(self) -> None:
+        """Kill what should not be there any more."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
 def command() -> Iterator[Command]:
     made = Command()
     yield made
-    eventually(lambda: not made.processes(), "no process left behind")
+    try:
+        eventually(lambda: not made.processes(), "no process left behind")
+    finally:
+        made.end()
 
 
 @pytest.fixture(scope="module")
@@ -258,8 +267,7 @@ def test_a_store_that_does_not_answer_is_one_line_and_leaves_nothing(
 def test_an_interrupt_ends_it_with_130_and_cleans_up(command: Command, how: str) -> None:
     process = command.start("demo", "--seed", "1")
     assert process.stdout is not None
-    while "Zipf" not in process.stdout.readline():
-        pass
+    assert any("Zipf" in line for line in process.stdout)
     send = os.kill if how == "to the command alone" else os.killpg
     send(process.pid, signal.SIGINT)
     if how == "twice":
@@ -270,7 +278,7 @@ def test_an_interrupt_ends_it_with_130_and_cleans_up(command: Command, how: str)
     assert process.returncode == 130
     assert err.endswith("Interrupted.\n")
     assert "Traceback" not in err
-    assert command.processes() == []
+    assert command.processes() == {}
 
 
 def test_the_version(command: Command) -> None:

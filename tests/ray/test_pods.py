@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import ray
-from helpers import eventually, unique_name
-from services import Counter
+from helpers import end_router, eventually, unique_name
+from services import Counter, by_last_digit
 
 import ray_route
 
@@ -171,3 +171,63 @@ def test_a_claim_waits_for_the_present_owner(client: Any, svc: Any) -> None:
     second = ray_route.PodAgent(client.namespace, service, 0).start(timeout=1.0)
     assert second.incarnation > first.incarnation
     second.stop()
+
+
+def test_a_sweep_moves_the_uids_of_dead_pods_at_once(client: Any, deploy: Any) -> None:
+    deployment = deploy(replicas=3, ray_actor_options={"max_restarts": 0})
+    service = deployment.service
+    uids = [f"u:{number}" for number in range(90)]
+    before = client.compute_linked_pods(uids, service)
+    victim = before[uids[0]]
+    os.kill(client.call(uids[0], service, "pid"), signal.SIGKILL)
+    eventually(
+        lambda: client.pods(service)[victim.pod].life is ray_route.Life.GONE, "it is declared gone"
+    )
+    assert client.sweep(service) == sum(link.pod == victim.pod for link in before.values())
+    assert client.sweep(service) == 0
+    stored = client.batch_get_linked_pod(uids, service)
+    assert victim.pod not in stored
+    assert stored.unroutable == frozenset()
+
+
+def test_a_restarting_pod_gets_its_grace_and_keeps_its_uids(ray_session: None) -> None:
+    name = unique_name()
+    with ray_route.connect(name, restart_grace_s=15.0) as client:
+        options = {"namespace": name, "service": "svc", "replicas": 2}
+        with ray_route.deploy(Counter, **options):
+            before = client.compute_linked_pod("u", "svc")
+            os.kill(client.call("u", "svc", "pid"), signal.SIGKILL)
+            assert client.call("u", "svc", "add", "u", idempotent=True) == 1
+            after = client.compute_linked_pod("u", "svc")
+            assert after.pod == before.pod
+            assert after.incarnation > before.incarnation
+    end_router(name)
+
+
+def test_placement_evens_out_the_loads_that_pods_report(client: Any, svc: Any) -> None:
+    service = unique_name()
+    agents = [ray_route.PodAgent(client.namespace, service, n).start() for n in range(4)]
+    for agent in agents:
+        agent.set_load_state(100.0 * agent.pod)
+    eventually(
+        lambda: [round(pod.load) for pod in client.pods(service).values()] == [0, 100, 200, 300],
+        "loads are reported",
+    )
+    links = client.compute_linked_pods([f"u{n}" for n in range(1000)], service)
+    totals = [100 * pod + sum(link.pod == pod for link in links.values()) for pod in range(4)]
+    assert max(totals) <= 1.1 * min(totals)
+    for agent in agents:
+        agent.stop()
+
+
+def test_a_user_placement_decides_and_its_mistakes_are_named(ray_session: None) -> None:
+    name = unique_name()
+    with ray_route.connect(name, placement=by_last_digit) as client:
+        agents = [ray_route.PodAgent(name, "svc", n).start() for n in range(3)]
+        links = client.compute_linked_pods([f"u{n}" for n in range(30)], "svc")
+        assert all(link.pod == int(uid[-1]) % 3 for uid, link in links.items())
+        with pytest.raises(ray_route.ConfigError, match="not an available pod"):
+            client.compute_linked_pod("nowhere", "svc")
+        for agent in agents:
+            agent.stop()
+    end_router(name)

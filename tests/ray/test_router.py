@@ -104,7 +104,7 @@ def test_8_processes_of_200_tasks_agree_on_500_fresh_uids(
 def test_a_killed_router_is_restarted_and_no_link_moves(deploy: Any, client: Any, u: str) -> None:
     uids = [f"{u}-{number}" for number in range(50)]
     links = client.compute_linked_pods(uids, "svc")
-    pid = ray.get(router_handle(client.namespace).pid.remote())
+    pid, _ = ray.get(router_handle(client.namespace).whereabouts.remote())
     os.kill(pid, signal.SIGKILL)
 
     assert client.get_linked_in_cache(uids[0], "svc") == links[uids[0]]
@@ -139,7 +139,7 @@ def test_an_older_router_changes_nothing_and_exits(client: Any, u: str) -> None:
 
     def has_exited() -> bool:
         try:
-            ray.get(older.pid.remote(), timeout=5)
+            ray.get(older.whereabouts.remote(), timeout=5)
         except ray.exceptions.RayActorError:
             return True
         return False
