@@ -1,0 +1,127 @@
+"""Run as a program: a cluster of three nodes on this machine, and what happens when one goes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any
+
+import ray
+from helpers import eventually, router_handle
+from ray.cluster_utils import Cluster
+from services import Counter
+
+import ray_route
+from ray_route.store.embedded import EmbeddedServer
+
+LEASE_S = 3.0
+QUICK = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 5,
+}
+
+
+def main() -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": QUICK})
+    others = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        with EmbeddedServer() as server:
+            pods_spread_and_a_node_may_go(cluster, others[0], server.url)
+            a_router_moves_with_its_node(cluster, others[1], server.url)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def pods_spread_and_a_node_may_go(cluster: Any, node: Any, url: str) -> None:
+    options = {"pod_lease_s": LEASE_S, "heartbeat_s": 0.5}
+    spread = {"num_cpus": 1, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
+    with (
+        ray_route.connect("nodes", url, **options) as client,
+        ray_route.deploy(
+            Counter,
+            namespace="nodes",
+            service="svc",
+            replicas=3,
+            redis_url=url,
+            ray_actor_options=spread,
+        ),
+    ):
+        uids = [f"u{number}" for number in range(30)]
+        before = client.compute_linked_pods(uids, "svc")
+        pods = client.pods("svc")
+        assert len({pod.node for pod in pods.values()}) == 3, pods
+        (lost,) = [index for index, pod in pods.items() if pod.node == node.node_id]
+
+        cluster.remove_node(node, allow_graceful=False)
+        removed_at = time.monotonic()
+        longest = 0.0
+        # The node's workers outlive its raylet for a moment, and may serve until they end.
+        while client.pods("svc")[lost].life is ray_route.Life.ALIVE:
+            assert age(removed_at) < LEASE_S + 10, "the lost pod is declared gone"
+            longest = max(longest, call_all(client, uids))
+        longest = max(longest, call_all(client, uids))
+        after = client.compute_linked_pods(uids, "svc")
+        moved = [uid for uid in uids if after[uid] != before[uid]]
+        expected = [uid for uid in uids if before[uid].pod == lost]
+        assert moved == expected, (moved, expected, before, after, client.pods("svc"))
+        assert longest < LEASE_S + 5, longest
+        print(f"a node with 1 of 3 pods removed: all 30 uids served, each within {longest:.2f} s")
+
+
+def call_all(client: Any, uids: list[str]) -> float:
+    """Call every uid; return the longest wait in seconds."""
+    waits = []
+    for uid in uids:
+        asked_at = time.monotonic()
+        client.call(uid, "svc", "add", uid, idempotent=True, timeout=30)
+        waits.append(age(asked_at))
+    return max(waits)
+
+
+def a_router_moves_with_its_node(cluster: Any, node: Any, url: str) -> None:
+    for number in range(30):
+        name = f"router-{number}"
+        with ray_route.connect(name, url) as client:
+            router = client._session.router
+            _, where = ray.get(router.whereabouts.remote())
+            if where != node.node_id:
+                ray.kill(router, no_restart=True)
+                continue
+            agent = ray_route.PodAgent(name, "svc", 0, redis_url=url).start()
+            link = client.compute_linked_pod("u", "svc")
+            cluster.remove_node(node, allow_graceful=False)
+            removed_at = time.monotonic()
+            wait_until_elsewhere(name, where)
+            assert client.compute_linked_pod("fresh", "svc", timeout=60).pod == 0
+            print(f"the router's node removed: a miss is answered after {age(removed_at):.2f} s")
+            client.cache_expired("u", "svc", timeout=60)
+            assert client.compute_linked_pod("u", "svc") == link
+            eventually(lambda: client.pods("svc")[0].heartbeat_age_s < 2, "the agent goes on")
+            agent.stop()
+            return
+    sys.exit("no router came up on the node")
+
+
+def wait_until_elsewhere(namespace: str, node: str) -> None:
+    eventually(lambda: home(namespace) not in (None, node), "it is restarted elsewhere", 60)
+
+
+def home(namespace: str) -> str | None:
+    """Return the node where a namespace's router answers from; None if it does not answer."""
+    try:
+        return str(ray.get(router_handle(namespace).whereabouts.remote(), timeout=5)[1])
+    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        return None
+
+
+def age(since: float) -> float:
+    return time.monotonic() - since
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The README's example runs as printed, and what it names is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import ray_route
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def example() -> str:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    return str(code)
+
+
+def test_the_example_runs_as_printed(tmp_path: Path) -> None:
+    script = tmp_path / "example.py"
+    script.write_text(example())
+    unset = ("PYTHONPATH", "RAY_ADDRESS", "RAY_ROUTE_REDIS_URL")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = re.search(r"It prints `(.+?)`", README)
+    assert expected
+    assert expected[1] in done.stdout.splitlines(), done
+
+
+def test_the_example_is_short() -> None:
+    assert len([line for line in example().splitlines() if line]) <= 12
+
+
+def test_the_names_in_the_table_of_methods_are_the_apis() -> None:
+    methods = re.findall(r"client\.(\w+)\(", README)
+    assert methods
+    assert all(hasattr(ray_route.RouteClient, name) for name in methods)
+    assert all(
+        hasattr(ray_route.Deployment, name) for name in re.findall(r"deployment\.(\w+)", README)
+    )
+    assert all(hasattr(ray_route, name) for name in re.findall(r"ray_route\.(\w+)\(", README))
+
+
+def test_the_files_and_targets_that_it_names_are_there() -> None:
+    folder = README.partition("```\nray_route/\n")[2].partition("```")[0]
+    files = re.findall(r"\w+\.py", folder)
+    assert files
+    assert [name for name in files if not (ROOT / "ray_route" / name).exists()] == []
+    targets = re.findall(r"(?m)(?:^|`)make (\w+)", README)
+    makefile = (ROOT / "Makefile").read_text()
+    assert [name for name in targets if f"\n{name}:" not in makefile] == []
