@@ -19,6 +19,8 @@ T = TypeVar("T")
 DEFAULT_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 60.0
 DRAIN_S = 300.0
+# The router gives up before its caller does, so that the caller hears why.
+_OF_TIMEOUT = 0.8
 
 
 def connect(
@@ -153,6 +155,16 @@ class RouteClient(_Client):
         pod, `PodUnavailableError` for one that takes no links.
         """
         return self._run(self._ops.set_if_absent(uid, service, pod, persistent=persistent), timeout)
+
+    def move(self, uid: str, service: str, pod: int, *, timeout: float | None = None) -> Link:
+        """Move the uid to `pod` by way of its owner, with its hooks; return the new link.
+
+        The link keeps its kind; a uid without one gets a temporary one. Raises
+        `InvalidInputError` for an unknown pod, `PodUnavailableError` if `pod` takes no uids, or
+        if the owner kept the uid because a call for it did not end in time.
+        """
+        steps = self._ops.move(uid, service, pod, _OF_TIMEOUT * _seconds(timeout))
+        return self._run(steps, timeout)
 
     def get_link_service(self, uid: str, *, timeout: float | None = None) -> dict[str, Link]:
         """Return every service that the uid is linked to now, temporary links too."""
@@ -352,6 +364,11 @@ class AsyncRouteClient(_Client):
         return await self._run(
             self._ops.set_if_absent(uid, service, pod, persistent=persistent), timeout
         )
+
+    async def move(self, uid: str, service: str, pod: int, *, timeout: float | None = None) -> Link:
+        """See `RouteClient.move`."""
+        steps = self._ops.move(uid, service, pod, _OF_TIMEOUT * _seconds(timeout))
+        return await self._run(steps, timeout)
 
     async def get_link_service(self, uid: str, *, timeout: float | None = None) -> dict[str, Link]:
         """See `RouteClient.get_link_service`."""

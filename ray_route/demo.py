@@ -165,7 +165,9 @@ class Replay:
         seconds = time.perf_counter() - began
         self.note("asking the pods what they handled")
         pods = self._settled()
-        return Outcome(self._history(pods), seconds, pods)
+        history = self._history(pods)
+        self.note("replayed")
+        return Outcome(history, seconds, pods)
 
     def _send(self, window: range) -> None:
         """Send a window's events; those for which no pod is ready again, until one is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from ray_route.steps import run
 
 _DEPLOY_S = 60.0
 _STOP_S = 5.0
+_RETRY_S = 0.2
 
 
 class Deployment:
@@ -186,16 +188,22 @@ class _Maker:
 
 
 def _wait_ready(handles: list[Any], what: str, deadline: Deadline) -> None:
-    try:
-        ray.get(
-            [handle._ray_route_ready.remote() for handle in handles], timeout=deadline.remaining()
-        )
-    except ray.exceptions.GetTimeoutError:
-        raise RouteTimeoutError(waiting_for=what, timeout_s=deadline.timeout_s) from None
-    except ray.exceptions.RayActorError as error:
-        raise PodUnavailableError(
-            reason=f"{what} failed to start: {error}", may_have_run=False
-        ) from error
+    """Wait until all pods serve, also those that Ray is just restarting."""
+    while True:
+        try:
+            asked = [handle._ray_route_ready.remote() for handle in handles]
+            ray.get(asked, timeout=deadline.remaining())
+        except ray.exceptions.ActorUnavailableError:
+            deadline.check(what)
+            time.sleep(_RETRY_S)
+        except ray.exceptions.GetTimeoutError:
+            raise RouteTimeoutError(waiting_for=what, timeout_s=deadline.timeout_s) from None
+        except ray.exceptions.RayActorError as error:
+            raise PodUnavailableError(
+                reason=f"{what} failed to start: {error}", may_have_run=False
+            ) from error
+        else:
+            return
 
 
 def _check_replicas(replicas: object) -> None:

@@ -47,17 +47,19 @@ class Moves:
         self._alone: dict[tuple[str, str], asyncio.Lock] = {}
 
     async def set(
-        self, service: str, uid: str, pod: int, *, persistent: bool, timeout_s: float
+        self, service: str, uid: str, pod: int, *, persistent: bool | None, timeout_s: float
     ) -> Link:
-        """Link a uid to a pod, whoever holds it, and by way of whoever does."""
+        """Link a uid to a pod, by way of whoever holds it; `persistent=None` keeps its kind."""
         target = await self._census.target(service, pod)
         async with self._held(service, uid) as held:
+            if persistent is None:
+                persistent = held is not None and held.persistent
             if held is None or _is_at(held, target):
                 return await self._directory.set(service, uid, target, persistent=persistent)
             await self.release(service, {uid: held}, timeout_s)
 
             async def change() -> Link:
-                return await self._directory.set(service, uid, target, persistent=persistent)
+                return await self._directory.set(service, uid, target, persistent=bool(persistent))
 
             return await self._change(service, uid, held, change)
 

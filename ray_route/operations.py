@@ -153,6 +153,19 @@ class Operations:
         self.session.keep(service, {uid: link}, asked_at)
         return link
 
+    def move(self, uid: str, service: str, pod: int, timeout_s: float) -> Steps[Link]:
+        """See `RouteClient.move`."""
+        check_uid(uid)
+        check_name("service", service)
+        check_pod(pod)
+        asked_at = now()
+        link: Link = yield from self.session.ask(
+            "set_link", service, uid, pod, persistent=None, timeout_s=timeout_s
+        )
+        self.session.near.drop(service, uid, link.epoch - 1)
+        self.session.keep(service, {uid: link}, asked_at)
+        return link
+
     def link_service(self, uid: str) -> Steps[dict[str, Link]]:
         """See `RouteClient.get_link_service`."""
         check_uid(uid)

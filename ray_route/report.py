@@ -31,7 +31,7 @@ def bar(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[int], Non
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as progress:
         task = progress.add_task("the router is started", total=total)
         yield (
             lambda text: progress.update(task, description=text),

@@ -100,7 +100,7 @@ class Router:
         return await self._directory.set_if_absent(service, uid, target, persistent=persistent)
 
     async def set_link(
-        self, service: str, uid: str, pod: int, *, persistent: bool, timeout_s: float
+        self, service: str, uid: str, pod: int, *, persistent: bool | None, timeout_s: float
     ) -> Link:
         """See `Moves.set`."""
         await self._opened()

@@ -17,7 +17,7 @@ import redis.asyncio
 from redis.asyncio.cluster import ClusterNode as AsyncClusterNode
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.cluster import ClusterNode
 from redis.exceptions import (
     AskError,
@@ -64,11 +64,13 @@ def _options(url: StoreUrl, retry: Any) -> dict[str, Any]:
     }
 
 
-def _sentinel_options(url: StoreUrl) -> dict[str, Any]:
+def _sentinel_options(url: StoreUrl, retry: Any) -> dict[str, Any]:
+    # No retries of its own: finding the primary is part of a connection, which has some.
     return {
         **url.sentinel_options(),
         "socket_timeout": SOCKET_TIMEOUT_S,
         "socket_connect_timeout": SOCKET_TIMEOUT_S,
+        "retry": retry,
         "protocol": 2,
     }
 
@@ -79,7 +81,8 @@ def _sync_client(url: StoreUrl, retries: int) -> Any:
         nodes = [ClusterNode(host, port) for host, port in url.nodes]
         return redis.RedisCluster(startup_nodes=nodes, **options)
     if url.kind == "sentinel":
-        finder = Sentinel(list(url.nodes), sentinel_kwargs=_sentinel_options(url))
+        finding = _sentinel_options(url, Retry(NoBackoff(), 0))
+        finder = Sentinel(list(url.nodes), sentinel_kwargs=finding)
         return finder.master_for(str(url.service), **options)
     host, port = url.nodes[0]
     return redis.Redis(host=host, port=port, **options)
@@ -91,10 +94,17 @@ def _async_client(url: StoreUrl) -> Any:
         nodes = [AsyncClusterNode(host, port) for host, port in url.nodes]
         return redis.asyncio.RedisCluster(startup_nodes=nodes, **options)
     if url.kind == "sentinel":
-        finder = AsyncSentinel(list(url.nodes), sentinel_kwargs=_sentinel_options(url))
+        finding = _sentinel_options(url, AsyncRetry(NoBackoff(), 0))
+        finder = AsyncSentinel(list(url.nodes), sentinel_kwargs=finding)
         return finder.master_for(str(url.service), **options)
     host, port = url.nodes[0]
     return redis.asyncio.Redis(host=host, port=port, **options)
+
+
+def _sentinels(client: Any) -> list[Any]:
+    """Return the clients of the Sentinels that a client asks; it does not close them itself."""
+    manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+    return list(manager.sentinels) if manager is not None else []
 
 
 def _translated(url: StoreUrl, error: BaseException) -> RouteError:
@@ -252,7 +262,8 @@ class Store:
 
     def close(self) -> None:
         """Close all connections."""
-        self._client.close()
+        for client in (self._client, *_sentinels(self._client)):
+            client.close()
 
 
 class AsyncStore:
@@ -325,4 +336,5 @@ class AsyncStore:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        for client in (self._client, *_sentinels(self._client)):
+            await client.aclose()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import ray
 from helpers import router_handle
@@ -51,14 +52,17 @@ class Storm:
         callers = [
             threading.Thread(target=self._call_on, args=(n, clients)) for n in range(clients)
         ]
+        callers.append(threading.Thread(target=self._call_by_old_links))
         for caller in callers:
             caller.start()
         ends = time.monotonic() + seconds
         strikes = {name: getattr(self, f"_{name}") for name in faults}
+        turn: list[str] = []
         while time.monotonic() < ends:
-            self._wait(self.random.uniform(0.5, 1.5))
-            if self._alive() > 1:
-                self._strike(self.random.choice(faults), strikes)
+            turn = turn or self.random.sample(faults, len(faults))
+            if self._alive() > 2:
+                self._strike(turn.pop(), strikes)
+            self._wait(self.random.uniform(0.2, 0.8))
         self._wait(1.0)
         self._stop.set()
         for caller in callers:
@@ -91,6 +95,21 @@ class Storm:
             with self._lock:
                 self.history.acknowledged.append(acknowledged)
 
+    def _call_by_old_links(self) -> None:
+        """Call past owners by the links that they had: whoever does not own it must refuse."""
+        choose = random.Random(0)
+        known: list[tuple[str, ray_route.Link, Any]] = []
+        while not self._stop.is_set():
+            uid = choose.choice(self.uids)
+            with contextlib.suppress(ray_route.RouteError, ray.exceptions.RayError):
+                link = self.client.compute_linked_pod(uid, SERVICE, timeout=1)
+                known.append((uid, link, self.client.actor(uid, SERVICE, timeout=1)))
+                uid, link, handle = choose.choice(known)
+                header = (uid, link.epoch, link.incarnation, "serve")
+                call = f"{uid}#old-{next(self._numbers)}"
+                ray.get(handle._ray_route_call.remote(header, call, CALL_S), timeout=1)
+            self._wait(0.01)
+
     def _strike(self, kind: str, strikes: dict[str, Callable[[], None]]) -> None:
         try:
             strikes[kind]()
@@ -111,6 +130,14 @@ class Storm:
         incarnation = link.incarnation if link else 0
         at = time.monotonic()
         self.history.faults.append(Fault(kind, at, incarnation, until or float("inf")))
+
+    def _move(self) -> None:
+        """Move uids between living pods, where only fencing keeps the old owner out."""
+        self._note("move")
+        for uid in self.random.sample(self.uids, 20):
+            pod = self.random.randrange(4)
+            with contextlib.suppress(ray_route.PodUnavailableError):  # it is down, or draining
+                self.client.move(uid, SERVICE, pod)
 
     def _kill(self) -> None:
         link, pid = self._victim()

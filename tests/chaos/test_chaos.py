@@ -19,7 +19,7 @@ import ray_route
 SECONDS = float(os.environ.get("CHAOS_S", "25"))
 SEED = int(os.environ.get("CHAOS_SEED", random.randrange(10**6)))
 LEASE_S = 3.0
-FAULTS = ["kill", "kill", "freeze", "scale", "restart", "router"]
+FAULTS = ["kill", "move", "freeze", "move", "scale", "restart", "move", "router"]
 
 # The bounds of the design: after the end of a process, and after a freeze.
 KILL_BOUND_S = 1.5
