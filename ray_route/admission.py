@@ -203,7 +203,7 @@ class Admissions:
                 lambda: held.running == 0, deadline.remaining()
             )
             if not idle:
-                del self._released[uid]
+                self._released.pop(uid, None)  # taken back while it waited
             return idle
 
     def forget(self, uid: str, epoch: int) -> None:

@@ -79,12 +79,13 @@ class Coalescer:
             departing = self._board(lane)
         if departing:
             self._depart(service, lane, departing)
-        error = reply.exception()
-        if error is not None:
+        try:
+            answers = reply.result()
+            self._keep(service, answers, asked_at)
+            results = [answers[uid] for uid in landed]
+        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
             for future in landed.values():
                 future.set_exception(error)
             return
-        answers = reply.result()
-        self._keep(service, answers, asked_at)
-        for uid, future in landed.items():
-            future.set_result(answers[uid])
+        for future, result in zip(landed.values(), results, strict=True):
+            future.set_result(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +50,10 @@ class RouteConfig:
 
     def __post_init__(self) -> None:
         for option in ("ttl_s", "margin_s", "heartbeat_s", "pod_lease_s", "staleness_s"):
-            if not getattr(self, option) > 0:
-                raise ConfigError(option=option, reason="must be a positive number of seconds")
+            if not 0.001 <= getattr(self, option) < math.inf:
+                raise ConfigError(
+                    option=option, reason="must be a finite number of seconds, at least 0.001"
+                )
         for option in ("shards", "router_cache_size", "near_cache_size"):
             if not getattr(self, option) >= 1:
                 raise ConfigError(option=option, reason="must be at least 1")
@@ -65,8 +68,8 @@ class RouteConfig:
                 option="staleness_s", reason="must be at least three times heartbeat_s"
             )
         for option in ("load_tolerance", "restart_grace_s"):
-            if not getattr(self, option) >= 0:
-                raise ConfigError(option=option, reason="must not be negative")
+            if not 0 <= getattr(self, option) < math.inf:
+                raise ConfigError(option=option, reason="must be finite and not negative")
         self.strategy()
 
     @property

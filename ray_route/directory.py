@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ray_route.cache import LinkCache
 from ray_route.census import Census
@@ -55,7 +55,9 @@ class _Batch:
         answer = self.answers[uid]
         if isinstance(answer, RouteError) or self.sent_at is None:
             return answer
-        return replace(answer, lease_s=max(0.0, answer.lease_s - (now() - self.sent_at)))
+        # Not dataclasses.replace: it takes 3 µs, this 0.4 µs.
+        lease_s = max(0.0, answer.lease_s - (now() - self.sent_at))
+        return Link(answer.pod, answer.incarnation, answer.epoch, answer.persistent, lease_s)
 
 
 class Directory:

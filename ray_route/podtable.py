@@ -159,7 +159,10 @@ class SilenceWatch:
         if self._last_look is not None and at - self._last_look > self._max_gap_s:
             self.interrupt()  # the observer itself slept
         self._last_look = at
-        return [(service, pod) for service, pod in pods if self._is_silent(at, service, pod)]
+        present = list(pods)
+        names = {(service, pod.pod) for service, pod in present}
+        self._since = {name: seen for name, seen in self._since.items() if name in names}
+        return [(service, pod) for service, pod in present if self._is_silent(at, service, pod)]
 
     def missed_beat(self, service: str, pod: PodRecord, at: float, heartbeat_s: float) -> bool:
         """True if the pod has been seen silent for more than one heartbeat."""

@@ -138,8 +138,8 @@ class EmbeddedServer:
         lines = [
             "bind 127.0.0.1",
             f"port {self.port}",
-            f"requirepass {self.password}",
-            f"dir {folder}",
+            f"requirepass {_quoted(self.password)}",
+            f"dir {_quoted(str(folder))}",
             'save ""',
             f"appendonly {'yes' if self.folder else 'no'}",
             "maxmemory-policy noeviction",
@@ -194,3 +194,8 @@ def _tail(output: object) -> str:
     output.seek(0)  # type: ignore[attr-defined]
     lines: list[bytes] = output.read().splitlines()  # type: ignore[attr-defined]
     return b" | ".join(lines[-3:]).decode(errors="replace")
+
+
+def _quoted(text: str) -> str:
+    """Write one argument of a configuration line."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

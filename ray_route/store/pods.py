@@ -37,7 +37,15 @@ class PodCalls:
 
     def renew(self, who: Identity, incarnation: int, load: float, state: RoutingState) -> Call:
         """Renew a lease. Replies "ok", "gone" or "superseded"."""
-        args = [who.pod, incarnation, repr(load), who.service, who.process, who.node, who.actor]
+        args = [
+            who.pod,
+            incarnation,
+            repr(float(load)),
+            who.service,
+            who.process,
+            who.node,
+            who.actor,
+        ]
         keys = [self.keys.pods(who.service), self.keys.services]
         return script_call("renew", keys, [*args, state.value])
 

@@ -78,6 +78,8 @@ def parse_url(url: str) -> StoreUrl:
         parts = urlsplit(f"//{rest}")
     except ValueError:  # its text repeats the URL
         raise _bad("can't be parsed: percent-encode what is special in user and password") from None
+    if parts.fragment:
+        raise _bad("has a fragment: percent-encode '#' in user and password")
     credentials, _, hosts = parts.netloc.rpartition("@")
     username, _, password = credentials.partition(":")
     db, service = _path(kind, parts.path.strip("/"))

@@ -4,6 +4,8 @@ import pytest
 from helpers import eventually
 from shardbench import MARGIN_S, NO_TTL, TTL_MS, Shard, owner
 
+from ray_route.store.scripts import command
+
 
 def test_remove_deletes_whoever_holds_each_uid(shard: Shard):
     shard.place("a", "1:7")
@@ -78,6 +80,19 @@ def test_a_delay_too_short_for_a_millisecond_is_not_an_immediate_removal(
     reply = shard.send("remove", ["u"], after_s=delay_s)
     assert owner(reply.links[0]) == (1, 7)
     eventually(lambda: shard.raw("u") is None, "the link is removed")
+
+
+@pytest.mark.parametrize("verb", ["remove", "remove_if"])
+def test_a_removal_in_a_links_last_millisecond_is_no_error(shard: Shard, verb: str):
+    # In that millisecond PTTL is 0 and the key still there. Some of so many removals meet it.
+    uids = [f"u{number}" for number in range(400)]
+    meant = [["1"]] if verb == "remove_if" else []
+    for _ in range(2):
+        shard.do("set", uids, ["1:7"] * len(uids), persistent=False)
+        ending = [command("PEXPIRE", shard.key(uid), 4) for uid in uids]
+        removals = [shard.call(verb, [uid], *meant, after_s=5) for uid in uids]
+        replies = shard.store.run([*ending, *removals])
+        assert [reply for reply in replies if isinstance(reply, Exception)] == []
 
 
 @pytest.mark.parametrize("persistent", [True, False])

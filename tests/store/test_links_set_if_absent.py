@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 from helpers import eventually
 from shardbench import NO_TTL, TTL_MS, Shard, owner
 

@@ -1,5 +1,6 @@
 -- Links each uid to the given owner, unless another pod holds it. A holder gives way if its epoch
--- is the replaceable one (the caller knows that pod to be gone), or to 'steal'.
+-- is the replaceable one (the caller knows that pod to be gone), or to 'steal'. A scheduled
+-- removal of the owner's own link stays scheduled.
 -- KEYS  see _links.lua
 -- ARGV  3 ttl_ms; 4 'temporary' or 'persistent'; 5 'steal' or 'keep';
 --       then per uid: "pod:incarnation", replaceable epoch (empty: none)
@@ -10,7 +11,9 @@ local function pod_of(owner) return string.match(owner, '^%d+') end
 for i = 2, #KEYS do
   local owner, replaceable = ARGV[2 * i + 2], ARGV[2 * i + 3]
   local held = read(KEYS[i])
-  if not held or ARGV[5] == 'steal' or held.epoch == replaceable
+  if held and held.owner == owner and held.mark ~= '' then
+    report(held, false)
+  elseif not held or ARGV[5] == 'steal' or held.epoch == replaceable
       or pod_of(held.owner) == pod_of(owner) then
     report(assign(KEYS[i], held, owner, ARGV[4] == 'persistent', ARGV[3]), true)
   else

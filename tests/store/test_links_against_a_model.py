@@ -1,0 +1,197 @@
+"""Random sequences of verbs, with losses of data, against a dictionary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+from shardbench import Shard
+
+from ray_route.model import Link
+from ray_route.store.connect import Store
+from ray_route.store.links import ShardReply
+
+UIDS = st.sampled_from(["a", "b", "c:d", "{e}"])
+OWNERS = st.builds("{}:{}".format, st.sampled_from([0, 1, 10]), st.sampled_from([7, 70]))
+LATER_S = st.sampled_from([0, 1_000])
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the model knows of a link; all TTLs are too long to end during a test."""
+
+    owner: str
+    epoch: int
+    persistent: bool
+    marked: bool = False
+
+    def value(self) -> bytes:
+        mark = (":p" if self.persistent else ":t") if self.marked else ""
+        return f"{self.owner}:{self.epoch}{mark}".encode()
+
+    def link(self) -> Link:
+        pod, incarnation = self.owner.split(":")
+        has_no_ttl = self.persistent and not self.marked
+        return Link(int(pod), int(incarnation), self.epoch, has_no_ttl, 0.0)
+
+    def is_meant(self, meant: str) -> bool:
+        numbers = f"{self.owner}:{self.epoch}".split(":")
+        return meant.split(":") == numbers[: meant.count(":") + 1]
+
+
+class LinkMachine(RuleBasedStateMachine):
+    """One shard with one router that remembers its counter."""
+
+    store: Store
+
+    @initialize()
+    def begin(self) -> None:
+        self.shard = Shard(self.store)
+        self.held: dict[str, Held] = {}
+        self.counter = 0
+        self.owners: dict[tuple[str, int], str] = {}
+        self.highest: dict[str, int] = {}
+
+    def _do(self, verb: str, uid: str, *args: Any, **options: Any) -> tuple[Link | None, bool]:
+        router = self.shard.seen_by(1, seen=self.counter)
+        reply: ShardReply = router.do(verb, [uid], *([arg] for arg in args), **options)
+        assert reply.status == "ok"
+        assert reply.counter >= self.counter
+        assert reply.counter > self.counter or not reply.written[0]
+        self.counter = reply.counter
+        return reply.links[0], reply.written[0]
+
+    def _expect(self, uid: str, outcome: tuple[Link | None, bool], *, written: bool) -> None:
+        held = self.held.get(uid)
+        assert outcome == (held and held.link(), written)
+
+    def _assign(self, uid: str, outcome: tuple[Link | None, bool], owner: str, kind: bool) -> None:  # noqa: FBT001
+        """Take in a verb that must have given the uid to `owner`."""
+        link, _ = outcome
+        assert link is not None
+        before = self.held.get(uid)
+        self.held[uid] = Held(owner, link.epoch, kind)
+        self._expect(uid, outcome, written=True)
+        if before is not None and before.owner == owner:
+            assert link.epoch == before.epoch
+        else:
+            assert link.epoch > self.highest.get(uid, 0)
+        self.highest[uid] = link.epoch
+        assert self.owners.setdefault((uid, link.epoch), owner) == owner
+
+    @rule(uid=UIDS, owner=OWNERS, persistent=st.booleans())
+    def set_if_absent(self, uid: str, owner: str, persistent) -> None:
+        outcome = self._do("set_if_absent", uid, owner, persistent=persistent)
+        if uid in self.held:
+            self._expect(uid, outcome, written=False)
+        else:
+            self._assign(uid, outcome, owner, persistent)
+
+    @rule(uid=UIDS, owner=OWNERS, off_by=st.sampled_from([0, 0, -1, 1]))
+    def relink(self, uid: str, owner: str, off_by: int) -> None:
+        held = self.held.get(uid)
+        outcome = self._do("relink", uid, held.epoch + off_by if held else 5, owner)
+        if held is None:
+            self._assign(uid, outcome, owner, False)
+        elif off_by == 0:
+            self._assign(uid, outcome, owner, held.persistent)
+        else:
+            self._expect(uid, outcome, written=False)
+
+    @rule(uid=UIDS, owner=OWNERS, persistent=st.booleans())
+    def set(self, uid: str, owner: str, persistent) -> None:
+        outcome = self._do("set", uid, owner, persistent=persistent)
+        self._assign(uid, outcome, owner, persistent)
+
+    @rule(uid=UIDS, owner=OWNERS, steal=st.booleans(), replaces=st.booleans())
+    def try_set(self, uid: str, owner: str, steal, replaces) -> None:
+        held = self.held.get(uid)
+        dead = held.epoch if held and replaces else None
+        outcome = self._do("try_set", uid, owner, dead, persistent=False, steal=steal)
+        same_pod = held is not None and held.owner.split(":")[0] == owner.split(":", maxsplit=1)[0]
+        if held is None or steal or replaces or same_pod:
+            self._assign(uid, outcome, owner, False)
+        else:
+            self._expect(uid, outcome, written=False)
+
+    @rule(uid=UIDS, after_s=LATER_S)
+    def remove(self, uid: str, after_s: float) -> None:
+        outcome = self._do("remove", uid, after_s=after_s)
+        self._removed(uid, outcome, after_s, meant=uid in self.held)
+
+    @rule(uid=UIDS, after_s=LATER_S, owner=OWNERS, parts=st.integers(1, 3))
+    def remove_if(self, uid: str, after_s: float, owner: str, parts: int) -> None:
+        held = self.held.get(uid)
+        exact = f"{owner}:{held.epoch if held else 5}"
+        meant = ":".join(exact.split(":")[:parts])
+        outcome = self._do("remove_if", uid, meant, after_s=after_s)
+        self._removed(uid, outcome, after_s, meant=held is not None and held.is_meant(meant))
+
+    def _removed(self, uid: str, outcome: Any, after_s: float, *, meant: bool) -> None:
+        if meant and after_s:
+            self.held[uid] = replace(self.held[uid], marked=True)
+        elif meant:
+            del self.held[uid]
+        self._expect(uid, outcome, written=meant)
+
+    @rule(uid=UIDS, off_by=st.sampled_from([0, 1]))
+    def refresh(self, uid: str, off_by: int) -> None:
+        held = self.held.get(uid)
+        link, _ = self._do("refresh", uid, (held.epoch if held else 5) + off_by)
+        assert link == (held and held.link())
+
+    @rule(kept=st.sets(UIDS))
+    def lose_all_but_some_and_replay(self, kept: set[str]) -> None:
+        """Redis loses its counter and most links; the router replays what it remembers."""
+        before = self.shard.stored(sorted(self.held))
+        remembered = dict(zip(sorted(self.held), before, strict=True))
+        self._lose(kept)
+        router = self.shard.seen_by(1, seen=self.counter)
+        if self.counter:
+            assert router.do("set_if_absent", ["a"], ["9:9"]).status == "lost"
+            assert router.read("a", seen=self.counter).status == "lost"
+        for uid, link in remembered.items():
+            router.do("restore", [uid], [link], last=False)
+        reply = router.do("restore", [], [], last=True)
+        assert reply.counter > max([self.counter, *self.highest.values()])
+        self.counter = reply.counter
+
+    def _lose(self, kept: set[str]) -> None:
+        for uid in self.held.keys() - kept:
+            self.shard.do("remove", [uid])
+            # A marked link is remembered as a temporary one, its mark is lost with it.
+            held = self.held[uid]
+            self.held[uid] = replace(held, persistent=held.link().persistent, marked=False)
+        self.shard.set_counter(0)
+
+    @invariant()
+    def the_store_holds_what_the_model_holds(self) -> None:
+        if not hasattr(self, "shard"):
+            return
+        for uid in ("a", "b", "c:d", "{e}"):
+            held = self.held.get(uid)
+            assert self.shard.raw(uid) == (held and held.value())
+            assert (self.shard.pttl(uid) == -1) == (held is not None and held.link().persistent)
+
+    @invariant()
+    def the_counter_exceeds_every_epoch_and_is_the_one_replied(self) -> None:
+        if getattr(self, "counter", 0):
+            assert self.shard.counter()[0] == self.counter
+            assert self.counter >= max(self.highest.values(), default=0)
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+def test_any_sequence_of_verbs_and_losses_ends_as_in_the_model(store: Store):
+    machine = type("BoundMachine", (LinkMachine,), {"store": store})
+    bounds = settings(max_examples=40, stateful_step_count=25, deadline=None, database=None)
+    run_state_machine_as_test(machine, settings=bounds)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+
+from ray_route.config import RouteConfig
+from ray_route.errors import ConfigError, UnsafeStoreError
+from ray_route.store.connect import Store
+from ray_route.store.keys import Keys
+from ray_route.store.namespaces import open_namespace
+from ray_route.store.scripts import command
+
+
+def test_every_opening_gets_the_same_keys_id_and_options(store: Store, namespace: str):
+    first = open_namespace(store, namespace, {"shards": 8, "ttl_s": 100.0, "margin_s": 5.0})
+    keys, name, config = first
+    assert keys == Keys(namespace, 8)
+    assert len(name) == 32
+    assert config == RouteConfig(shards=8, ttl_s=100.0, margin_s=5.0)
+    assert open_namespace(store, namespace, {"shards": 8, "ttl_s": 100.0, "margin_s": 5.0}) == first
+
+
+def test_who_asks_for_nothing_gets_what_the_first_one_decided(store: Store, namespace: str):
+    first = open_namespace(store, namespace, {"shards": 8, "pod_lease_s": 30.0})
+    assert open_namespace(store, namespace, {}) == first
+
+
+def test_two_namespaces_of_one_store_have_different_ids(store: Store, namespace: str):
+    ids = {open_namespace(store, f"{namespace}{number}", {})[1] for number in range(3)}
+    assert len(ids) == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "first", "later"),
+    [
+        ("shards", 8, 9),
+        ("ttl_s", 100.0, 101.0),
+        ("margin_s", 5.0, 4.0),
+        ("pod_lease_s", 30.0, 10.0),
+        ("heartbeat_s", 2.0, 1.0),
+        ("staleness_s", 20.0, 10.0),
+    ],
+)
+def test_what_leases_rest_on_is_fixed_at_first_use(
+    store: Store, namespace: str, option: str, first: float, later: float
+):
+    opened = open_namespace(store, namespace, {option: first})
+    with pytest.raises(ConfigError) as caught:
+        open_namespace(store, namespace, {option: later})
+    assert (caught.value.option, caught.value.namespace) == (option, namespace)
+    assert f"{option}={first}" in str(caught.value)
+    assert open_namespace(store, namespace, {option: first}) == opened
+
+
+def test_an_invalid_option_is_refused_before_anything_is_written(store: Store, namespace: str):
+    with pytest.raises(ConfigError, match="ttl"):
+        open_namespace(store, namespace, {"ttl": 5})
+    assert store.one(command("EXISTS", Keys(namespace, 8).meta)) == 0
+
+
+def test_data_in_another_layout_is_refused_and_left_alone(store: Store, namespace: str):
+    meta = Keys(namespace, 8).meta
+    store.one(command("HSET", meta, "layout", "2", "shards", "8", "id", "theirs"))
+    with pytest.raises(UnsafeStoreError, match="layout 2") as caught:
+        open_namespace(store, namespace, {"shards": 8})
+    assert caught.value.address == store.url.address
+    assert namespace in str(caught.value)
+    assert store.one(command("HMGET", meta, "layout", "shards", "id")) == [b"2", b"8", b"theirs"]

@@ -1,0 +1,293 @@
+"""The pod table: who holds an index, and how that ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+from helpers import eventually
+
+from ray_route.model import Life, PodRecord, RoutingState
+from ray_route.store.connect import Store
+from ray_route.store.keys import Keys
+from ray_route.store.pods import Identity, PodCalls, parse_table
+from ray_route.store.scripts import command, script_call
+
+READY, DENY_NEW = RoutingState.READY, RoutingState.DENY_NEW
+LEASE_S = 10.0
+FIRST = Identity("chat", 0, "process-1", "node-1", "actor-1")
+SECOND = replace(FIRST, process="process-2", node="node-2", actor="actor-2")
+
+
+@dataclass(frozen=True)
+class Pods:
+    """The pod table of one service."""
+
+    store: Store
+    calls: PodCalls
+
+    def claim(self, who: Identity, lease_s: float = LEASE_S, state: RoutingState = READY) -> int:
+        status, number = self.try_claim(who, lease_s, state)
+        assert status == b"ok"
+        return number
+
+    def try_claim(
+        self, who: Identity, lease_s: float = LEASE_S, state: RoutingState = READY
+    ) -> tuple[bytes, int]:
+        status, number = self.store.one(self.calls.claim(who, lease_s, state))
+        return status, int(number)
+
+    def renew(self, who: Identity, incarnation: int, load: float = 0.0) -> bytes:
+        return self.store.one(self.calls.renew(who, incarnation, load, READY))
+
+    def resign(self, who: Identity, incarnation: int) -> bytes:
+        return self.store.one(self.calls.resign(who, incarnation))
+
+    def declare_gone(self, pod: PodRecord, *, silent: bool) -> bytes:
+        return self.store.one(self.calls.declare_gone("chat", pod, silent=silent))
+
+    def set_state(self, pod: PodRecord, state: RoutingState) -> bytes:
+        return self.store.one(self.calls.set_state("chat", pod, state))
+
+    def table(self) -> list[PodRecord]:
+        return parse_table(self.store.one(self.calls.table("chat")))
+
+    def record(self) -> PodRecord:
+        (record,) = self.table()
+        return record
+
+    def lose_everything(self) -> None:
+        self.store.one(command("DEL", self.calls.keys.pods("chat")))
+        self.store.one(command("DEL", self.calls.keys.services))
+
+    def services(self) -> set[bytes]:
+        return set(self.store.one(self.calls.services()))
+
+    def time_us(self) -> int:
+        return int(self.store.one(script_call("time", [self.calls.keys.meta], [])))
+
+
+@pytest.fixture
+def pods(store: Store, namespace: str) -> Pods:
+    return Pods(store, PodCalls(Keys(namespace, 1)))
+
+
+def test_a_claim_fills_the_record(pods: Pods):
+    before = pods.time_us()
+    incarnation = pods.claim(FIRST, state=DENY_NEW)
+    record = pods.record()
+    assert record == PodRecord(
+        pod=0,
+        incarnation=incarnation,
+        state=DENY_NEW,
+        life=Life.ALIVE,
+        load=0.0,
+        node="node-1",
+        process="process-1",
+        actor="actor-1",
+        heartbeat_us=record.heartbeat_us,
+    )
+    assert before <= record.heartbeat_us <= pods.time_us()
+
+
+def test_the_first_claim_makes_the_service_known(pods: Pods):
+    assert pods.services() == set()
+    pods.claim(FIRST)
+    assert pods.services() == {b"chat"}
+
+
+def test_a_table_holds_each_pod_by_itself_in_the_order_of_their_indexes(pods: Pods):
+    for index in (10, 0, 2):
+        pods.claim(replace(FIRST, pod=index, process=f"process-{index}"))
+    pods.renew(replace(FIRST, pod=2, process="process-2"), pods.table()[1].incarnation, 2.5)
+    assert [(pod.pod, pod.process, pod.load) for pod in pods.table()] == [
+        (0, "process-0", 0.0),
+        (2, "process-2", 2.5),
+        (10, "process-10", 0.0),
+    ]
+
+
+@pytest.mark.parametrize("text", ["with:colon", "a b", "é", ""])
+def test_a_record_keeps_any_text(pods: Pods, text: str):
+    pods.claim(replace(FIRST, node=text, actor=text))
+    assert (pods.record().node, pods.record().actor) == (text, text)
+
+
+@pytest.mark.parametrize("reply", ["list", "dict"])
+def test_a_table_is_read_from_either_shape_of_reply(pods: Pods, reply: str):
+    pods.claim(FIRST)
+    raw = pods.store.one(pods.calls.table("chat"))
+    flat = dict(zip(raw[::2], raw[1::2], strict=True)) if isinstance(raw, list) else raw
+    listed = [part for pair in flat.items() for part in pair]
+    assert parse_table(flat if reply == "dict" else listed) == [pods.record()]
+
+
+def test_an_index_whose_lease_runs_is_held_for_what_is_left_of_it(pods: Pods):
+    incarnation = pods.claim(FIRST)
+    status, left_ms = pods.try_claim(SECOND)
+    assert status == b"held"
+    assert LEASE_S * 900 < left_ms <= LEASE_S * 1000
+    assert (pods.record().process, pods.record().incarnation) == ("process-1", incarnation)
+
+
+def test_an_index_is_free_when_its_lease_has_ended_and_not_before(pods: Pods):
+    previous = pods.claim(FIRST)
+    record = pods.record()
+    eventually(lambda: pods.try_claim(SECOND, 0.1)[0] == b"ok", "the lease of 100 ms ends")
+    assert pods.record().heartbeat_us >= record.heartbeat_us + 100_000
+    assert pods.record().incarnation > previous
+
+
+def test_a_renewal_prolongs_the_lease(pods: Pods):
+    incarnation = pods.claim(FIRST)
+    pods.renew(FIRST, incarnation)
+    renewed = pods.record().heartbeat_us
+    eventually(lambda: pods.time_us() > renewed + 50_000, "50 ms pass")
+    # In one pipeline, so that a busy machine can't come between the two.
+    renew = pods.calls.renew(FIRST, incarnation, 0.0, READY)
+    _, (status, _) = pods.store.run([renew, pods.calls.claim(SECOND, 0.05, READY)])
+    assert status == b"held"
+
+
+def test_an_index_is_free_at_once_when_its_owner_resigned(pods: Pods):
+    previous = pods.claim(FIRST)
+    assert pods.resign(FIRST, previous) == b"ok"
+    assert pods.record().life is Life.RESIGNED
+    assert pods.claim(SECOND) > previous
+
+
+def test_an_index_is_free_at_once_when_its_owner_was_declared_gone(pods: Pods):
+    previous = pods.claim(FIRST)
+    assert pods.declare_gone(pods.record(), silent=False) == b"ok"
+    assert pods.record().life is Life.GONE
+    assert pods.claim(SECOND) > previous
+    assert pods.record().life is Life.ALIVE
+
+
+def test_the_same_process_may_claim_anew_and_gets_a_higher_incarnation(pods: Pods):
+    incarnations = [pods.claim(FIRST) for _ in range(3)]
+    assert incarnations == sorted(set(incarnations))
+
+
+def test_incarnations_are_at_least_redis_time_with_all_their_digits(pods: Pods):
+    before = pods.time_us()
+    assert before < pods.claim(FIRST) <= pods.time_us()
+
+
+def test_incarnations_grow_on_a_slow_clock_too(pods: Pods):
+    ahead = pods.time_us() + 3_600_000_000
+    pods.claim(FIRST)
+    pods.store.one(command("HSET", pods.calls.keys.pods("chat"), "0:incarnation", ahead))
+    assert [pods.claim(FIRST) for _ in range(2)] == [ahead + 1, ahead + 2]
+
+
+def test_a_renewal_moves_the_heartbeat_and_reports_the_load(pods: Pods):
+    incarnation = pods.claim(FIRST)
+    claimed = pods.record()
+    assert pods.renew(FIRST, incarnation, 3.25) == b"ok"
+    renewed = pods.record()
+    assert renewed.load == 3.25
+    assert renewed.heartbeat_us > claimed.heartbeat_us
+    assert replace(renewed, load=0.0, heartbeat_us=claimed.heartbeat_us) == claimed
+
+
+def test_a_renewal_does_not_undo_a_routing_state_that_an_operator_set(pods: Pods):
+    incarnation = pods.claim(FIRST)
+    assert pods.set_state(pods.record(), DENY_NEW) == b"ok"
+    pods.renew(FIRST, incarnation)
+    assert pods.record().state is DENY_NEW
+
+
+@pytest.mark.parametrize("ending", ["gone", "resigned"])
+def test_a_life_that_has_ended_can_not_be_renewed(pods: Pods, ending: str):
+    incarnation = pods.claim(FIRST)
+    if ending == "gone":
+        pods.declare_gone(pods.record(), silent=False)
+    else:
+        pods.resign(FIRST, incarnation)
+    ended = pods.record()
+    assert pods.renew(FIRST, incarnation, 9.0) == b"gone"
+    assert pods.record() == ended
+
+
+def test_a_renewal_of_a_replaced_incarnation_changes_nothing(pods: Pods):
+    old = pods.claim(FIRST)
+    pods.resign(FIRST, old)
+    pods.claim(SECOND)
+    current = pods.record()
+    assert pods.renew(FIRST, old, 9.0) == b"superseded"
+    assert pods.record() == current
+
+
+def test_a_record_that_was_lost_is_written_back_whole(pods: Pods):
+    incarnation = pods.claim(FIRST)
+    before = pods.record()
+    pods.lose_everything()
+    assert pods.renew(FIRST, incarnation, 3.5) == b"ok"
+    after = pods.record()
+    assert after == replace(before, load=3.5, heartbeat_us=after.heartbeat_us)
+    assert after.heartbeat_us > before.heartbeat_us
+    assert pods.services() == {b"chat"}
+    assert pods.try_claim(SECOND)[0] == b"held"
+
+
+def test_a_pod_that_is_only_silent_is_not_ended_once_its_heartbeat_moved(pods: Pods):
+    incarnation = pods.claim(FIRST)
+    seen = pods.record()
+    pods.renew(FIRST, incarnation)
+    assert pods.declare_gone(seen, silent=True) == b"renewed"
+    assert pods.record().life is Life.ALIVE
+    assert pods.renew(FIRST, incarnation) == b"ok"
+
+
+def test_a_pod_whose_heartbeat_stood_still_is_ended(pods: Pods):
+    incarnation = pods.claim(FIRST)
+    assert pods.declare_gone(pods.record(), silent=True) == b"ok"
+    assert pods.renew(FIRST, incarnation) == b"gone"
+
+
+def test_a_process_that_is_known_to_have_ended_is_ended_whatever_its_heartbeat(pods: Pods):
+    incarnation = pods.claim(FIRST)
+    seen = pods.record()
+    pods.renew(FIRST, incarnation)
+    assert pods.declare_gone(seen, silent=False) == b"ok"
+    assert pods.record().life is Life.GONE
+
+
+def test_ending_a_life_twice_is_no_error_and_keeps_the_first_reason(pods: Pods):
+    incarnation = pods.claim(FIRST)
+    pods.resign(FIRST, incarnation)
+    assert pods.declare_gone(pods.record(), silent=True) == b"ok"
+    assert pods.record().life is Life.RESIGNED
+
+
+def test_a_successor_is_never_ended_in_place_of_its_predecessor(pods: Pods):
+    old = pods.claim(FIRST)
+    seen = pods.record()
+    pods.resign(FIRST, old)
+    successor = pods.claim(SECOND)
+    assert pods.declare_gone(seen, silent=False) == b"superseded"
+    assert pods.resign(FIRST, old) == b"superseded"
+    assert pods.renew(SECOND, successor) == b"ok"
+
+
+def test_an_absent_record_is_not_a_dead_pod(pods: Pods):
+    incarnation = pods.claim(FIRST)
+    seen = pods.record()
+    pods.lose_everything()
+    assert pods.declare_gone(seen, silent=False) == b"absent"
+    assert pods.table() == []
+    assert pods.renew(FIRST, incarnation) == b"ok"
+
+
+def test_a_routing_state_is_set_on_the_living_incarnation_alone(pods: Pods):
+    first = pods.claim(FIRST)
+    seen = pods.record()
+    pods.resign(FIRST, first)
+    assert pods.set_state(seen, DENY_NEW) == b"gone"
+    pods.claim(SECOND)
+    assert pods.set_state(seen, DENY_NEW) == b"superseded"
+    assert pods.record().state is READY
+    pods.lose_everything()
+    assert pods.set_state(seen, DENY_NEW) == b"absent"
+    assert pods.table() == []

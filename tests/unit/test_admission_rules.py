@@ -1,0 +1,413 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import pytest
+from helpers import eventually
+
+from ray_route.admission import Admissions, Membership, Verdict
+from ray_route.clock import Deadline
+from ray_route.model import Link
+
+LEASE_S = 10.0
+SAFE_S = 9.0  # a pod stops a tenth of the lease before anybody may call it ended
+
+
+class ManualClock:
+    """Time that moves only when a test says so."""
+
+    def __init__(self) -> None:
+        self.time = 1_000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+    def tick(self, seconds: float) -> None:
+        self.time += seconds
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def membership(clock: ManualClock) -> Membership:
+    return Membership(7, LEASE_S, clock(), clock)
+
+
+@pytest.fixture
+def admissions(membership: Membership, clock: ManualClock) -> Admissions:
+    """Pod 0, which holds "u" under epoch 100 for 5 s."""
+    serving = Admissions(0, membership, clock)
+    assert serving.hold("u", 100, clock() + 5) == ""
+    return serving
+
+
+class TestMembership:
+    def test_it_ends_a_tenth_before_its_lease(self, membership: Membership, clock: ManualClock):
+        clock.tick(SAFE_S - 0.001)
+        assert membership.is_alive()
+        clock.tick(0.001)
+        assert not membership.is_alive()
+
+    def test_a_renewal_in_time_counts_from_before_it_was_sent(
+        self, membership: Membership, clock: ManualClock
+    ):
+        clock.tick(5)
+        asked_at = clock()
+        clock.tick(2)
+        assert membership.renewed(asked_at)
+        clock.tick(SAFE_S - 2 - 0.001)
+        assert membership.is_alive()
+        clock.tick(0.001)
+        assert not membership.is_alive()
+
+    def test_a_claim_that_took_long_has_used_up_its_lease(self, clock: ManualClock):
+        assert not Membership(7, LEASE_S, clock() - SAFE_S, clock).is_alive()
+
+    def test_a_late_renewal_ends_it_for_ever(self, membership: Membership, clock: ManualClock):
+        asked_at = clock()
+        clock.tick(SAFE_S)
+        assert not membership.renewed(asked_at)
+        assert not membership.renewed(clock())
+        assert not membership.is_alive()
+
+    def test_a_renewal_that_was_sent_in_time_and_came_late_ends_it_too(
+        self, membership: Membership, clock: ManualClock
+    ):
+        clock.tick(SAFE_S - 1)
+        asked_at = clock()
+        clock.tick(2)
+        assert not membership.renewed(asked_at)
+        assert not membership.is_alive()
+
+    def test_an_older_renewal_that_was_overtaken_shortens_nothing(
+        self, membership: Membership, clock: ManualClock
+    ):
+        early = clock()
+        clock.tick(5)
+        membership.renewed(clock())
+        membership.renewed(early)
+        clock.tick(SAFE_S - 0.001)
+        assert membership.is_alive()
+
+    def test_an_end_is_final(self, membership: Membership, clock: ManualClock):
+        membership.end()
+        assert not membership.is_alive()
+        assert not membership.renewed(clock())
+        assert not membership.is_alive()
+
+
+class TestAdmissions:
+    """Pod 0, incarnation 7; "u" is held under epoch 100 for 5 s."""
+
+    def test_a_uid_that_is_held_is_admitted(self, admissions: Admissions):
+        assert admissions.enter("u", 100, 7) == (Verdict.ADMIT, "")
+
+    def test_an_unknown_uid_is_confirmed_first(self, admissions: Admissions):
+        assert verdict(admissions, "v") is Verdict.CONFIRM
+
+    def test_a_higher_epoch_than_is_known_is_confirmed_first(self, admissions: Admissions):
+        assert verdict(admissions, epoch=101) is Verdict.CONFIRM
+
+    def test_a_lower_epoch_than_is_known_is_refused(self, admissions: Admissions):
+        judged, reason = admissions.enter("u", 99, 7)
+        assert judged is Verdict.REFUSE
+        assert "100" in reason
+
+    @pytest.mark.parametrize("incarnation", [6, 8, 0])
+    def test_another_incarnation_is_refused(self, admissions: Admissions, incarnation: int):
+        for uid in ("u", "unknown"):
+            judged, reason = admissions.enter(uid, 100, incarnation)
+            assert judged is Verdict.REFUSE
+            assert "7" in reason
+
+    def test_a_uids_own_lease_is_confirmed_again_when_it_has_run_out(
+        self, admissions: Admissions, clock: ManualClock
+    ):
+        clock.tick(4.999)
+        assert verdict(admissions) is Verdict.ADMIT
+        clock.tick(0.001)
+        assert verdict(admissions) is Verdict.CONFIRM
+        assert admissions.hold("u", 100, clock() + 1) == ""
+        assert verdict(admissions) is Verdict.ADMIT
+
+    def test_nothing_is_admitted_or_taken_in_after_the_membership(
+        self, admissions: Admissions, membership: Membership, clock: ManualClock
+    ):
+        admissions.hold("u", 100, clock() + 1_000)
+        clock.tick(SAFE_S)
+        for uid in ("u", "unknown"):
+            judged, reason = admissions.enter(uid, 100, 7)
+            assert judged is Verdict.REFUSE
+            assert "membership" in reason
+        assert "membership" in admissions.hold("v", 100, clock() + 5)
+        assert not membership.renewed(clock())
+        assert verdict(admissions) is Verdict.REFUSE
+
+    def test_an_ended_membership_refuses_at_once(
+        self, admissions: Admissions, membership: Membership
+    ):
+        membership.end()
+        assert verdict(admissions) is Verdict.REFUSE
+
+    @pytest.mark.parametrize(
+        "link",
+        [
+            None,
+            Link(1, 7, 100, persistent=False, lease_s=5),
+            Link(0, 8, 100, persistent=False, lease_s=5),
+            Link(0, 7, 101, persistent=False, lease_s=5),
+            Link(0, 7, 99, persistent=False, lease_s=5),
+        ],
+    )
+    def test_a_link_of_anybody_else_confirms_nothing(
+        self, admissions: Admissions, link: Link | None
+    ):
+        assert admissions.judge_link(100, link) != ""
+
+    def test_a_link_of_this_very_epoch_confirms(self, admissions: Admissions):
+        for persistent in (True, False):
+            assert admissions.judge_link(100, Link(0, 7, 100, persistent, 0.0)) == ""
+
+    def test_a_slow_confirmation_of_an_old_epoch_replaces_no_newer_one(
+        self, admissions: Admissions, clock: ManualClock
+    ):
+        assert "100" in admissions.hold("u", 99, clock() + 50)
+        assert verdict(admissions) is Verdict.ADMIT
+        clock.tick(5)
+        assert verdict(admissions) is Verdict.CONFIRM
+
+    def test_a_uid_is_new_under_every_new_epoch(self, admissions: Admissions):
+        assert not admissions.is_new("u", 100)
+        assert admissions.is_new("u", 101)
+        assert admissions.is_new("v", 100)
+
+    def test_what_is_held_is_counted_and_listed(self, admissions: Admissions, clock: ManualClock):
+        admissions.hold("u", 101, clock() + 5)
+        admissions.hold("v", 100, clock() + 5)
+        assert len(admissions) == 2
+        assert admissions.holdings() == {"u": 101, "v": 100}
+        assert admissions.holds("v")
+        assert not admissions.holds("w")
+
+    def test_calls_that_run_are_counted(self, admissions: Admissions):
+        for _ in range(3):
+            admissions.enter("u", 100, 7)
+        assert admissions.running == 3
+        admissions.enter("u", 99, 7)
+        admissions.enter("unknown", 100, 7)
+        assert admissions.running == 3
+        for _ in range(3):
+            admissions.leave("u")
+        assert admissions.running == 0
+
+    def test_a_call_that_redis_just_confirmed_runs_however_little_is_left_of_its_lease(
+        self, admissions: Admissions, clock: ManualClock
+    ):
+        assert admissions.take("v", 100, clock()) == ""
+        assert admissions.running == 1
+        assert verdict(admissions, "v") is Verdict.CONFIRM
+        admissions.leave("v")
+        assert admissions.running == 0
+
+    def test_a_confirmation_is_no_way_around_a_refusal(
+        self, admissions: Admissions, clock: ManualClock
+    ):
+        assert "100" in admissions.take("u", 99, clock() + 5)
+        release_now(admissions, "u", 100)
+        assert "released" in admissions.take("u", 100, clock() + 5)
+        clock.tick(SAFE_S)
+        assert "membership" in admissions.take("w", 100, clock() + 5)
+        assert admissions.running == 0
+
+    def test_a_drained_pod_waits_until_no_call_runs(self, admissions: Admissions):
+        assert admissions.wait_idle(Deadline.after(0))
+        admissions.enter("u", 100, 7)
+        assert not admissions.wait_idle(Deadline.after(0.02))
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(admissions.wait_idle, Deadline.after(30))
+            admissions.leave("u")
+            assert waiting.result(10)
+
+    def test_a_closed_pod_refuses_all(self, admissions: Admissions, clock: ManualClock):
+        admissions.close()
+        for uid in ("u", "unknown"):
+            judged, reason = admissions.enter(uid, 100, 7)
+            assert judged is Verdict.REFUSE
+            assert "drained" in reason
+        assert admissions.hold("v", 100, clock() + 5) != ""
+
+
+class TestCallsThatHaveRun:
+    """What is judged again before a result may leave."""
+
+    def test_a_call_under_the_epoch_that_is_held_may_answer(self, admissions: Admissions):
+        assert admissions.still("u", 100) == (Verdict.ADMIT, "")
+
+    def test_a_call_that_outlived_the_uids_lease_is_confirmed_again(
+        self, admissions: Admissions, clock: ManualClock
+    ):
+        clock.tick(5)
+        assert admissions.still("u", 100)[0] is Verdict.CONFIRM
+
+    def test_a_call_that_outlived_the_membership_is_refused(
+        self, admissions: Admissions, clock: ManualClock
+    ):
+        admissions.hold("u", 100, clock() + 1_000)
+        clock.tick(SAFE_S)
+        assert admissions.still("u", 100)[0] is Verdict.REFUSE
+
+    def test_a_call_whose_uid_has_a_newer_epoch_by_now_is_refused(
+        self, admissions: Admissions, clock: ManualClock
+    ):
+        admissions.hold("u", 101, clock() + 5)
+        assert admissions.still("u", 100)[0] is Verdict.REFUSE
+
+    def test_a_release_that_waits_for_the_call_does_not_refuse_it(self, admissions: Admissions):
+        admissions.enter("u", 100, 7)
+        with ThreadPoolExecutor(1) as pool:
+            releasing = pool.submit(admissions.release, "u", 100, Deadline.after(30))
+            eventually(lambda: verdict(admissions) is Verdict.REFUSE, "the release begins")
+            assert admissions.still("u", 100)[0] is Verdict.ADMIT
+            admissions.leave("u")
+            assert releasing.result(10)
+
+
+class TestRelease:
+    def test_a_released_uid_is_refused_up_to_its_epoch(self, admissions: Admissions):
+        assert release_now(admissions, "u", 100)
+        for epoch in (99, 100):
+            judged, reason = admissions.enter("u", epoch, 7)
+            assert judged is Verdict.REFUSE
+            assert "released" in reason
+        assert verdict(admissions, epoch=101) is Verdict.CONFIRM
+
+    def test_a_released_uid_is_not_taken_in_by_a_slow_confirmation(
+        self, admissions: Admissions, clock: ManualClock
+    ):
+        release_now(admissions, "u", 100)
+        admissions.forget("u", 100)
+        assert "released" in admissions.hold("u", 100, clock() + 5)
+        assert not admissions.holds("u")
+
+    def test_a_uid_that_was_never_held_can_be_released_before_its_first_call(
+        self, admissions: Admissions, clock: ManualClock
+    ):
+        assert release_now(admissions, "v", 100)
+        assert verdict(admissions, "v") is Verdict.REFUSE
+        assert admissions.hold("v", 100, clock() + 5) != ""
+
+    def test_no_other_uid_is_released(self, admissions: Admissions, clock: ManualClock):
+        admissions.hold("v", 100, clock() + 5)
+        release_now(admissions, "u", 100)
+        assert verdict(admissions, "v") is Verdict.ADMIT
+
+    def test_a_release_waits_for_the_last_call_of_its_uid(
+        self, admissions: Admissions, clock: ManualClock
+    ):
+        admissions.hold("v", 100, clock() + 5)
+        for uid in ("u", "u", "v"):
+            admissions.enter(uid, 100, 7)
+        with ThreadPoolExecutor(1) as pool:
+            releasing = pool.submit(admissions.release, "u", 100, Deadline.after(30))
+            eventually(lambda: verdict(admissions) is Verdict.REFUSE, "the release begins")
+            admissions.leave("u")
+            assert not wait([releasing], timeout=0.05).done
+            admissions.leave("u")
+            assert releasing.result(10)
+
+    def test_a_call_counts_though_its_uid_got_a_new_epoch_while_it_ran(
+        self, admissions: Admissions, clock: ManualClock
+    ):
+        admissions.enter("u", 100, 7)
+        admissions.hold("u", 101, clock() + 5)
+        admissions.enter("u", 101, 7)
+        admissions.leave("u")
+        assert not admissions.release("u", 101, Deadline.after(0.02))
+        admissions.leave("u")
+        assert release_now(admissions, "u", 101)
+
+    def test_a_release_that_takes_too_long_is_taken_back(self, admissions: Admissions):
+        admissions.enter("u", 100, 7)
+        assert not admissions.release("u", 100, Deadline.after(0.02))
+        assert verdict(admissions) is Verdict.ADMIT
+
+    def test_a_release_can_be_taken_back(self, admissions: Admissions):
+        release_now(admissions, "u", 100)
+        admissions.reopen("u", 99)
+        assert verdict(admissions) is Verdict.REFUSE
+        admissions.reopen("u", 100)
+        assert verdict(admissions) is Verdict.ADMIT
+
+    def test_a_new_router_takes_back_what_an_old_one_asked_for(self, admissions: Admissions):
+        release_now(admissions, "u", 100)
+        admissions.close()
+        admissions.reopen_all()
+        assert verdict(admissions) is Verdict.ADMIT
+
+    def test_a_forgotten_uid_is_confirmed_and_new_when_it_returns(
+        self, admissions: Admissions, clock: ManualClock
+    ):
+        release_now(admissions, "u", 100)
+        admissions.forget("u", 100)
+        assert admissions.is_new("u", 101)
+        assert admissions.hold("u", 101, clock() + 5) == ""
+        assert verdict(admissions, epoch=101) is Verdict.ADMIT
+
+    def test_forgetting_an_old_epoch_spares_a_newer_one(
+        self, admissions: Admissions, clock: ManualClock
+    ):
+        admissions.hold("u", 101, clock() + 5)
+        admissions.forget("u", 100)
+        assert verdict(admissions, epoch=101) is Verdict.ADMIT
+
+
+class TestUse:
+    def test_a_uid_in_use_is_reported_once_per_use(self, admissions: Admissions):
+        assert admissions.review() == ({"u": 100}, {})
+        assert admissions.review() == ({}, {})
+        admissions.enter("u", 100, 7)
+        admissions.leave("u")
+        assert admissions.review() == ({"u": 100}, {})
+
+    def test_a_call_that_runs_for_long_uses_its_uid_all_the_time(
+        self, admissions: Admissions, clock: ManualClock
+    ):
+        admissions.enter("u", 100, 7)
+        for _ in range(3):
+            clock.tick(5)
+            assert admissions.review() == ({"u": 100}, {})
+
+    def test_an_unused_uid_is_idle_when_its_lease_is_over(
+        self, admissions: Admissions, clock: ManualClock
+    ):
+        admissions.review()
+        clock.tick(4.999)
+        assert admissions.review() == ({}, {})
+        clock.tick(0.001)
+        assert admissions.review() == ({}, {"u": 100})
+
+    def test_a_cap_ends_the_uids_lease_earlier_and_never_later(
+        self, admissions: Admissions, clock: ManualClock
+    ):
+        admissions.cap("u", 100, clock() + 50)
+        admissions.cap("u", 99, clock() + 1)
+        clock.tick(2)
+        assert verdict(admissions) is Verdict.ADMIT
+        admissions.cap("u", 100, clock() + 1)
+        clock.tick(1)
+        assert verdict(admissions) is Verdict.CONFIRM
+
+
+def verdict(serving: Admissions, uid: str = "u", epoch: int = 100, incarnation: int = 7) -> Verdict:
+    """What a call would hear, without leaving one running."""
+    judged, _ = serving.enter(uid, epoch, incarnation)
+    if judged is Verdict.ADMIT:
+        serving.leave(uid)
+    return judged
+
+
+def release_now(serving: Admissions, uid: str, epoch: int) -> bool:
+    return serving.release(uid, epoch, Deadline.after(0))

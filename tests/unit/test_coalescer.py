@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from ray_route.coalesce import _MAX_UIDS, Coalescer
+
+
+class Ref:
+    """A call under way, as Ray hands it out: an object with a future."""
+
+    def __init__(self, service: str, wanted: dict[str, int]) -> None:
+        self.service = service
+        self.wanted = dict(wanted)
+        self._future: Future[Any] = Future()
+
+    def future(self) -> Future[Any]:
+        return self._future
+
+    def answer(self) -> None:
+        self._future.set_result({uid: f"link of {uid}" for uid in self.wanted})
+
+    def fail(self, error: Exception) -> None:
+        self._future.set_exception(error)
+
+
+class Router:
+    """What is sent lands here and stays under way until a test answers it."""
+
+    def __init__(self) -> None:
+        self.sent: list[Ref] = []
+        self.kept: list[tuple[str, dict[str, Any], float]] = []
+        self.coalescer = Coalescer(self._send, self._keep)
+
+    def _send(self, service: str, wanted: dict[str, int]) -> Ref:
+        self.sent.append(Ref(service, wanted))
+        return self.sent[-1]
+
+    def _keep(self, service: str, answers: dict[str, Any], asked_at: float) -> None:
+        self.kept.append((service, answers, asked_at))
+
+    def ask(self, uid: str, service: str = "chat", min_epoch: int = 0) -> Future[Any]:
+        return self.coalescer.ask(service, uid, min_epoch)
+
+    def travelled(self) -> list[list[str]]:
+        return [list(ref.wanted) for ref in self.sent]
+
+
+@pytest.fixture
+def router() -> Router:
+    return Router()
+
+
+def test_a_lone_miss_leaves_at_once(router: Router):
+    future = router.ask("a")
+    assert router.travelled() == [["a"]]
+    router.sent[0].answer()
+    assert future.result(0) == "link of a"
+
+
+def test_all_that_comes_while_a_call_is_under_way_travels_in_one(router: Router):
+    futures = {uid: router.ask(uid) for uid in ("a", "b", "c", "d")}
+    assert router.travelled() == [["a"]]
+    router.sent[0].answer()
+    assert router.travelled() == [["a"], ["b", "c", "d"]]
+    router.sent[1].answer()
+    assert {uid: future.result(0) for uid, future in futures.items()} == {
+        uid: f"link of {uid}" for uid in futures
+    }
+
+
+def test_nothing_more_is_sent_when_nobody_waits(router: Router):
+    router.ask("a")
+    router.sent[0].answer()
+    assert len(router.sent) == 1
+    router.ask("b")
+    assert router.travelled() == [["a"], ["b"]]
+
+
+def test_who_asks_for_the_same_uid_shares_its_future(router: Router):
+    flying = router.ask("a")
+    assert router.ask("a") is flying
+    waiting = router.ask("b")
+    assert router.ask("b") is waiting
+    router.sent[0].answer()
+    assert router.ask("b") is waiting
+    router.sent[1].answer()
+    assert router.travelled() == [["a"], ["b"]]
+
+
+def test_an_answer_is_not_kept_for_those_who_come_later(router: Router):
+    first = router.ask("a")
+    router.sent[0].answer()
+    assert router.ask("a") is not first
+    assert router.travelled() == [["a"], ["a"]]
+
+
+def test_who_wants_a_newer_epoch_does_not_take_the_answer_that_is_under_way(router: Router):
+    stale = router.ask("a")
+    fresh = router.ask("a", min_epoch=101)
+    assert fresh is not stale
+    router.sent[0].answer()
+    assert stale.done()
+    assert not fresh.done()
+    assert router.sent[1].wanted == {"a": 101}
+
+
+def test_the_highest_epoch_that_anybody_wants_is_asked_for(router: Router):
+    router.ask("other")
+    for min_epoch in (0, 101, 55):
+        router.ask("a", min_epoch=min_epoch)
+    router.ask("b")
+    router.sent[0].answer()
+    assert router.sent[1].wanted == {"a": 101, "b": 0}
+
+
+def test_services_do_not_wait_for_each_other(router: Router):
+    router.ask("a", "chat")
+    router.ask("a", "game")
+    assert [ref.service for ref in router.sent] == ["chat", "game"]
+
+
+def test_an_error_reaches_all_who_travelled_and_nobody_else(router: Router):
+    first = router.ask("a")
+    others = [router.ask("b"), router.ask("c")]
+    router.sent[0].answer()
+    last = router.ask("d")
+    error = ConnectionError("the router is gone")
+    router.sent[1].fail(error)
+    assert first.result(0) == "link of a"
+    assert [future.exception(0) for future in others] == [error, error]
+    router.sent[2].answer()
+    assert last.result(0) == "link of d"
+
+
+def test_an_error_stops_nobody_from_asking_again(router: Router):
+    router.ask("a")
+    router.sent[0].fail(ConnectionError())
+    again = router.ask("a")
+    router.sent[1].answer()
+    assert again.result(0) == "link of a"
+
+
+def test_a_call_that_can_not_be_sent_is_an_error_for_all_who_wait():
+    def send(service: str, wanted: dict[str, int]) -> Any:
+        raise ConnectionError(f"no router for {sorted(wanted)}")
+
+    coalescer = Coalescer(send, lambda *_: None)
+    futures = [coalescer.ask("chat", uid) for uid in ("a", "b")]
+    assert all(isinstance(future.exception(0), ConnectionError) for future in futures)
+
+
+def test_every_answer_is_kept_once_before_anybody_hears_of_it():
+    kept_when_heard: list[int] = []
+    router = Router()
+    for uid in ("a", "b", "c"):
+        router.ask(uid).add_done_callback(lambda _: kept_when_heard.append(len(router.kept)))
+    router.sent[0].answer()
+    router.sent[1].answer()
+    assert [sorted(answers) for _, answers, _ in router.kept] == [["a"], ["b", "c"]]
+    assert kept_when_heard == [1, 2, 2]
+
+
+def test_leases_count_from_before_the_call_was_sent(monkeypatch: pytest.MonkeyPatch):
+    moment = [100.0]
+    monkeypatch.setattr("ray_route.coalesce.now", lambda: moment[0])
+    router = Router()
+    router.ask("a")
+    router.ask("b")
+    moment[0] = 107.0
+    router.sent[0].answer()
+    moment[0] = 109.0
+    router.sent[1].answer()
+    assert [asked_at for _, _, asked_at in router.kept] == [100.0, 107.0]
+
+
+def test_an_error_is_kept_nowhere(router: Router):
+    router.ask("a")
+    router.sent[0].fail(ConnectionError())
+    assert router.kept == []
+
+
+def test_a_crowd_is_split_into_calls_of_bounded_size(router: Router):
+    futures = [router.ask(f"u{number}") for number in range(2 * _MAX_UIDS + 1)]
+    while not futures[-1].done():
+        router.sent[-1].answer()
+    assert [len(ref.wanted) for ref in router.sent] == [1, _MAX_UIDS, _MAX_UIDS]
+    assert all(future.done() for future in futures)
+
+
+def test_a_hundred_threads_that_miss_one_uid_make_one_call():
+    router = Router()
+    together = threading.Barrier(100)
+
+    def miss(_: int) -> Any:
+        together.wait(10)
+        return router.ask("u")
+
+    with ThreadPoolExecutor(100) as pool:
+        futures = list(pool.map(miss, range(100)))
+    assert router.travelled() == [["u"]]
+    assert len(set(map(id, futures))) == 1
+
+
+def test_threads_that_miss_many_uids_are_all_answered():
+    answering = ThreadPoolExecutor(1)
+
+    def send(service: str, wanted: dict[str, int]) -> Ref:
+        ref = Ref(service, wanted)
+        answering.submit(ref.answer)
+        return ref
+
+    coalescer = Coalescer(send, lambda *_: None)
+    uids = [f"u{number % 300}" for number in range(3_000)]
+    with ThreadPoolExecutor(16) as pool, answering:
+        answers = list(pool.map(lambda uid: coalescer.ask("chat", uid).result(10), uids))
+    assert answers == [f"link of {uid}" for uid in uids]

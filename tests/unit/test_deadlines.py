@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from ray_route import clock
+from ray_route.clock import Deadline, now
+from ray_route.errors import RouteTimeoutError
+
+
+@pytest.fixture
+def moment(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which moves only when a test says so."""
+    held = [100.0]
+    monkeypatch.setattr(clock, "now", lambda: held[0])
+    return held
+
+
+def test_a_deadline_counts_down_and_is_never_negative(moment: list[float]):
+    deadline = Deadline.after(5)
+    assert deadline.remaining() == 5
+    moment[0] = 103
+    assert deadline.remaining() == 2
+    moment[0] = 999
+    assert deadline.remaining() == 0
+
+
+def test_a_deadline_that_has_passed_says_what_was_waited_for(moment: list[float]):
+    deadline = Deadline.after(5)
+    deadline.check("the router")
+    moment[0] = 105
+    with pytest.raises(RouteTimeoutError, match="after 5 s, waiting for the router") as caught:
+        deadline.check("the router")
+    assert (caught.value.waiting_for, caught.value.timeout_s) == ("the router", 5)
+
+
+def test_the_clock_runs_forward_in_seconds():
+    begun, reference = now(), time.monotonic()
+    while time.monotonic() - reference < 0.02:
+        pass
+    assert now() - begun >= 0.02
+
+
+def test_a_machines_sleep_counts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(time, "clock_gettime", {time.CLOCK_BOOTTIME: 42.0}.__getitem__)
+    assert now() == 42.0

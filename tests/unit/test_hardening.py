@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+from helpers import eventually
+from test_admission_rules import ManualClock, verdict
+
+from ray_route.admission import Admissions, Membership, Verdict
+from ray_route.clock import Deadline
+from ray_route.coalesce import Coalescer
+from ray_route.config import RouteConfig
+from ray_route.errors import ConfigError
+from ray_route.model import Life, PodRecord, RoutingState
+from ray_route.podtable import SilenceWatch
+from ray_route.store.url import parse_url
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://:{SECRET}℀@host",  # Python's urlsplit repeats the netloc in its ValueError
+        f"redis://:{SECRET}[@host",
+        f"redis://:{SECRET}]@host",
+        "redis://[::1",
+        "redis+cluster://h1,[::1",
+        f"redis://user:?{SECRET}@host",
+        f"redis://user:12?{SECRET}@host",
+        f"redis://user:?{SECRET}&x@host",
+        f"rediss://user:?{SECRET}@host",
+    ],
+)
+def test_the_error_of_a_bad_url_never_holds_the_password(url: str):
+    with pytest.raises(ConfigError) as caught:
+        parse_url(url)
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert SECRET not in f"{error} {error!r}"
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+@pytest.mark.parametrize("url", [f"redis://user:12#{SECRET}@host", "redis://host/0#x"])
+def test_a_fragment_is_refused(url: str):
+    """An unquoted # in a password would make its beginning the host and port."""
+    with pytest.raises(ConfigError):
+        parse_url(url)
+
+
+@pytest.mark.parametrize("option", ["ttl_s", "margin_s", "pod_lease_s", "staleness_s"])
+def test_a_duration_must_be_finite(option: str):
+    with pytest.raises(ConfigError) as caught:
+        RouteConfig.of({option: float("inf")})
+    assert caught.value.option == option
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_tolerance_must_be_a_number_that_compares(value: float):
+    with pytest.raises(ConfigError) as caught:
+        RouteConfig.of({"load_tolerance": value})
+    assert caught.value.option == "load_tolerance"
+
+
+def test_a_ttl_must_be_at_least_a_millisecond():
+    with pytest.raises(ConfigError) as caught:
+        RouteConfig(ttl_s=0.0005, margin_s=0.0001)
+    assert caught.value.option == "ttl_s"
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def admissions(clock: ManualClock) -> Admissions:
+    serving = Admissions(0, Membership(7, 10.0, clock(), clock), clock)
+    serving.hold("u", 100, clock() + 5)
+    return serving
+
+
+def test_a_call_that_runs_counts_when_its_uid_gets_a_new_epoch(
+    admissions: Admissions, clock: ManualClock
+):
+    admissions.enter("u", 100, 7)
+    admissions.hold("u", 101, clock() + 5)
+    admissions.enter("u", 101, 7)
+    admissions.leave("u")
+    assert not admissions.release("u", 101, Deadline.after(0.02))
+    admissions.leave("u")
+    assert admissions.release("u", 101, Deadline.after(0.02))
+
+
+def test_a_release_that_was_taken_back_while_it_waited_is_no_error(admissions: Admissions):
+    admissions.enter("u", 100, 7)
+    with ThreadPoolExecutor(1) as pool:
+        releasing = pool.submit(admissions.release, "u", 100, Deadline.after(0.5))
+        eventually(lambda: verdict(admissions) is Verdict.REFUSE, "the release begins")
+        admissions.reopen_all()
+        assert releasing.result(10) is False
+    assert verdict(admissions) is Verdict.ADMIT
+
+
+class Ref:
+    def __init__(self) -> None:
+        self.landed: Future = Future()
+
+    def future(self) -> Future:
+        return self.landed
+
+
+@pytest.mark.parametrize("answers", [{"a": 1}, None])
+def test_nobody_waits_for_an_answer_that_will_not_come(answers):
+    sent = []
+    coalescer = Coalescer(lambda *_: sent.append(Ref()) or sent[-1], lambda *_: None)
+    coalescer.ask("chat", "first")
+    others = [coalescer.ask("chat", uid) for uid in ("a", "b", "c")]
+    sent[0].landed.set_result({"first": 0})
+    sent[1].landed.set_result(answers)
+    assert all(future.done() for future in others)
+
+
+def test_time_in_which_a_pod_was_absent_is_not_silence():
+    pod = PodRecord(0, 7, RoutingState.READY, Life.ALIVE, 0.0, "n", "p", "a", 1_000)
+    watch = SilenceWatch(lease_s=10.0, max_gap_s=3.0)
+    watch.look(0.0, [("chat", pod)])
+    for at in range(1, 20):
+        watch.look(float(at), [])
+    assert watch.look(20.0, [("chat", pod)]) == []

@@ -1,0 +1,279 @@
+"""What is known of pods: PodTable, LoadBook, SilenceWatch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ray_route.model import Life, Link, PodRecord, RoutingState
+from ray_route.podtable import LoadBook, PodTable, SilenceWatch
+
+S = "chat"
+POD = PodRecord(0, 7, RoutingState.READY, Life.ALIVE, 0.0, "node", "process", "actor", 1_000)
+GONE = replace(POD, life=Life.GONE)
+RETURNED = replace(POD, incarnation=8, heartbeat_us=2_000)
+
+
+def link_to(incarnation: int, pod: int = 0) -> Link:
+    return Link(pod, incarnation, 100, persistent=False, lease_s=10.0)
+
+
+@pytest.fixture
+def table() -> PodTable:
+    known = PodTable()
+    known.update(S, POD)
+    return known
+
+
+class TestPodTable:
+    def test_services_and_pods_are_kept_apart(self, table: PodTable):
+        table.update("other", replace(POD, pod=1))
+        assert table.services() == [S, "other"]
+        assert table.get(S, 0) == POD
+        assert table.get(S, 1) is None
+        assert table.get("unknown", 0) is None
+        assert table.pods("unknown") == {}
+
+    def test_available_pods_are_those_that_take_new_uids_by_index(self, table: PodTable):
+        table.update(S, replace(POD, pod=3))
+        table.update(S, replace(POD, pod=1, state=RoutingState.DENY_NEW))
+        table.update(S, replace(POD, pod=2, life=Life.GONE))
+        assert [pod.pod for pod in table.available(S)] == [0, 3]
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"heartbeat_us": 1_001},
+            {"state": RoutingState.DENY_NEW},
+            {"life": Life.GONE},
+            {"incarnation": 8, "heartbeat_us": 1},
+        ],
+    )
+    def test_newer_knowledge_replaces_older(self, table: PodTable, change):
+        table.update(S, replace(POD, **change))
+        assert table.get(S, 0) == replace(POD, **change)
+
+    @pytest.mark.parametrize(
+        "stale",
+        [
+            replace(POD, incarnation=6, heartbeat_us=9_000),
+            replace(POD, heartbeat_us=999),
+            replace(POD, incarnation=6, life=Life.GONE),
+        ],
+    )
+    def test_older_knowledge_is_ignored(self, table: PodTable, stale: PodRecord):
+        assert not table.update(S, stale)
+        assert table.get(S, 0) == POD
+
+    @pytest.mark.parametrize("ending", [Life.GONE, Life.RESIGNED])
+    def test_a_dead_incarnation_never_comes_back_to_life(self, table: PodTable, ending: Life):
+        table.update(S, replace(POD, life=ending))
+        assert not table.update(S, replace(POD, heartbeat_us=9_000))
+        assert table.get(S, 0).life is ending
+
+    def test_a_death_is_news_whatever_its_heartbeat(self, table: PodTable):
+        assert table.update(S, replace(GONE, heartbeat_us=500))
+        assert table.get(S, 0).life is Life.GONE
+
+    def test_the_next_incarnation_of_a_dead_pod_is_alive(self, table: PodTable):
+        table.update(S, GONE)
+        assert table.update(S, RETURNED)
+        assert table.available(S) == [RETURNED]
+
+    def test_only_changes_of_routing_are_reported_as_changes(self, table: PodTable):
+        assert not table.update(S, POD)
+        assert not table.update(S, replace(POD, load=5.0, heartbeat_us=1_500))
+        assert table.get(S, 0).load == 5.0
+        assert table.update(S, replace(POD, state=RoutingState.DENY_NEW, heartbeat_us=1_500))
+        assert table.update(S, replace(POD, pod=1))
+
+    def test_a_link_is_routable_to_its_own_incarnation_alone(self, table: PodTable):
+        assert table.routable(S, link_to(7))
+        assert not table.routable(S, link_to(6))
+        assert not table.routable(S, link_to(8))
+        assert not table.routable(S, link_to(7, pod=1))
+        assert not table.routable("other", link_to(7))
+
+    @pytest.mark.parametrize(
+        ("state", "routable"),
+        [
+            (RoutingState.READY, True),
+            (RoutingState.DENY_NEW, True),
+            (RoutingState.SHUTDOWN, False),
+        ],
+    )
+    def test_a_link_is_routable_while_its_pod_serves(self, table: PodTable, state, routable):
+        table.update(S, replace(POD, state=state))
+        assert table.routable(S, link_to(7)) == routable
+        table.update(S, replace(GONE, state=state))
+        assert not table.routable(S, link_to(7))
+
+    def test_a_life_has_ended_when_it_was_declared_so_or_replaced(self, table: PodTable):
+        assert not table.has_ended(S, link_to(7))
+        assert table.has_ended(S, link_to(6))
+        table.update(S, GONE)
+        assert table.has_ended(S, link_to(7))
+        table.update(S, RETURNED)
+        assert table.has_ended(S, link_to(7))
+        assert not table.has_ended(S, link_to(8))
+
+    def test_absence_is_never_death(self, table: PodTable):
+        assert not table.has_ended(S, link_to(7, pod=1))
+        assert not table.has_ended("other", link_to(7))
+
+    def test_a_table_that_lags_behind_proves_nothing(self, table: PodTable):
+        table.update(S, GONE)
+        assert not table.has_ended(S, link_to(8))
+
+    def test_the_links_of_a_pod_that_has_shut_down_may_go_elsewhere(self, table: PodTable):
+        table.update(S, replace(POD, state=RoutingState.DENY_NEW))
+        assert not table.has_ended(S, link_to(7))
+        table.update(S, replace(POD, state=RoutingState.SHUTDOWN))
+        assert table.has_ended(S, link_to(7))
+
+
+class TestLoadBook:
+    def load(self, book: LoadBook, pod: PodRecord = POD) -> float:
+        return book.load(S, [pod])[pod.pod]
+
+    def test_a_pod_that_nobody_reported_is_idle(self):
+        assert LoadBook().load(S, [POD, replace(POD, pod=1)]) == {0: 0.0, 1: 0.0}
+
+    def test_load_is_the_report_and_what_was_placed_since(self):
+        book = LoadBook()
+        book.report(S, replace(POD, load=4.0))
+        book.placed(S, POD, 1_001)
+        book.placed(S, POD, 1_002)
+        assert self.load(book) == 6.0
+
+    def test_placements_that_a_report_includes_by_redis_time_are_counted_once(self):
+        book = LoadBook()
+        for epoch in (1_001, 1_002, 1_003):
+            book.placed(S, POD, epoch)
+        book.report(S, replace(POD, load=2.0, heartbeat_us=1_002))
+        assert self.load(book) == 3.0
+
+    def test_placements_of_shards_that_count_for_themselves_may_come_in_any_order(self):
+        book = LoadBook()
+        for epoch in (1_009, 1_001, 1_002, 1_003):
+            book.placed(S, POD, epoch)
+        book.report(S, replace(POD, load=0.0, heartbeat_us=1_004))
+        assert self.load(book) == 1.0
+
+    def test_a_report_that_comes_twice_changes_nothing(self):
+        book = LoadBook()
+        book.placed(S, POD, 1_500)
+        for _ in range(2):
+            book.report(S, replace(POD, load=1.0))
+        assert self.load(book) == 2.0
+
+    def test_links_that_are_being_written_count_until_they_are_settled(self):
+        book = LoadBook()
+        book.propose(S, [POD, POD])
+        assert self.load(book) == 2.0
+        book.placed(S, POD, 1_001)
+        book.settle(S, [POD, POD])
+        assert self.load(book) == 1.0
+
+    def test_settling_more_than_was_proposed_makes_no_negative_load(self):
+        book = LoadBook()
+        book.settle(S, [POD])
+        assert self.load(book) == 0.0
+
+    def test_a_new_incarnation_begins_empty(self):
+        book = LoadBook()
+        book.report(S, replace(POD, load=4.0))
+        book.placed(S, POD, 1_500)
+        book.propose(S, [POD])
+        assert self.load(book, RETURNED) == 0.0
+        assert book.links(S, RETURNED) == 0
+
+    def test_a_proposal_to_a_former_incarnation_is_not_settled_on_the_next(self):
+        book = LoadBook()
+        book.propose(S, [POD])
+        book.propose(S, [RETURNED, RETURNED])
+        assert self.load(book, RETURNED) == 2.0
+
+    def test_links_are_counted_for_ever_whatever_is_reported(self):
+        book = LoadBook()
+        book.placed(S, POD, 1_001)
+        book.placed(S, POD, 1_002)
+        book.report(S, replace(POD, heartbeat_us=5_000))
+        assert book.links(S, POD) == 2
+
+    def test_services_with_the_same_index_are_kept_apart(self):
+        book = LoadBook()
+        book.placed(S, POD, 1_001)
+        assert book.load("other", [POD]) == {0: 0.0}
+
+
+class TestSilenceWatch:
+    """A lease of 10 s, looked at every second; the observer may not sleep for more than 3 s."""
+
+    @pytest.fixture
+    def watch(self) -> SilenceWatch:
+        return SilenceWatch(lease_s=10.0, max_gap_s=3.0)
+
+    def observe(self, watch: SilenceWatch, pod: PodRecord, begin: int, end: int) -> list[int]:
+        """Look once a second; return the moments at which the pod was called silent."""
+        return [at for at in range(begin, end) if watch.look(float(at), [(S, pod)])]
+
+    def test_a_pod_is_silent_after_a_whole_lease_under_observation(self, watch: SilenceWatch):
+        assert self.observe(watch, POD, 0, 12) == [10, 11]
+
+    def test_the_silent_pod_is_named_and_its_neighbour_is_not(self, watch: SilenceWatch):
+        for at in range(11):
+            beating = replace(POD, pod=1, heartbeat_us=1_000 + at)
+            silent = watch.look(float(at), [(S, POD), (S, beating)])
+        assert silent == [(S, POD)]
+
+    def test_a_heartbeat_that_moved_begins_the_count_anew(self, watch: SilenceWatch):
+        assert self.observe(watch, POD, 0, 10) == []
+        moved = replace(POD, heartbeat_us=1_001)
+        assert self.observe(watch, moved, 10, 22) == [20, 21]
+
+    def test_an_old_heartbeat_alone_proves_nothing(self, watch: SilenceWatch):
+        assert watch.look(1e6, [(S, replace(POD, heartbeat_us=0))]) == []
+
+    def test_a_new_incarnation_begins_the_count_anew(self, watch: SilenceWatch):
+        self.observe(watch, POD, 0, 10)
+        assert self.observe(watch, replace(POD, incarnation=8), 10, 20) == []
+
+    def test_an_outage_of_the_store_begins_the_count_anew(self, watch: SilenceWatch):
+        assert self.observe(watch, POD, 0, 9) == []
+        watch.interrupt()
+        assert self.observe(watch, POD, 9, 20) == [19]
+
+    def test_an_observer_that_slept_begins_the_count_anew(self, watch: SilenceWatch):
+        assert self.observe(watch, POD, 0, 9) == []
+        assert self.observe(watch, POD, 30, 42) == [40, 41]
+
+    def test_a_gap_that_is_allowed_counts(self, watch: SilenceWatch):
+        looks = [at for at in (0.0, 3.0, 6.0, 9.0, 12.0) if watch.look(at, [(S, POD)])]
+        assert looks == [12.0]
+
+    def test_a_gap_just_longer_than_allowed_does_not(self, watch: SilenceWatch):
+        looks = [at for at in (0.0, 3.0, 6.1, 9.1, 12.1) if watch.look(at, [(S, POD)])]
+        assert looks == []
+
+    @pytest.mark.parametrize("ending", [Life.GONE, Life.RESIGNED])
+    def test_a_pod_that_has_ended_is_not_silent(self, watch: SilenceWatch, ending: Life):
+        assert self.observe(watch, replace(POD, life=ending), 0, 30) == []
+
+    def test_a_pod_that_was_away_from_the_table_is_not_silent_at_its_return(
+        self, watch: SilenceWatch
+    ):
+        self.observe(watch, POD, 0, 2)
+        for at in range(2, 20):
+            watch.look(float(at), [])
+        assert watch.look(20.0, [(S, replace(POD, heartbeat_us=5_000))]) == []
+
+    def test_a_missed_beat_is_seen_before_the_lease_ends(self, watch: SilenceWatch):
+        assert not watch.missed_beat(S, POD, 0.0, heartbeat_s=1.0)
+        watch.look(0.0, [(S, POD)])
+        assert not watch.missed_beat(S, POD, 1.0, heartbeat_s=1.0)
+        assert watch.missed_beat(S, POD, 1.1, heartbeat_s=1.0)
+        assert not watch.missed_beat(S, replace(POD, heartbeat_us=2_000), 1.1, heartbeat_s=1.0)
+        watch.interrupt()
+        assert not watch.missed_beat(S, POD, 1.1, heartbeat_s=1.0)
