@@ -11,21 +11,19 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import ray
 
-from ray_route.admission import Admissions, Membership, Verdict
+from ray_route.admission import Admissions, Membership
 from ray_route.attendance import Attendance, Hook
 from ray_route.clock import Deadline, now
 from ray_route.errors import (
-    FencedError,
     InvalidInputError,
     PodUnavailableError,
     RouteError,
-    StoreUnavailableError,
 )
+from ray_route.gate import Gate
 from ray_route.gateway import Gateway, resolve_url
 from ray_route.model import DrainProgress, Link, RoutingState, check_name, check_pod, check_uid
 from ray_route.processes import identify
@@ -41,7 +39,6 @@ _CLAIM_RETRY_S = 0.25
 _ASK_S = 2.0
 _STOP_S = 5.0
 _POLL_S = 0.05
-_ADMITTERS = 32
 # The router gives up before its caller does, so that the caller hears why.
 _OF_TIMEOUT = 0.8
 
@@ -97,15 +94,10 @@ class PodAgent:
         self._load_state: float | None = None
         self._state = RoutingState.READY
         self._stopping = threading.Event()
-        self._confirming: dict[tuple[str, int], Future[float]] = {}
-        self._seen: dict[int, int] = {}
-        self._lock = threading.Lock()
         self._gateway_or_none: Gateway | None = None
-        self._admissions: Admissions | None = None
+        self._gate: Gate | None = None
         self._attendance: Attendance | None = None
         self._thread = threading.Thread(target=self._beat, name="ray_route-agent", daemon=True)
-        # Not the event loop's default threads: the user's hooks may need those to return.
-        self.admitters = ThreadPoolExecutor(_ADMITTERS, thread_name_prefix="ray_route-admit")
 
     # Membership.
 
@@ -133,10 +125,15 @@ class PodAgent:
         return self._gateway_or_none
 
     @property
-    def _serving(self) -> Admissions:
-        if self._admissions is None:
+    def gate(self) -> Gate:
+        """Where calls enter; raises `PodUnavailableError` before `start`."""
+        if self._gate is None:
             raise self._unavailable("its agent has not been started")
-        return self._admissions
+        return self._gate
+
+    @property
+    def _serving(self) -> Admissions:
+        return self.gate.admissions
 
     @property
     def incarnation(self) -> int:
@@ -162,7 +159,9 @@ class PodAgent:
         admissions = Admissions(self.pod, membership)
         if self._attendance is not None:
             self._attendance.end()
-        self._admissions = admissions
+        if self._gate is None:
+            self._gate = Gate(self._gateway, self.service, self.pod, admissions, self._on_acquire)
+        self._gate.admissions = admissions
         self._attendance = Attendance(
             self._gateway, self.service, self.pod, admissions, self._on_release
         )
@@ -180,7 +179,7 @@ class PodAgent:
             self._thread.join(_STOP_S)
         if self._gateway_or_none is None:
             return
-        admissions = self._admissions
+        admissions = None if self._gate is None else self._gate.admissions
         if admissions is not None:
             admissions.close()
             admissions.wait_idle(Deadline.after(_STOP_S))
@@ -390,7 +389,7 @@ class PodAgent:
         Raises `FencedError` if it does not, `StoreUnavailableError` if that can't be confirmed.
         The user's code must not run in either case. `serving` also covers the time that it runs.
         """
-        self.enter(uid, epoch, incarnation).leave(uid)
+        self.gate.enter(uid, epoch, incarnation).leave(uid)
 
     @contextlib.contextmanager
     def serving(self, uid: str, epoch: int, incarnation: int) -> Iterator[None]:
@@ -399,99 +398,12 @@ class PodAgent:
         Raises what `admit` raises, before; `FencedError` with `may_have_run` after, if the uid
         was lost meanwhile. While it runs, a release of the uid waits.
         """
-        admissions = self.enter(uid, epoch, incarnation)
+        admissions = self.gate.enter(uid, epoch, incarnation)
         try:
             yield
-            self.recheck(admissions, uid, epoch)
+            self.gate.recheck(admissions, uid, epoch)
         finally:
             admissions.leave(uid)
-
-    def try_enter(self, uid: str, epoch: int, incarnation: int) -> Admissions | None:
-        """Begin to serve a call if that takes no I/O; None if Redis must be asked."""
-        admissions = self._serving
-        verdict, reason = admissions.enter(uid, epoch, incarnation)
-        if verdict is Verdict.REFUSE:
-            raise self._fenced(uid, epoch, reason, may_have_run=False)
-        return admissions if verdict is Verdict.ADMIT else None
-
-    def enter(self, uid: str, epoch: int, incarnation: int) -> Admissions:
-        """Begin to serve a call, asking Redis if need be; end it with `Admissions.leave`."""
-        admissions = self.try_enter(uid, epoch, incarnation)
-        if admissions is not None:
-            return admissions
-        admissions = self._serving
-        reason = admissions.take(uid, epoch, self._confirm_once(admissions, uid, epoch))
-        if reason:
-            raise self._fenced(uid, epoch, reason, may_have_run=False)
-        return admissions
-
-    def still_serves(self, admissions: Admissions, uid: str, epoch: int) -> bool:
-        """True if the result of a call may leave; False if Redis must be asked first."""
-        verdict, reason = admissions.still(uid, epoch)
-        if verdict is Verdict.REFUSE:
-            raise self._fenced(uid, epoch, reason, may_have_run=True)
-        return verdict is Verdict.ADMIT
-
-    def recheck(self, admissions: Admissions, uid: str, epoch: int) -> None:
-        """Return if the result of a call that has run may leave; else raise `FencedError`."""
-        if self.still_serves(admissions, uid, epoch):
-            return
-        try:
-            self._confirm_once(admissions, uid, epoch)
-        except RouteError as error:
-            reason = getattr(error, "reason", str(error))
-            raise self._fenced(uid, epoch, reason, may_have_run=True) from error
-
-    def _confirm_once(self, admissions: Admissions, uid: str, epoch: int) -> float:
-        """Confirm a uid's link from Redis; return when that lease ends.
-
-        Callers of the same uid wait for the first of them.
-        """
-        mine: Future[float] = Future()
-        with self._lock:
-            first = self._confirming.setdefault((uid, epoch), mine)
-        if first is not mine:
-            try:
-                return first.result(_CLAIM_S)
-            except TimeoutError as error:
-                raise self._unavailable(f"on_acquire({uid!r}) takes too long") from error
-        try:
-            lease_end = self._confirm(admissions, uid, epoch)
-        except BaseException as error:
-            mine.set_exception(error)
-            raise
-        else:
-            mine.set_result(lease_end)
-            return lease_end
-        finally:
-            with self._lock:
-                del self._confirming[uid, epoch]
-
-    def _confirm(self, admissions: Admissions, uid: str, epoch: int) -> float:
-        asked_at = now()
-        link = self._read(uid)
-        reason = admissions.judge_link(epoch, link)
-        if reason or link is None:
-            raise self._fenced(uid, epoch, reason, may_have_run=False)
-        lease_end = asked_at + link.lease_s
-        if admissions.is_new(uid, epoch) and self._on_acquire is not None:
-            self._on_acquire(uid)
-        reason = admissions.hold(uid, epoch, lease_end)
-        if reason:
-            raise self._fenced(uid, epoch, reason, may_have_run=False)
-        return lease_end
-
-    def _read(self, uid: str) -> Link | None:
-        gateway = self._gateway
-        shard = gateway.keys.shard(uid)
-        call = gateway.links.read(self._seen.get(shard, 0), shard, [(self.service, uid)])
-        reply = gateway.links.parse(gateway.store.one(call))
-        if reply.status != "ok":
-            raise StoreUnavailableError(
-                address=gateway.url.address, reason=f"it has lost writes to shard {shard}"
-            )
-        self._seen[shard] = max(reply.counter, self._seen.get(shard, 0))
-        return reply.links[0]
 
     def _unavailable(self, reason: str) -> PodUnavailableError:
         return PodUnavailableError(
@@ -500,17 +412,6 @@ class PodAgent:
             namespace=self.namespace,
             service=self.service,
             pod=self.pod,
-        )
-
-    def _fenced(self, uid: str, epoch: int, reason: str, *, may_have_run: bool) -> FencedError:
-        return FencedError(
-            reason=reason,
-            may_have_run=may_have_run,
-            namespace=self.namespace,
-            service=self.service,
-            uid=uid,
-            pod=self.pod,
-            epoch=epoch,
         )
 
 

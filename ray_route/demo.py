@@ -41,7 +41,7 @@ class DemoError(Exception):
 
 
 class Inbox:
-    """Counts each user's events. A plain class: it knows nothing of Ray or of pods.
+    """Counts each user's events. A plain class, as users write them.
 
     It remembers which events it has handled, so that one that is sent again counts once.
     """
@@ -49,12 +49,15 @@ class Inbox:
     def __init__(self) -> None:
         self._handled: dict[int, str] = {}
         self._counts: Counter[str] = Counter()
+        self._repeats = 0
         self._dies_after: int | None = None
 
     def receive(self, event: int) -> Ack:
         """Count an event for the user that it is for; say who did."""
         uid, owner = _self()
-        if event not in self._handled:
+        if event in self._handled:
+            self._repeats += 1
+        else:
             self._handled[event] = uid
             self._counts[uid] += 1
         if self._dies_after is not None and len(self._handled) >= self._dies_after:
@@ -63,7 +66,7 @@ class Inbox:
 
     def record(self) -> tuple[Owner, Record]:
         """Return all that this life remembers."""
-        return _self()[1], Record(tuple(self._handled), dict(self._counts))
+        return _self()[1], Record(tuple(self._handled), dict(self._counts), self._repeats)
 
     def die(self, events: int, at_the_latest_s: float) -> Owner:
         """Die after handling so many more events, the last of them not yet acknowledged."""

@@ -47,7 +47,7 @@ class _Batch:
     sent_at: float | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def answer(self, uid: str) -> Answer:
+    def late_answer(self, uid: str) -> Answer:
         """Return a uid's answer, its lease shortened by what has passed since it was read.
 
         Whoever joined late counts the lease from a request that was sent late.
@@ -91,18 +91,24 @@ class Directory:
         asks for a uid that is on its way to Redis waits for that answer: one write for all.
         """
         answers: dict[str, Answer] = {}
-        waiting: dict[str, _Batch] = {}
+        waiting: dict[_Batch, list[str]] = {}
+        late: set[_Batch] = set()
         for uid, min_epoch in wanted.items():
             link = self._cached(service, uid, min_epoch)
             if link is None:
-                waiting[uid] = self._join(service, uid, min_epoch, node)
+                batch = self._join(service, uid, min_epoch, node)
+                waiting.setdefault(batch, []).append(uid)
+                if batch.sent_at is not None:
+                    late.add(batch)
             else:
                 answers[uid] = link
-        for batch in set(waiting.values()):
+        for batch in waiting:
             await batch.done.wait()
         if self.superseded.is_set():
             raise self._taken_over()
-        answers.update((uid, batch.answer(uid)) for uid, batch in waiting.items())
+        for batch, uids in waiting.items():
+            get = batch.late_answer if batch in late else batch.answers.__getitem__
+            answers.update(zip(uids, map(get, uids), strict=True))
         return answers
 
     async def find(self, service: str, wanted: Mapping[str, int]) -> dict[str, Answer | None]:

@@ -18,6 +18,7 @@ import ray
 from ray_route.agent import PodAgent
 from ray_route.attendance import Hook
 from ray_route.errors import FencedError, RouteError
+from ray_route.gate import Gate
 from ray_route.sigterm import before_sigterm_ends
 from ray_route.store.url import StoreUrl
 
@@ -103,14 +104,15 @@ def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
     """Run one call if this pod owns its uid."""
     uid, epoch, incarnation, method = header
     agent: PodAgent = pod._ray_route_agent
+    gate = agent.gate
     try:
-        admissions = agent.enter(uid, epoch, incarnation)
+        admissions = gate.enter(uid, epoch, incarnation)
     except RouteError as error:
         return Refused(error)
     try:
         with _under(agent, header):
             result = getattr(pod, method)(*args, **kwargs)
-        agent.recheck(admissions, uid, epoch)
+        gate.recheck(admissions, uid, epoch)
     except FencedError as error:
         return _own(agent, error)
     finally:
@@ -122,10 +124,11 @@ async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) ->
     """Run one call if this pod owns its uid."""
     uid, epoch, incarnation, method = header
     agent: PodAgent = pod._ray_route_agent
+    gate = agent.gate
     try:
-        admissions = agent.try_enter(uid, epoch, incarnation)
+        admissions = gate.try_enter(uid, epoch, incarnation)
         if admissions is None:
-            admissions = await _in_thread(agent, agent.enter, uid, epoch, incarnation)
+            admissions = await _in_thread(gate, gate.enter, uid, epoch, incarnation)
     except RouteError as error:
         return Refused(error)
     try:
@@ -133,8 +136,8 @@ async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) ->
             result = getattr(pod, method)(*args, **kwargs)
             if inspect.isawaitable(result):
                 result = await result
-        if not agent.still_serves(admissions, uid, epoch):
-            await _in_thread(agent, agent.recheck, admissions, uid, epoch)
+        if not gate.still_serves(admissions, uid, epoch):
+            await _in_thread(gate, gate.recheck, admissions, uid, epoch)
     except FencedError as error:
         return _own(agent, error)
     finally:
@@ -149,8 +152,8 @@ def _own(agent: PodAgent, error: FencedError) -> Refused:
     return Refused(error)
 
 
-async def _in_thread(agent: PodAgent, work: Callable[..., Any], *args: Any) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(agent.admitters, work, *args)
+async def _in_thread(gate: Gate, work: Callable[..., Any], *args: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(gate.admitters, work, *args)
 
 
 def _call_many(pod: Any, calls: list[tuple[Header, tuple[Any, ...]]]) -> list[Any]:

@@ -6,7 +6,9 @@ that runs it decides how.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -27,12 +29,24 @@ from ray_route.model import (
     check_uids,
 )
 from ray_route.session import NoSuchActorError, Session
-from ray_route.steps import Blocking, Pause, Shared, Steps
+from ray_route.steps import Blocking, Pause, Remote, Shared, Steps
 
-_UIDS_PER_CALL = 2_000
+# Bulk placement: the router works on a call for about 8 ms, and answers others in between.
+_UIDS_PER_CALL = 500
+_CALLS_IN_FLIGHT = 2
 _BACKOFF_S = 0.02
 _DRAIN_POLL_S = 0.1
 _MAX_BACKOFF_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A call to the router that is under way; leases count from `asked_at`."""
+
+    service: str
+    wanted: dict[str, int]
+    ref: Any
+    asked_at: float
 
 
 class Operations:
@@ -185,14 +199,32 @@ class Operations:
         check_name("service", service)
         session = self.session
         answers: dict[str, Any] = {uid: session.near_hit(service, uid) for uid in wanted}
+        # Shard by shard: a call then is a few scripts of many uids, not 256 of a few.
         missing = [uid for uid, link in answers.items() if link is None]
+        missing.sort(key=session.keys.shard)
+        under_way: deque[_Asked] = deque()
         for start in range(0, len(missing), _UIDS_PER_CALL):
+            if len(under_way) == _CALLS_IN_FLIGHT:
+                answers.update((yield from self._computed(under_way.popleft())))
             some = dict.fromkeys(missing[start : start + _UIDS_PER_CALL], 0)
             asked_at = now()
-            answered = yield from session.ask("compute", service, some, session.node)
-            session.keep(service, answered, asked_at)
-            answers.update(answered)
+            ref = session.router.compute.remote(service, some, session.node)
+            under_way.append(_Asked(service, some, ref, asked_at))
+        while under_way:
+            answers.update((yield from self._computed(under_way.popleft())))
         return answers
+
+    def _computed(self, asked: _Asked) -> Steps[dict[str, Any]]:
+        """Wait for one call's answers; ask again if the router was not there."""
+        session = self.session
+        what = f"the router's answers about {len(asked.wanted)} uids of {asked.service!r}"
+        try:
+            answered: dict[str, Any] = yield Remote(asked.ref, what)
+        except (ray.exceptions.RayActorError, RouterUnavailableError):
+            asked = replace(asked, asked_at=now())
+            answered = yield from session.ask("compute", asked.service, asked.wanted, session.node)
+        session.keep(asked.service, answered, asked.asked_at)
+        return answered
 
     def batch(
         self, uids: Iterable[str], service: str, deadline: Deadline, options: BatchOptions

@@ -106,6 +106,7 @@ class LoadBook:
         """Take in the load that came with a heartbeat."""
         count = self._of(service, pod)
         count.reported = pod.load
+        count.placed.sort()  # shards count for themselves, so it is only almost sorted
         count.placed = count.placed[bisect_right(count.placed, pod.heartbeat_us) :]
 
     def propose(self, service: str, owners: Iterable[PodRecord]) -> None:
@@ -125,8 +126,6 @@ class LoadBook:
         count = self._of(service, pod)
         count.links += 1
         count.placed.append(epoch)
-        if len(count.placed) > 1 and count.placed[-2] > epoch:
-            count.placed.sort()  # shards count for themselves: rarely, and then almost sorted
 
     def _of(self, service: str, pod: PodRecord) -> _Count:
         count = self._counts.get((service, pod.pod))

@@ -43,10 +43,14 @@ class Move(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a living pod remembers: the events that it handled, and its count for each uid."""
+    """What a living pod remembers: the events that it handled, and its count for each uid.
+
+    `repeats` counts events that came again and were recognized.
+    """
 
     events: Sequence[int]
     counts: Mapping[str, int]
+    repeats: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +162,9 @@ def exactly_once(history: History) -> Check:
     """
     finding = f"{len(history.log):,} events, {len(history.acks):,} acknowledged"
     finding += f"; the records of {len(history.records)} living pods agree"
+    repeats = sum(record.repeats for record in history.records.values())
+    if repeats:
+        finding += f"; {repeats:,} came again to the same pod and counted once"
     if history.kill is not None:
         dead = len(history.acked.get(history.kill.victim, ()))
         finding += f"; {dead:,} were acknowledged by pod {history.kill.victim.pod} before it died"

@@ -158,6 +158,12 @@ def test_a_pod_that_died_unasked():
     assert broken(replace(PLAIN, records=records)) == {ONCE}
 
 
+def test_repeats_that_the_pod_recognized_are_told():
+    seen = replace(PLAIN, records={**PLAIN.records, A: Record([0, 2], {"u": 2}, repeats=1)})
+    assert broken(seen) == set()
+    assert "1 came again to the same pod and counted once" in judge(seen)[0].finding
+
+
 def test_a_dead_pods_repeats_elsewhere_are_no_second_handling():
     # Event 3 was handled by A too, whose answer was lost with it: nobody remembers that.
     assert ONCE not in broken(KILLED)
