@@ -79,6 +79,9 @@ class Mailboxes:
     def end(self, address: Address) -> None:
         """Forget an agent whose life has ended; whoever waits for it gets `NoAnswerError`."""
         box = self._boxes.pop(address, None)
-        for future in box.answers.values() if box else ():
+        if box is None:
+            return
+        box.wake.set()  # a process that waits for orders may want to end
+        for future in box.answers.values():
             if not future.done():
                 future.set_exception(NoAnswerError("its life has ended"))

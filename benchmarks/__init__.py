@@ -1,0 +1,1 @@
+"""Benchmarks: one file per question, one harness. `python -m benchmarks all`."""

@@ -1,0 +1,103 @@
+"""Batch look-ups: how fast are they, and how near to what Redis can deliver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from unittest import mock
+
+import ray_route
+from benchmarks.harness import Plot, Report, Sample, take_turns, timed
+from benchmarks.setting import (
+    SERVICE,
+    RawSocket,
+    chunked,
+    fill,
+    local_client,
+    names,
+    one_by_one,
+    plain,
+    store_of,
+)
+from ray_route import batch
+
+QUESTION = "links of N uids: a GET for each, MGETs of 500, this library, and a bare socket"
+_ONE_BY_ONE = 3_000  # as many are read one by one; the rest is extrapolated
+_PEERS = ("GET each", "MGET 500", "batch", "in process", "in tasks", "raw socket")
+
+
+def run(*, quick: bool) -> Report:
+    """Measure all sizes."""
+    sizes = (1_000, 10_000, 100_000) if quick else (1_000, 10_000, 50_000, 100_000, 10**6)
+    runs = 3 if quick else 5
+    report = Report("batch", QUESTION, ("uids", "way", "µs per uid", "uids/s", "times GET each"))
+    uids = names(max(sizes))
+    with local_client("bench-batch") as client:
+        store, keys = store_of(client)
+        fill(store, keys, uids)
+        per_uid = {size: _measure(client, uids[:size], runs) for size in sizes}
+    for size, samples in per_uid.items():
+        _add(report, size, samples)
+    _aim(report, per_uid)
+    report.plots["time"] = Plot(
+        "Reading the links of N uids",
+        "uids",
+        "µs per uid",
+        {
+            way: ([*map(float, sizes)], [per_uid[size][way].median * 1e6 for size in sizes])
+            for way in _PEERS
+        },
+    )
+    return report
+
+
+def _measure(client: ray_route.RouteClient, uids: list[str], runs: int) -> dict[str, Sample]:
+    store, keys = store_of(client)
+    redis, raw = plain(store), RawSocket(store, keys, uids)
+    few = uids[:_ONE_BY_ONE]
+
+    def ours(limit: int | None) -> Callable[[], float]:
+        def work() -> float:
+            with mock.patch.object(
+                batch, "IN_PROCESS", batch.IN_PROCESS if limit is None else limit
+            ):
+                return timed(lambda: client.batch_get_linked_pod(uids, SERVICE)) / len(uids)
+
+        return work
+
+    peers = {
+        "GET each": lambda: timed(lambda: one_by_one(redis, keys, few)) / len(few),
+        "MGET 500": lambda: timed(lambda: chunked(redis, keys, uids)) / len(uids),
+        "batch": ours(None),
+        "in process": ours(len(uids)),
+        "in tasks": ours(0),
+        "raw socket": lambda: timed(raw.read) / len(uids),
+    }
+    found = client.batch_get_linked_pod(uids, SERVICE)
+    assert dict(found.items()) == dict(sorted(chunked(redis, keys, uids).items()))
+    # Small batches are over at once: more runs of them cost nothing.
+    samples = take_turns(peers, runs if len(uids) > 10_000 else 4 * runs)
+    redis.close()
+    raw.close()
+    return samples
+
+
+def _add(report: Report, size: int, samples: dict[str, Sample]) -> None:
+    for way, sample in samples.items():
+        report.samples[f"{size} {way}"] = sample
+        factor = samples["GET each"].over(sample).median
+        took = sample.median
+        row = (f"{size:,}", way, f"{took * 1e6:.2f}", f"{1 / took:,.0f}", f"{factor:.1f}")
+        report.rows.append(row)
+
+
+def _aim(report: Report, per_uid: dict[int, dict[str, Sample]]) -> None:
+    largest, smallest = per_uid[max(per_uid)], per_uid[min(per_uid)]
+    size = f"{max(per_uid):,} uids"
+    each, mget = (largest[way].over(largest["batch"]) for way in ("GET each", "MGET 500"))
+    report.aim(f"{size}, against a GET for each (times)", "at least", 130, each)
+    report.aim(f"{size}, against MGETs of 500 (times)", "at least", 1.6, mget)
+    if 10**6 in per_uid:
+        grown = per_uid[10**6]["batch"].over(per_uid[10**5]["batch"])
+        report.aim("time per uid, 10⁶ against 10⁵ (times)", "at most", 1.2, grown)
+    small = smallest["batch"].over(smallest["MGET 500"])
+    report.aim(f"{min(per_uid):,} uids, time against MGETs of 500 (times)", "at most", 1.1, small)

@@ -1,0 +1,114 @@
+"""A cold crowd: how fast it is placed, and whether the router answers others meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import time
+
+import ray
+
+import ray_route
+from benchmarks.harness import Report, Sample, take_turns, timed
+from benchmarks.setting import PODS, local_client, plain, store_of
+from ray_route.store.connect import Store
+from ray_route.store.keys import Keys
+from ray_route.store.links import LinkCalls, Writer
+
+QUESTION = "placing N new uids: one EVALSHA for each, and compute_linked_pods"
+_ONE_BY_ONE = 2_000
+_BETWEEN_S = 0.005
+
+
+class Pod:
+    """A service that does nothing."""
+
+
+@ray.remote(num_cpus=0)
+class Bystander:
+    """Another process, which places one new uid after the other and notes how long each takes."""
+
+    def __init__(self, namespace: str, url: str) -> None:
+        self._client = ray_route.connect(namespace, url)
+        self._numbers = itertools.count()
+        self._client.compute_linked_pod("warm-up", "bench")
+
+    def watch(self, seconds: float) -> list[float]:
+        """Return the latencies over some seconds."""
+        took, end = [], time.monotonic() + seconds
+        while time.monotonic() < end:
+            uid = f"bystander-{os.getpid()}-{next(self._numbers)}"
+            took.append(timed(lambda uid=uid: self._client.compute_linked_pod(uid, "bench")))
+            time.sleep(_BETWEEN_S)
+        return took
+
+
+def run(*, quick: bool) -> Report:
+    """Measure."""
+    count, runs = (20_000, 3) if quick else (100_000, 5)
+    report = Report("cold", QUESTION, ("what", "µs per uid", "uids/s"))
+    with local_client("bench-cold") as client:
+        options = {"namespace": client.namespace, "service": "bench", "replicas": PODS}
+        store, _ = store_of(client)
+        url = f"redis://:{store.url.password}@{store.url.address}/0"
+        with ray_route.deploy(Pod, **options, redis_url=url):
+            bystander = Bystander.remote(client.namespace, url)
+            idle = Sample([_p99(ray.get(bystander.watch.remote(2)))])
+            rounds = itertools.count()
+            busy: list[float] = []
+
+            def bulk() -> float:
+                return _bulk(client, bystander, f"cold-{next(rounds)}", count, busy)
+
+            peers = {
+                "EVALSHA each": lambda: _each(store, f"one-{next(rounds)}"),
+                "compute_linked_pods": bulk,
+            }
+            samples = take_turns(peers, runs)
+    for way, sample in samples.items():
+        report.samples[way] = sample
+        report.rows.append((way, f"{sample.median * 1e6:.1f}", f"{1 / sample.median:,.0f}"))
+    factor = samples["EVALSHA each"].over(samples["compute_linked_pods"])
+    report.aim(f"{count:,} new uids, against an EVALSHA for each (times)", "at least", 15, factor)
+    during = Sample([took * 1e3 for took in busy])
+    report.samples["bystander p99 ms"] = during
+    report.rows.append(("one compute_linked_pod, p99 alone", f"{idle.median * 1e6:.0f}", ""))
+    report.rows.append(("the same during bulk placement", f"{during.median * 1e3:.0f}", ""))
+    report.aim("p99 of another process's single calls meanwhile (ms)", "at most", 50, during)
+    return report
+
+
+def _p99(took: list[float]) -> float:
+    return statistics.quantiles(took, n=100)[98] if len(took) > 1 else took[0]
+
+
+def _bulk(
+    client: ray_route.RouteClient, bystander: object, prefix: str, count: int, busy: list[float]
+) -> float:
+    uids = [f"{prefix}-{number}" for number in range(count)]
+    # Watched for about as long as it takes: 10 to 40 µs a uid.
+    watching = bystander.watch.remote(count * 15e-6)  # type: ignore[attr-defined]
+    begun = time.perf_counter()
+    answers = client.compute_linked_pods(uids, "bench", timeout=120)
+    took = time.perf_counter() - begun
+    assert all(isinstance(answer, ray_route.Link) for answer in answers.values())
+    busy.append(_p99(ray.get(watching)))
+    return took / count
+
+
+def _each(store: Store, namespace: str) -> float:
+    """Place uids one by one, with the same script, in a namespace of their own."""
+    keys = Keys(namespace, 256)
+    calls = LinkCalls(keys, ray_route.RouteConfig())
+    client = plain(store)
+
+    def work() -> None:
+        for number in range(_ONE_BY_ONE):
+            uid = f"user-{number}"
+            call = calls.set_if_absent(Writer(1), keys.shard(uid), "bench", [uid], ["1:7"])
+            client.execute_command(*call.words)
+
+    took = timed(work) / _ONE_BY_ONE
+    client.close()
+    return took
