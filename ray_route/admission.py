@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -63,12 +65,25 @@ class Verdict(Enum):
 class _Held:
     epoch: int
     deadline: float
-    used: bool = True
+    used_at: float
+    persistent: bool = False
     running: int = 0
 
 
+@dataclass(slots=True)
+class _Mark:
+    """One order's refusal of a uid, up to an epoch."""
+
+    epoch: int
+    until: float
+
+
 class Admissions:
-    """The uids that one incarnation serves, each under a lease of its own. Thread-safe."""
+    """The uids that one incarnation serves, each under a lease of its own. Thread-safe.
+
+    Calls that run, `on_acquire` included, are counted per uid; an entry with a call running is
+    never dropped.
+    """
 
     def __init__(self, pod: int, membership: Membership, clock: Clock = now) -> None:
         self.membership = membership
@@ -78,8 +93,11 @@ class Admissions:
         self._lock = threading.Lock()
         self._left = threading.Condition(self._lock)
         self._held: dict[str, _Held] = {}
-        self._released: dict[str, tuple[int, float]] = {}
+        self._marks: dict[str, dict[int, _Mark]] = {}
+        self._caps: dict[str, tuple[int, float]] = {}
+        self._cancelled: set[int] = set()
         self._closed = False
+        self._shut = False
 
     def __len__(self) -> int:
         return len(self._held)
@@ -91,20 +109,22 @@ class Admissions:
         with self._lock:
             verdict, reason = self._judge(uid, epoch, incarnation)
             if verdict is Verdict.ADMIT:
-                held = self._held[uid]
-                held.running += 1
-                held.used = True
-                self.running += 1
+                self._run(self._held[uid])
             return verdict, reason
+
+    def _run(self, held: _Held) -> None:
+        held.running += 1
+        held.used_at = self._clock()
+        self.running += 1
 
     def leave(self, uid: str) -> None:
         """Stop counting a call as running."""
         with self._lock:
             self.running -= 1
-            held = self._held.get(uid)
-            if held is not None:
-                held.running -= 1
-            if held is None or held.running == 0:
+            held = self._held[uid]
+            held.running -= 1
+            held.used_at = self._clock()
+            if held.running == 0:
                 self._left.notify_all()
 
     def wait_idle(self, deadline: Deadline) -> bool:
@@ -115,7 +135,7 @@ class Admissions:
     def _judge(self, uid: str, epoch: int, incarnation: int) -> tuple[Verdict, str]:
         if not self.membership.is_alive():
             return Verdict.REFUSE, "the pod's membership has ended"
-        if self._closed:
+        if self._closed or self._shut:
             return Verdict.REFUSE, "the pod has been drained"
         if incarnation != self.membership.incarnation:
             return Verdict.REFUSE, f"this is incarnation {self.membership.incarnation}"
@@ -150,15 +170,24 @@ class Admissions:
             return "the directory does not confirm it"
         return ""
 
-    def is_new(self, uid: str, epoch: int) -> bool:
-        """True if the uid is not held under that epoch."""
-        held = self._held.get(uid)
-        return held is None or held.epoch < epoch
+    def begin_acquire(self, uid: str, epoch: int) -> bool:
+        """Count the acquisition of a uid as a running call; False if it is held already.
 
-    def hold(self, uid: str, epoch: int, deadline: float) -> str:
+        So a release waits for `on_acquire`, and `on_release` follows it. Ends with `leave`.
+        """
+        with self._lock:
+            held = self._held.get(uid)
+            if held is not None and held.epoch >= epoch:
+                return False
+            running = held.running if held else 0
+            self._held[uid] = _Held(epoch, -math.inf, self._clock(), running=running)
+            self._run(self._held[uid])
+            return True
+
+    def hold(self, uid: str, epoch: int, deadline: float, *, persistent: bool = False) -> str:
         """Take the uid in until its own lease ends; return the reason why not, or nothing."""
         with self._lock:
-            return self._hold(uid, epoch, deadline)
+            return self._hold(uid, epoch, deadline, persistent=persistent)
 
     def take(self, uid: str, epoch: int, deadline: float) -> str:
         """Hold the uid and count a call as running: Redis has just confirmed this very call.
@@ -166,80 +195,128 @@ class Admissions:
         So it is admitted however little is left of the lease.
         """
         with self._lock:
-            reason = self._hold(uid, epoch, deadline)
+            held = self._held.get(uid)
+            persistent = held is not None and held.persistent
+            reason = self._hold(uid, epoch, deadline, persistent=persistent)
             if not reason:
-                held = self._held[uid]
-                held.running += 1
-                held.used = True
-                self.running += 1
+                self._run(self._held[uid])
             return reason
 
-    def _hold(self, uid: str, epoch: int, deadline: float) -> str:
+    def _hold(self, uid: str, epoch: int, deadline: float, *, persistent: bool) -> str:
         verdict, reason = self._judge(uid, epoch, self.membership.incarnation)
         if verdict is Verdict.REFUSE:
             return reason
+        capped_epoch, cap = self._caps.get(uid, (0, math.inf))
+        if capped_epoch == epoch:
+            deadline = min(deadline, cap)
         held = self._held.get(uid)
         if held is not None and held.epoch == epoch:
             held.deadline = max(held.deadline, deadline)
+            held.persistent = persistent
         else:
-            self._held[uid] = _Held(epoch, deadline, running=held.running if held else 0)
+            running = held.running if held else 0
+            self._held[uid] = _Held(epoch, deadline, self._clock(), persistent, running)
         return ""
-
-    def holds(self, uid: str) -> bool:
-        """True if the uid is held under any epoch."""
-        return uid in self._held
 
     # Giving up.
 
-    def release(self, uid: str, epoch: int, deadline: Deadline) -> bool:
+    def release(self, uid: str, epoch: int, deadline: Deadline, order: int = 0) -> bool:
         """Refuse the uid up to that epoch, and wait for its running calls.
 
-        False if they don't end in time: then the uid is served again as before.
+        False if they don't end in time, or if the order was cancelled: then the uid is served
+        as before, as far as this order is concerned.
         """
         with self._lock:
-            self._released[uid] = (epoch, self._clock() + _MARK_S)
-            held = self._held.get(uid)
-            idle = held is None or self._left.wait_for(
-                lambda: held.running == 0, deadline.remaining()
+            self._marks.setdefault(uid, {})[order] = _Mark(epoch, self._clock() + _MARK_S)
+            self._left.wait_for(
+                lambda: self._is_idle(uid) or not self._stands(uid, order), deadline.remaining()
             )
-            if not idle:
-                self._released.pop(uid, None)  # taken back while it waited
-            return idle
+            given_up = self._is_idle(uid) and self._stands(uid, order)
+            if not given_up:
+                self._unmark(uid, order)
+            return given_up
+
+    def _stands(self, uid: str, order: int) -> bool:
+        """True unless the release has been taken back while it waited."""
+        return order not in self._cancelled and order in self._marks.get(uid, {})
+
+    def _is_idle(self, uid: str) -> bool:
+        held = self._held.get(uid)
+        return held is None or held.running == 0
+
+    def holds(self, uid: str, up_to_epoch: int) -> bool:
+        """True if the uid is held under an epoch up to that one."""
+        held = self._held.get(uid)
+        return held is not None and held.epoch <= up_to_epoch
 
     def forget(self, uid: str, epoch: int) -> None:
         """Drop a released uid."""
         with self._lock:
             held = self._held.get(uid)
-            if held is not None and held.epoch <= epoch:
+            if held is not None and held.epoch <= epoch and held.running == 0:
                 del self._held[uid]
+                self._caps.pop(uid, None)
 
-    def reopen(self, uid: str, epoch: int) -> None:
-        """Take a release back: what Redis confirms is served again."""
+    def forget_all(self) -> list[str]:
+        """Drop everything without a call running; return what was dropped."""
         with self._lock:
-            if self._mark(uid) == epoch:
-                del self._released[uid]
+            dropped = [uid for uid, held in self._held.items() if held.running == 0]
+            for uid in dropped:
+                del self._held[uid]
+            return dropped
+
+    def reopen(self, uids: Iterable[str], order: int) -> None:
+        """Take an order's releases back, also those to come: what Redis confirms is served."""
+        with self._lock:
+            self._cancelled.add(order)
+            for uid in uids:
+                self._unmark(uid, order)
+            self._left.notify_all()
 
     def reopen_all(self) -> None:
-        """Take every release back, and open again: the router that asked for them is no more."""
+        """Take every release and an unfinished drain back: their router is no more."""
         with self._lock:
-            self._released.clear()
+            self._marks.clear()
             self._closed = False
+            self._left.notify_all()
+
+    def _unmark(self, uid: str, order: int) -> None:
+        marks = self._marks.get(uid, {})
+        marks.pop(order, None)
+        if not marks:
+            self._marks.pop(uid, None)
+
+    def _mark(self, uid: str) -> int:
+        marks = self._marks.get(uid)
+        if not marks:
+            return 0
+        at = self._clock()
+        return max((mark.epoch for mark in marks.values() if at < mark.until), default=0)
 
     def cap(self, uid: str, epoch: int, deadline: float) -> None:
-        """End the uid's own lease earlier."""
+        """End the uid's own lease earlier, also one that is about to begin."""
         with self._lock:
+            capped_epoch, cap = self._caps.get(uid, (0, math.inf))
+            if epoch > capped_epoch or (epoch == capped_epoch and deadline < cap):
+                self._caps[uid] = (epoch, deadline)
             held = self._held.get(uid)
             if held is not None and held.epoch == epoch:
                 held.deadline = min(held.deadline, deadline)
 
     def close(self) -> None:
-        """Admit nothing any more."""
+        """Admit nothing, until `open`."""
         with self._lock:
             self._closed = True
 
-    def _mark(self, uid: str) -> int:
-        epoch, until = self._released.get(uid, (0, 0.0))
-        return epoch if self._clock() < until else 0
+    def open(self) -> None:
+        """Take `close` back."""
+        with self._lock:
+            self._closed = False
+
+    def shut(self) -> None:
+        """Admit nothing any more: others may own what this incarnation held."""
+        with self._lock:
+            self._shut = True
 
     # What is held.
 
@@ -248,17 +325,28 @@ class Admissions:
         with self._lock:
             return {uid: held.epoch for uid, held in self._held.items()}
 
-    def review(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Return the uids used since the last review, and the idle ones whose lease is over."""
+    def review(self, since: float, idle_s: float) -> tuple[dict[str, int], dict[str, int]]:
+        """Return the uids used since then, and the temporary ones idle for so many seconds.
+
+        Also forgets marks and caps that can matter no more.
+        """
         used, idle = {}, {}
         at = self._clock()
         with self._lock:
             for uid, held in self._held.items():
-                if held.used or held.running:
+                if held.running or held.used_at >= since:
                     used[uid] = held.epoch
-                    held.used = False
-                elif at >= held.deadline:
+                elif not held.persistent and at >= max(held.deadline, held.used_at + idle_s):
                     idle[uid] = held.epoch
-            for uid in [uid for uid, (_, until) in self._released.items() if at >= until]:
-                del self._released[uid]
+            self._prune(at)
         return used, idle
+
+    def _prune(self, at: float) -> None:
+        for uid, marks in list(self._marks.items()):
+            for order in [order for order, mark in marks.items() if at >= mark.until]:
+                self._unmark(uid, order)
+        for uid, (_, deadline) in list(self._caps.items()):
+            if at >= deadline + _MARK_S:
+                del self._caps[uid]
+        if not self._marks:
+            self._cancelled.clear()

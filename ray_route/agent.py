@@ -200,7 +200,8 @@ class PodAgent:
         For a process that is asked to end. Raises what asking the router raises.
         """
         deadline = Deadline.after(deadline_s)
-        begin = self._gateway.ask("drain", self.service, self.pod, deadline_s, go_on=False)
+        for_router = max(deadline_s - _STOP_S, deadline_s / 2)  # it answers before we give up
+        begin = self._gateway.ask("drain", self.service, self.pod, for_router, go_on=False)
         run(begin, deadline)
         while True:
             asked = self._gateway.ask("drain_progress", self.service, self.pod)
@@ -225,7 +226,7 @@ class PodAgent:
             self._lost("its lease ran out before it was renewed")
             return
         load = self.get_load_state()
-        call = self._calls.renew(self._who, membership.incarnation, load, self._state)
+        call = self._calls.renew(self._who, membership.incarnation, load, self.get_routing_state())
         status = self._gateway.store.one(call)
         if status != b"ok":
             membership.end()
@@ -235,15 +236,33 @@ class PodAgent:
 
     def _lost(self, why: str) -> None:
         logger.warning("pod %d of %s is fenced: %s", self.pod, self.service, why)
+        if self._attendance is not None:
+            self._attendance.end()
         if self._on_lost is not None:
             self._stopping.set()
             self._on_lost()
             return
-        if self._on_release is not None:
-            for uid in self._serving.holdings():
-                self._on_release(uid)
+        serving = self._serving
+        serving.wait_idle(Deadline.after(_STOP_S))
+        self._release_all(serving)
         self._state = RoutingState.READY
-        self._claim(Deadline.after(_CLAIM_S))
+        while not self._stopping.is_set():
+            try:
+                self._claim(Deadline.after(_CLAIM_S))
+            except RouteError as error:
+                logger.warning("pod %d of %s can't claim: %s", self.pod, self.service, error)
+                self._stopping.wait(self._gateway.config.heartbeat_s)
+            else:
+                return
+
+    def _release_all(self, serving: Admissions) -> None:
+        """Tell the user's code once of every uid that is no longer this pod's."""
+        for uid in serving.forget_all():
+            if self._on_release is not None:
+                try:
+                    self._on_release(uid)
+                except Exception:
+                    logger.exception("on_release(%r) failed", uid)
 
     # Load and routing state.
 
@@ -274,25 +293,39 @@ class PodAgent:
     ) -> None:
         """Set what this pod accepts; returns when no placement made before is under way.
 
-        `SHUTDOWN` first refuses all calls and lets the running ones end; after it the pod's
-        links go to others at their next touch. To move them one by one, with hooks: drain.
+        `SHUTDOWN` refuses all calls, lets the running ones end and releases every uid; then the
+        pod's links go to others at their next touch. To move them one by one: drain. It is the
+        end of this incarnation: to take part again, the agent claims its index anew.
         """
         wanted = _routing_state(state)
         deadline = Deadline.after(timeout)
-        serving = self._serving
         if wanted is RoutingState.SHUTDOWN:
-            serving.close()
-            if not serving.wait_idle(deadline):
-                serving.reopen_all()
-                deadline.check("the calls that run on this pod")
-        args = (self.service, self.pod, serving.membership.incarnation, wanted)
+            self._shut(deadline)
+        elif self.get_routing_state() is RoutingState.SHUTDOWN:
+            call = self._calls.resign(self._who, self.incarnation)
+            self._gateway.store.one(call)
+            self._state = wanted
+            self._claim(deadline)
+            self._ask_router("records", self.service)
+            return
+        args = (self.service, self.pod, self.incarnation, wanted)
         run(self._gateway.ask("set_state", *args), deadline)
         self._state = wanted
-        if wanted is not RoutingState.SHUTDOWN:
-            serving.reopen_all()
+
+    def _shut(self, deadline: Deadline) -> None:
+        serving = self._serving
+        serving.close()
+        if not serving.wait_idle(deadline):
+            serving.open()
+            deadline.check("the calls that run on this pod")
+        serving.shut()
+        self._release_all(serving)
 
     def get_routing_state(self) -> RoutingState:
-        """Return what this pod accepts."""
+        """Return what this pod accepts; a drain changes it too."""
+        attendance = self._attendance
+        if attendance is not None and attendance.state is RoutingState.SHUTDOWN:
+            return RoutingState.SHUTDOWN
         return self._state
 
     # Links. All are written by the router, by way of their present owner if that is alive.

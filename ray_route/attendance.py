@@ -14,7 +14,8 @@ from ray_route.admission import Admissions
 from ray_route.clock import Deadline, now
 from ray_route.errors import RouteError
 from ray_route.gateway import Gateway
-from ray_route.orders import Cap, Close, Order, Release, Reopen, Show
+from ray_route.model import RoutingState
+from ray_route.orders import Cap, Close, Open, Order, Release, Reopen, Show
 from ray_route.steps import run
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,12 @@ logger = logging.getLogger(__name__)
 _FETCH_S = 10.0
 _SLACK_S = 10.0
 _RETRY_S = 0.2
-_HANDS = 4
+_RELEASERS = 16
+
+# A temporary uid that nobody has used for this share of its TTL is given up: early enough that
+# its `on_release` has run before its link could end and be another's.
+_IDLE_SHARE = 2 / 3
+_REVIEW_SHARE = 1 / 10
 
 Hook = Callable[[str], Any]
 
@@ -38,79 +44,105 @@ class Attendance:
         admissions: Admissions,
         on_release: Hook | None,
     ) -> None:
+        self.state = RoutingState.READY
         self._gateway = gateway
         self._address = (service, pod, admissions.membership.incarnation)
         self._admissions = admissions
         self._on_release = on_release
         self._router = 0
         self._ended = threading.Event()
-        self._hands = ThreadPoolExecutor(_HANDS, thread_name_prefix="ray_route-orders")
+        self._releasers = ThreadPoolExecutor(_RELEASERS, thread_name_prefix="ray_route-release")
         for work in (self._fetch_orders, self._report_use):
             threading.Thread(target=work, name="ray_route-attendance", daemon=True).start()
 
     def end(self) -> None:
         """Stop attending; does not wait."""
         self._ended.set()
-        self._hands.shutdown(wait=False)
+        self._releasers.shutdown(wait=False)
 
     def _fetch_orders(self) -> None:
         while not self._ended.is_set():
             try:
-                router, orders = self._ask("fetch_orders", self._address, _FETCH_S)
-            except (RouteError, ray.exceptions.RayError):
+                router, state, orders = self._ask("fetch_orders", self._address, _FETCH_S)
+                self._follow(router, state)
+                for number, order in orders:
+                    self._obey(router, number, order)
+            except Exception as error:  # noqa: BLE001 - without orders, nothing here can move
                 # Not by way of `Gateway.ask`: the router's restart must be noticed at once, for
                 # a new one knows of this agent only by this call.
+                logger.debug("orders can't be fetched: %r", error)
                 self._ended.wait(_RETRY_S)
-                self._gateway.find_router()
-                continue
-            if router != self._router:
-                # A new router writes only once no older one can: what an older one asked for
-                # and did not finish will never be finished.
-                self._admissions.reopen_all()
-                self._router = router
-            for number, order in orders:
-                if not self._ended.is_set():
-                    self._hands.submit(self._obey, number, order)
+                self._find_router()
+
+    def _find_router(self) -> None:
+        try:
+            self._gateway.find_router()
+        except Exception as error:  # noqa: BLE001 - the next attempt may do better
+            logger.warning("the router can't be found: %r", error)
 
     def _ask(self, method: str, *args: Any) -> Any:
         ref = getattr(self._gateway.router, method).remote(*args)
         return ray.get(ref, timeout=_FETCH_S + _SLACK_S)
 
-    def _obey(self, number: int, order: Order) -> None:
+    def _follow(self, router: int, state: RoutingState) -> None:
+        """Take in which router speaks, and the state that the directory has for this pod."""
+        self.state = state
+        if state is RoutingState.SHUTDOWN:
+            self._admissions.shut()
+        if self._router and router > self._router:
+            # A new router writes only once no older one can: what an older one asked for and
+            # did not finish will never be finished.
+            self._admissions.reopen_all()
+        self._router = max(router, self._router)
+
+    def _obey(self, router: int, number: int, order: Order) -> None:
+        if router != self._router or self._ended.is_set():
+            return
+        if isinstance(order, Release):
+            # These wait for calls and hooks; all others are done at once, and in order.
+            deadline = Deadline.after(order.timeout_s)
+            self._releasers.submit(self._release_and_answer, router, number, order, deadline)
+        else:
+            self._answer(number, self._carry_out(order))
+
+    def _answer(self, number: int, result: Any) -> None:
         try:
-            result = self._carry_out(order)
             self._ask("take_answer", self._address, number, result)
         except (RouteError, ray.exceptions.RayError) as error:
-            logger.warning("an order of the router went unanswered: %r", error)
-        except Exception:
-            logger.exception("an order of the router failed: %s", type(order).__name__)
+            logger.warning("an answer did not reach the router: %r", error)
 
     def _carry_out(self, order: Order) -> Any:
         admissions = self._admissions
-        if isinstance(order, Release):
-            return self._release(order)
         if isinstance(order, Reopen):
-            for uid, epoch in order.uids.items():
-                admissions.reopen(uid, epoch)
-            return None
-        if isinstance(order, Cap):
+            admissions.reopen(order.uids, order.order)
+        elif isinstance(order, Cap):
             for uid, epoch in order.uids.items():
                 admissions.cap(uid, epoch, now() + order.lease_s)
-            return True
-        if isinstance(order, Close):
+        elif isinstance(order, Close):
             admissions.close()
-        assert isinstance(order, (Close, Show))
-        return admissions.holdings(), admissions.running
+        elif isinstance(order, Open):
+            admissions.open()
+        if isinstance(order, (Show, Close, Open)):
+            return admissions.holdings(), admissions.running
+        return True
 
-    def _release(self, order: Release) -> list[str]:
-        deadline = Deadline.after(order.timeout_s)
-        return [uid for uid, epoch in order.uids.items() if self._release_one(uid, epoch, deadline)]
+    def _release_and_answer(
+        self, router: int, number: int, order: Release, deadline: Deadline
+    ) -> None:
+        given_up: list[str] = []
+        for uid, epoch in order.uids.items():
+            stale = router != self._router or self._ended.is_set()
+            if stale or (given_up and deadline.remaining() == 0):
+                break
+            if self._release(uid, epoch, deadline, order.order):
+                given_up.append(uid)
+        self._answer(number, given_up)
 
-    def _release_one(self, uid: str, epoch: int, deadline: Deadline) -> bool:
+    def _release(self, uid: str, epoch: int, deadline: Deadline, order: int = 0) -> bool:
         """Give one uid up; the user's hook runs after its last call and before anyone else's."""
-        if not self._admissions.release(uid, epoch, deadline):
+        if not self._admissions.release(uid, epoch, deadline, order):
             return False
-        if self._on_release is not None and self._admissions.holds(uid):
+        if self._on_release is not None and self._admissions.holds(uid, epoch):
             try:
                 self._on_release(uid)
             except Exception:
@@ -119,14 +151,31 @@ class Attendance:
         return True
 
     def _report_use(self) -> None:
-        """Keep links in use alive, and let go of uids whose links have ended unused."""
-        every_s = self._gateway.config.ttl_s / 3
-        while not self._ended.wait(every_s):
-            used, idle = self._admissions.review()
+        ttl_s = self._gateway.config.ttl_s
+        reported_at = now()
+        while not self._ended.wait(ttl_s * _REVIEW_SHARE):
+            began = now()
+            used, idle = self._admissions.review(reported_at, ttl_s * _IDLE_SHARE)
             try:
-                asked = self._gateway.ask("report_use", self._address[0], used, idle)
-                ended: dict[str, int] = run(asked, Deadline.after(every_s))
-            except (RouteError, ray.exceptions.RayError) as error:
+                self._give_up_idle(idle)
+                self._refresh_used(used, ttl_s)
+                reported_at = began
+            except Exception as error:  # noqa: BLE001 - the next report makes up for it
                 logger.warning("uids in use could not be reported: %r", error)
-                continue
-            self._release(Release(ended, 0.0))
+
+    def _give_up_idle(self, idle: dict[str, int]) -> None:
+        at_once = Deadline.after(0)
+        gone = {uid: epoch for uid, epoch in idle.items() if self._release(uid, epoch, at_once)}
+        if gone:
+            asked = self._gateway.ask("take_back", self._address, gone)
+            run(asked, Deadline.after(_FETCH_S))
+
+    def _refresh_used(self, used: dict[str, int], ttl_s: float) -> None:
+        """Keep links in use alive, and let go of uids whose link is another by now."""
+        if not used:
+            return
+        asked = self._gateway.ask("report_use", self._address[0], used)
+        ended: dict[str, int] = run(asked, Deadline.after(max(ttl_s * _REVIEW_SHARE, 1.0)))
+        for uid, epoch in ended.items():
+            self._admissions.cap(uid, epoch, now())
+            self._release(uid, epoch, Deadline.after(0))

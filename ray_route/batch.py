@@ -18,7 +18,7 @@ import ray
 
 from ray_route.clock import Deadline
 from ray_route.errors import InvalidInputError, PartialBatchError, RouteError, RouteTimeoutError
-from ray_route.model import Link, LinkedPods
+from ray_route.model import MAX_UID_BYTES, MAX_UTF8, Link, LinkedPods, check_uids
 from ray_route.steps import Blocking, Remote, Steps
 from ray_route.store.bulk import FIRST_OWNER, BulkReader, Owned
 from ray_route.store.connect import Store
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
-# Up to here the calling process reads by itself.
-IN_PROCESS = 100_000
+# Up to here the calling process reads by itself: 10,000 uids take it 16 ms, and tasks 18 ms;
+# 50,000 take 78 ms against 72 ms, 200,000 take 266 ms against 219 ms (2 cores).
+IN_PROCESS = 50_000
 # What a read works on stays in the processor's cache: with 100,000 a uid takes 1.3 times as long.
 _UIDS_PER_READ = 25_000
-_UIDS_PER_TASK = 50_000
+_UIDS_PER_TASK = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,9 @@ def look_up(
 ) -> Steps[LinkedPods]:
     """Look many uids up; see `RouteClient.batch_get_linked_pod`."""
     batch = _Batch(session, service, uids, deadline)
-    size = _UIDS_PER_READ if len(uids) <= IN_PROCESS else _UIDS_PER_TASK
+    size = _UIDS_PER_READ
+    if len(uids) > IN_PROCESS:
+        size = min(_UIDS_PER_TASK, max(_UIDS_PER_READ, -(-len(uids) // 2)))
     slices = [uids[start : start + size] for start in range(0, len(uids), size)]
     read = _here(batch, slices) if len(uids) <= IN_PROCESS else _in_tasks(batch, slices, options)
     try:
@@ -93,11 +96,11 @@ _Read = Generator[tuple[Sequence[str], "Blocking | Remote"], None, None]
 def _here(batch: _Batch, slices: Sequence[Sequence[str]]) -> _Read:
     session, deadline = batch.session, batch.deadline
     for some in slices:
+        blob, separator = flat(some)
 
-        def work(some: Sequence[str] = some) -> Owned:
+        def work(given: list[bytes] = blob.split(separator)) -> Owned:  # noqa: B008 - per slice
             reader = BulkReader(session.store, session.keys, batch.service, batch.seen)
-            blob, separator = flat(some)
-            return reader.read(blob.split(separator), deadline)
+            return reader.read(given, deadline)
 
         yield some, Blocking(work, f"Redis at {session.url.address}")
 
@@ -129,8 +132,19 @@ def _in_tasks(batch: _Batch, slices: Sequence[Sequence[str]], options: BatchOpti
 
 
 def flat(uids: Sequence[str]) -> tuple[bytes, bytes]:
-    """Join uids to one string of bytes; return it with the separator, which is in no uid."""
-    blob = "\0".join(uids).encode()
+    """Join uids to one string of bytes; return it with the separator, which is in no uid.
+
+    Raises `InvalidInputError` for the first uid that is not valid. Slice by slice, so that the
+    first task runs after 10 ms, where checking a million uids takes 100 ms.
+    """
+    try:
+        blob = "\0".join(uids).encode()
+    except (TypeError, UnicodeEncodeError):
+        check_uids(uids)
+        raise
+    sizes = set(map(len, uids))
+    if 0 in sizes or max(sizes) * MAX_UTF8 > MAX_UID_BYTES:
+        check_uids(uids)
     if blob.count(b"\0") == len(uids) - 1:
         return blob, b"\0"
     return b"\xff".join(map(str.encode, uids)), b"\xff"  # never part of UTF-8

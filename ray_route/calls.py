@@ -51,7 +51,7 @@ def call(
             link = yield from ops.compute(uid, service, min_epoch)
             handle = yield from ops.session.handle(service, link)
         except NoAvailablePodError:
-            if attempt == 1:
+            if attempt == 1 and not min_epoch:
                 raise
             continue  # its pod has just gone; another may be on its way
         except NoSuchActorError:
@@ -170,29 +170,33 @@ def _loads(links: list[Any]) -> list[_Load]:
 def _send(
     ops: Operations, service: str, link: Link, batch: list[tuple[Header, tuple[Any, ...]]]
 ) -> Steps[Any]:
+    """Send one pod its calls; return the reference of its answers, or the error instead."""
     try:
         handle = yield from ops.session.handle(service, link)
-    except NoSuchActorError:
-        return None
-    return handle._ray_route_call_many.remote(batch)
+        return handle._ray_route_call_many.remote(batch)
+    except Exception as error:  # noqa: BLE001 - other pods' calls have been sent by now
+        return error
 
 
 def _landed(
     ops: Operations, service: str, load: _Load, uids: list[str], ref: Any, *, idempotent: bool
 ) -> Steps[list[Any]]:
-    """Wait for a pod's answers; if the pod is gone, answer for it."""
-    error: Exception = NoSuchActorError("Ray knows no such actor")
-    if ref is not None:
-        try:
-            what = f"{len(uids)} calls on pod {load.link.pod}"
-            over = partial(ops.session.has_ended, service, load.link)
-            answers: list[Any] = yield Remote(ref, what, over)
-        except _GONE as died:
-            error = died
-        else:
-            return answers
-    yield from ops.failed(uids[0], service, load.link, error)
-    if idempotent or ref is None:
-        gone = FencedError(reason="its pod is gone", may_have_run=ref is not None)
-        return [Refused(gone)] * len(uids)
-    return [Raised(_unavailable(ops, uid, service, load.link, error)) for uid in uids]
+    """Wait for a pod's answers; if they don't come, answer for it."""
+    if isinstance(ref, NoSuchActorError):  # none of them ran
+        yield from ops.failed(uids[0], service, load.link)
+        return [Refused(FencedError(reason=str(ref), may_have_run=False))] * len(uids)
+    if isinstance(ref, Exception):
+        return [Raised(ref)] * len(uids)
+    try:
+        what = f"{len(uids)} calls on pod {load.link.pod}"
+        over = partial(ops.session.has_ended, service, load.link)
+        answers: list[Any] = yield Remote(ref, what, over)
+    except _GONE as died:
+        yield from ops.failed(uids[0], service, load.link, died)
+        if idempotent:
+            return [Refused(FencedError(reason="its pod is gone", may_have_run=True))] * len(uids)
+        return [Raised(_unavailable(ops, uid, service, load.link, died)) for uid in uids]
+    except Exception as error:  # noqa: BLE001 - other pods' results count
+        return [Raised(error)] * len(uids)
+    else:
+        return answers

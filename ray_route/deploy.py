@@ -108,7 +108,9 @@ def _stop(actor: str) -> None:
     with contextlib.suppress(ValueError, ray.exceptions.RayError):
         handle = ray.get_actor(actor, namespace=RAY_NAMESPACE)
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(handle._ray_route_stop.remote(), timeout=_STOP_S)
+            ray.get(handle._ray_route_stop.remote(), timeout=2 * _STOP_S)
+            # Queued calls are refused and follow their uids; killed ones would be in doubt.
+            ray.get(handle._ray_route_flush.remote(), timeout=_STOP_S)
         ray.kill(handle, no_restart=True)
 
 
@@ -200,10 +202,15 @@ def _wait_ready(handles: list[Any], what: str, deadline: Deadline) -> None:
             raise RouteTimeoutError(waiting_for=what, timeout_s=deadline.timeout_s) from None
         except ray.exceptions.RayActorError as error:
             raise PodUnavailableError(
-                reason=f"{what} failed to start: {error}", may_have_run=False
+                reason=f"{what} failed to start: {_last_line(error)}", may_have_run=False
             ) from error
         else:
             return
+
+
+def _last_line(error: Exception) -> str:
+    """Return what was raised, without the traceback that Ray puts before it."""
+    return str(error).strip().rpartition("\n")[2]
 
 
 def _check_replicas(replicas: object) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 
 from ray_route.cache import LinkCache
@@ -18,7 +18,7 @@ from ray_route.census import Census
 from ray_route.choice import Chooser
 from ray_route.clock import now
 from ray_route.config import RouteConfig
-from ray_route.errors import RouteError, RouterUnavailableError
+from ray_route.errors import PodRestartingError, RouteError, RouterUnavailableError
 from ray_route.model import Link, PodRecord
 from ray_route.shards import Build, Outcome, Shards, SupersededError
 from ray_route.store.connect import AsyncStore
@@ -33,7 +33,6 @@ _Outcomes = Mapping[str, Outcome | RouteError]
 
 _DECISIONS_KEPT = 20_000
 _UIDS_PER_SWEEP = 1_000
-_RESTART_POLL_S = 0.1
 
 
 @dataclass(eq=False, slots=True)
@@ -189,41 +188,30 @@ class Directory:
         )
         return self._counted(service, uid, outcome, "set if absent")
 
-    async def set(self, service: str, uid: str, target: PodRecord, *, persistent: bool) -> Link:
-        """Link a uid to a pod, whoever holds it: a living owner must have given it up before."""
+    async def set(
+        self, service: str, uid: str, target: PodRecord, held: Link | None, *, persistent: bool
+    ) -> Link:
+        """Link a uid to a pod if `held` is still its link; return the link that holds then.
+
+        A living owner must have given it up before.
+        """
+        expected = held.epoch if held else None
         outcome = await self._write_one(
             service,
             uid,
             lambda writer, shard, some: self._links.set(
-                writer, shard, service, some, [_owner(target)], persistent=persistent
-            ),
-        )
-        return self._counted(service, uid, outcome, "set")
-
-    async def try_set(
-        self,
-        service: str,
-        uid: str,
-        target: PodRecord,
-        held: Link | None,
-        *,
-        persistent: bool,
-    ) -> Link:
-        """Link a uid to a pod if it still holds the link that its caller has dealt with."""
-        outcome = await self._write_one(
-            service,
-            uid,
-            lambda writer, shard, some: self._links.try_set(
                 writer,
                 shard,
                 service,
                 some,
                 [_owner(target)],
-                [held.epoch if held else None],
+                [expected],
                 persistent=persistent,
             ),
         )
-        return self._counted(service, uid, outcome, "try set")
+        if outcome.link is None:  # it ended meanwhile
+            return await self.set(service, uid, target, None, persistent=persistent)
+        return self._counted(service, uid, outcome, "set")
 
     async def remove(self, service: str, uid: str, held: Link, after_s: float) -> bool:
         """Remove exactly that link, now or later; say whether it was there."""
@@ -241,11 +229,19 @@ class Directory:
         return outcome.written
 
     async def give_away(
-        self, service: str, lost: Mapping[str, Link], node: str | None
+        self,
+        service: str,
+        lost: Mapping[str, Link],
+        node: str | None,
+        *,
+        prefer_index: bool = False,
     ) -> dict[str, Answer]:
-        """Relink uids whose owner has ended or has given them up; its index first if it is back."""
+        """Relink uids whose owner has ended or has given them up.
+
+        `prefer_index` chooses the index that they had, if a new life has it.
+        """
         try:
-            owners = self._chooser.propose(service, lost, node, lost)
+            owners = self._chooser.propose(service, lost, node, lost if prefer_index else None)
         except RouteError as refusal:
             return dict.fromkeys(lost, refusal)
 
@@ -367,16 +363,25 @@ class Directory:
             else:
                 why = "the pod table lags behind its link, which proves nothing"
                 answers[uid] = self._census.unavailable(service, link.pod, why, uid)
+        waiting = [uid for uid, link in lost.items() if self._may_restart(service, link)]
+        for uid in waiting:
+            answers[uid] = self._restarting(service, uid, lost.pop(uid))
         if lost:
-            await self._wait_for_restarts(service, [link.pod for link in lost.values()])
-            answers.update(await self.give_away(service, lost, node))
+            answers.update(await self.give_away(service, lost, node, prefer_index=True))
         return answers
 
-    async def _wait_for_restarts(self, service: str, pods: Iterable[int]) -> None:
-        """Give pods that are gone `restart_grace_s` to come back, counted from their deaths."""
-        while any(self._census.gone_for_s(service, pod) < self._grace_s for pod in pods):
-            await asyncio.sleep(_RESTART_POLL_S)
-            await self._census.refresh(service)
+    def _may_restart(self, service: str, link: Link) -> bool:
+        return self._census.gone_for_s(service, link.pod) < self._grace_s
+
+    def _restarting(self, service: str, uid: str, link: Link) -> PodRestartingError:
+        return PodRestartingError(
+            reason="its process has ended, and it has restart_grace_s to come back",
+            may_have_run=False,
+            namespace=self.keys.namespace,
+            service=service,
+            uid=uid,
+            pod=link.pod,
+        )
 
     # Writing.
 
@@ -450,10 +455,12 @@ def _owner(pod: PodRecord) -> str:
 
 
 def _not_held(uids: Mapping[str, int], outcomes: _Outcomes) -> dict[str, int]:
-    """Return the uids whose link is known to be another, or none; an error proves nothing."""
-    return {
-        uid: epoch
-        for uid, epoch in uids.items()
-        if isinstance(outcome := outcomes[uid], Outcome)
-        and (outcome.link is None or outcome.link.epoch != epoch)
-    }
+    """Return the uids whose link is another, or none; raise what could not be read."""
+    ended = {}
+    for uid, epoch in uids.items():
+        outcome = outcomes[uid]
+        if isinstance(outcome, RouteError):
+            raise outcome
+        if outcome.link is None or outcome.link.epoch != epoch:
+            ended[uid] = epoch
+    return ended

@@ -11,16 +11,17 @@ from typing import Any
 from ray_route.census import Census
 from ray_route.clock import Deadline
 from ray_route.directory import Directory
-from ray_route.errors import PodUnavailableError, RouteError
-from ray_route.mailbox import Mailboxes, NoAnswerError
+from ray_route.errors import PodUnavailableError
+from ray_route.mailbox import Address, Mailboxes, NoAnswerError
 from ray_route.model import DrainProgress, Link, PodRecord, RoutingState
 from ray_route.moves import Moves
-from ray_route.orders import Close, Order, Show
+from ray_route.orders import Close, Open, Order, Show
 
 logger = logging.getLogger(__name__)
 
 _UIDS_PER_RELEASE = 200
 _ANSWER_S = 5.0
+_RELEASE_S = 10.0
 _PAUSE_S = 0.1
 
 Note = Callable[[DrainProgress], None]
@@ -47,17 +48,26 @@ class _Drain:
 
     async def run(self) -> None:
         """Drain the pod; raise `StoppedError` at the deadline if not told to go on."""
-        await self.census.set_state(self.service, self.pod, RoutingState.DENY_NEW)
         await self.directory.quiet(self.service)
-        while holdings := await self._ask(Show()):
+        while holdings := await self._show():
             self._check(len(holdings))
             await self._move_some(holdings)
-        holdings = await self._ask(Close())  # what slipped in meanwhile is refused now, and moves
-        while holdings:
-            await self._move_some(holdings)
-            holdings = await self._ask(Show())
-        await self.census.set_state(self.service, self.pod, RoutingState.SHUTDOWN)
+        try:
+            await self._finish()
+        except BaseException:
+            # Refused by a closed pod and moved by nobody: better served where they are.
+            self.mailboxes.post(self._address, Open())
+            raise
         self.note(DrainProgress(self.pod.pod, left=0, moved=self.moved, running=0, done=True))
+
+    async def _finish(self) -> None:
+        """Close the pod, move what slipped in meanwhile, and write that it is shut down."""
+        holdings, _ = await self._ask(Close())
+        while holdings:
+            self._check(len(holdings))
+            await self._move_some(holdings)
+            holdings = await self._show()
+        await self.census.set_state(self.service, self.pod, RoutingState.SHUTDOWN)
 
     def _check(self, left: int) -> None:
         if self.deadline.remaining() == 0 and not self.go_on:
@@ -73,16 +83,37 @@ class _Drain:
             uid: Link(pod, incarnation, epoch, persistent=False, lease_s=0) for uid, epoch in some
         }
         try:
-            self.moved += await self.moves.hand_over(self.service, links)
+            self.moved += await self.moves.hand_over(self.service, links, _RELEASE_S)
         except PodUnavailableError as error:
             logger.info("a drain waits for calls to end: %s", error)
             await asyncio.sleep(_PAUSE_S)
 
-    async def _ask(self, order: Order) -> dict[str, int]:
-        address = (self.service, self.pod.pod, self.pod.incarnation)
-        holdings, running = await self.mailboxes.ask(address, order, _ANSWER_S)
-        self.note(DrainProgress(self.pod.pod, len(holdings), self.moved, running))
-        return dict(holdings)
+    @property
+    def _address(self) -> Address:
+        return self.service, self.pod.pod, self.pod.incarnation
+
+    async def _show(self) -> dict[str, int]:
+        """Return what the pod holds; a slow answer is asked for again, until the deadline."""
+        while True:
+            try:
+                holdings, running = await self._ask(Show())
+            except NoAnswerError:
+                dead = self.census.table.is_dead(self.service, self._any_link)
+                if dead or (self.deadline.remaining() == 0 and not self.go_on):
+                    raise
+                continue
+            self.note(DrainProgress(self.pod.pod, len(holdings), self.moved, running))
+            return holdings
+
+    @property
+    def _any_link(self) -> Link:
+        return Link(self.pod.pod, self.pod.incarnation, 0, persistent=False, lease_s=0)
+
+    async def _ask(self, order: Order) -> tuple[dict[str, int], int]:
+        answer: tuple[dict[str, int], int] = await self.mailboxes.ask(
+            self._address, order, _ANSWER_S
+        )
+        return answer
 
 
 class Drains:
@@ -118,8 +149,10 @@ class Drains:
 
     async def _run(self, key: tuple[str, int], drain: _Drain) -> None:
         try:
+            # Before its turn comes: a drain under way must not move uids here.
+            await drain.census.set_state(key[0], drain.pod, RoutingState.DENY_NEW)
             async with self._one_at_a_time.setdefault(key[0], asyncio.Lock()):
                 await drain.run()
-        except (RouteError, NoAnswerError, StoppedError) as error:
+        except Exception as error:  # noqa: BLE001 - whoever waits for it must hear of it
             logger.warning("the drain of pod %d of %s stopped: %s", key[1], key[0], error)
             self._progress[key] = replace(self._progress[key], done=True, problem=str(error))

@@ -6,6 +6,7 @@
     ├── UnsafeStoreError                            mend the server's settings
     ├── NoAvailablePodError                         add pods, or try again when one is ready
     ├── PodUnavailableError                         try again if the call may run twice
+    │   └── PodRestartingError                      try again, it may come back
     ├── FencedError                                 ask for the link again, then call its pod
     ├── StoreUnavailableError                       try again when Redis answers
     │   └── PartialBatchError                       use `.partial`, ask again for the rest
@@ -155,6 +156,10 @@ class PodUnavailableError(RouteError):
 
     def _what(self) -> str:
         return f"the pod is not available: {self.reason}"
+
+
+class PodRestartingError(PodUnavailableError):
+    """The uid's pod has ended and has `restart_grace_s` to come back. Clients wait for it."""
 
 
 class FencedError(RouteError):

@@ -114,7 +114,7 @@ def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
             result = getattr(pod, method)(*args, **kwargs)
         gate.recheck(admissions, uid, epoch)
     except FencedError as error:
-        return _own(agent, error)
+        return _own(agent, header, error)
     finally:
         admissions.leave(uid)
     return result
@@ -139,21 +139,31 @@ async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) ->
         if not gate.still_serves(admissions, uid, epoch):
             await _in_thread(gate, gate.recheck, admissions, uid, epoch)
     except FencedError as error:
-        return _own(agent, error)
+        return _own(agent, header, error)
     finally:
         admissions.leave(uid)
     return result
 
 
-def _own(agent: PodAgent, error: FencedError) -> Refused:
-    """Answer with this pod's own refusal; one that user code met elsewhere is the user's."""
-    if (error.service, error.pod) != (agent.service, agent.pod):
+def _own(agent: PodAgent, header: Header, error: FencedError) -> Refused:
+    """Answer with the refusal of this very call; one that user code met elsewhere is the user's."""
+    uid, epoch, _, _ = header
+    ours = (agent.service, agent.pod, uid, epoch)
+    if (error.service, error.pod, error.uid, error.epoch) != ours:
         raise error
     return Refused(error)
 
 
 async def _in_thread(gate: Gate, work: Callable[..., Any], *args: Any) -> Any:
     return await asyncio.get_running_loop().run_in_executor(gate.admitters, work, *args)
+
+
+def _flush(pod: Any) -> None:
+    """Return when every call that was queued before has been answered."""
+
+
+async def _flush_async(pod: Any) -> None:
+    """Return when every call that was queued before has begun."""
 
 
 def _call_many(pod: Any, calls: list[tuple[Header, tuple[Any, ...]]]) -> list[Any]:
@@ -177,8 +187,16 @@ async def _call_many_async(pod: Any, calls: list[tuple[Header, tuple[Any, ...]]]
 
 
 _PLAIN = (int, float, str, bytes, bool, type(None))
-_METHODS = {"_ray_route_call": _call, "_ray_route_call_many": _call_many}
-_ASYNC_METHODS = {"_ray_route_call": _call_async, "_ray_route_call_many": _call_many_async}
+_METHODS = {
+    "_ray_route_call": _call,
+    "_ray_route_call_many": _call_many,
+    "_ray_route_flush": _flush,
+}
+_ASYNC_METHODS = {
+    "_ray_route_call": _call_async,
+    "_ray_route_call_many": _call_many_async,
+    "_ray_route_flush": _flush_async,
+}
 
 
 def _sendable(outcome: Any) -> Any:
@@ -218,9 +236,10 @@ def _leave_service(agent: PodAgent, grace_s: float) -> None:
     try:
         progress = agent.drain(grace_s)
         logger.info("pod %d of %s leaves: %s", agent.pod, agent.service, progress)
-        agent.stop()
     except Exception:
-        logger.exception("pod %d of %s ends without a drain", agent.pod, agent.service)
+        logger.exception("pod %d of %s leaves before it was drained", agent.pod, agent.service)
+    finally:
+        agent.stop()
 
 
 def _become_pod(pod: Any, birth: Birth) -> PodAgent:

@@ -116,9 +116,17 @@ class Gate:
         if reason or link is None:
             raise self._fenced(uid, epoch, reason, may_have_run=False)
         lease_end = asked_at + link.lease_s
-        if admissions.is_new(uid, epoch) and self._on_acquire is not None:
-            self._on_acquire(uid)
-        reason = admissions.hold(uid, epoch, lease_end)
+        acquired = admissions.begin_acquire(uid, epoch)
+        try:
+            if acquired and self._on_acquire is not None:
+                self._on_acquire(uid)
+        except BaseException:
+            admissions.leave(uid)
+            admissions.forget(uid, epoch)
+            raise
+        reason = admissions.hold(uid, epoch, lease_end, persistent=link.persistent)
+        if acquired:
+            admissions.leave(uid)
         if reason:
             raise self._fenced(uid, epoch, reason, may_have_run=False)
         return lease_end

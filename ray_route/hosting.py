@@ -15,7 +15,7 @@ from ray_route.errors import ConfigError, StoreUnavailableError
 from ray_route.store.embedded import EmbeddedServer, free_port
 
 RAY_NAMESPACE = "ray_route"
-_NAME = "ray_route:store"
+STORE_NAME = "ray_route:store"
 
 
 class StoreHost:
@@ -52,7 +52,7 @@ def embedded_url(deadline: Deadline) -> str:
     host: Any = (
         ray.remote(StoreHost)
         .options(
-            name=_NAME,
+            name=STORE_NAME,
             namespace=RAY_NAMESPACE,
             lifetime="detached",
             get_if_exists=True,

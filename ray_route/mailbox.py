@@ -7,6 +7,7 @@ orders, by a call to the router that returns when there are some.
 from __future__ import annotations
 
 import asyncio
+import random
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -33,7 +34,8 @@ class Mailboxes:
 
     def __init__(self) -> None:
         self._boxes: dict[Address, _Box] = {}
-        self._numbers = count(1)
+        # Another router's numbers differ: an answer to one must not pass for one to another.
+        self._numbers = count(random.getrandbits(48))
 
     async def fetch(self, address: Address, wait_s: float) -> list[Numbered]:
         """Return the orders for an agent, waiting up to `wait_s` seconds for some."""
@@ -76,11 +78,13 @@ class Mailboxes:
         if future is not None and not future.done():
             future.set_result(result)
 
-    def end(self, address: Address) -> None:
-        """Forget an agent whose life has ended; whoever waits for it gets `NoAnswerError`."""
-        box = self._boxes.pop(address, None)
-        if box is None:
-            return
+    def end(self, service: str, pod: int, up_to_incarnation: int) -> None:
+        """Forget lives of a pod that have ended; whoever waits for one gets `NoAnswerError`."""
+        for address in list(self._boxes):
+            if address[:2] == (service, pod) and address[2] <= up_to_incarnation:
+                self._end(self._boxes.pop(address))
+
+    def _end(self, box: _Box) -> None:
         box.wake.set()  # a process that waits for orders may want to end
         for future in box.answers.values():
             if not future.done():

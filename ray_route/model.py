@@ -11,7 +11,7 @@ from typing import Any
 from ray_route.errors import InvalidInputError
 
 MAX_UID_BYTES = 512
-_MAX_UTF8 = 4
+MAX_UTF8 = 4
 MAX_POD = 2**31 - 1
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -198,25 +198,16 @@ def check_uid(uid: object) -> str:
     return uid
 
 
-def check_uids(uids: Iterable[str]) -> list[str]:
-    """Return a list of valid uids, or raise `InvalidInputError` for the first that is not."""
+def listed(uids: Iterable[str]) -> list[str]:
+    """Return a list of uids that are still to be checked; refuse one string."""
     if isinstance(uids, str):
         raise InvalidInputError(argument="uids", value=uids, reason="must be many, not one string")
-    wanted = list(uids)
-    # 0.1 µs a uid for the usual ones, where asking one by one takes 0.3 µs.
-    if set(map(type, wanted)) == {str}:
-        sizes = set(map(len, wanted))
-        if min(sizes) > 0 and max(sizes) * _MAX_UTF8 <= MAX_UID_BYTES and _is_utf8(wanted):
-            return wanted
-    return [check_uid(uid) for uid in wanted]
+    return list(uids)
 
 
-def _is_utf8(uids: list[str]) -> bool:
-    try:
-        "".join(uids).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def check_uids(uids: Iterable[str]) -> list[str]:
+    """Return a list of valid uids, or raise `InvalidInputError` for the first that is not."""
+    return [check_uid(uid) for uid in listed(uids)]
 
 
 def check_duration(argument: str, seconds: object) -> float:

@@ -1,22 +1,25 @@
-"""Links whose pod is alive change by way of their owner: set, stolen, removed, drained.
+"""Links whose pod is alive change by way of their owner: set, stolen, removed, handed over.
 
 The owner refuses the uid from then on, lets its calls end and runs `on_release`; only then is
-the link changed. An owner that does not answer keeps its uids until its life has ended.
+the link changed, and only if it is still the one that its owner gave up. An owner that does not
+answer keeps its uids until its life has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+import random
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from dataclasses import dataclass, field
+from itertools import count
 
 from ray_route.census import Census
-from ray_route.clock import now
+from ray_route.clock import Deadline, now
 from ray_route.directory import Directory
-from ray_route.errors import PodUnavailableError, RouteError
-from ray_route.mailbox import Address, Mailboxes, NoAnswerError
+from ray_route.errors import PodUnavailableError, RouteError, StoreUnavailableError
+from ray_route.mailbox import Mailboxes, NoAnswerError
 from ray_route.model import Link, PodRecord
 from ray_route.orders import Cap, Release, Reopen
 
@@ -25,10 +28,26 @@ logger = logging.getLogger(__name__)
 # A release is acted upon within this time or taken back (see `admission`).
 _ACT_WITHIN_S = 60.0
 _ANSWER_S = 5.0
-
-_T = TypeVar("_T")
+# Of the time that a caller gives, for the owner's calls to end; the rest is for its answer.
+_FOR_CALLS = 0.7
+_DOUBT_S = 1.0
+_DOUBTS = 60
 
 Stale = Callable[[str, "dict[str, int]"], None]
+
+
+@dataclass(slots=True)
+class _Turn:
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Uids that one living pod has given up to one order; none where the pod is dead."""
+
+    links: dict[str, Link]
+    order: Release | None
 
 
 class Moves:
@@ -44,24 +63,26 @@ class Moves:
         self._directory = directory
         self._mailboxes = mailboxes
         self._stale = stale
-        self._alone: dict[tuple[str, str], asyncio.Lock] = {}
+        self._turns: dict[tuple[str, str], _Turn] = {}
+        self._orders = count(random.getrandbits(48))
+        self._doubts: set[asyncio.Task[None]] = set()
 
     async def set(
         self, service: str, uid: str, pod: int, *, persistent: bool | None, timeout_s: float
     ) -> Link:
         """Link a uid to a pod, by way of whoever holds it; `persistent=None` keeps its kind."""
+        deadline = Deadline.after(timeout_s)
         target = await self._census.target(service, pod)
-        async with self._held(service, uid) as held:
-            if persistent is None:
-                persistent = held is not None and held.persistent
-            if held is None or _is_at(held, target):
-                return await self._directory.set(service, uid, target, persistent=persistent)
-            await self.release(service, {uid: held}, timeout_s)
-
-            async def change() -> Link:
-                return await self._directory.set(service, uid, target, persistent=bool(persistent))
-
-            return await self._change(service, uid, held, change)
+        async with self._turn(service, uid, deadline):
+            while True:
+                held = await self._directory.read(service, uid)
+                kind = persistent
+                if kind is None:
+                    kind = held is not None and held.persistent
+                link = await self._give(service, uid, held, target, kind, deadline)
+                if _is_at(link, target):
+                    return link
+                deadline.check(f"uid {uid!r} of {service!r} to stand still")
 
     async def try_set(
         self,
@@ -74,113 +95,164 @@ class Moves:
         timeout_s: float,
     ) -> tuple[bool, Link]:
         """Link a uid to a pod unless another living pod holds it; `steal` takes it from that."""
+        deadline = Deadline.after(timeout_s)
         target = await self._census.target(service, pod)
-        async with self._held(service, uid) as held:
-            taken = held is not None and not _is_at(held, target) and self._lives(service, held)
-            if held is not None and taken and not steal:
+        async with self._turn(service, uid, deadline):
+            held = await self._directory.read(service, uid)
+            taken = held is not None and not _is_at(held, target)
+            if held and taken and not steal and not self._census.table.has_ended(service, held):
                 return False, held
-
-            async def change() -> Link:
-                return await self._directory.try_set(
-                    service, uid, target, held, persistent=persistent
-                )
-
-            if held is None or not taken:
-                link = await change()
-            else:
-                await self.release(service, {uid: held}, timeout_s)
-                link = await self._change(service, uid, held, change)
+            link = await self._give(service, uid, held, target, persistent, deadline)
             return _is_at(link, target), link
 
     async def remove(
         self, service: str, uid: str, pod: int | None, *, after_s: float, timeout_s: float
     ) -> bool:
         """Remove a uid's link, now or later, if `pod` (None: any) holds it; say whether it did."""
-        async with self._held(service, uid) as held:
+        deadline = Deadline.after(timeout_s)
+        async with self._turn(service, uid, deadline):
+            held = await self._directory.read(service, uid)
             if held is None or pod not in (None, held.pod):
                 return False
-
-            async def change() -> bool:
-                return await self._directory.remove(service, uid, held, after_s)
-
             if after_s > 0:
                 await self._cap(service, uid, held, after_s)
-                removed = await change()
-                self._stale(service, {uid: held.epoch})
-                return removed
-            await self.release(service, {uid: held}, timeout_s)
-            return await self._change(service, uid, held, change)
+                released = Released({}, None)
+            else:
+                released = await self._release(service, {uid: held}, deadline)
+            try:
+                removed = await self._directory.remove(service, uid, held, after_s)
+            except RouteError as error:
+                self._undo(service, released, error)
+                raise
+            self._stale(service, {uid: held.epoch})
+            return removed
 
-    async def hand_over(self, service: str, links: dict[str, Link]) -> int:
+    async def take_back(
+        self, service: str, pod: int, incarnation: int, uids: Mapping[str, int]
+    ) -> None:
+        """Remove links that their owner has given up by itself, because nobody used them."""
+        for uid, epoch in uids.items():
+            link = Link(pod, incarnation, epoch, persistent=False, lease_s=0)
+            if await self._directory.remove(service, uid, link, 0):
+                self._stale(service, {uid: epoch})
+
+    async def hand_over(self, service: str, links: dict[str, Link], timeout_s: float) -> int:
         """Move uids of one living pod to others; return how many moved.
 
         Raises `PodUnavailableError` if their owner kept them all, and what placement raises.
         """
-        given_up = await self.release(service, links, _ANSWER_S)
-        going = {uid: links[uid] for uid in given_up}
-        answers = await self._directory.give_away(service, going, None)
-        kept = {uid: going[uid] for uid, link in answers.items() if isinstance(link, RouteError)}
-        self.reopen(service, kept)
-        moved = {uid: going[uid].epoch for uid in going if uid not in kept}
+        released = await self._release(service, links, Deadline.after(timeout_s))
+        answers = await self._directory.give_away(service, released.links, None)
+        kept = {
+            uid: link
+            for uid, link in released.links.items()
+            if isinstance(answers[uid], RouteError) or answers[uid].pod == link.pod
+        }
+        errors = [answer for answer in answers.values() if isinstance(answer, RouteError)]
+        moved = {uid: link.epoch for uid, link in released.links.items() if uid not in kept}
         self._stale(service, moved)
-        for error in answers.values():
-            if isinstance(error, RouteError):
-                raise error
+        if kept:
+            self._undo(service, Released(kept, released.order), errors[0] if errors else None)
+        if errors:
+            raise errors[0]
         return len(moved)
 
-    async def release(self, service: str, links: dict[str, Link], timeout_s: float) -> list[str]:
-        """Have the living owner of one pod's uids give them up; return those given up.
+    async def _give(
+        self,
+        service: str,
+        uid: str,
+        held: Link | None,
+        target: PodRecord,
+        persistent: bool,  # noqa: FBT001 - one of many facts
+        deadline: Deadline,
+    ) -> Link:
+        """Set a link if it still is what was read, having its living owner give it up first."""
+        released = Released({}, None)
+        if held is not None and not _is_at(held, target):
+            released = await self._release(service, {uid: held}, deadline)
+        try:
+            link = await self._directory.set(service, uid, target, held, persistent=persistent)
+        except RouteError as error:
+            self._undo(service, released, error)
+            raise
+        if held is not None and link.epoch != held.epoch:
+            self._stale(service, {uid: link.epoch - 1})
+        return link
+
+    async def _release(self, service: str, links: dict[str, Link], deadline: Deadline) -> Released:
+        """Have the living owner of one pod's uids give them up; say which it did.
 
         Raises `PodUnavailableError` if it kept them all or did not answer.
         """
         some = next(iter(links.values()))
-        if not self._lives(service, some):
-            return list(links)
-        address = (service, some.pod, some.incarnation)
+        if self._census.table.has_ended(service, some):
+            return Released(links, None)
         uids = {uid: link.epoch for uid, link in links.items()}
-        order = Release(uids, min(timeout_s, _ACT_WITHIN_S / 2))
+        order = Release(next(self._orders), uids, deadline.remaining() * _FOR_CALLS)
+        address = (service, some.pod, some.incarnation)
         asked_at = now()
         try:
-            given_up: list[str] = await self._mailboxes.ask(
-                address, order, order.timeout_s + _ANSWER_S
-            )
+            given_up: list[str] = await self._mailboxes.ask(address, order, deadline.remaining())
         except NoAnswerError as error:
             if self._census.table.has_ended(service, some):
-                return list(links)
-            self.reopen(service, links)
+                return Released(links, None)
+            self._reopen(service, Released(links, order))
             raise self._kept(service, links, str(error)) from error
+        released = Released({uid: links[uid] for uid in given_up}, order)
+        if now() - asked_at > _ACT_WITHIN_S:  # this process was frozen: the pod may go on by now
+            self._reopen(service, released)
+            raise self._kept(service, links, "its answer came too late")
         if not given_up:
             raise self._kept(service, links, "its calls did not end in time")
-        if now() - asked_at > _ACT_WITHIN_S:  # this process was frozen: the pod may go on by now
-            self.reopen(service, links)
-            raise self._kept(service, links, "its answer came too late")
-        return given_up
+        return released
 
     def _kept(self, service: str, links: dict[str, Link], why: str) -> PodUnavailableError:
         uid, link = next(iter(links.items()))
         return self._census.unavailable(service, link.pod, f"it kept the uid: {why}", uid)
 
-    async def _change(
-        self, service: str, uid: str, held: Link, change: Callable[[], Awaitable[_T]]
-    ) -> _T:
-        """Change a link that its owner has given up; give it back if that fails."""
-        try:
-            changed = await change()
-        except RouteError:
-            self.reopen(service, {uid: held})
-            raise
-        self._stale(service, {uid: held.epoch})
-        return changed
+    def _undo(self, service: str, released: Released, error: RouteError | None) -> None:
+        """Give uids back whose link was not changed, at once if that is certain."""
+        if released.order is None or not released.links:
+            return
+        if not isinstance(error, StoreUnavailableError):
+            self._reopen(service, released)
+            return
+        task = asyncio.get_running_loop().create_task(self._reopen_when_certain(service, released))
+        self._doubts.add(task)
+        task.add_done_callback(self._doubts.discard)
 
-    def reopen(self, service: str, links: dict[str, Link]) -> None:
-        """Let the owner of one pod's uids serve them again."""
-        for uid, link in links.items():
-            address: Address = (service, link.pod, link.incarnation)
-            self._mailboxes.post(address, Reopen({uid: link.epoch}))
+    async def _reopen_when_certain(self, service: str, released: Released) -> None:
+        """Give uids back once Redis answers: a write without an answer may still be carried out.
+
+        What a server had received before it stalled is carried out when it goes on, and so
+        before the second of two answers a second apart.
+        """
+        unchanged: dict[str, Link] = {}
+        for _ in range(_DOUBTS):
+            await asyncio.sleep(_DOUBT_S)
+            epochs = {uid: link.epoch for uid, link in released.links.items()}
+            try:
+                await self._directory.not_held(service, epochs)
+                await asyncio.sleep(_DOUBT_S)
+                changed = await self._directory.not_held(service, epochs)
+            except RouteError:
+                continue
+            unchanged = {u: link for u, link in released.links.items() if u not in changed}
+            break
+        self._reopen(service, Released(unchanged, released.order))
+
+    def _reopen(self, service: str, released: Released) -> None:
+        """Let the owner serve uids again."""
+        if released.order is None or not released.links:
+            return
+        some = next(iter(released.links.values()))
+        epochs = {uid: link.epoch for uid, link in released.links.items()}
+        address = (service, some.pod, some.incarnation)
+        self._mailboxes.post(address, Reopen(released.order.order, epochs))
 
     async def _cap(self, service: str, uid: str, held: Link, lease_s: float) -> None:
         """Let the owner's own lease end with the link's."""
-        if not self._lives(service, held):
+        if self._census.table.has_ended(service, held):
             return
         order = Cap({uid: held.epoch}, lease_s)
         try:
@@ -188,20 +260,25 @@ class Moves:
         except NoAnswerError as error:
             raise self._kept(service, {uid: held}, str(error)) from error
 
-    def _lives(self, service: str, link: Link) -> bool:
-        return self._census.table.routable(service, link)
-
     @asynccontextmanager
-    async def _held(self, service: str, uid: str) -> AsyncIterator[Link | None]:
-        """Let nobody else move the uid meanwhile; yield the link that Redis holds."""
+    async def _turn(self, service: str, uid: str, deadline: Deadline) -> AsyncIterator[None]:
+        """Let nobody else move the uid meanwhile."""
         key = (service, uid)
-        lock = self._alone.setdefault(key, asyncio.Lock())
+        turn = self._turns.setdefault(key, _Turn())
+        turn.users += 1
         try:
-            async with lock:
-                yield await self._directory.read(service, uid)
+            await asyncio.wait_for(turn.lock.acquire(), deadline.remaining())
+            try:
+                yield
+            finally:
+                turn.lock.release()
+        except asyncio.TimeoutError:
+            deadline.check(f"other moves of uid {uid!r} of {service!r}")
+            raise
         finally:
-            if not lock.locked():
-                self._alone.pop(key, None)
+            turn.users -= 1
+            if turn.users == 0:
+                self._turns.pop(key, None)
 
 
 def _is_at(link: Link, target: PodRecord) -> bool:

@@ -15,7 +15,12 @@ import ray
 
 from ray_route.batch import BatchOptions, look_up
 from ray_route.clock import Deadline, now
-from ray_route.errors import RouteError, RouterUnavailableError, StoreUnavailableError
+from ray_route.errors import (
+    PodRestartingError,
+    RouteError,
+    RouterUnavailableError,
+    StoreUnavailableError,
+)
 from ray_route.model import (
     DrainProgress,
     Explanation,
@@ -27,6 +32,7 @@ from ray_route.model import (
     check_pod,
     check_uid,
     check_uids,
+    listed,
 )
 from ray_route.session import NoSuchActorError, Session
 from ray_route.steps import Blocking, Pause, Remote, Shared, Steps
@@ -36,6 +42,7 @@ _UIDS_PER_CALL = 500
 _CALLS_IN_FLIGHT = 2
 _BACKOFF_S = 0.02
 _DRAIN_POLL_S = 0.1
+_RESTART_POLL_S = 0.1
 _MAX_BACKOFF_S = 0.5
 
 
@@ -66,10 +73,14 @@ class Operations:
         hit = self.cached(uid, service, min_epoch)
         if hit is not None:
             return hit
-        answer = yield from self._shared(self.session.computing.ask, uid, service, min_epoch)
-        if isinstance(answer, RouteError):
-            raise answer
-        return answer  # type: ignore[no-any-return]
+        while True:
+            answer = yield from self._shared(self.session.computing.ask, uid, service, min_epoch)
+            if isinstance(answer, PodRestartingError):
+                yield Pause(_RESTART_POLL_S, f"pod {answer.pod} of {service!r} to restart")
+            elif isinstance(answer, RouteError):
+                raise answer
+            else:
+                return answer  # type: ignore[no-any-return]
 
     def get(self, uid: str, service: str) -> Steps[Link | None]:
         """See `RouteClient.get_linked_pod`."""
@@ -231,8 +242,7 @@ class Operations:
     ) -> Steps[LinkedPods]:
         """See `RouteClient.batch_get_linked_pod`."""
         check_name("service", service)
-        # A step, since a million take 0.1 s: too long for an event loop.
-        wanted = yield Blocking(lambda: check_uids(uids), "the check of uids")
+        wanted = listed(uids)
         return (yield from look_up(self.session, service, wanted, deadline, options))
 
     # Pods.
@@ -293,6 +303,7 @@ class Operations:
     ) -> Steps[int]:
         """Have the router look into a pod that could not be reached; return the min_epoch."""
         self.session.near.drop(service, uid, link.epoch)
+        self.session.drop_handle(service, link)
         died = isinstance(error, ray.exceptions.ActorDiedError)
         yield from self.session.ask(
             "report_failure", service, link.pod, link.incarnation, died=died

@@ -9,17 +9,20 @@ from dataclasses import dataclass
 class Release:
     """Give up uids up to an epoch: refuse, let calls end, run `on_release`.
 
-    Answer: the uids that were given up; the others go on as before.
+    Answer: the uids that were given up in time; the others go on as before. `order` names this
+    release for a later `Reopen`.
     """
 
+    order: int
     uids: dict[str, int]
     timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Reopen:
-    """Serve released uids again: their links were not changed. Needs no answer."""
+    """Serve the uids of a release again, and stop it if it still runs: no link was changed."""
 
+    order: int
     uids: dict[str, int]
 
 
@@ -38,7 +41,12 @@ class Show:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Admit nothing any more. Answer: the uids still held, with their epochs."""
+    """Admit nothing, until `Open`. Answer: as of `Show`."""
 
 
-Order = Release | Reopen | Cap | Show | Close
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Admit again: the drain has failed. Answer: as of `Show`."""
+
+
+Order = Release | Reopen | Cap | Show | Close | Open

@@ -42,6 +42,13 @@ class PodTable:
         pod = self.pods(service).get(link.pod)
         return pod is not None and pod.incarnation == link.incarnation and pod.routable
 
+    def is_dead(self, service: str, link: Link) -> bool:
+        """True if the link's incarnation answers nobody any more: gone, resigned, or replaced."""
+        pod = self.pods(service).get(link.pod)
+        if pod is None or pod.incarnation < link.incarnation:
+            return False
+        return pod.incarnation > link.incarnation or pod.life is not Life.ALIVE
+
     def has_ended(self, service: str, link: Link) -> bool:
         """True if the link's incarnation can never serve again: gone, replaced, or shut down."""
         pod = self.pods(service).get(link.pod)

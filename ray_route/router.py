@@ -194,22 +194,37 @@ class Router:
 
     # Agents.
 
-    async def fetch_orders(self, address: Address, wait_s: float) -> tuple[int, list[Numbered]]:
-        """Return orders for an agent, waiting for some, and which router gives them."""
+    async def fetch_orders(
+        self, address: Address, wait_s: float
+    ) -> tuple[int, RoutingState, list[Numbered]]:
+        """Return orders for an agent, waiting for some; which router speaks; the pod's state."""
         await self._opened()
-        return self._shards.incarnation, await self._mailboxes.fetch(address, wait_s)
+        service, pod, incarnation = address
+        record = self._census.table.get(service, pod)
+        if record is None or record.incarnation < incarnation:
+            await self._census.refresh(service)
+            record = self._census.table.get(service, pod)
+        mine = record is not None and record.incarnation == incarnation
+        orders = await self._mailboxes.fetch(address, wait_s) if mine else []
+        record = self._census.table.get(service, pod)
+        state = record.state if record and mine else RoutingState.READY
+        if not mine:
+            await asyncio.sleep(_RETRY_S)
+        return self._shards.incarnation, state, orders
 
     async def take_answer(self, address: Address, number: int, result: Any) -> None:
         """Take in an agent's answer."""
         self._mailboxes.answer(address, number, result)
 
-    async def report_use(
-        self, service: str, used: dict[str, int], idle: dict[str, int]
-    ) -> dict[str, int]:
+    async def report_use(self, service: str, used: dict[str, int]) -> dict[str, int]:
         """Lengthen the lives of links in use; return the uids whose link is another by now."""
         await self._opened()
-        ended = await self._directory.refresh(service, used)
-        return {**ended, **await self._directory.not_held(service, idle)}
+        return await self._directory.refresh(service, used)
+
+    async def take_back(self, address: Address, uids: dict[str, int]) -> None:
+        """See `Moves.take_back`."""
+        await self._opened()
+        await self._moves.take_back(*address, uids)
 
     async def set_state(
         self, service: str, pod: int, incarnation: int, state: RoutingState
@@ -288,8 +303,9 @@ class Router:
 
     def _pod_changed(self, service: str, record: PodRecord) -> None:
         self._announcer.announce(Change("pod", service, pod=record))
-        if record.life is not Life.ALIVE:
-            self._mailboxes.end((service, record.pod, record.incarnation))
+        alive = record.life is Life.ALIVE
+        ended = record.incarnation - 1 if alive else record.incarnation
+        self._mailboxes.end(service, record.pod, ended)
 
     def _links_stale(self, service: str, epochs: dict[str, int]) -> None:
         for uid, epoch in epochs.items():

@@ -100,8 +100,12 @@ class Session(Gateway):
         return link
 
     def has_ended(self, service: str, link: Link) -> bool:
-        """True once the link's incarnation is known to serve no more."""
-        return self.table.has_ended(service, link)
+        """True once the link's incarnation is known to answer nobody any more."""
+        return self.table.is_dead(service, link)
+
+    def drop_handle(self, service: str, link: Link) -> None:
+        """Forget a handle that did not reach its pod."""
+        self._handles.pop((service, link.pod, link.incarnation), None)
 
     def handle(self, service: str, link: Link) -> Steps[Any]:
         """Return the Ray handle of a link's pod; `NoSuchActorError` if Ray has none."""

@@ -18,13 +18,13 @@ from ray_route.clock import Deadline
 from ray_route.config import RouteConfig
 from ray_route.errors import RouteError
 from ray_route.gateway import resolve_url
-from ray_route.hosting import RAY_NAMESPACE
+from ray_route.hosting import RAY_NAMESPACE, STORE_NAME
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
 from ray_route.store.scripts import command
 from ray_route.store.url import StoreUrl
 
-_STORE_ACTOR = "ray_route:store"
+_STORE_ACTOR = STORE_NAME
 _STORE_S = 60.0
 _STOP_S = 5.0
 _ANSWER_S = 3.0

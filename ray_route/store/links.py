@@ -94,12 +94,20 @@ class LinkCalls:
         service: str,
         uids: Sequence[str],
         owners: Sequence[str],
+        expected: Sequence[int | None] | None = None,
         *,
         persistent: bool,
     ) -> Call:
-        """Link each uid to its owner, whoever held it."""
-        kind = _kind(persistent)
-        return self._call("set", writer, shard, service, uids, self._ttl_ms, kind, *owners)
+        """Link each uid to its owner if its epoch is the expected one (None: it has no link).
+
+        Without `expected`, whatever it has.
+        """
+        epochs = (
+            ["*"] * len(uids) if expected is None else ["" if e is None else e for e in expected]
+        )
+        how = (self._ttl_ms, _kind(persistent))
+        pairs = _interleave(owners, epochs)
+        return self._call("set", writer, shard, service, uids, *how, *pairs)
 
     def try_set(
         self,

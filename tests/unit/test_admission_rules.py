@@ -180,17 +180,29 @@ class TestAdmissions:
         assert verdict(admissions) is Verdict.CONFIRM
 
     def test_a_uid_is_new_under_every_new_epoch(self, admissions: Admissions):
-        assert not admissions.is_new("u", 100)
-        assert admissions.is_new("u", 101)
-        assert admissions.is_new("v", 100)
+        assert not admissions.begin_acquire("u", 100)
+        assert not admissions.begin_acquire("u", 99)
+        assert admissions.begin_acquire("u", 101)
+        assert admissions.begin_acquire("v", 100)
+        assert not admissions.begin_acquire("v", 100)
+
+    def test_a_release_waits_for_an_acquisition(self, admissions: Admissions, clock: ManualClock):
+        admissions.begin_acquire("v", 100)
+        assert verdict(admissions, "v") is Verdict.CONFIRM
+        assert not release_now(admissions, "v", 100)
+        assert admissions.hold("v", 100, clock() + 5) == ""
+        admissions.leave("v")
+        assert release_now(admissions, "v", 100)
+        assert admissions.holds("v", 100)
 
     def test_what_is_held_is_counted_and_listed(self, admissions: Admissions, clock: ManualClock):
         admissions.hold("u", 101, clock() + 5)
         admissions.hold("v", 100, clock() + 5)
         assert len(admissions) == 2
         assert admissions.holdings() == {"u": 101, "v": 100}
-        assert admissions.holds("v")
-        assert not admissions.holds("w")
+        assert admissions.holds("v", 100)
+        assert not admissions.holds("v", 99)
+        assert not admissions.holds("w", 100)
 
     def test_calls_that_run_are_counted(self, admissions: Admissions):
         for _ in range(3):
@@ -290,7 +302,7 @@ class TestRelease:
         release_now(admissions, "u", 100)
         admissions.forget("u", 100)
         assert "released" in admissions.hold("u", 100, clock() + 5)
-        assert not admissions.holds("u")
+        assert not admissions.holds("u", 100)
 
     def test_a_uid_that_was_never_held_can_be_released_before_its_first_call(
         self, admissions: Admissions, clock: ManualClock
@@ -335,11 +347,47 @@ class TestRelease:
         assert verdict(admissions) is Verdict.ADMIT
 
     def test_a_release_can_be_taken_back(self, admissions: Admissions):
-        release_now(admissions, "u", 100)
-        admissions.reopen("u", 99)
+        admissions.release("u", 100, Deadline.after(0), order=1)
+        admissions.reopen(["u"], order=2)
         assert verdict(admissions) is Verdict.REFUSE
-        admissions.reopen("u", 100)
+        admissions.reopen(["u"], order=1)
         assert verdict(admissions) is Verdict.ADMIT
+
+    def test_a_release_taken_back_leaves_that_of_another_order(self, admissions: Admissions):
+        admissions.enter("u", 100, 7)
+        assert not admissions.release("u", 100, Deadline.after(0), order=1)
+        admissions.leave("u")
+        assert admissions.release("u", 100, Deadline.after(0), order=2)
+        assert admissions.release("u", 99, Deadline.after(0), order=3)
+        admissions.reopen(["u"], order=3)
+        assert verdict(admissions) is Verdict.REFUSE
+
+    def test_a_release_that_was_cancelled_before_it_began_does_nothing(
+        self, admissions: Admissions
+    ):
+        admissions.reopen(["u"], order=1)
+        assert not admissions.release("u", 100, Deadline.after(0), order=1)
+        assert verdict(admissions) is Verdict.ADMIT
+
+    def test_opening_again_spares_releases_under_way(self, admissions: Admissions):
+        release_now(admissions, "u", 100)
+        admissions.close()
+        admissions.open()
+        assert verdict(admissions) is Verdict.REFUSE
+
+    def test_nothing_opens_what_has_been_shut(self, admissions: Admissions):
+        admissions.shut()
+        admissions.open()
+        admissions.reopen_all()
+        assert verdict(admissions) is Verdict.REFUSE
+
+    def test_a_uid_with_a_call_running_is_never_dropped(self, admissions: Admissions):
+        admissions.enter("u", 100, 7)
+        admissions.forget("u", 100)
+        assert admissions.forget_all() == []
+        assert admissions.holds("u", 100)
+        admissions.leave("u")
+        assert admissions.forget_all() == ["u"]
 
     def test_a_new_router_takes_back_what_an_old_one_asked_for(self, admissions: Admissions):
         release_now(admissions, "u", 100)
@@ -352,7 +400,7 @@ class TestRelease:
     ):
         release_now(admissions, "u", 100)
         admissions.forget("u", 100)
-        assert admissions.is_new("u", 101)
+        assert not admissions.holds("u", 101)
         assert admissions.hold("u", 101, clock() + 5) == ""
         assert verdict(admissions, epoch=101) is Verdict.ADMIT
 
@@ -365,12 +413,15 @@ class TestRelease:
 
 
 class TestUse:
-    def test_a_uid_in_use_is_reported_once_per_use(self, admissions: Admissions):
-        assert admissions.review() == ({"u": 100}, {})
-        assert admissions.review() == ({}, {})
+    def test_a_uid_is_reported_if_it_was_used_since(
+        self, admissions: Admissions, clock: ManualClock
+    ):
+        assert admissions.review(clock(), idle_s=9) == ({"u": 100}, {})
+        clock.tick(1)
+        assert admissions.review(clock(), idle_s=9) == ({}, {})
         admissions.enter("u", 100, 7)
         admissions.leave("u")
-        assert admissions.review() == ({"u": 100}, {})
+        assert admissions.review(clock(), idle_s=9) == ({"u": 100}, {})
 
     def test_a_call_that_runs_for_long_uses_its_uid_all_the_time(
         self, admissions: Admissions, clock: ManualClock
@@ -378,16 +429,34 @@ class TestUse:
         admissions.enter("u", 100, 7)
         for _ in range(3):
             clock.tick(5)
-            assert admissions.review() == ({"u": 100}, {})
+            assert admissions.review(clock(), idle_s=1) == ({"u": 100}, {})
 
-    def test_an_unused_uid_is_idle_when_its_lease_is_over(
+    def test_a_uid_is_idle_when_its_lease_is_over_and_it_was_not_used_for_long_enough(
         self, admissions: Admissions, clock: ManualClock
     ):
-        admissions.review()
         clock.tick(4.999)
-        assert admissions.review() == ({}, {})
+        assert admissions.review(clock(), idle_s=1) == ({}, {})
         clock.tick(0.001)
-        assert admissions.review() == ({}, {"u": 100})
+        assert admissions.review(clock(), idle_s=9) == ({}, {})
+        assert admissions.review(clock(), idle_s=5) == ({}, {"u": 100})
+
+    def test_a_persistent_uid_is_never_idle(self, admissions: Admissions, clock: ManualClock):
+        admissions.hold("u", 100, clock() + 5, persistent=True)
+        clock.tick(500)
+        assert admissions.review(clock(), idle_s=5) == ({}, {})
+
+    def test_a_cap_holds_for_a_lease_that_begins_after_it(
+        self, admissions: Admissions, clock: ManualClock
+    ):
+        admissions.cap("v", 100, clock() + 1)
+        admissions.hold("v", 100, clock() + 50)
+        assert verdict(admissions, "v") is Verdict.ADMIT
+        clock.tick(1)
+        assert verdict(admissions, "v") is Verdict.CONFIRM
+        admissions.hold("v", 100, clock() + 50)
+        assert verdict(admissions, "v") is Verdict.CONFIRM
+        admissions.hold("v", 101, clock() + 50)
+        assert verdict(admissions, "v", epoch=101) is Verdict.ADMIT
 
     def test_a_cap_ends_the_uids_lease_earlier_and_never_later(
         self, admissions: Admissions, clock: ManualClock

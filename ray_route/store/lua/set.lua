@@ -1,11 +1,18 @@
--- Links each uid to the given owner, whoever held it, and clears a scheduled removal.
+-- Links each uid to the given owner, whoever held it, and clears a scheduled removal; but only if
+-- the link is still the one that the caller has dealt with.
 -- KEYS  see _links.lua
--- ARGV  3 ttl_ms; 4 'temporary' or 'persistent'; 5.. one "pod:incarnation" per uid
--- Returns {status, counter, then per uid: value, ttl_ms or nil, 1}
+-- ARGV  3 ttl_ms; 4 'temporary' or 'persistent'; then per uid: "pod:incarnation", the epoch that
+--       the caller has dealt with (empty: that it has no link; '*': whatever it has)
+-- Returns {status, counter, then per uid: value, ttl_ms or nil, 1 if written}
 local status = begin()
 if status ~= 'ok' then return {status, text(counter)} end
 for i = 2, #KEYS do
+  local owner, expected = ARGV[2 * i + 1], ARGV[2 * i + 2]
   local held = read(KEYS[i])
-  report(assign(KEYS[i], held, ARGV[i + 3], ARGV[4] == 'persistent', ARGV[3]), true)
+  if expected ~= '*' and expected ~= (held and held.epoch or '') then
+    report(held, false)
+  else
+    report(assign(KEYS[i], held, owner, ARGV[4] == 'persistent', ARGV[3]), true)
+  end
 end
 return finish()

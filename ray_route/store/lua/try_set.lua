@@ -7,14 +7,23 @@
 -- Returns {status, counter, then per uid: value, ttl_ms or nil, 1 if written}
 local status = begin()
 if status ~= 'ok' then return {status, text(counter)} end
-local function pod_of(owner) return string.match(owner, '^%d+') end
+local function life(owner)
+  local pod, incarnation = string.match(owner, '^(%d+):(%d+)$')
+  return pod, tonumber(incarnation)
+end
+-- The same pod may take over from an earlier life of its own, never from a later one.
+local function is_own(held, owner)
+  local held_pod, held_life = life(held.owner)
+  local pod, new_life = life(owner)
+  return pod == held_pod and new_life >= held_life
+end
 for i = 2, #KEYS do
   local owner, replaceable = ARGV[2 * i + 2], ARGV[2 * i + 3]
   local held = read(KEYS[i])
   if held and held.owner == owner and held.mark ~= '' then
     report(held, false)
   elseif not held or ARGV[5] == 'steal' or held.epoch == replaceable
-      or pod_of(held.owner) == pod_of(owner) then
+      or is_own(held, owner) then
     report(assign(KEYS[i], held, owner, ARGV[4] == 'persistent', ARGV[3]), true)
   else
     report(held, false)
