@@ -20,6 +20,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+# A shared machine: a round begins when others need less than this share of it.
+_QUIET = 0.15
+_LOOK_S = 0.3
+_PATIENCE_S = 10.0
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -107,11 +112,38 @@ def take_turns(
     """Run peers in turn, `runs` times after `warm_up`; each returns its own figure."""
     values: dict[str, list[float]] = {name: [] for name in peers}
     for number in range(warm_up + runs):
+        wait_for_quiet()
         for name, peer in peers.items():
             value = peer()
             if number >= warm_up:
                 values[name].append(value)
     return {name: Sample(list(some)) for name, some in values.items()}
+
+
+def wait_for_quiet() -> None:
+    """Wait for a moment in which nobody else needs the processors, but not for long."""
+    end = time.monotonic() + _PATIENCE_S
+    while _busy_share() > _QUIET and time.monotonic() < end:
+        pass
+
+
+def _busy_share() -> float:
+    """Return what share of all processors was busy while this process slept."""
+    before = _ticks()
+    time.sleep(_LOOK_S)
+    after = _ticks()
+    idle, total = (late - early for early, late in zip(before, after, strict=True))
+    return 1 - idle / total if total else 0.0
+
+
+def _ticks() -> tuple[int, int]:
+    """Return the ticks that all processors were idle, and all ticks; Linux only."""
+    try:
+        line = Path("/proc/stat").read_text().splitlines()[0]
+    except OSError:
+        return 0, 0
+    ticks = [int(field) for field in line.split()[1:]]
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def machine() -> dict[str, Any]:

@@ -118,8 +118,9 @@ class LinkMachine(RuleBasedStateMachine):
         held = self.held.get(uid)
         dead = held.epoch if held and replaces else None
         outcome = self._do("try_set", uid, owner, dead, persistent=False, steal=steal)
-        same_pod = held is not None and held.owner.split(":")[0] == owner.split(":", maxsplit=1)[0]
-        if held is None or steal or replaces or same_pod:
+        if held is not None and held.owner == owner and held.marked:
+            self._expect(uid, outcome, written=False)
+        elif held is None or steal or replaces or _is_earlier_life(held.owner, owner):
             self._assign(uid, outcome, owner, False)
         else:
             self._expect(uid, outcome, written=False)
@@ -195,3 +196,8 @@ def test_any_sequence_of_verbs_and_losses_ends_as_in_the_model(store: Store):
     machine = type("BoundMachine", (LinkMachine,), {"store": store})
     bounds = settings(max_examples=40, stateful_step_count=25, deadline=None, database=None)
     run_state_machine_as_test(machine, settings=bounds)
+
+
+def _is_earlier_life(held: str, owner: str) -> bool:
+    (pod, life), (new_pod, new_life) = held.split(":"), owner.split(":")
+    return pod == new_pod and int(life) <= int(new_life)
