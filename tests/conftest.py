@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis  # noqa: F401 - its plugin imports it too late for some Pythons otherwise
 import pytest
 import ray
 from helpers import eventually  # noqa: F401

@@ -1,0 +1,137 @@
+"""Moves against placements: nobody loses a uid that they were not asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from ray_route.census import Census
+from ray_route.config import RouteConfig
+from ray_route.directory import Directory
+from ray_route.mailbox import Mailboxes
+from ray_route.model import Link, RoutingState
+from ray_route.moves import Moves
+from ray_route.orders import Release
+from ray_route.shards import Shards
+from ray_route.store.connect import AsyncStore, Store
+from ray_route.store.keys import Keys
+from ray_route.store.links import LinkCalls
+from ray_route.store.pods import Identity, PodCalls
+
+KEYS = Keys("race", 16)
+CONFIG = RouteConfig(shards=16)
+
+
+@dataclass
+class Namespace:
+    """A router's insides on a bare event loop; its pods give up whatever they are asked for."""
+
+    census: Census
+    directory: Directory
+    moves: Moves
+    mailboxes: Mailboxes
+    asked: list[tuple[int, str, int]]
+
+    async def place(self, uid: str) -> Link:
+        link = (await self.directory.compute("svc", {uid: 0}, None))[uid]
+        assert isinstance(link, Link)
+        return link
+
+    async def obey(self, pod: int, incarnation: int) -> None:
+        address = ("svc", pod, incarnation)
+        while True:
+            for number, order in await self.mailboxes.fetch(address, 10):
+                if isinstance(order, Release):
+                    self.asked += [(pod, uid, epoch) for uid, epoch in order.uids.items()]
+                    await asyncio.sleep(0)
+                    self.mailboxes.answer(address, number, list(order.uids))
+
+
+async def opened(store: Store) -> Namespace:
+    pods = PodCalls(KEYS)
+    connection = AsyncStore(store.url)
+    for pod in range(3):
+        who = Identity("svc", pod, f"process-{pod}", "node", "")
+        store.one(pods.claim(who, 60, RoutingState.READY))
+    shards = Shards(connection, KEYS, LinkCalls(KEYS, CONFIG))
+    await shards.take_over()
+    census = Census(connection, KEYS, lambda *_: None)
+    directory = Directory(CONFIG, KEYS, connection, census, shards)
+    mailboxes = Mailboxes()
+    moves = Moves(census, directory, mailboxes, lambda *_: None)
+    await census.refresh("svc")
+    return Namespace(census, directory, moves, mailboxes, [])
+
+
+def run(store: Store, work: Callable[[Namespace], Awaitable[Any]]) -> None:
+    async def main() -> None:
+        space = await opened(store)
+        obeying = [
+            asyncio.create_task(space.obey(pod.pod, pod.incarnation))
+            for pod in space.census.table.available("svc")
+        ]
+        await work(space)
+        for task in obeying:
+            task.cancel()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+def test_a_placement_that_a_move_overtakes_is_given_up_first(store: Store) -> None:
+    async def work(space: Namespace) -> None:
+        for number in range(200):
+            uid = f"u{number}"
+            placed, moved = await asyncio.gather(
+                space.place(uid),
+                space.moves.set("svc", uid, 2, persistent=False, timeout_s=10),
+            )
+            assert moved.pod == 2
+            released = (placed.pod, uid, placed.epoch) in space.asked
+            assert placed == moved or released, (placed, moved)
+
+    run(store, work)
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+def test_moves_of_one_uid_take_turns(store: Store) -> None:
+    async def work(space: Namespace) -> None:
+        for number in range(60):
+            uid = f"u{number}"
+            first = await space.place(uid)
+            links = await asyncio.gather(
+                *(
+                    space.moves.set("svc", uid, pod, persistent=None, timeout_s=10)
+                    for pod in (0, 1, 2, 0, 1)
+                )
+            )
+            owners = {(link.pod, link.epoch) for link in [first, *links]}
+            last = max(owners, key=lambda owner: owner[1])
+            given_up = {(pod, epoch) for pod, asked, epoch in space.asked if asked == uid}
+            assert owners - given_up == {last}
+
+    run(store, work)
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+def test_a_hand_over_and_a_move_never_overwrite_each_other(store: Store) -> None:
+    async def work(space: Namespace) -> None:
+        for number in range(60):
+            uid = f"u{number}"
+            held = await space.moves.set("svc", uid, 0, persistent=False, timeout_s=10)
+            await asyncio.gather(
+                space.moves.hand_over("svc", {uid: held}, 10),
+                space.moves.set("svc", uid, 2, persistent=False, timeout_s=10),
+                return_exceptions=True,
+            )
+            link = await space.directory.read("svc", uid)
+            assert link is not None
+            given_up = [(pod, epoch) for pod, asked, epoch in space.asked if asked == uid]
+            assert (0, held.epoch) in given_up
+            assert (link.pod, link.epoch) not in given_up
+
+    run(store, work)
