@@ -22,13 +22,14 @@ from ray_route import batch
 
 QUESTION = "links of N uids: a GET for each, MGETs of 500, this library, and a bare socket"
 _ONE_BY_ONE = 3_000  # as many are read one by one; the rest is extrapolated
+_UIDS_PER_FIGURE = 50_000
 _PEERS = ("GET each", "MGET 500", "batch", "in process", "in tasks", "raw socket")
 
 
 def run(*, quick: bool) -> Report:
     """Measure all sizes."""
-    sizes = (1_000, 10_000, 100_000) if quick else (1_000, 10_000, 50_000, 100_000, 10**6)
-    runs = 3 if quick else 5
+    sizes = (1_000, 10_000, 100_000) if quick else (1_000, 10_000, 100_000, 200_000, 10**6)
+    runs = 3 if quick else 7
     report = Report("batch", QUESTION, ("uids", "way", "µs per uid", "uids/s", "times GET each"))
     uids = names(max(sizes))
     with local_client("bench-batch") as client:
@@ -54,28 +55,28 @@ def _measure(client: ray_route.RouteClient, uids: list[str], runs: int) -> dict[
     store, keys = store_of(client)
     redis, raw = plain(store), RawSocket(store, keys, uids)
     few = uids[:_ONE_BY_ONE]
+    # A thousand uids take 1 ms, the luck of one moment: the same number of uids for every figure.
+    times = max(1, _UIDS_PER_FIGURE // len(uids))
 
-    def ours(limit: int | None) -> Callable[[], float]:
-        def work() -> float:
-            with mock.patch.object(
-                batch, "IN_PROCESS", batch.IN_PROCESS if limit is None else limit
-            ):
-                return timed(lambda: client.batch_get_linked_pod(uids, SERVICE)) / len(uids)
+    def per_uid(work: Callable[[], object]) -> float:
+        return timed(lambda: [work() for _ in range(times)]) / times / len(uids)
 
-        return work
+    def ours(limit: int) -> float:
+        with mock.patch.object(batch, "IN_PROCESS", limit):
+            return per_uid(lambda: client.batch_get_linked_pod(uids, SERVICE))
 
+    as_it_is = batch.IN_PROCESS
     peers = {
         "GET each": lambda: timed(lambda: one_by_one(redis, keys, few)) / len(few),
-        "MGET 500": lambda: timed(lambda: chunked(redis, keys, uids)) / len(uids),
-        "batch": ours(None),
-        "in process": ours(len(uids)),
-        "in tasks": ours(0),
-        "raw socket": lambda: timed(raw.read) / len(uids),
+        "MGET 500": lambda: per_uid(lambda: chunked(redis, keys, uids)),
+        "batch": lambda: ours(as_it_is),
+        "in process": lambda: ours(len(uids)),
+        "in tasks": lambda: ours(0),
+        "raw socket": lambda: per_uid(raw.read),
     }
     found = client.batch_get_linked_pod(uids, SERVICE)
     assert dict(found.items()) == dict(sorted(chunked(redis, keys, uids).items()))
-    # Small batches are over at once: more runs of them cost nothing.
-    samples = take_turns(peers, runs if len(uids) > 10_000 else 4 * runs)
+    samples = take_turns(peers, runs)
     redis.close()
     raw.close()
     return samples

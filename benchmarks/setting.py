@@ -24,6 +24,10 @@ _AT_ONCE = 5_000
 _LIFE_MS = 3_600_000
 
 
+class Pod:
+    """A service that does nothing."""
+
+
 @contextmanager
 def local_client(namespace: str, **options: Any) -> Iterator[ray_route.RouteClient]:
     """Open a namespace on a Ray of its own, on a server of its own."""

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
-# Up to here the calling process reads by itself: 10,000 uids take it 16 ms, and tasks 18 ms;
-# 50,000 take 78 ms against 72 ms, 200,000 take 266 ms against 219 ms (2 cores).
+# Up to here the calling process reads by itself: 50,000 uids take 51 ms either way, 100,000 take
+# it 100 ms and tasks 90 ms (2 cores, Redis among them).
 IN_PROCESS = 50_000
-# What a read works on stays in the processor's cache: with 100,000 a uid takes 1.3 times as long.
+# Small enough that progress is told several times a second, and an event loop never waits long.
 _UIDS_PER_READ = 25_000
 _UIDS_PER_TASK = 100_000
 
@@ -134,8 +134,8 @@ def _in_tasks(batch: _Batch, slices: Sequence[Sequence[str]], options: BatchOpti
 def flat(uids: Sequence[str]) -> tuple[bytes, bytes]:
     """Join uids to one string of bytes; return it with the separator, which is in no uid.
 
-    Raises `InvalidInputError` for the first uid that is not valid. Slice by slice, so that the
-    first task runs after 10 ms, where checking a million uids takes 100 ms.
+    Raises `InvalidInputError` for the first uid that is not valid. Checking all of a slice at
+    once takes 30 ns a uid with the joining, where one by one takes 100 ns without.
     """
     try:
         blob = "\0".join(uids).encode()

@@ -182,7 +182,7 @@ class RouteClient(_Client):
     ) -> LinkedPods:
         """Return the links of many uids as stored, read around the router; fills no cache.
 
-        Up to 100,000 uids are read by this process, more by stateless Ray tasks.
+        Up to 50,000 uids are read by this process, more by stateless Ray tasks.
 
         Args:
             uids: any number; duplicates are answered as often as they are asked.

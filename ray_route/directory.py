@@ -54,7 +54,7 @@ class _Batch:
         answer = self.answers[uid]
         if isinstance(answer, RouteError) or self.sent_at is None:
             return answer
-        # Not dataclasses.replace: it takes 3 µs, this 0.4 µs.
+        # Not dataclasses.replace: it takes 1.5 µs, this 0.7 µs.
         lease_s = max(0.0, answer.lease_s - (now() - self.sent_at))
         return Link(answer.pod, answer.incarnation, answer.epoch, answer.persistent, lease_s)
 

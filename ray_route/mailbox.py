@@ -84,6 +84,11 @@ class Mailboxes:
             if address[:2] == (service, pod) and address[2] <= up_to_incarnation:
                 self._end(self._boxes.pop(address))
 
+    def end_all(self) -> None:
+        """Forget every agent, and let those that wait for orders go."""
+        for address in list(self._boxes):
+            self._end(self._boxes.pop(address))
+
     def _end(self, box: _Box) -> None:
         box.wake.set()  # a process that waits for orders may want to end
         for future in box.answers.values():

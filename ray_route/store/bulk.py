@@ -1,8 +1,8 @@
 """Reads who owns many uids, at about the speed at which Redis delivers.
 
-One MGET per shard and chunk, many of them under way at once, on redis-py's own connections. Only
-the packing of requests is our own: for 500 keys redis-py's takes 210 ns a key and this one 70 ns
-(2 cores, Python 3.11), where parsing a reply takes 40 ns and Redis about 300 ns.
+MGETs of at most 500 uids, many of them under way at once, on redis-py's own connections: 0.67 µs
+a uid, where one at a time takes 1.2 µs. Only the packing of requests is our own: naming and
+packing 500 keys by redis-py takes 360 ns a key, this 120 ns; its parsing, 25 ns, is used as it is.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
@@ -35,7 +35,6 @@ _WINDOW = 16
 _HEADS = [b"\r\n$%d\r\n" % size for size in range(1024)]
 _EPOCH_DIGITS = 16
 _BYTE_CODES = 256
-_SORTED_FROM = 8  # uids per shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ class _Codes:
 
     def of(self, values: Sequence[bytes | None]) -> list[int]:
         """Return the codes of many values."""
-        # 110 ns a value; splitting each at its colons takes three times that.
+        # 110 ns a value; splitting each at its colons takes 180 ns.
         get = self._by_start.get
         codes = [get(value[:-_EPOCH_DIGITS]) if value else NO_LINK for value in values]
         if None not in codes:
@@ -106,8 +105,8 @@ def _key_names(keys: Keys, service: str) -> tuple[list[bytes], list[bytes]]:
 class _Request:
     """One MGET: the counters of its shards, then its uids, 500 at most; then their codes.
 
-    In a Cluster it has one shard, elsewhere as many as it takes: a thousand uids, 4 of each
-    shard, would be 256 MGETs and take 5 times as long. `homes[i]` is the shard of uid i.
+    In a Cluster it has one shard, elsewhere those of any 500 uids: a thousand uids, 4 of each
+    shard, would be 256 MGETs and take 4 times as long. `homes[i]` is the shard of uid i.
     """
 
     shards: list[int] = field(default_factory=list)
@@ -210,9 +209,10 @@ class BulkReader:
         """Read all. Shards fail one by one; those that are left at the deadline do too."""
         count = self._keys.shards
         homes = [code % count for code in map(zlib.crc32, uids)]
-        # To sort takes 100 ns a uid; not to sort, to read most counters again with every MGET.
-        if self._store.is_cluster or len(uids) > _SORTED_FROM * count:
-            codes = self._read_sorted(homes, uids, deadline)
+        # Without a Cluster, MGETs sorted by shard would need fewer counters, which are cheap: that
+        # gains 10 % at most, with 1,024 shards, and costs 1,000 uids up to 6 times the time.
+        if self._store.is_cluster:
+            codes = self._read_by_shard(homes, uids, deadline)
         else:
             codes = self._read_as_given(homes, uids, deadline)
         if len(self._codes.owners) <= _BYTE_CODES:
@@ -229,34 +229,22 @@ class BulkReader:
         self._exchange(requests, deadline)
         return chain.from_iterable(request.codes for request in requests)
 
-    def _read_sorted(
+    def _read_by_shard(
         self, homes: list[int], uids: Sequence[bytes], deadline: Deadline
     ) -> Iterable[int]:
         members: list[list[bytes]] = [[] for _ in range(self._keys.shards)]
         for shard, uid in zip(homes, uids, strict=True):
             members[shard].append(uid)
-        requests = list(self._requests(members))
+        requests = [
+            _Request([shard], [shard] * len(part), part)
+            for shard, some in enumerate(members)
+            for start in range(0, len(some), MAX_UIDS)
+            for part in [some[start : start + MAX_UIDS]]
+        ]
         self._exchange(requests, deadline)
         by_shard = chain.from_iterable(request.codes for request in requests)
         ways = [iter(list(islice(by_shard, len(some)))) for some in members]
         return map(next, map(ways.__getitem__, homes))
-
-    def _requests(self, members: list[list[bytes]]) -> Iterator[_Request]:
-        """Yield requests for the uids of one shard after another."""
-        request = _Request()
-        for shard, some in enumerate(members):
-            left = some
-            while left:
-                room = MAX_UIDS - len(request.uids)
-                if not room or (request.uids and self._store.is_cluster):
-                    yield request
-                    request, room = _Request(), MAX_UIDS
-                request.shards.append(shard)
-                request.homes += [shard] * min(room, len(left))
-                request.uids += left[:room]
-                left = left[room:]
-        if request.uids:
-            yield request
 
     def _exchange(self, requests: list[_Request], deadline: Deadline) -> None:
         """Fill in the codes of all requests."""

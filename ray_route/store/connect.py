@@ -92,7 +92,7 @@ def _sync_client(url: StoreUrl, retries: int) -> Any:
 def _packing_fast(client: Any) -> Any:
     """Have an asyncio client pack by hiredis, as the blocking one does.
 
-    redis-py's own packing in Python takes 9 µs a script call of 8 uids, and this 2 µs.
+    redis-py's own packing in Python takes 530 µs for a script call of 390 uids, and this 64 µs.
     """
     pool = client.connection_pool
     kind = pool.connection_class

@@ -129,7 +129,7 @@ def test_another_shard_count_is_refused_by_the_store(
     name = unique_name()
     open_namespace(Store(parse_url(server.url)), name, {"shards": 64})
     with pytest.raises(ray_route.ConfigError, match="shards=64"):
-        ray_route.connect(name, server.url)
+        ray_route.connect(name, server.url, shards=256)
 
 
 def test_a_wrong_password_is_refused_and_not_repeated(

@@ -220,6 +220,7 @@ def replace_master(cluster: ClusterServers) -> EmbeddedServer:
     return cluster.nodes[-1]
 
 
+@pytest.mark.needs_valkey
 def test_a_promoted_replica_takes_the_place_of_its_master():
     with ClusterServers("valkey", replicas=1) as cluster:
         store = Store(cluster.store_url())
