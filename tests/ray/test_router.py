@@ -101,6 +101,43 @@ def test_8_processes_of_200_tasks_agree_on_500_fresh_uids(
     assert max(per_pod) - min(per_pod) <= 50
 
 
+PLACER = textwrap.dedent("""
+    import logging, sys
+    import ray, ray_route
+
+    namespace, address, number = sys.argv[1], sys.argv[2], sys.argv[3]
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    with ray_route.connect(namespace) as client:
+        uids = [f"even-{number}-{n}" for n in range(2_500)]
+        for start in range(0, len(uids), 50):
+            client.compute_linked_pods(uids[start : start + 50], "even", timeout=60)
+""")
+
+
+def test_4_processes_spread_10000_uids_evenly_over_8_pods(client: Any, tmp_path: Path) -> None:
+    agents = [ray_route.PodAgent(client.namespace, "even", pod).start() for pod in range(8)]
+    script = tmp_path / "placer.py"
+    script.write_text(PLACER)
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, str(script), client.namespace, address]
+    placers = [
+        subprocess.Popen([*command, str(number)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for number in range(4)
+    ]
+    outputs = [placer.communicate(timeout=100)[0] for placer in placers]
+    assert [placer.returncode for placer in placers] == [0] * 4, outputs[0][-2000:]
+
+    uids = [f"even-{number}-{n}" for number in range(4) for n in range(2_500)]
+    stored = client.batch_get_linked_pod(uids, "even")
+    sizes = [len(stored[pod]) for pod in range(8)]
+    print(f"10,000 uids over 8 pods from 4 processes: {sizes}")
+    assert stored.missing == []
+    assert max(sizes) <= 1.1 * 1250
+    assert min(sizes) >= 0.9 * 1250
+    for agent in agents:
+        agent.stop()
+
+
 def test_a_killed_router_is_restarted_and_no_link_moves(deploy: Any, client: Any, u: str) -> None:
     uids = [f"{u}-{number}" for number in range(50)]
     links = client.compute_linked_pods(uids, "svc")
