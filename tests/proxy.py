@@ -34,9 +34,7 @@ class TcpProxy:
     def cut(self) -> None:
         self._cut = True
         for connection in list(self._open):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-                connection.close()
+            _shut(connection)
 
     def heal(self) -> None:
         self._cut, self.delay_s = False, 0.0
@@ -72,9 +70,16 @@ class TcpProxy:
         except OSError:
             client.close()
             return
-        for source, sink in ((client, server), (server, client)):
-            self._open.add(source)
-            threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
+        self._open |= {client, server}
+        back = threading.Thread(target=self._forward, args=(server, client), daemon=True)
+        back.start()
+        self._forward(client, server)
+        back.join()
+        # Closed only when nobody uses them: OpenSSL would go on with the number of a closed
+        # file, which may be another's by then.
+        self._open -= {client, server}
+        client.close()
+        server.close()
 
     def _forward(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -83,7 +88,11 @@ class TcpProxy:
                 if self.delay_s:
                     time.sleep(self.delay_s)
                 sink.sendall(chunk)
-        self._open.discard(source)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.close()
+        _shut(source)
+        _shut(sink)
+
+
+def _shut(connection: socket.socket) -> None:
+    """End a connection for all threads that use it, without closing its file."""
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import ray
 from helpers import end_router, unique_name
 from proxy import TcpProxy
 
@@ -136,12 +137,64 @@ def test_what_progress_raises_ends_the_batch(look_up: LookUp, placed: dict[str, 
     assert sum(map(len, look_up(placed, "svc").values())) == len(placed)
 
 
-@pytest.mark.parametrize("limit", [1, 2])
+class Tasks:
+    """Stands before the real task, and notes what is asked of Ray."""
+
+    def __init__(self) -> None:
+        self.options_seen: list[dict[str, Any]] = []
+        self.refs: list[Any] = []
+        self.taken = 0
+        self.most_under_way = 0
+        self._task = batch._read_slice
+
+    def options(self, **options: Any) -> Tasks:
+        self.options_seen.append(options)
+        self._task = batch_task.options(**options)
+        return self
+
+    def remote(self, *args: Any) -> Any:
+        self.refs.append(self._task.remote(*args))
+        self.most_under_way = max(self.most_under_way, len(self.refs) - self.taken)
+        return self.refs[-1]
+
+    def take(self, _done: int, _total: int) -> None:
+        self.taken += 1
+
+
+batch_task = batch._read_slice
+
+
+@pytest.fixture
+def tasks(monkeypatch: pytest.MonkeyPatch) -> Tasks:
+    noting = Tasks()
+    monkeypatch.setattr(batch, "IN_PROCESS", 0)
+    monkeypatch.setattr(batch, "_UIDS_PER_TASK", 30)
+    monkeypatch.setattr(batch, "_UIDS_PER_READ", 30)
+    monkeypatch.setattr(batch, "_read_slice", noting)
+    return noting
+
+
+@pytest.mark.parametrize(("limit", "most"), [(1, 1), (3, 3), (100, 10)])
 def test_no_more_tasks_are_under_way_than_allowed(
-    look_up: LookUp, placed: dict[str, int], limit: int
+    client: Client, placed: dict[str, int], tasks: Tasks, limit: int, most: int
 ):
-    found = look_up(placed, "svc", max_in_flight=limit, num_cpus=0)
+    options = {"max_in_flight": limit, "num_cpus": 0.25, "progress": tasks.take}
+    found = client.batch_get_linked_pod(placed, "svc", **options)
     assert dict(found) == by_pod(list(placed), placed)
+    assert len(tasks.refs) == 10
+    assert tasks.most_under_way == most
+    assert tasks.options_seen == [{"num_cpus": 0.25, "scheduling_strategy": "SPREAD"}]
+
+
+def test_tasks_that_nobody_waits_for_any_more_are_cancelled(
+    client: Client, placed: dict[str, int], tasks: Tasks
+):
+    with pytest.raises(RouteTimeoutError):
+        client.batch_get_linked_pod(placed, "svc", num_cpus=10_000, timeout=0.3)
+    assert tasks.refs
+    for ref in tasks.refs:
+        with pytest.raises(ray.exceptions.TaskCancelledError):
+            ray.get(ref, timeout=10)
 
 
 @dataclass
