@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks.harness import RESULTS, machine, save, show
+from benchmarks.harness import RESULTS, machine, others_took, save, show
 
 FOLDER = Path(__file__).parent
 NOT_ONE = ("__init__", "__main__", "harness", "setting")
@@ -25,6 +25,7 @@ def main(name: str, path: Path | None, *, quick: bool) -> None:
     about = machine()
     console.print(", ".join(f"{key} {value}" for key, value in about.items()))
     for one in NAMES if name == "all" else [name]:
+        others_took.clear()
         report = importlib.import_module(f"benchmarks.{one}").run(quick=quick)
         show(report, console)
         place = path if path is not None and name != "all" else RESULTS / f"{one}.json"

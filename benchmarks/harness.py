@@ -25,6 +25,9 @@ _QUIET = 0.15
 _LOOK_S = 0.3
 _PATIENCE_S = 10.0
 
+# What others took of the machine when each round of this process began.
+others_took: list[float] = []
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -112,7 +115,7 @@ def take_turns(
     """Run peers in turn, `runs` times after `warm_up`; each returns its own figure."""
     values: dict[str, list[float]] = {name: [] for name in peers}
     for number in range(warm_up + runs):
-        wait_for_quiet()
+        others_took.append(wait_for_quiet())
         for name, peer in peers.items():
             value = peer()
             if number >= warm_up:
@@ -120,11 +123,13 @@ def take_turns(
     return {name: Sample(list(some)) for name, some in values.items()}
 
 
-def wait_for_quiet() -> None:
-    """Wait for a moment in which nobody else needs the processors, but not for long."""
+def wait_for_quiet() -> float:
+    """Wait, but not for long, until nobody else needs the processors; return what others take."""
     end = time.monotonic() + _PATIENCE_S
-    while _busy_share() > _QUIET and time.monotonic() < end:
-        pass
+    share = _busy_share()
+    while share > _QUIET and time.monotonic() < end:
+        share = _busy_share()
+    return share
 
 
 def _busy_share() -> float:
@@ -166,6 +171,8 @@ def show(report: Report, console: Console) -> None:
     for row in report.rows:
         table.add_row(*row)
     console.print(table)
+    took = f"{statistics.median(others_took):.0%}, at most {max(others_took):.0%}"
+    console.print(f"others took {took} of the machine when rounds began")
     if not report.targets:
         return
     targets = Table("target", "wanted", "median", "spread", "")
@@ -188,7 +195,8 @@ def as_json(report: Report, about: Mapping[str, Any], *, quick: bool) -> dict[st
         plain["samples"][name] |= {"median": sample.median, "low": sample.low, "high": sample.high}
     for target, made in zip(report.targets, plain["targets"], strict=True):
         made |= {"median": target.got.median, "reached": target.reached}
-    return {"machine": dict(about), "quick": quick, **plain}
+    circumstances = {"quick": quick, "others_took": list(others_took)}
+    return {"machine": dict(about), **circumstances, **plain}
 
 
 def save(report: Report, about: Mapping[str, Any], path: Path, *, quick: bool) -> None:
