@@ -126,6 +126,7 @@ class _Maker:
         options: Mapping[str, Any],
         cpu_factor: float,
         grace_s: float,
+        exit_when_fenced: bool,  # noqa: FBT001 - all options of one call
     ) -> None:
         self._session = session
         self._service = service
@@ -137,6 +138,7 @@ class _Maker:
         self._options = {"num_cpus": 0, "max_restarts": -1, **given}
         self._cpu_factor = cpu_factor
         self._grace_s = grace_s
+        self._exit_when_fenced = exit_when_fenced
 
     def pods(self, indexes: list[int], deadline: Deadline, *, or_existing: bool = False) -> None:
         """Make the pods of these indexes and wait until all serve; undo all if one fails.
@@ -166,6 +168,7 @@ class _Maker:
             actor=name,
             cpu_factor=self._cpu_factor,
             grace_s=self._grace_s,
+            exit_when_fenced=self._exit_when_fenced,
         )
         fixed = {
             "name": name,
@@ -231,6 +234,7 @@ def deploy(
     ray_actor_options: Mapping[str, Any] | None = None,
     cpu_factor: float = 0.0,
     grace_s: float = 20.0,
+    exit_when_fenced: bool = True,
     redis_url: str | None = None,
     timeout: float = _DEPLOY_S,
     **options: Any,
@@ -240,6 +244,8 @@ def deploy(
     The class may define `on_acquire(uid)`, called before a uid's first call under a new epoch,
     and `on_release(uid)`, called after its last one here and before it is anyone else's, both
     sync or async. A pod whose process gets SIGTERM is drained first, within `grace_s` seconds.
+    One that was frozen or cut off for longer than its lease exits, so that its memory serves
+    nobody; with `exit_when_fenced=False` it releases its uids and claims its index anew.
     Every instance gets `args` and `kwargs`. The actors are named
     `ray_route:<namespace>:<service>:<pod>` in Ray namespace `ray_route`, detached, and restarted
     by Ray without end unless `ray_actor_options` says otherwise; a restarted pod has the same
@@ -264,7 +270,16 @@ def deploy(
     session = open_session(namespace, redis_url, options, deadline)
     try:
         init = (args, kwargs or {})
-        make = _Maker(session, service, cls, init, ray_actor_options or {}, cpu_factor, grace_s)
+        make = _Maker(
+            session,
+            service,
+            cls,
+            init,
+            ray_actor_options or {},
+            cpu_factor,
+            grace_s,
+            exit_when_fenced,
+        )
         make.pods(list(range(replicas)), deadline)
     except BaseException:
         close_session(session)

@@ -69,6 +69,7 @@ class Birth:
     actor: str
     cpu_factor: float
     grace_s: float
+    exit_when_fenced: bool
 
 
 _current: contextvars.ContextVar[CurrentLink | None] = contextvars.ContextVar(
@@ -253,7 +254,7 @@ def _become_pod(pod: Any, birth: Birth) -> PodAgent:
         actor=birth.actor,
         on_acquire=_hook(pod, "on_acquire"),
         on_release=_hook(pod, "on_release"),
-        on_lost=_exit_fenced,
+        on_lost=_exit_fenced if birth.exit_when_fenced else None,
         cpu_factor=birth.cpu_factor,
     ).start()
     before_sigterm_ends(partial(_leave_service, _agent_here, birth.grace_s))

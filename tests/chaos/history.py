@@ -128,10 +128,17 @@ def recovery_s(history: History, kind: str) -> list[float]:
         first: dict[str, float] = {}
         for call in history.acknowledged:
             if call.uid in struck and call.answered >= fault.at and call.asked <= fault.at + 1:
+                if _struck_again(history, fault, call.answered):
+                    continue
                 wait = call.answered - max(fault.at, call.asked)
                 first[call.uid] = max(wait, first.get(call.uid, 0.0))
         waits.extend(first.values())
     return sorted(waits)
+
+
+def _struck_again(history: History, fault: Fault, until: float) -> bool:
+    """True if another fault came in between: what it cost is not this one's."""
+    return any(other is not fault and fault.at <= other.at <= until for other in history.faults)
 
 
 def _by_uid(served: Iterable[Served]) -> dict[str, list[Served]]:

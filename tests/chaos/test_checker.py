@@ -69,3 +69,8 @@ def test_recovery_counts_from_the_fault_or_the_question() -> None:
     history = History([FIRST, SECOND], ACKS, [kill])
     assert recovery_s(history, "kill") == [3.1 - 2.2]
     assert recovery_s(history, "freeze") == []
+
+
+def test_recovery_leaves_out_what_another_fault_lengthened() -> None:
+    faults = [Fault("kill", 2.2, incarnation=1), Fault("freeze", 2.6, incarnation=2)]
+    assert recovery_s(History([FIRST, SECOND], ACKS, faults), "kill") == []

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -328,11 +329,16 @@ def test_scaling_in_drains_the_highest_pods_first(client: Any, deploy: Any) -> N
     assert client.pods(service)[1].life is ray_route.Life.ALIVE
 
 
-def test_a_frozen_pod_loses_its_uids_and_refuses_when_it_wakes(ray_session: None) -> None:
+@pytest.mark.parametrize("exits", [True, False])
+def test_a_frozen_pod_loses_its_uids_and_refuses_when_it_wakes(
+    ray_session: None, exits: bool
+) -> None:
     name, options = unique_name(), {"pod_lease_s": 3.0, "heartbeat_s": 0.5}
     with (
         ray_route.connect(name, **options) as client,
-        ray_route.deploy(Counter, namespace=name, service="svc", replicas=2) as deployment,
+        ray_route.deploy(
+            Counter, namespace=name, service="svc", replicas=2, exit_when_fenced=exits
+        ) as deployment,
     ):
         before = client.compute_linked_pod("u", "svc")
         pid = client.call("u", "svc", "pid")
@@ -352,6 +358,7 @@ def test_a_frozen_pod_loses_its_uids_and_refuses_when_it_wakes(ray_session: None
             lambda: deployment.pods()[before.pod].incarnation > before.incarnation,
             "the fenced pod comes back as another",
         )
+        assert Path(f"/proc/{pid}").exists() is not exits
     end_router(name)
 
 

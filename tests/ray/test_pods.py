@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -230,4 +231,25 @@ def test_a_user_placement_decides_and_its_mistakes_are_named(ray_session: None) 
             client.compute_linked_pod("nowhere", "svc")
         for agent in agents:
             agent.stop()
+    end_router(name)
+
+
+def test_fast_failover_takes_rays_word_for_a_death(ray_session: None) -> None:
+    name = unique_name()
+    with ray_route.connect(name, fast_failover=True) as client:
+        options = {"namespace": name, "service": "svc", "replicas": 2}
+        with ray_route.deploy(Counter, **options):
+            before = client.compute_linked_pod("u", "svc")
+            pid = client.call("u", "svc", "pid")
+            handle = client.actor("u", "svc")
+            os.kill(pid, signal.SIGSTOP)  # it can't end, and Ray calls it dead all the same
+            try:
+                ray.kill(handle, no_restart=True)
+                asked_at = time.monotonic()
+                assert client.call("u", "svc", "add", "u", idempotent=True) == 1
+                assert time.monotonic() - asked_at < 3  # the lease is 10 s
+                assert client.compute_linked_pod("u", "svc").pod != before.pod
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
     end_router(name)
