@@ -75,7 +75,7 @@ class LinkMachine(RuleBasedStateMachine):
         held = self.held.get(uid)
         assert outcome == (held and held.link(), written)
 
-    def _assign(self, uid: str, outcome: tuple[Link | None, bool], owner: str, kind: bool) -> None:  # noqa: FBT001
+    def _assign(self, uid: str, outcome: tuple[Link | None, bool], owner: str, kind: bool) -> None:
         """Take in a verb that must have given the uid to `owner`."""
         link, _ = outcome
         assert link is not None
