@@ -35,3 +35,16 @@ def end_router(namespace: str) -> None:
 
 def unique_name() -> str:
     return f"t{uuid.uuid4().hex[:12]}"
+
+
+class ManualClock:
+    """Time that moves only when a test says so."""
+
+    def __init__(self) -> None:
+        self.time = 1_000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+    def tick(self, seconds: float) -> None:
+        self.time += seconds

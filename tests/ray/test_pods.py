@@ -13,6 +13,7 @@ from helpers import end_router, eventually, unique_name
 from services import Counter, by_last_digit
 
 import ray_route
+from ray_route.store.embedded import EmbeddedServer
 
 # From the end of a process to the first served call; the design allows 1.5 s.
 FAILOVER_S = 1.5
@@ -252,4 +253,27 @@ def test_fast_failover_takes_rays_word_for_a_death(ray_session: None) -> None:
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+    end_router(name)
+
+
+def test_agents_put_one_small_command_per_heartbeat_on_redis(ray_session: None) -> None:
+    name, beats_s, pods = unique_name(), 0.5, 4
+    with (
+        EmbeddedServer() as server,
+        ray_route.connect(name, server.url, heartbeat_s=beats_s, pod_lease_s=3.0) as client,
+    ):
+        agents = [
+            ray_route.PodAgent(name, "svc", pod, redis_url=server.url).start()
+            for pod in range(pods)
+        ]
+        redis = client._session.store._client
+        # Scripts alone: reading the tables and the stream is the router's and the clients'.
+        before, began = redis.info("commandstats")["cmdstat_evalsha"]["calls"], time.monotonic()
+        eventually(lambda: time.monotonic() - began >= 3.0, "six heartbeats pass")
+        scripts = redis.info("commandstats")["cmdstat_evalsha"]["calls"] - before
+        beats = (time.monotonic() - began) / beats_s
+        print(f"{scripts} scripts in {beats:.1f} heartbeats of {pods} idle pods")
+        assert pods * (beats - 2) <= scripts <= pods * (beats + 1)
+        for agent in agents:
+            agent.stop()
     end_router(name)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
-from helpers import eventually
+from helpers import ManualClock, eventually
 
 from ray_route.admission import Admissions, Membership, Verdict
 from ray_route.clock import Deadline
@@ -11,24 +11,6 @@ from ray_route.model import Link
 
 LEASE_S = 10.0
 SAFE_S = 9.0  # a pod stops a tenth of the lease before anybody may call it ended
-
-
-class ManualClock:
-    """Time that moves only when a test says so."""
-
-    def __init__(self) -> None:
-        self.time = 1_000.0
-
-    def __call__(self) -> float:
-        return self.time
-
-    def tick(self, seconds: float) -> None:
-        self.time += seconds
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
 
 
 @pytest.fixture

@@ -4,30 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from helpers import ManualClock
 
 from ray_route.cache import LinkCache
 from ray_route.model import Link
 
 S = "chat"
 LINK = Link(0, 7, 100, persistent=False, lease_s=10.0)
-
-
-class ManualClock:
-    """Time that moves only when a test says so."""
-
-    def __init__(self) -> None:
-        self.time = 1_000.0
-
-    def __call__(self) -> float:
-        return self.time
-
-    def tick(self, seconds: float) -> None:
-        self.time += seconds
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
 
 
 @pytest.fixture

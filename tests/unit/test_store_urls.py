@@ -163,6 +163,8 @@ def test_a_url_must_be_a_string(url: object):
         f"redis://:{SECRET}℀@host",
         f"redis://:{SECRET}[@host",
         f"redis://:{SECRET}]@host",
+        "redis://[::1",
+        "redis+cluster://h1,[::1",
         # What follows an unquoted "?" is a query.
         f"redis://user:?{SECRET}@host",
         f"redis://user:12?{SECRET}@host",

@@ -1,0 +1,201 @@
+"""Links as the router reads and writes them: what holds is kept, and why it was decided.
+
+The floor under `directory`: one uid at a time, or many without a choice to make.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Mapping
+
+from ray_route.cache import LinkCache
+from ray_route.census import Census
+from ray_route.clock import now
+from ray_route.config import RouteConfig
+from ray_route.errors import RouteError, RouterUnavailableError
+from ray_route.model import Link, PodRecord
+from ray_route.shards import Build, Outcome, Shards, SupersededError
+from ray_route.store.keys import Keys
+from ray_route.store.links import LinkCalls, Writer
+from ray_route.store.scripts import Call
+
+Outcomes = Mapping[str, Outcome | RouteError]
+
+_DECISIONS_KEPT = 20_000
+
+
+class Ledger:
+    """The router's only way to links. Belongs to one event loop."""
+
+    def __init__(self, config: RouteConfig, keys: Keys, census: Census, shards: Shards) -> None:
+        self.keys = keys
+        self.cache = LinkCache(config.router_cache_size)
+        self.superseded = asyncio.Event()
+        self._census = census
+        self._shards = shards
+        self._links = LinkCalls(keys, config)
+        self._decisions: deque[tuple[float, str, str, str]] = deque(maxlen=_DECISIONS_KEPT)
+
+    # One uid.
+
+    async def read(self, service: str, uid: str) -> Link | None:
+        """Return what Redis holds; raise what stands in the way."""
+        return (await self._one(uid, self._shards.read(service, [uid]))).link
+
+    async def set_if_absent(
+        self, service: str, uid: str, target: PodRecord, *, persistent: bool
+    ) -> Link:
+        """Link a uid to a chosen pod unless it has a link; return the link that holds."""
+        outcome = await self._write_one(
+            service,
+            uid,
+            lambda writer, shard, some: self._links.set_if_absent(
+                writer, shard, service, some, [owner_of(target)], persistent=persistent
+            ),
+        )
+        return self._counted(service, uid, outcome, "set if absent")
+
+    async def set(
+        self, service: str, uid: str, target: PodRecord, held: Link | None, *, persistent: bool
+    ) -> Link:
+        """Link a uid to a pod if `held` is still its link; return the link that holds then.
+
+        A living owner must have given it up before.
+        """
+        expected = held.epoch if held else None
+        outcome = await self._write_one(
+            service,
+            uid,
+            lambda writer, shard, some: self._links.set(
+                writer,
+                shard,
+                service,
+                some,
+                [owner_of(target)],
+                [expected],
+                persistent=persistent,
+            ),
+        )
+        if outcome.link is None:  # it ended meanwhile
+            return await self.set(service, uid, target, None, persistent=persistent)
+        return self._counted(service, uid, outcome, "set")
+
+    async def remove(self, service: str, uid: str, held: Link, after_s: float) -> bool:
+        """Remove exactly that link, now or later; say whether it was there."""
+        meant = f"{held.pod}:{held.incarnation}:{held.epoch}"
+        outcome = await self._write_one(
+            service,
+            uid,
+            lambda writer, shard, some: self._links.remove_if(
+                writer, shard, service, some, [meant], after_s
+            ),
+        )
+        self.cache.drop(service, uid, held.epoch)
+        when = f" in {after_s:g} s" if after_s else ""
+        self._decide(service, uid, f"removed from pod {held.pod}{when}")
+        return outcome.written
+
+    # Many uids.
+
+    async def refresh(self, service: str, uids: Mapping[str, int]) -> dict[str, int]:
+        """Lengthen the lives of links in use; return those whose link is no longer that one."""
+
+        def build(writer: Writer, shard: int, some: list[str]) -> Call:
+            return self._links.refresh(writer, shard, service, some, [uids[uid] for uid in some])
+
+        outcomes = await self._guarded(self._shards.run(list(uids), build))
+        return _not_held(uids, outcomes)
+
+    async def not_held(self, service: str, uids: Mapping[str, int]) -> dict[str, int]:
+        """Return those uids whose link in Redis is no longer the one of that epoch."""
+        return _not_held(uids, await self._guarded(self._shards.read(service, list(uids))))
+
+    # Writing.
+
+    async def _place_at(
+        self, service: str, owners: Mapping[str, PodRecord], build: Build
+    ) -> Outcomes:
+        """Run a verb that links uids to owners; meanwhile they count as the owners' load."""
+        self._census.loads.propose(service, owners.values())
+        try:
+            return await self._write(service, list(owners), build)
+        finally:
+            self._census.loads.settle(service, owners.values())
+
+    async def _write(self, service: str, uids: list[str], build: Build) -> Outcomes:
+        """Run a verb and keep what holds afterwards."""
+        asked_at = now()
+        outcomes = await self._guarded(self._shards.run(uids, build))
+        for uid, outcome in outcomes.items():
+            if not isinstance(outcome, RouteError) and outcome.link is not None:
+                self.cache.put(service, uid, outcome.link, asked_at)
+        return outcomes
+
+    async def _write_one(self, service: str, uid: str, build: Build) -> Outcome:
+        return await self._one(uid, self._write(service, [uid], build))
+
+    async def _one(self, uid: str, running: Awaitable[Outcomes]) -> Outcome:
+        outcome = (await self._guarded(running))[uid]
+        if isinstance(outcome, RouteError):
+            raise outcome
+        return outcome
+
+    async def _guarded(self, running: Awaitable[Outcomes]) -> Outcomes:
+        try:
+            return await running
+        except SupersededError as error:
+            self.superseded.set()
+            raise self._taken_over() from error
+
+    def _taken_over(self) -> RouterUnavailableError:
+        return RouterUnavailableError(
+            namespace=self.keys.namespace, reason="a younger router has taken over"
+        )
+
+    # Remembering.
+
+    def _counted(self, service: str, uid: str, outcome: Outcome, decision: str) -> Link:
+        """Return the link that holds; if this call wrote it, count it and remember why."""
+        link = outcome.link
+        assert link is not None
+        if outcome.written:
+            record = self._census.table.get(service, link.pod)
+            if record is not None and record.incarnation == link.incarnation:
+                self._census.loads.placed(service, record, link.epoch)
+            self._decide(service, uid, f"{decision}: pod {link.pod}")
+        return link
+
+    def _decide(self, service: str, uid: str, text: str) -> None:
+        self._decisions.append((time.time(), service, uid, text))
+
+    def decisions(self, service: str, uid: str) -> tuple[str, ...]:
+        """The router's last decisions about a uid, oldest first, with their local time."""
+        return tuple(
+            f"{time.strftime('%H:%M:%S', time.localtime(at))} {text}"
+            for at, of_service, of_uid, text in self._decisions
+            if of_uid == uid and of_service == service
+        )
+
+
+def owner_of(pod: PodRecord) -> str:
+    """Write a link's owner as the scripts do."""
+    return f"{pod.pod}:{pod.incarnation}"
+
+
+def _not_held(uids: Mapping[str, int], outcomes: Outcomes) -> dict[str, int]:
+    """Return the uids whose link is another, or none; raise what could not be read."""
+    return {uid: epoch for uid, epoch in uids.items() if _epoch(outcomes[uid]) != epoch}
+
+
+def _epoch(outcome: Outcome | RouteError) -> int | None:
+    link = linked(outcome)
+    return link.epoch if link else None
+
+
+def linked(outcome: Outcome | RouteError) -> Link | None:
+    """Return the link that holds; raise what stood in the way of knowing."""
+    if isinstance(outcome, RouteError):
+        raise outcome
+    return outcome.link
