@@ -18,7 +18,7 @@ from benchmarks.setting import (
     plain,
     store_of,
 )
-from ray_route import batch
+from ray_route.client import batch
 
 QUESTION = "links of N uids: a GET for each, MGETs of 500, this library, and a bare socket"
 _ONE_BY_ONE = 3_000  # as many are read one by one; the rest is extrapolated

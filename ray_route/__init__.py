@@ -4,8 +4,7 @@ A request for user 42 always reaches the actor that holds user 42.
 """
 
 from ray_route._version import __version__
-from ray_route.agent import PodAgent
-from ray_route.client import AsyncRouteClient, RouteClient, connect, connect_async
+from ray_route.client.driver import AsyncRouteClient, RouteClient, connect, connect_async
 from ray_route.config import RouteConfig
 from ray_route.deploy import Deployment, deploy
 from ray_route.errors import (
@@ -22,8 +21,9 @@ from ray_route.errors import (
     StoreUnavailableError,
     UnsafeStoreError,
 )
-from ray_route.fenced import CurrentLink, current_agent, current_link
 from ray_route.model import DrainProgress, Explanation, Life, Link, LinkedPods, Pod, RoutingState
+from ray_route.pod.agent import PodAgent
+from ray_route.pod.fenced import CurrentLink, current_agent, current_link
 
 __all__ = [
     "AsyncRouteClient",

@@ -16,11 +16,11 @@ import click
 from rich.console import Console
 
 from ray_route._version import __version__
-from ray_route.demo import DemoError, Plan, perform
+from ray_route.demo.replay import DemoError, Plan, perform
+from ray_route.demo.report import bar, hushed, print_outcome
+from ray_route.demo.stage import RayStartError, set_stage
+from ray_route.demo.trace import Trace, TraceError, read_trace, zipf_trace
 from ray_route.errors import RouteError
-from ray_route.report import bar, hushed, print_outcome
-from ray_route.stage import RayStartError, set_stage
-from ray_route.trace import Trace, TraceError, read_trace, zipf_trace
 
 _VIOLATED = 1
 _UNUSABLE = 2

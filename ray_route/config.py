@@ -40,7 +40,7 @@ class RouteConfig:
     staleness_s: float = 10.0
     """How long near caches serve hits without having heard from the change stream."""
     placement: str | Strategy = "least_loaded"
-    """`least_loaded`, `round_robin`, `prefer_node`, or a callable (see `placement`)."""
+    """`least_loaded`, `round_robin`, `prefer_node`, or a callable (see `ray_route.placement`)."""
     load_tolerance: float = 0.0
     """Pods whose load is within this of the least loaded one take turns."""
     router_cache_size: int = 1_000_000

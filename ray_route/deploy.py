@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import ray
 
-from ray_route.client import DRAIN_S, RouteClient
+from ray_route.client.driver import DRAIN_S, RouteClient
+from ray_route.client.session import Session, close_session, open_session
 from ray_route.clock import Deadline
 from ray_route.errors import (
     ConfigError,
@@ -19,10 +20,9 @@ from ray_route.errors import (
     RouteError,
     RouteTimeoutError,
 )
-from ray_route.fenced import CONTROL_GROUP, Birth, pod_class
 from ray_route.hosting import RAY_NAMESPACE
 from ray_route.model import DrainProgress, Life, Pod, RoutingState, check_name
-from ray_route.session import Session, close_session, open_session
+from ray_route.pod.fenced import CONTROL_GROUP, Birth, pod_class
 from ray_route.steps import run
 
 _DEPLOY_S = 60.0

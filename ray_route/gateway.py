@@ -15,7 +15,7 @@ from ray_route.config import RouteConfig
 from ray_route.errors import RouterUnavailableError
 from ray_route.hosting import embedded_url
 from ray_route.model import check_name
-from ray_route.router import Welcome, router_of
+from ray_route.router.actor import Welcome, router_of
 from ray_route.steps import Pause, Remote, Steps, run
 from ray_route.store.connect import Store
 from ray_route.store.links import LinkCalls

@@ -15,7 +15,7 @@ from helpers import end_router, unique_name
 from proxy import TcpProxy
 
 import ray_route
-from ray_route import batch
+from ray_route.client import batch
 from ray_route.errors import InvalidInputError, PartialBatchError, RouteTimeoutError
 from ray_route.model import LinkedPods
 from ray_route.store.embedded import EmbeddedServer

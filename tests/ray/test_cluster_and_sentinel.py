@@ -12,7 +12,7 @@ from servers import ClusterServers, SentinelServers, admin
 from services import Counter
 
 import ray_route
-from ray_route import batch
+from ray_route.client import batch
 from ray_route.errors import RouteError
 from ray_route.store.embedded import EmbeddedServer
 

@@ -21,9 +21,9 @@ from ray.util import list_named_actors
 from services import Counter
 
 import ray_route
+from ray_route.demo.trace import zipf_trace
 from ray_route.hosting import RAY_NAMESPACE
 from ray_route.store.embedded import EmbeddedServer
-from ray_route.trace import zipf_trace
 
 COMMAND = Path(sys.executable).with_name("ray-route")
 COLLEGE = Path(__file__).parents[3] / "shared" / "data" / "college_msg.txt"

@@ -16,8 +16,8 @@ from proxy import TcpProxy
 from services import AsyncCounter, Carrier, Counter
 
 import ray_route
-from ray_route.fenced import Refused
 from ray_route.model import RoutingState
+from ray_route.pod.fenced import Refused
 from ray_route.store.embedded import EmbeddedServer
 
 

@@ -15,7 +15,7 @@ from helpers import eventually, router_handle, unique_name
 import ray_route
 from ray_route.hosting import RAY_NAMESPACE
 from ray_route.model import Link
-from ray_route.router import Router
+from ray_route.router.actor import Router
 
 
 def sets(client: Any) -> int:

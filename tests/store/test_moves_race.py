@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from ray_route.census import Census
 from ray_route.config import RouteConfig
-from ray_route.directory import Directory
-from ray_route.mailbox import Mailboxes
 from ray_route.model import Link, RoutingState
-from ray_route.moves import Moves
-from ray_route.orders import Release
-from ray_route.shards import Shards
+from ray_route.router.census import Census
+from ray_route.router.directory import Directory
+from ray_route.router.mailbox import Mailboxes
+from ray_route.router.moves import Moves
+from ray_route.router.orders import Release
+from ray_route.router.shards import Shards
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, Writer

@@ -12,7 +12,7 @@ import pytest
 from ray_route.config import RouteConfig
 from ray_route.errors import StoreUnavailableError
 from ray_route.model import Link
-from ray_route.shards import Build, Outcome, Shards, SupersededError
+from ray_route.router.shards import Build, Outcome, Shards, SupersededError
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.keys import Keys

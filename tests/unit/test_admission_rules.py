@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import pytest
 from helpers import ManualClock, eventually
 
-from ray_route.admission import Admissions, Membership, Verdict
 from ray_route.clock import Deadline
 from ray_route.model import Link
+from ray_route.pod.admission import Admissions, Membership, Verdict
 
 LEASE_S = 10.0
 SAFE_S = 9.0  # a pod stops a tenth of the lease before anybody may call it ended

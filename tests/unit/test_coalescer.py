@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ray_route.coalesce import _MAX_UIDS, Coalescer
+from ray_route.client.coalesce import _MAX_UIDS, Coalescer
 
 
 class Ref:

@@ -6,12 +6,12 @@ import pytest
 from helpers import ManualClock, eventually
 from test_admission_rules import verdict
 
-from ray_route.admission import Admissions, Membership, Verdict
+from ray_route.client.coalesce import Coalescer
 from ray_route.clock import Deadline
-from ray_route.coalesce import Coalescer
 from ray_route.config import RouteConfig
 from ray_route.errors import ConfigError
 from ray_route.model import Life, PodRecord, RoutingState
+from ray_route.pod.admission import Admissions, Membership, Verdict
 from ray_route.podtable import SilenceWatch
 from ray_route.store.url import parse_url
 

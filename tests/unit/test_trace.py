@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_route.trace import EVENTS, PEOPLE, TraceError, read_trace, zipf_trace
+from ray_route.demo.trace import EVENTS, PEOPLE, TraceError, read_trace, zipf_trace
 
 HEADER = "src dst time\n"
 

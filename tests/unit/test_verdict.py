@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 from ray_route import cli
-from ray_route.demo import DemoError, Plan
+from ray_route.demo.replay import DemoError, Plan
+from ray_route.demo.report import print_outcome
+from ray_route.demo.trace import Trace
+from ray_route.demo.verdict import Ack, History, Kill, Outcome, Owner, Record, ScaleOut, judge
 from ray_route.model import Life, Pod, RoutingState
-from ray_route.report import print_outcome
-from ray_route.trace import Trace
-from ray_route.verdict import Ack, History, Kill, Outcome, Owner, Record, ScaleOut, judge
 
 A, B, C, NEW = Owner(0, 1), Owner(1, 1), Owner(2, 1), Owner(3, 1)
 REBORN = Owner(0, 2)

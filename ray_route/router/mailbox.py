@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from ray_route.orders import Order
+from ray_route.router.orders import Order
 
 Address = tuple[str, int, int]  # service, pod, incarnation
 Numbered = tuple[int, Order]

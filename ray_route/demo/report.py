@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ray_route.verdict import Check, Outcome, Owner, judge
+from ray_route.demo.verdict import Check, Outcome, Owner, judge
 
 
 @contextmanager

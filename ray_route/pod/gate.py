@@ -9,12 +9,12 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from ray_route.admission import Admissions, Verdict
-from ray_route.attendance import Hook
 from ray_route.clock import now
 from ray_route.errors import FencedError, PodUnavailableError, RouteError, StoreUnavailableError
 from ray_route.gateway import Gateway
 from ray_route.model import Link
+from ray_route.pod.admission import Admissions, Verdict
+from ray_route.pod.attendance import Hook
 
 _ACQUIRE_S = 30.0
 _ADMITTERS = 32

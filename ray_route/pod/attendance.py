@@ -10,12 +10,12 @@ from typing import Any
 
 import ray
 
-from ray_route.admission import Admissions
 from ray_route.clock import Deadline, now
 from ray_route.errors import RouteError
 from ray_route.gateway import Gateway
 from ray_route.model import RoutingState
-from ray_route.orders import Cap, Close, Open, Order, Release, Reopen, Show
+from ray_route.pod.admission import Admissions
+from ray_route.router.orders import Cap, Close, Open, Order, Release, Reopen, Show
 from ray_route.steps import run
 
 logger = logging.getLogger(__name__)

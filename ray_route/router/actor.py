@@ -15,22 +15,22 @@ from typing import Any
 
 import ray
 
-from ray_route.announcer import BEAT, Announcer, Change, Position
-from ray_route.census import Census
 from ray_route.config import RouteConfig
-from ray_route.directory import Answer, Directory
-from ray_route.drains import Drains
 from ray_route.errors import RouteError, RouterUnavailableError
 from ray_route.hosting import RAY_NAMESPACE
-from ray_route.mailbox import Address, Mailboxes, Numbered
 from ray_route.model import DrainProgress, Explanation, Life, Link, Pod, PodRecord, RoutingState
-from ray_route.moves import Moves
-from ray_route.shards import Shards, SupersededError
+from ray_route.router.announcer import BEAT, Announcer, Change, Position
+from ray_route.router.census import Census
+from ray_route.router.directory import Answer, Directory
+from ray_route.router.drains import Drains
+from ray_route.router.mailbox import Address, Mailboxes, Numbered
+from ray_route.router.moves import Moves
+from ray_route.router.shards import Shards, SupersededError
+from ray_route.router.vigil import Vigil
 from ray_route.store.connect import AsyncStore
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls
 from ray_route.store.url import StoreUrl
-from ray_route.vigil import Vigil
 
 logger = logging.getLogger(__name__)
 

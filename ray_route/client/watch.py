@@ -11,11 +11,11 @@ import threading
 from dataclasses import replace
 from typing import Any
 
-from ray_route.announcer import Change, Position
 from ray_route.cache import LinkCache
 from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.podtable import PodTable
+from ray_route.router.announcer import Change, Position
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
 from ray_route.store.pods import PodCalls, parse_table

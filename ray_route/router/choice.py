@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ray_route.census import Census
 from ray_route.errors import ConfigError, NoAvailablePodError
 from ray_route.model import Link, PodRecord
 from ray_route.placement import Strategy
+from ray_route.router.census import Census
 
 
 class Chooser:

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ray_route.census import Census
 from ray_route.clock import Deadline
-from ray_route.directory import Directory
 from ray_route.errors import PodUnavailableError
-from ray_route.mailbox import Address, Mailboxes, NoAnswerError
 from ray_route.model import DrainProgress, Link, PodRecord, RoutingState
-from ray_route.moves import Moves
-from ray_route.orders import Close, Open, Order, Show
+from ray_route.router.census import Census
+from ray_route.router.directory import Directory
+from ray_route.router.mailbox import Address, Mailboxes, NoAnswerError
+from ray_route.router.moves import Moves
+from ray_route.router.orders import Close, Open, Order, Show
 
 logger = logging.getLogger(__name__)
 

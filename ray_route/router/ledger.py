@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Awaitable, Mapping
 
 from ray_route.cache import LinkCache
-from ray_route.census import Census
 from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import RouteError, RouterUnavailableError
 from ray_route.model import Link, PodRecord
-from ray_route.shards import Build, Outcome, Shards, SupersededError
+from ray_route.router.census import Census
+from ray_route.router.shards import Build, Outcome, Shards, SupersededError
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, Writer
 from ray_route.store.scripts import Call

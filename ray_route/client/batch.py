@@ -26,7 +26,7 @@ from ray_route.store.keys import Keys
 from ray_route.store.url import StoreUrl
 
 if TYPE_CHECKING:
-    from ray_route.session import Session
+    from ray_route.client.session import Session
 
 Progress = Callable[[int, int], None]
 

@@ -11,14 +11,14 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ray_route.census import Census
-from ray_route.choice import Chooser
 from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import PodRestartingError, RouteError, RouterUnavailableError
-from ray_route.ledger import Ledger, Outcomes, linked, owner_of
 from ray_route.model import Link
-from ray_route.shards import Shards
+from ray_route.router.census import Census
+from ray_route.router.choice import Chooser
+from ray_route.router.ledger import Ledger, Outcomes, linked, owner_of
+from ray_route.router.shards import Shards
 from ray_route.store.connect import AsyncStore
 from ray_route.store.keys import Keys
 from ray_route.store.links import Writer

@@ -14,13 +14,13 @@ from collections.abc import Callable
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_route.census import Census
 from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import RouteError
 from ray_route.model import Life, PodRecord
 from ray_route.podtable import SilenceWatch
 from ray_route.processes import POLL_S, has_ended
+from ray_route.router.census import Census
 
 logger = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, TypeVar
 
-from ray_route.batch import BatchOptions, Progress
-from ray_route.calls import call, call_many
+from ray_route.client.batch import BatchOptions, Progress
+from ray_route.client.calls import call, call_many
+from ray_route.client.operations import Operations
+from ray_route.client.session import Session, close_session, open_session
 from ray_route.clock import Deadline
 from ray_route.model import DrainProgress, Explanation, Link, LinkedPods, Pod, check_duration
-from ray_route.operations import Operations
-from ray_route.session import Session, close_session, open_session
 from ray_route.steps import Steps, run, run_async
 
 T = TypeVar("T")

@@ -13,7 +13,8 @@ from typing import Any
 
 import ray
 
-from ray_route.batch import BatchOptions, look_up
+from ray_route.client.batch import BatchOptions, look_up
+from ray_route.client.session import NoSuchActorError, Session
 from ray_route.clock import Deadline, now
 from ray_route.errors import (
     PodRestartingError,
@@ -34,7 +35,6 @@ from ray_route.model import (
     check_uids,
     listed,
 )
-from ray_route.session import NoSuchActorError, Session
 from ray_route.steps import Blocking, Pause, Remote, Shared, Steps
 
 # Bulk placement: the router works on a call for about 6 ms, and answers others in between.

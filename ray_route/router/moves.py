@@ -15,13 +15,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 
-from ray_route.census import Census
 from ray_route.clock import Deadline, now
-from ray_route.directory import Directory
 from ray_route.errors import PodUnavailableError, RouteError, StoreUnavailableError
-from ray_route.mailbox import Mailboxes, NoAnswerError
 from ray_route.model import Link, PodRecord
-from ray_route.orders import Cap, Release, Reopen
+from ray_route.router.census import Census
+from ray_route.router.directory import Directory
+from ray_route.router.mailbox import Mailboxes, NoAnswerError
+from ray_route.router.orders import Cap, Release, Reopen
 
 logger = logging.getLogger(__name__)
 

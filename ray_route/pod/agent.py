@@ -15,17 +15,17 @@ from typing import Any
 
 import ray
 
-from ray_route.admission import Admissions, Membership
-from ray_route.attendance import Attendance, Hook
 from ray_route.clock import Deadline, now
 from ray_route.errors import (
     InvalidInputError,
     PodUnavailableError,
     RouteError,
 )
-from ray_route.gate import Gate
 from ray_route.gateway import Gateway, resolve_url
 from ray_route.model import DrainProgress, Link, RoutingState, check_name, check_pod, check_uid
+from ray_route.pod.admission import Admissions, Membership
+from ray_route.pod.attendance import Attendance, Hook
+from ray_route.pod.gate import Gate
 from ray_route.processes import identify
 from ray_route.steps import Pause, Steps, run
 from ray_route.store.pods import Identity, PodCalls

@@ -12,16 +12,16 @@ from typing import Any
 
 import ray
 
+from ray_route.client.operations import Operations
+from ray_route.client.session import NoSuchActorError
 from ray_route.errors import (
     FencedError,
     InvalidInputError,
     NoAvailablePodError,
     PodUnavailableError,
 )
-from ray_route.fenced import Header, Raised, Refused
 from ray_route.model import Link, check_uid
-from ray_route.operations import Operations
-from ray_route.session import NoSuchActorError
+from ray_route.pod.fenced import Header, Raised, Refused
 from ray_route.steps import LifeEndedError, Pause, Remote, Steps
 
 _GONE = (ray.exceptions.RayActorError, LifeEndedError)

@@ -12,8 +12,9 @@ from typing import Any
 import ray
 
 from ray_route.cache import LinkCache
+from ray_route.client.coalesce import Coalescer
+from ray_route.client.watch import Watch
 from ray_route.clock import Deadline
-from ray_route.coalesce import Coalescer
 from ray_route.config import RouteConfig
 from ray_route.gateway import Gateway, resolve_url
 from ray_route.hosting import RAY_NAMESPACE
@@ -24,7 +25,6 @@ from ray_route.store.connect import Store
 from ray_route.store.namespaces import check_options
 from ray_route.store.pods import PodCalls
 from ray_route.store.url import StoreUrl
-from ray_route.watch import Watch
 
 
 class NoSuchActorError(Exception):

@@ -15,11 +15,11 @@ from typing import Any
 
 import ray
 
-from ray_route.agent import PodAgent
-from ray_route.attendance import Hook
 from ray_route.errors import FencedError, RouteError
-from ray_route.gate import Gate
-from ray_route.sigterm import before_sigterm_ends
+from ray_route.pod.agent import PodAgent
+from ray_route.pod.attendance import Hook
+from ray_route.pod.gate import Gate
+from ray_route.pod.sigterm import before_sigterm_ends
 from ray_route.store.url import StoreUrl
 
 CONTROL_GROUP = "ray_route"

@@ -1,0 +1,1 @@
+"""The router actor: decides links, watches pods, writes Redis. One per namespace."""
