@@ -8,6 +8,7 @@ epoch that was meant; an answer that was asked for before an invalidation is not
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from threading import Lock
 
 from cachetools import TTLCache
@@ -48,6 +49,16 @@ class LinkCache:
         with self._lock:
             at = self._clock()
             return sum(held[_DEADLINE] > at for held in self._entries.values())
+
+    def links(self) -> Iterator[tuple[str, str, Link]]:
+        """Yield (service, uid, link) of what is cached now."""
+        with self._lock:
+            at = self._clock()
+            held = list(self._entries.items())
+        for key, (pod, incarnation, epoch, persistent, deadline) in held:
+            if deadline > at:
+                service, _, uid = key.partition(":")
+                yield service, uid, Link(pod, incarnation, epoch, persistent, deadline - at)
 
     def get(self, service: str, uid: str, min_epoch: int = 0) -> Link | None:
         """Return the cached link with what is left of its lease; None below `min_epoch`."""

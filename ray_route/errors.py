@@ -9,6 +9,7 @@
     │   └── PodRestartingError                      try again, it may come back
     ├── FencedError                                 ask for the link again, then call its pod
     ├── StoreUnavailableError                       try again when Redis answers
+    │   ├── LostWritesError                         try again, they are being written back
     │   └── PartialBatchError                       use `.partial`, ask again for the rest
     ├── RouterUnavailableError                      try again when the router is back
     └── RouteTimeoutError      (also TimeoutError)  try again, or allow more time
@@ -193,6 +194,22 @@ class StoreUnavailableError(RouteError):
 
     def _what(self) -> str:
         return f"the store at {self.address} is unavailable: {self.reason}"
+
+
+class LostWritesError(StoreUnavailableError):
+    """Redis has lost writes to some shards; what is left there is not the truth.
+
+    The router and the pods write back what they hold. Meanwhile nothing there is read as missing.
+    """
+
+    def __init__(self, *, address: str, shards: list[int], reason: str, **ids: Any) -> None:
+        RouteError.__init__(self, address=address, shards=shards, reason=reason, **ids)
+
+    shards: list[int]
+    hint = "it is being replayed; try again"
+
+    def _what(self) -> str:
+        return f"the store at {self.address} has lost writes to shards {self.shards}: {self.reason}"
 
 
 class PartialBatchError(StoreUnavailableError):

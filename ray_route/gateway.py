@@ -6,6 +6,9 @@ What clients and agents both need before anything else.
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -14,10 +17,11 @@ from ray_route.clock import Deadline, now
 from ray_route.config import RouteConfig
 from ray_route.errors import RouterUnavailableError
 from ray_route.hosting import embedded_url
-from ray_route.model import check_name
+from ray_route.model import Link, check_name
 from ray_route.router.actor import Welcome, router_of
-from ray_route.steps import Pause, Remote, Steps, run
+from ray_route.steps import Blocking, Pause, Remote, Steps, run
 from ray_route.store.connect import Store
+from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls
 from ray_route.store.namespaces import check_options, open_namespace
 from ray_route.store.url import StoreUrl, parse_url
@@ -49,13 +53,16 @@ class Gateway:
         self.url = url
         RouteConfig.of(options)
         self.store = Store(url)
-        self.keys, self.id, self.config = open_namespace(self.store, namespace, options)
+        self.config = open_namespace(self.store, namespace, options)
         self.router = router_of(namespace, url, self.config)
         self.asked_at = now()
         self.welcome: Welcome = run(self.ask("hello"), deadline)
         self.config = self.welcome.config
         check_options(namespace, self.config, options)
+        self.keys = Keys(namespace, self.config.shards)
         self.links = LinkCalls(self.keys, self.config)
+        self._seen: list[int] = list(self.welcome.seen)
+        self._seen_lock = threading.Lock()
         self.node: str = ray.get_runtime_context().get_node_id()
 
     def ask(self, method: str, *args: Any, **kwargs: Any) -> Steps[Any]:
@@ -70,6 +77,40 @@ class Gateway:
                 yield Pause(backoff_s, what)
                 backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
                 self.find_router()
+
+    def read(self, shard: int, names: Sequence[tuple[str, str]]) -> Steps[list[Link | None]]:
+        """Read the links of (service, uid) names of one shard straight from Redis.
+
+        Where Redis has lost writes, have them replayed and read again: until the deadline.
+        """
+        what = f"Redis at {self.url.address}"
+        while True:
+            call = self.links.read(self.seen(shard), shard, names)
+            reply = self.links.parse((yield Blocking(partial(self.store.one, call), what)))
+            if reply.status == "ok":
+                self.saw(shard, reply.counter)
+                return reply.links
+            yield from self.recover([shard])
+
+    def recover(self, shards: Iterable[int]) -> Steps[None]:
+        """Have the router write back what Redis has lost in some shards; return when it has."""
+        lost = {shard: self.seen(shard) for shard in shards}
+        yield from self.ask("recover", lost)
+
+    # The highest counter that this process was told of each shard: how it notices lost writes.
+
+    def seen(self, shard: int) -> int:
+        """Return the highest counter or epoch that this process has seen for a shard."""
+        return self._seen[shard]
+
+    def all_seen(self) -> list[int]:
+        """Return the same for every shard."""
+        return list(self._seen)
+
+    def saw(self, shard: int, counter: int) -> None:
+        """Remember a counter or an epoch."""
+        with self._seen_lock:
+            self._seen[shard] = max(self._seen[shard], counter)
 
     def find_router(self) -> None:
         """Look the router up again, and make one if Ray has none any more."""

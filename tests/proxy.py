@@ -36,6 +36,18 @@ class TcpProxy:
         for connection in list(self._open):
             _shut(connection)
 
+    def half_close(self) -> None:
+        """Send the end of the stream on open connections, and go on reading from them."""
+        for connection in list(self._open):
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(connection, socket.SHUT_WR)
+
+    def retarget(self, port: int) -> None:
+        """Reset open connections; new ones go to another server."""
+        self._target_port = port
+        for connection in list(self._open):
+            _shut(connection)
+
     def heal(self) -> None:
         self._cut, self.delay_s = False, 0.0
         self._flowing.set()

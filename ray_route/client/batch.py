@@ -8,10 +8,12 @@ per uid and the few owners that those stand for.
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -27,6 +29,8 @@ from ray_route.store.url import StoreUrl
 
 if TYPE_CHECKING:
     from ray_route.client.session import Session
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
@@ -80,7 +84,8 @@ def look_up(
     try:
         for some, step in read:
             try:
-                batch.take(some, (yield step))
+                owned: Owned = yield step
+                batch.take(some, (yield from _replayed(batch, some, owned)))
             except (ray.exceptions.RayError, RouteError) as error:
                 batch.miss(some, f"{type(error).__name__}: {error}")
             if options.progress is not None:
@@ -90,19 +95,26 @@ def look_up(
     return batch.result()
 
 
+def _replayed(batch: _Batch, uids: Sequence[str], owned: Owned) -> Steps[Owned]:
+    """Have lost shards replayed and read the slice again, until nothing of it is lost.
+
+    Nothing there is missing before: if that fails, the rest of what was read counts.
+    """
+    try:
+        while owned.lost:
+            yield from batch.session.recover(owned.lost)
+            owned = yield batch.reading(uids)
+    except (ray.exceptions.RayError, RouteError) as error:
+        logger.warning("shards %s could not be replayed: %s", sorted(owned.lost), error)
+    return owned
+
+
 _Read = Generator[tuple[Sequence[str], "Blocking | Remote"], None, None]
 
 
 def _here(batch: _Batch, slices: Sequence[Sequence[str]]) -> _Read:
-    session, deadline = batch.session, batch.deadline
     for some in slices:
-        blob, separator = flat(some)
-
-        def work(given: list[bytes] = blob.split(separator)) -> Owned:  # noqa: B008 - per slice
-            reader = BulkReader(session.store, session.keys, batch.service, batch.seen)
-            return reader.read(given, deadline)
-
-        yield some, Blocking(work, f"Redis at {session.url.address}")
+        yield some, batch.reading(some)
 
 
 def _in_tasks(batch: _Batch, slices: Sequence[Sequence[str]], options: BatchOptions) -> _Read:
@@ -182,6 +194,13 @@ class _Batch:
         self._unanswered: list[str] = []
         self._owners: set[tuple[int, int]] = set()
         self._failed: dict[int, str] = {}
+
+    def reading(self, uids: Sequence[str]) -> Blocking:
+        """Return the step that reads a slice in this process."""
+        blob, separator = flat(uids)
+        reader = BulkReader(self.session.store, self.session.keys, self.service, self.seen)
+        read = partial(reader.read, blob.split(separator), self.deadline)
+        return Blocking(read, f"Redis at {self.session.url.address}")
 
     def take(self, uids: Sequence[str], owned: Owned) -> None:
         """Take in what was found about a slice."""

@@ -20,7 +20,6 @@ from ray_route.errors import (
     PodRestartingError,
     RouteError,
     RouterUnavailableError,
-    StoreUnavailableError,
 )
 from ray_route.model import (
     DrainProgress,
@@ -132,20 +131,8 @@ class Operations:
         return link
 
     def _read(self, uid: str, services: list[str]) -> Steps[list[Link | None]]:
-        session = self.session
-        shard = session.keys.shard(uid)
-        names = [(service, uid) for service in services]
-        call = session.links.read(session.seen(shard), shard, names)
-        what = f"Redis at {session.url.address}"
-        reply = session.links.parse((yield Blocking(lambda: session.store.one(call), what)))
-        if reply.status != "ok":
-            raise StoreUnavailableError(
-                address=session.url.address,
-                reason=f"it has lost writes to shard {shard}; they are being replayed",
-                **self.named(uid=uid),
-            )
-        session.saw(shard, reply.counter)
-        return reply.links
+        shard = self.session.keys.shard(uid)
+        return (yield from self.session.read(shard, [(service, uid) for service in services]))
 
     def expire(self, uid: str, service: str) -> Steps[Link | None]:
         """See `RouteClient.cache_expired`."""

@@ -57,8 +57,6 @@ class Session(Gateway):
         self.watch.start()
         self.computing = Coalescer(self._send_compute, self.keep)
         self.finding = Coalescer(self._send_find, self.keep)
-        self._seen = [0] * self.config.shards
-        self._seen_lock = threading.Lock()
         self._handles: dict[tuple[str, int, int], Any] = {}
 
     def _send_compute(self, service: str, wanted: dict[str, int]) -> Any:
@@ -66,19 +64,6 @@ class Session(Gateway):
 
     def _send_find(self, service: str, wanted: dict[str, int]) -> Any:
         return self.router.find.remote(service, wanted)
-
-    def seen(self, shard: int) -> int:
-        """Return the highest counter or epoch that this process has seen for a shard."""
-        return self._seen[shard]
-
-    def all_seen(self) -> list[int]:
-        """Return the same for every shard."""
-        return list(self._seen)
-
-    def saw(self, shard: int, counter: int) -> None:
-        """Remember a counter or an epoch."""
-        with self._seen_lock:
-            self._seen[shard] = max(self._seen[shard], counter)
 
     def services(self) -> list[str]:
         """Read the names of the namespace's services from Redis."""

@@ -325,6 +325,11 @@ class Admissions:
         with self._lock:
             return {uid: held.epoch for uid, held in self._held.items()}
 
+    def kinds(self) -> dict[str, tuple[int, bool]]:
+        """Return all uids held, with their epochs, and whether their links were persistent."""
+        with self._lock:
+            return {uid: (held.epoch, held.persistent) for uid, held in self._held.items()}
+
     def review(self, since: float, idle_s: float) -> tuple[dict[str, int], dict[str, int]]:
         """Return the uids used since then, and the temporary ones idle for so many seconds.
 

@@ -148,9 +148,15 @@ class PodAgent:
             if status == b"ok":
                 self._begin(int(number), asked_at)
                 return
-            deadline.check(f"the lease of the present owner of pod {self.pod} of {self.service}")
-            # A crashed owner need not be waited for: the router looks for its process.
-            self._ask_router("look_for", self.service, self.pod)
+            if status == b"unsealed":
+                deadline.check("the router to write back what Redis has lost")
+                self._ask_router("recover", {})
+            else:
+                deadline.check(
+                    f"the lease of the present owner of pod {self.pod} of {self.service}"
+                )
+                # A crashed owner need not be waited for: the router looks for its process.
+                self._ask_router("look_for", self.service, self.pod)
             self._stopping.wait(min(_CLAIM_RETRY_S, int(number) / 1000))
 
     def _begin(self, incarnation: int, asked_at: float) -> None:

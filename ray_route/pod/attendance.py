@@ -15,7 +15,17 @@ from ray_route.errors import RouteError
 from ray_route.gateway import Gateway
 from ray_route.model import RoutingState
 from ray_route.pod.admission import Admissions
-from ray_route.router.orders import Cap, Close, Open, Order, Release, Reopen, Show
+from ray_route.router.orders import (
+    Cap,
+    Close,
+    Memory,
+    Open,
+    Order,
+    Recall,
+    Release,
+    Reopen,
+    Show,
+)
 from ray_route.steps import run
 
 logger = logging.getLogger(__name__)
@@ -96,9 +106,13 @@ class Attendance:
         self._router = max(router, self._router)
 
     def _obey(self, router: int, number: int, order: Order) -> None:
-        if router != self._router or self._ended.is_set():
+        if self._ended.is_set():
             return
-        if isinstance(order, Release):
+        if isinstance(order, Recall):
+            self._answer(number, self._recall(order))
+        elif router != self._router:
+            return
+        elif isinstance(order, Release):
             # These wait for calls and hooks; all others are done at once, and in order.
             deadline = Deadline.after(order.timeout_s)
             self._releasers.submit(self._release_and_answer, router, number, order, deadline)
@@ -125,6 +139,12 @@ class Attendance:
         if isinstance(order, (Show, Close, Open)):
             return admissions.holdings(), admissions.running
         return True
+
+    def _recall(self, order: Recall) -> Memory:
+        held = self._admissions.kinds() if self._admissions.membership.is_alive() else {}
+        shard_of = self._gateway.keys.shard
+        lost = {uid: kind for uid, kind in held.items() if shard_of(uid) in order.shards}
+        return Memory(self._gateway.all_seen(), lost)
 
     def _release_and_answer(
         self, router: int, number: int, order: Release, deadline: Deadline

@@ -9,12 +9,13 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from ray_route.clock import now
-from ray_route.errors import FencedError, PodUnavailableError, RouteError, StoreUnavailableError
+from ray_route.clock import Deadline, now
+from ray_route.errors import FencedError, PodUnavailableError, RouteError
 from ray_route.gateway import Gateway
 from ray_route.model import Link
 from ray_route.pod.admission import Admissions, Verdict
 from ray_route.pod.attendance import Hook
+from ray_route.steps import run
 
 _ACQUIRE_S = 30.0
 _ADMITTERS = 32
@@ -43,7 +44,6 @@ class Gate:
         self._service = service
         self._on_acquire = on_acquire
         self._confirming: dict[tuple[str, int], Future[float]] = {}
-        self._seen: dict[int, int] = {}
         self._lock = threading.Lock()
 
     def try_enter(self, uid: str, epoch: int, incarnation: int) -> Admissions | None:
@@ -134,14 +134,8 @@ class Gate:
     def _read(self, uid: str) -> Link | None:
         gateway = self._gateway
         shard = gateway.keys.shard(uid)
-        call = gateway.links.read(self._seen.get(shard, 0), shard, [(self._service, uid)])
-        reply = gateway.links.parse(gateway.store.one(call))
-        if reply.status != "ok":
-            raise StoreUnavailableError(
-                address=gateway.url.address, reason=f"it has lost writes to shard {shard}"
-            )
-        self._seen[shard] = max(reply.counter, self._seen.get(shard, 0))
-        return reply.links[0]
+        asked = gateway.read(shard, [(self._service, uid)])
+        return run(asked, Deadline.after(_ACQUIRE_S))[0]
 
     def _fenced(self, uid: str, epoch: int, reason: str, *, may_have_run: bool) -> FencedError:
         return FencedError(

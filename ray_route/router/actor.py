@@ -25,6 +25,7 @@ from ray_route.router.directory import Answer, Directory
 from ray_route.router.drains import Drains
 from ray_route.router.mailbox import Address, Mailboxes, Numbered
 from ray_route.router.moves import Moves
+from ray_route.router.replay import Replay
 from ray_route.router.shards import Shards, SupersededError
 from ray_route.router.vigil import Vigil
 from ray_route.store.connect import AsyncStore
@@ -47,6 +48,7 @@ class Welcome:
     config: RouteConfig
     position: Position
     tables: dict[str, list[PodRecord]]
+    seen: list[int]
 
 
 class Router:
@@ -68,6 +70,16 @@ class Router:
         self._moves = Moves(self._census, self._directory, self._mailboxes, self._links_stale)
         self._drains = Drains(self._census, self._directory, self._mailboxes, self._moves)
         self._vigil = Vigil(self._census, config)
+        self._replay = Replay(
+            config,
+            store,
+            self._census,
+            self._shards,
+            self._directory,
+            self._mailboxes,
+            self._vigil.begin_anew,
+        )
+        self._shards.recover = self._replay.recover
         self._open = asyncio.Event()
         self._problem = "it is starting"
         self._tasks = [
@@ -83,7 +95,7 @@ class Router:
         position = self._announcer.position
         table = self._census.table
         tables = {name: list(table.pods(name).values()) for name in table.services()}
-        return Welcome(self._config, position, tables)
+        return Welcome(self._config, position, tables, self._shards.seen)
 
     async def compute(
         self, service: str, wanted: dict[str, int], node: str | None
@@ -134,6 +146,12 @@ class Router:
         """See `Directory.sweep`."""
         await self._opened()
         return await self._directory.sweep(service)
+
+    async def recover(self, seen: dict[int, int]) -> None:
+        """Write back what Redis has lost in some shards, of which the caller was told so much."""
+        await self._opened()
+        self._shards.remember(seen.items())
+        await self._replay.recover(seen)
 
     # Clients: pods.
 
@@ -197,8 +215,10 @@ class Router:
     async def fetch_orders(
         self, address: Address, wait_s: float
     ) -> tuple[int, RoutingState, list[Numbered]]:
-        """Return orders for an agent, waiting for some; which router speaks; the pod's state."""
-        await self._opened()
+        """Return orders for an agent, waiting for some; which router speaks; the pod's state.
+
+        A router that does not serve yet is number 0: it may only ask what the agent remembers.
+        """
         service, pod, incarnation = address
         record = self._census.table.get(service, pod)
         if record is None or record.incarnation < incarnation:
@@ -210,7 +230,7 @@ class Router:
         state = record.state if record and mine else RoutingState.READY
         if not mine:
             await asyncio.sleep(_RETRY_S)
-        return self._shards.incarnation, state, orders
+        return self._shards.incarnation if self._open.is_set() else 0, state, orders
 
     async def take_answer(self, address: Address, number: int, result: Any) -> None:
         """Take in an agent's answer."""
@@ -269,11 +289,11 @@ class Router:
 
     async def _serve(self) -> None:
         try:
-            await self._begin()
+            # The vigil comes first: a dead pod will never tell what it remembers.
             await asyncio.gather(
-                self._announcer.run(),
                 self._vigil.watch_tables(self._beat),
                 self._vigil.watch_processes(),
+                self._begin_and_go_on(),
             )
         except SupersededError:
             self._directory.superseded.set()
@@ -283,12 +303,19 @@ class Router:
             logger.exception("the router of %s can't go on", self._namespace)
             os._exit(1)
 
+    async def _begin_and_go_on(self) -> None:
+        await self._begin()
+        await asyncio.gather(self._announcer.run(), self._replay.watch())
+
     async def _begin(self) -> None:
+        pods_expected = await asyncio.to_thread(_has_pods, self._namespace)
         while True:
             try:
-                await self._shards.take_over()
-                self._announcer.router = self._shards.incarnation
+                await self._shards.claim()
                 await self._census.refresh_all()
+                self._problem = "it waits for its pods to say what they remember"
+                await self._replay.begin(pods_expected=pods_expected)
+                self._announcer.router = self._shards.incarnation
                 await self._announcer.append(BEAT)
                 break
             except RouteError as error:
@@ -325,6 +352,15 @@ class Router:
         ray.get_runtime_context().current_actor.leave.remote()
         await asyncio.sleep(_LEAVE_S)
         os._exit(0)
+
+
+def _has_pods(namespace: str) -> bool:
+    """True if there may be pods that Redis knows nothing of any more."""
+    if ray.get_runtime_context().was_current_actor_reconstructed:
+        return True
+    ours, router = f"ray_route:{namespace}:", f"ray_route:{namespace}:router"
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return any(a["name"].startswith(ours) and a["name"] != router for a in named)
 
 
 def router_of(namespace: str, url: StoreUrl, config: RouteConfig) -> Any:

@@ -94,7 +94,7 @@ class Directory(Ledger):
         for batch in waiting:
             await batch.done.wait()
         if self.superseded.is_set():
-            raise self._taken_over()
+            raise self.taken_over()
         for batch, uids in waiting.items():
             get = batch.late_answer if batch in late else batch.answers.__getitem__
             answers.update(zip(uids, map(get, uids), strict=True))

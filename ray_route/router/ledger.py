@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Collection, Iterator, Mapping
+
+from cachetools import TLRUCache
 
 from ray_route.cache import LinkCache
 from ray_route.clock import now
@@ -18,12 +20,17 @@ from ray_route.model import Link, PodRecord
 from ray_route.router.census import Census
 from ray_route.router.shards import Build, Outcome, Shards, SupersededError
 from ray_route.store.keys import Keys
-from ray_route.store.links import LinkCalls, Writer
+from ray_route.store.links import Kept, LinkCalls, Writer
 from ray_route.store.scripts import Call
 
 Outcomes = Mapping[str, Outcome | RouteError]
 
 _DECISIONS_KEPT = 20_000
+# Removals are remembered, so that a replay does not bring back what was removed.
+_REMOVALS_KEPT = 100_000
+_REMEMBERED_S = 300.0
+
+_Removal = tuple[Link, float]
 
 
 class Ledger:
@@ -37,6 +44,11 @@ class Ledger:
         self._shards = shards
         self._links = LinkCalls(keys, config)
         self._decisions: deque[tuple[float, str, str, str]] = deque(maxlen=_DECISIONS_KEPT)
+        self._removals: TLRUCache[tuple[str, str], _Removal] = TLRUCache(
+            _REMOVALS_KEPT,
+            ttu=lambda _, removal, at: max(at, removal[1]) + _REMEMBERED_S,
+            timer=now,
+        )
 
     # One uid.
 
@@ -93,6 +105,7 @@ class Ledger:
             ),
         )
         self.cache.drop(service, uid, held.epoch)
+        self._removals[service, uid] = (held, now() + after_s)
         when = f" in {after_s:g} s" if after_s else ""
         self._decide(service, uid, f"removed from pod {held.pod}{when}")
         return outcome.written
@@ -111,6 +124,19 @@ class Ledger:
     async def not_held(self, service: str, uids: Mapping[str, int]) -> dict[str, int]:
         """Return those uids whose link in Redis is no longer the one of that epoch."""
         return _not_held(uids, await self._guarded(self._shards.read(service, list(uids))))
+
+    # What a replay writes back.
+
+    def memory(self, shards: Collection[int]) -> Iterator[tuple[str, str, Kept]]:
+        """Yield (service, uid, what is known) of every link remembered in some shards."""
+        shard_of = self.keys.shard
+        for service, uid, link in self.cache.links():
+            if shard_of(uid) in shards:
+                yield service, uid, Kept(link)
+        at = now()
+        for (service, uid), (link, due_at) in list(self._removals.items()):
+            if shard_of(uid) in shards:
+                yield service, uid, Kept(link, max(0.0, due_at - at))
 
     # Writing.
 
@@ -147,9 +173,10 @@ class Ledger:
             return await running
         except SupersededError as error:
             self.superseded.set()
-            raise self._taken_over() from error
+            raise self.taken_over() from error
 
-    def _taken_over(self) -> RouterUnavailableError:
+    def taken_over(self) -> RouterUnavailableError:
+        """Make the error of a router that must not go on."""
         return RouterUnavailableError(
             namespace=self.keys.namespace, reason="a younger router has taken over"
         )
@@ -161,6 +188,7 @@ class Ledger:
         link = outcome.link
         assert link is not None
         if outcome.written:
+            self._removals.pop((service, uid), None)
             record = self._census.table.get(service, link.pod)
             if record is not None and record.incarnation == link.incarnation:
                 self._census.loads.placed(service, record, link.epoch)

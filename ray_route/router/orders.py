@@ -49,4 +49,25 @@ class Open:
     """Admit again: the drain has failed. Answer: as of `Show`."""
 
 
-Order = Release | Reopen | Cap | Show | Close | Open
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Answer: a `Memory`, with the uids held in these shards.
+
+    The one order that an agent also takes from a router that does not serve yet.
+    """
+
+    shards: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What an agent was told: each shard's highest counter, and its uids.
+
+    `held` maps them to their epoch and whether their link was persistent.
+    """
+
+    counters: list[int]
+    held: dict[str, tuple[int, bool]]
+
+
+Order = Release | Reopen | Cap | Show | Close | Open | Recall

@@ -1,22 +1,24 @@
 """Runs verbs over many uids: one script call per shard, all of them in one round trip.
 
-Remembers the highest counter of every shard, which is how a loss of writes is noticed.
+Remembers the highest counter of every shard, which is how a loss of writes is noticed. What meets
+one waits until it has been replayed, and runs then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray_route.errors import RouteError, StoreUnavailableError
+from ray_route.errors import LostWritesError, RouteError
 from ray_route.model import Link
 from ray_route.store.connect import AsyncStore
 from ray_route.store.keys import Keys
-from ray_route.store.links import MAX_UIDS, LinkCalls, Writer
-from ray_route.store.scripts import Call, script_call
+from ray_route.store.links import MAX_UIDS, LinkCalls, Writer, parse_counter
+from ray_route.store.scripts import Call, command, script_call
 
 Build = Callable[[Writer, int, list[str]], Call]
+Recover = Callable[[Iterable[int]], Awaitable[None]]
 
 # Uids per round trip: enough to fill a pipeline, few enough to let others in between.
 _UIDS_PER_TRIP = 5_000
@@ -40,20 +42,50 @@ class Shards:
     def __init__(self, store: AsyncStore, keys: Keys, links: LinkCalls) -> None:
         self.incarnation = 0
         self.seen = [0] * keys.shards
+        self.recover: Recover = _nobody_recovers
         self._store = store
         self._keys = keys
         self._links = links
 
-    async def take_over(self) -> None:
-        """Claim a higher incarnation than any router before, and become each shard's writer."""
+    async def claim(self) -> None:
+        """Claim a higher incarnation than any router before."""
         claim = script_call("claim_router", [self._keys.meta], [self.incarnation])
         self.incarnation = int(await self._store.one(claim))
+
+    async def take_over(self) -> list[int]:
+        """Become the writer of each shard; return those whose writes Redis has lost.
+
+        Raises `SupersededError` if a younger router has done so already.
+        """
         shards = range(self._keys.shards)
-        calls = [self._links.take_over(self._writer(shard), shard) for shard in shards]
+        calls = [self._links.take_over(self.writer(shard), shard) for shard in shards]
+        lost = []
         for shard, reply in zip(shards, await self._store.run(calls), strict=True):
             outcomes = self._outcomes(shard, [], reply)
-            if isinstance(outcomes, RouteError):
+            if isinstance(outcomes, LostWritesError):
+                lost.append(shard)
+            elif isinstance(outcomes, RouteError):
                 raise outcomes
+        return lost
+
+    def remember(self, seen: Iterable[tuple[int, int]]) -> None:
+        """Take in (shard, counter) that somebody else was told."""
+        for shard, counter in seen:
+            self.seen[shard] = max(self.seen[shard], counter)
+
+    async def lost(self) -> list[int]:
+        """Read all counters; return the shards whose writes Redis has lost."""
+        seen = list(self.seen)
+        keys = [self._keys.counter(shard) for shard in range(self._keys.shards)]
+        if self._store.is_cluster:
+            stored = await self._store.run([command("GET", key) for key in keys])
+        else:
+            stored = await self._store.one(command("MGET", keys[0], *keys[1:]))
+        for counter in stored:
+            if isinstance(counter, RouteError):
+                raise counter
+        pairs = enumerate(zip(seen, stored, strict=True))
+        return [shard for shard, (least, counter) in pairs if parse_counter(counter) < least]
 
     async def run(self, uids: Sequence[str], build: Build) -> dict[str, Outcome | RouteError]:
         """Call one script per shard and 500 uids; return every uid's outcome or its error.
@@ -62,8 +94,20 @@ class Shards:
         """
         outcomes: dict[str, Outcome | RouteError] = {}
         for start in range(0, len(uids), _UIDS_PER_TRIP):
-            outcomes.update(await self._trip(uids[start : start + _UIDS_PER_TRIP], build))
+            some = await self._trip(uids[start : start + _UIDS_PER_TRIP], build)
+            outcomes.update(some)
+            lost = [uid for uid, outcome in some.items() if isinstance(outcome, LostWritesError)]
+            if lost:
+                outcomes.update(await self._recovered(lost, build))
         return outcomes
+
+    async def _recovered(self, uids: list[str], build: Build) -> dict[str, Outcome | RouteError]:
+        """Run what was refused once more, after the replay of its shards."""
+        try:
+            await self.recover({self._keys.shard(uid) for uid in uids})
+        except RouteError as error:
+            return dict.fromkeys(uids, error)
+        return await self._trip(uids, build)
 
     async def read(self, service: str, uids: Sequence[str]) -> dict[str, Outcome | RouteError]:
         """Read links without changing anything."""
@@ -75,7 +119,7 @@ class Shards:
 
     async def _trip(self, uids: Sequence[str], build: Build) -> dict[str, Outcome | RouteError]:
         parts = list(self._parts(uids))
-        calls = [build(self._writer(shard), shard, some) for shard, some in parts]
+        calls = [build(self.writer(shard), shard, some) for shard, some in parts]
         try:
             replies = await self._store.run(calls)
         except RouteError as error:
@@ -89,7 +133,8 @@ class Shards:
                 outcomes.update(parsed)
         return outcomes
 
-    def _writer(self, shard: int) -> Writer:
+    def writer(self, shard: int) -> Writer:
+        """Who writes to a shard, as its scripts want to know it."""
         return Writer(self.incarnation, self.seen[shard])
 
     def _parts(self, uids: Sequence[str]) -> list[tuple[int, list[str]]]:
@@ -111,11 +156,16 @@ class Shards:
         if parsed.status == "superseded":
             raise SupersededError(self._keys.namespace)
         if parsed.status == "lost":
-            return StoreUnavailableError(
+            return LostWritesError(
                 address=self._store.url.address,
-                reason=f"it has lost writes to shard {shard}: what is left there is not the truth",
+                shards=[shard],
+                reason="what is left there is not the truth",
                 namespace=self._keys.namespace,
             )
         self.seen[shard] = max(self.seen[shard], parsed.counter)
         pairs = zip(uids, parsed.links, parsed.written, strict=True)
         return {uid: Outcome(link, written) for uid, link, written in pairs}
+
+
+async def _nobody_recovers(_: Iterable[int]) -> None:
+    """Leave lost shards as they are."""

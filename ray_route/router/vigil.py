@@ -56,6 +56,10 @@ class Vigil:
                 self._silence.interrupt()
             beat()
 
+    def begin_anew(self) -> None:
+        """Count no pod's silence from before now: Redis has lost writes."""
+        self._silence.interrupt()
+
     async def watch_processes(self) -> None:
         """Notice the end of a pod's process on this node at once, before anyone calls it."""
         while True:

@@ -22,7 +22,7 @@ from ray_route.clock import Deadline
 from ray_route.errors import RouteError
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
-from ray_route.store.links import MAX_UIDS
+from ray_route.store.links import MAX_UIDS, parse_counter
 from ray_route.store.scripts import Call
 
 # Codes of uids that nobody owns. Owners have the codes from 2 on.
@@ -43,13 +43,14 @@ class Owned:
 
     `codes[i]` tells of uid i: `NO_LINK`, `FAILED` (its shard is in `failed`, with the reason), or
     the place of its owner in `owners`, as (pod, incarnation). `counters` has what shards counted
-    beyond what the caller had seen.
+    beyond what the caller had seen. `lost` are the failed shards that Redis has lost writes to.
     """
 
     owners: list[tuple[int, int]]
     codes: Sequence[int]
     counters: dict[int, int]
     failed: dict[int, str]
+    lost: frozenset[int] = frozenset()
 
 
 class _Codes:
@@ -204,6 +205,7 @@ class BulkReader:
         self._codes = _Codes()
         self._counters: dict[int, int] = {}
         self._failed: dict[int, str] = {}
+        self._lost: set[int] = set()
 
     def read(self, uids: Sequence[bytes], deadline: Deadline) -> Owned:
         """Read all. Shards fail one by one; those that are left at the deadline do too."""
@@ -215,9 +217,9 @@ class BulkReader:
             codes = self._read_by_shard(homes, uids, deadline)
         else:
             codes = self._read_as_given(homes, uids, deadline)
-        if len(self._codes.owners) <= _BYTE_CODES:
-            return Owned(self._codes.owners, bytes(codes), self._counters, self._failed)
-        return Owned(self._codes.owners, array("i", codes), self._counters, self._failed)
+        owners = self._codes.owners
+        packed = bytes(codes) if len(owners) <= _BYTE_CODES else array("i", codes)
+        return Owned(owners, packed, self._counters, self._failed, frozenset(self._lost))
 
     def _read_as_given(
         self, homes: list[int], uids: Sequence[bytes], deadline: Deadline
@@ -321,7 +323,7 @@ class BulkReader:
         counters, values = reply[: len(request.shards)], reply[len(request.shards) :]
         lost = set()
         for shard, value in zip(request.shards, counters, strict=True):
-            counter = int(value.split(b":", 1)[0]) if value else 0
+            counter = parse_counter(value)
             least = self._counters.get(shard, self._seen[shard])
             if counter > least:
                 self._counters[shard] = counter
@@ -332,8 +334,8 @@ class BulkReader:
             self._fail_some(request, lost)
 
     def _fail_some(self, request: _Request, lost: set[int]) -> None:
-        reason = "Redis has lost writes to it; they are being replayed"
-        self._failed.update(dict.fromkeys(lost, reason))
+        self._lost |= lost
+        self._failed.update(dict.fromkeys(lost, "Redis has lost writes to it"))
         pairs = zip(request.homes, request.codes, strict=True)
         request.codes = [FAILED if shard in lost else code for shard, code in pairs]
 

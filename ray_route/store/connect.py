@@ -35,6 +35,7 @@ from redis.sentinel import Sentinel
 
 from ray_route.clock import Deadline
 from ray_route.errors import ConfigError, RouteError, StoreUnavailableError
+from ray_route.store.circuit import Circuit
 from ray_route.store.scripts import Call
 from ray_route.store.url import StoreUrl
 
@@ -196,6 +197,7 @@ class Store:
     def __init__(self, url: StoreUrl, retries: int = RETRIES) -> None:
         self.url = url
         self.is_cluster = url.kind == "cluster"
+        self._circuit = Circuit()
         try:
             self._client = _sync_client(url, retries)
         except _DRIVER_ERRORS as error:
@@ -205,7 +207,14 @@ class Store:
         return f"Store({self.url.address})"
 
     def run(self, calls: Sequence[Call]) -> list[Any]:
-        """Send all calls in one pipeline; return each reply, an error where one failed."""
+        """Send all calls in one pipeline; return each reply, an error where one failed.
+
+        Fails at once while the store is known to be down (see `circuit`).
+        """
+        with self._circuit.attempt():
+            return self._run(calls)
+
+    def _run(self, calls: Sequence[Call]) -> list[Any]:
         talk = _conversation(calls)
         try:
             step = next(talk)
@@ -270,6 +279,7 @@ class Store:
 
     def pool(self, key: str) -> Any:
         """Return redis-py's connection pool of the server that holds `key`, for `bulk`."""
+        self._circuit.check()
         if not self.is_cluster:
             return self._client.connection_pool
         try:
@@ -289,13 +299,19 @@ class AsyncStore:
 
     def __init__(self, url: StoreUrl) -> None:
         self.url = url
+        self.is_cluster = url.kind == "cluster"
+        self._circuit = Circuit()
         self._client = _async_client(url)
 
     def __repr__(self) -> str:
         return f"AsyncStore({self.url.address})"
 
     async def run(self, calls: Sequence[Call]) -> list[Any]:
-        """Send all calls in one pipeline; return each reply, an error where one failed."""
+        """See `Store.run`."""
+        with self._circuit.attempt():
+            return await self._run(calls)
+
+    async def _run(self, calls: Sequence[Call]) -> list[Any]:
         talk = _conversation(calls)
         try:
             step = next(talk)
@@ -314,7 +330,7 @@ class AsyncStore:
         if isinstance(step, float):
             await asyncio.sleep(step)
             return []
-        return await (self._to_cluster(step) if self.url.kind == "cluster" else self._send(step))
+        return await (self._to_cluster(step) if self.is_cluster else self._send(step))
 
     async def one(self, call: Call) -> Any:
         """Send one call; return its reply or raise its error."""
@@ -343,6 +359,22 @@ class AsyncStore:
     async def _everywhere(self, words: tuple[Any, ...]) -> Any:
         asked = [node.execute_command(*words) for node in self._client.get_primaries()]
         return _joined(await asyncio.gather(*asked, return_exceptions=True))
+
+    async def run_ids(self) -> list[str]:
+        """Return what names the server's process, or that of every master of a Cluster.
+
+        Another process may have lost writes that this one had taken.
+        """
+        try:
+            if not self.is_cluster:
+                return [str((await self._client.info("server"))["run_id"])]
+            await self._client.initialize()
+            asked = [
+                node.execute_command("INFO", "server") for node in self._client.get_primaries()
+            ]
+            return sorted(str(info["run_id"]) for info in await asyncio.gather(*asked))
+        except _DRIVER_ERRORS as error:
+            raise _translated(self.url, error) from error
 
     async def scan(self, pattern: str) -> AsyncIterator[str]:
         """Find keys, of every master, in pieces that block a server for well under 1 ms each."""

@@ -59,5 +59,5 @@ class Keys:
 
     @property
     def meta(self) -> str:
-        """Key of the namespace's own hash: layout version, shard count, id, router."""
+        """Key of the namespace's own hash: layout version, shard count, options, router, seal."""
         return f"rr:{{{self.namespace}}}:meta"

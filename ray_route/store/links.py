@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from ray_route.config import RouteConfig
@@ -35,6 +36,17 @@ class ShardReply:
     counter: int
     links: list[Link | None]
     written: list[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What somebody remembers of a link that Redis may have lost.
+
+    `removal_s` is None, or how many seconds are left until its removal, 0 if it was removed.
+    """
+
+    link: Link
+    removal_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,16 +177,27 @@ class LinkCalls:
         shard: int,
         service: str,
         uids: Sequence[str],
-        links: Sequence[Link],
+        kept: Sequence[Kept],
         *,
-        last: bool,
+        token: int = 1,
+        first: bool = True,
+        last: bool = True,
     ) -> Call:
-        """Write back lost links; a temporary one lives as if refreshed now."""
-        values = [f"{link.pod}:{link.incarnation}:{link.epoch}" for link in links]
-        lives = ["" if link.persistent else self._ttl_ms for link in links]
-        pairs = _interleave(values, lives)
-        how = "last" if last else "more"
-        return self._call("restore", writer, shard, service, uids, how, *pairs)
+        """Write back a part of a shard's lost links; a temporary one lives as if refreshed now.
+
+        `token` names the replay: a small number, the same for all parts of the shard.
+        """
+        pairs = chain.from_iterable(map(self._restored, kept))
+        how = ("first" if first else "next", "last" if last else "more")
+        return self._call("restore", writer, shard, service, uids, token, *how, *pairs)
+
+    def _restored(self, kept: Kept) -> tuple[str, int | str]:
+        link = kept.link
+        value = f"{link.pod}:{link.incarnation}:{link.epoch}"
+        if kept.removal_s is None:
+            return value, "" if link.persistent else self._ttl_ms
+        left_ms = _delay_ms(kept.removal_s)
+        return f"{value}:{'p' if link.persistent else 't'}", left_ms
 
     def take_over(self, writer: Writer, shard: int) -> Call:
         """Make the caller the shard's only writer."""
@@ -201,6 +224,11 @@ class LinkCalls:
         if ttl_ms is not None:
             lease_s = min(lease_s, max(0.0, ttl_ms / 1000 - self.config.margin_s))
         return Link(int(pod), int(incarnation), int(epoch), ttl_ms is None, lease_s)
+
+
+def parse_counter(stored: bytes | None) -> int:
+    """Read a shard's counter out of "counter:router"; one that is missing counts as 0."""
+    return int(stored.split(b":", 1)[0]) if stored else 0
 
 
 def _kind(persistent: bool) -> str:  # noqa: FBT001 - it has no other argument

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
 from typing import Any
 
 from ray_route.config import RouteConfig
 from ray_route.errors import ConfigError, UnsafeStoreError
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
-from ray_route.store.scripts import script_call
+from ray_route.store.scripts import Call, command, script_call
 
 LAYOUT = 1
 
 
-def open_namespace(
-    store: Store, namespace: str, options: dict[str, Any]
-) -> tuple[Keys, str, RouteConfig]:
-    """Refuse an unsafe store; fix layout and options at first use; return keys, id and options.
+def open_namespace(store: Store, namespace: str, options: dict[str, Any]) -> RouteConfig:
+    """Refuse an unsafe store; fix layout and options at first use; return the options in force.
 
     What leases rest on is kept in Redis, so that a router made anew by anyone, and every pod,
     counts by the same durations. Raises `UnsafeStoreError` for a server that could lose or
@@ -30,17 +27,38 @@ def open_namespace(
         check_safe(store.url.address, info)
     wanted = RouteConfig.of(options)
     keys = Keys(namespace, wanted.shards)
-    args = [LAYOUT, wanted.shards, uuid.uuid4().hex, json.dumps(wanted.durable())]
-    layout, shards, name, durable = store.one(script_call("open_namespace", [keys.meta], args))
+    args = [LAYOUT, wanted.shards, json.dumps(wanted.durable())]
+    layout, *rest = store.one(script_call("open_namespace", [keys.meta], args))
     if int(layout) != LAYOUT:
         raise UnsafeStoreError(
             address=store.url.address,
             reason=f"namespace {namespace!r} has data layout {int(layout)}, not {LAYOUT}",
             fix="use the ray_route version that wrote it, or another namespace",
         )
+    shards, durable = rest
     held = RouteConfig.of({**options, **json.loads(durable), "shards": int(shards)})
     check_options(namespace, held, options)
-    return Keys(namespace, held.shards), name.decode(), held
+    return held
+
+
+def restore_meta(keys: Keys, config: RouteConfig, router: int) -> Call:
+    """Write back what a namespace runs with, after Redis has lost it."""
+    args = [LAYOUT, config.shards, json.dumps(config.durable()), router]
+    return script_call("restore_meta", [keys.meta], args)
+
+
+def seal(keys: Keys, run_ids: list[str]) -> Call:
+    """Note that the namespace is whole on these server processes.
+
+    Pods claim their indexes only in a sealed namespace, and a router that starts on the same
+    processes knows that nothing is lost.
+    """
+    return command("HSET", keys.meta, "sealed", ",".join(run_ids))
+
+
+def read_seal(keys: Keys) -> Call:
+    """Read what `seal` wrote last."""
+    return command("HGET", keys.meta, "sealed")
 
 
 def check_options(namespace: str, held: RouteConfig, options: dict[str, Any]) -> None:

@@ -30,9 +30,13 @@ class PodCalls:
     keys: Keys
 
     def claim(self, who: Identity, lease_s: float, state: RoutingState) -> Call:
-        """Claim an index. Replies "ok" and the incarnation, or "held" and the ms to wait."""
+        """Claim an index.
+
+        Replies "ok" and the incarnation, "held" and the ms to wait, or "unsealed": Redis has lost
+        the tables, and the router must write them back first.
+        """
         args = [who.pod, who.process, int(lease_s * 1000), who.service, who.node, who.actor]
-        keys = [self.keys.pods(who.service), self.keys.services]
+        keys = [self.keys.pods(who.service), self.keys.services, self.keys.meta]
         return script_call("claim", keys, [*args, state.value])
 
     def renew(self, who: Identity, incarnation: int, load: float, state: RoutingState) -> Call:
@@ -67,6 +71,12 @@ class PodCalls:
         """Set a pod's routing state. Replies "ok", "gone", "superseded" or "absent"."""
         args = [pod.pod, pod.incarnation, state.value]
         return script_call("set_state", [self.keys.pods(service)], args)
+
+    def restore(self, service: str, pod: PodRecord) -> Call:
+        """Write back what Redis may have lost of a pod. Replies "written" or "known"."""
+        facts = [pod.life.value, pod.state.value, repr(pod.load), pod.heartbeat_us]
+        args = [pod.pod, pod.incarnation, *facts, service, pod.process, pod.node, pod.actor]
+        return script_call("restore_pod", [self.keys.pods(service), self.keys.services], args)
 
     def table(self, service: str) -> Call:
         """Read all records of a service."""

@@ -21,7 +21,7 @@ _PRELUDES = {
         "take_over",
     ),
     "_removal.lua": ("remove", "remove_if"),
-    "_pods.lua": ("claim", "renew", "end_life", "set_state"),
+    "_pods.lua": ("claim", "renew", "end_life", "set_state", "restore_pod"),
 }
 
 

@@ -86,6 +86,11 @@ class Shard:
         """Set what is left of a link's life by hand."""
         assert self.store.one(command("PEXPIRE", self.key(uid), ms)) == 1
 
+    def put(self, uid: str, value: bytes, link: Link) -> None:
+        """Store a link by hand."""
+        life = () if link.persistent else ("PX", TTL_MS)
+        self.store.one(command("SET", self.key(uid), value, *life))
+
     def counter(self) -> tuple[int, int]:
         """The stored counter, and the router that wrote it."""
         stored = self.store.one(command("GET", self.calls.keys.counter(0)))

@@ -19,7 +19,7 @@ from shardbench import Shard
 
 from ray_route.model import Link
 from ray_route.store.connect import Store
-from ray_route.store.links import ShardReply
+from ray_route.store.links import Kept, ShardReply
 
 UIDS = st.sampled_from(["a", "b", "c:d", "{e}"])
 OWNERS = st.builds("{}:{}".format, st.sampled_from([0, 1, 10]), st.sampled_from([7, 70]))
@@ -44,6 +44,14 @@ class Held:
         has_no_ttl = self.persistent and not self.marked
         return Link(int(pod), int(incarnation), self.epoch, has_no_ttl, 0.0)
 
+    def whole(self) -> Link:
+        pod, incarnation = self.owner.split(":")
+        return Link(int(pod), int(incarnation), self.epoch, self.persistent, 0.0)
+
+    def kept(self) -> Kept:
+        """What the router remembers of it."""
+        return Kept(self.whole(), 1_000.0 if self.marked else None)
+
     def is_meant(self, meant: str) -> bool:
         numbers = f"{self.owner}:{self.epoch}".split(":")
         return meant.split(":") == numbers[: meant.count(":") + 1]
@@ -58,6 +66,7 @@ class LinkMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         self.shard = Shard(self.store)
         self.held: dict[str, Held] = {}
+        self.older: dict[str, Held] = {}
         self.counter = 0
         self.owners: dict[tuple[str, int], str] = {}
         self.highest: dict[str, int] = {}
@@ -154,26 +163,48 @@ class LinkMachine(RuleBasedStateMachine):
     @rule(kept=st.sets(UIDS))
     def lose_all_but_some_and_replay(self, kept: set[str]) -> None:
         """Redis loses its counter and most links; the router replays what it remembers."""
-        before = self.shard.stored(sorted(self.held))
-        remembered = dict(zip(sorted(self.held), before, strict=True))
-        self._lose(kept)
+        remembered = [(uid, held.kept()) for uid, held in sorted(self.held.items())]
+        for uid in self.held.keys() - kept:
+            self.shard.do("remove", [uid])
+        self._replay(remembered)
+
+    @rule(data=st.data())
+    def fail_over_to_what_was_before_and_replay(self, data: st.DataObject) -> None:
+        """A replica that lacks the last writes is promoted; the router remembers them."""
+        removed = {uid: held for uid, held in self.older.items() if uid not in self.held}
+        for uid in sorted({*self.held, *self.older}):
+            if self._differs_in_kind_alone(uid):
+                continue  # nobody can tell which of the two is newer: what is stored stays
+            if data.draw(st.booleans(), label=f"{uid} goes back"):
+                self.shard.do("remove", [uid])
+                if uid in self.older:
+                    self.shard.put(uid, self.older[uid].value(), self.older[uid].link())
+        remembered = [(uid, held.kept()) for uid, held in sorted(self.held.items())]
+        remembered += [(uid, Kept(held.whole(), 0.0)) for uid, held in sorted(removed.items())]
+        self._replay(remembered)
+
+    def _differs_in_kind_alone(self, uid: str) -> bool:
+        held, older = self.held.get(uid), self.older.get(uid)
+        return bool(held and older) and held != older and held.epoch == older.epoch
+
+    @rule()
+    def replicate(self) -> None:
+        """What a promoted replica would hold from now on."""
+        self.older = dict(self.held)
+
+    def _replay(self, remembered: list[tuple[str, Kept]]) -> None:
+        self.shard.set_counter(0)
         router = self.shard.seen_by(1, seen=self.counter)
         if self.counter:
             assert router.do("set_if_absent", ["a"], ["9:9"]).status == "lost"
             assert router.read("a", seen=self.counter).status == "lost"
-        for uid, link in remembered.items():
-            router.do("restore", [uid], [link], last=False)
-        reply = router.do("restore", [], [], last=True)
+        router.do("restore", [], [], last=False)
+        for uid, kept in remembered:
+            router.do("restore", [uid], [kept], first=False, last=False)
+            assert router.do("set_if_absent", ["a"], ["9:9"]).status == "lost"
+        reply = router.do("restore", [], [], first=False)
         assert reply.counter > max([self.counter, *self.highest.values()])
         self.counter = reply.counter
-
-    def _lose(self, kept: set[str]) -> None:
-        for uid in self.held.keys() - kept:
-            self.shard.do("remove", [uid])
-            # A marked link is remembered as a temporary one, its mark is lost with it.
-            held = self.held[uid]
-            self.held[uid] = replace(held, persistent=held.link().persistent, marked=False)
-        self.shard.set_counter(0)
 
     @invariant()
     def the_store_holds_what_the_model_holds(self) -> None:

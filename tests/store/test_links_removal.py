@@ -4,6 +4,7 @@ import pytest
 from helpers import eventually
 from shardbench import MARGIN_S, NO_TTL, TTL_MS, Shard, owner
 
+from ray_route.store.links import Kept
 from ray_route.store.scripts import command
 
 
@@ -105,7 +106,7 @@ def test_no_use_of_a_link_undoes_its_scheduled_removal(shard: Shard, persistent)
     shard.one("set_if_absent", "u", "2:8", persistent=True)
     shard.one("relink", "u", held.epoch - 1, "2:8")
     shard.one("try_set", "u", "2:8", None, persistent=True)
-    shard.one("restore", "u", held, last=True)
+    shard.one("restore", "u", Kept(held), last=True)
     assert shard.raw("u") == marked
     assert shard.pttl("u") <= 20_000
 

@@ -20,6 +20,7 @@ from ray_route.router.shards import Shards
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, Writer
+from ray_route.store.namespaces import seal
 from ray_route.store.pods import Identity, PodCalls
 
 KEYS = Keys("race", 16)
@@ -55,10 +56,12 @@ class Namespace:
 async def opened(store: Store) -> Namespace:
     pods = PodCalls(KEYS)
     connection = AsyncStore(store.url)
+    store.one(seal(KEYS, ["this-server"]))
     for pod in range(3):
         who = Identity("svc", pod, f"process-{pod}", "node", "")
         store.one(pods.claim(who, 60, RoutingState.READY))
     shards = Shards(connection, KEYS, LinkCalls(KEYS, CONFIG))
+    await shards.claim()
     await shards.take_over()
     census = Census(connection, KEYS, lambda *_: None)
     directory = Directory(CONFIG, KEYS, connection, census, shards)

@@ -10,23 +10,15 @@ from ray_route.store.namespaces import open_namespace
 from ray_route.store.scripts import command
 
 
-def test_every_opening_gets_the_same_keys_id_and_options(store: Store, namespace: str):
+def test_every_opening_gets_the_same_options(store: Store, namespace: str):
     first = open_namespace(store, namespace, {"shards": 8, "ttl_s": 100.0, "margin_s": 5.0})
-    keys, name, config = first
-    assert keys == Keys(namespace, 8)
-    assert len(name) == 32
-    assert config == RouteConfig(shards=8, ttl_s=100.0, margin_s=5.0)
+    assert first == RouteConfig(shards=8, ttl_s=100.0, margin_s=5.0)
     assert open_namespace(store, namespace, {"shards": 8, "ttl_s": 100.0, "margin_s": 5.0}) == first
 
 
 def test_who_asks_for_nothing_gets_what_the_first_one_decided(store: Store, namespace: str):
     first = open_namespace(store, namespace, {"shards": 8, "pod_lease_s": 30.0})
     assert open_namespace(store, namespace, {}) == first
-
-
-def test_two_namespaces_of_one_store_have_different_ids(store: Store, namespace: str):
-    ids = {open_namespace(store, f"{namespace}{number}", {})[1] for number in range(3)}
-    assert len(ids) == 3
 
 
 @pytest.mark.parametrize(
@@ -59,9 +51,9 @@ def test_an_invalid_option_is_refused_before_anything_is_written(store: Store, n
 
 def test_data_in_another_layout_is_refused_and_left_alone(store: Store, namespace: str):
     meta = Keys(namespace, 8).meta
-    store.one(command("HSET", meta, "layout", "2", "shards", "8", "id", "theirs"))
+    store.one(command("HSET", meta, "layout", "2", "shards", "8"))
     with pytest.raises(UnsafeStoreError, match="layout 2") as caught:
         open_namespace(store, namespace, {"shards": 8})
     assert caught.value.address == store.url.address
     assert namespace in str(caught.value)
-    assert store.one(command("HMGET", meta, "layout", "shards", "id")) == [b"2", b"8", b"theirs"]
+    assert store.one(command("HMGET", meta, "layout", "shards", "options")) == [b"2", b"8", None]

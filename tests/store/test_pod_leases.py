@@ -10,6 +10,7 @@ from helpers import eventually
 from ray_route.model import Life, PodRecord, RoutingState
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
+from ray_route.store.namespaces import seal
 from ray_route.store.pods import Identity, PodCalls, parse_table
 from ray_route.store.scripts import command, script_call
 
@@ -69,7 +70,9 @@ class Pods:
 
 @pytest.fixture
 def pods(store: Store, namespace: str) -> Pods:
-    return Pods(store, PodCalls(Keys(namespace, 1)))
+    calls = PodCalls(Keys(namespace, 1))
+    store.one(seal(calls.keys, ["this-server"]))
+    return Pods(store, calls)
 
 
 def test_a_claim_fills_the_record(pods: Pods):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pytest
 
 from ray_route.config import RouteConfig
-from ray_route.errors import StoreUnavailableError
+from ray_route.errors import LostWritesError, StoreUnavailableError
 from ray_route.model import Link
 from ray_route.router.shards import Build, Outcome, Shards, SupersededError
 from ray_route.store.connect import AsyncStore, Store
@@ -39,6 +39,7 @@ class Routers:
 
         async def begin() -> T:
             async with opened(self) as shards:
+                await shards.claim()
                 await shards.take_over()
                 return await work(shards)
 
@@ -162,6 +163,7 @@ def test_a_superseded_router_is_told_and_changes_nothing(routers: Routers, store
     async def work(old: Shards) -> None:
         await old.run(UIDS, routers.place_on("1:7"))
         async with opened(routers) as young:
+            await young.claim()
             await young.take_over()
             assert young.incarnation > old.incarnation
             for build in (routers.place_on("2:8"), routers.remove()):
@@ -176,6 +178,7 @@ def test_a_router_that_comes_too_late_can_not_take_over(routers: Routers):
     async def work(young: Shards) -> None:
         async with opened(routers) as late:
             late.incarnation = young.incarnation
+            await late.claim()
             await late.take_over()
             assert late.incarnation > young.incarnation
             with pytest.raises(SupersededError):
@@ -210,9 +213,9 @@ def test_a_shard_that_lost_its_writes_is_an_error_and_not_a_miss(
     lost = {uid: error for uid, error in outcomes.items() if not isinstance(error, Outcome)}
     assert lost.keys() == {uid for uid in UIDS if routers.keys.shard(uid) == 3}
     error = lost[routers.a_uid_of(3)]
-    assert isinstance(error, StoreUnavailableError)
+    assert isinstance(error, LostWritesError)
     assert error.namespace == routers.keys.namespace
-    assert "shard 3" in str(error)
+    assert error.shards == [3]
     assert owners({uid: outcomes[uid] for uid in outcomes.keys() - lost.keys()}) == {(1, 7)}
 
 
@@ -265,7 +268,7 @@ def test_a_restart_without_data_is_noticed_and_places_nobody_anew(
         return await shards.run(UIDS, routers.place_on("2:8"))
 
     outcomes = routers.run(work)
-    assert {type(outcome) for outcome in outcomes.values()} == {StoreUnavailableError}
+    assert {type(outcome) for outcome in outcomes.values()} == {LostWritesError}
     assert "lost writes" in str(outcomes[UIDS[0]])
 
 

@@ -166,7 +166,7 @@ def test_every_answer_is_kept_once_before_anybody_hears_of_it():
 
 def test_leases_count_from_before_the_call_was_sent(monkeypatch: pytest.MonkeyPatch):
     moment = [100.0]
-    monkeypatch.setattr("ray_route.coalesce.now", lambda: moment[0])
+    monkeypatch.setattr("ray_route.client.coalesce.now", lambda: moment[0])
     router = Router()
     router.ask("a")
     router.ask("b")

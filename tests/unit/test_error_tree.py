@@ -12,6 +12,7 @@ from ray_route.errors import (
     ConfigError,
     FencedError,
     InvalidInputError,
+    LostWritesError,
     NoAvailablePodError,
     PartialBatchError,
     PodRestartingError,
@@ -36,6 +37,7 @@ EXAMPLES: dict[type[RouteError], RouteError] = {
     PodUnavailableError: PodUnavailableError(reason="it is gone", may_have_run=True, **IDS),
     FencedError: FencedError(reason="released", may_have_run=False, epoch=2**53 - 1, **IDS),
     StoreUnavailableError: StoreUnavailableError(address=ADDRESS, reason="refused", **IDS),
+    LostWritesError: LostWritesError(address=ADDRESS, shards=[3], reason="restarted", **IDS),
     PartialBatchError: PartialBatchError(
         address=ADDRESS,
         reason="refused",

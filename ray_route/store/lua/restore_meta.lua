@@ -1,0 +1,8 @@
+-- Writes back what the namespace runs with, over what a newcomer may have written meanwhile.
+-- KEYS  1 meta, a hash
+-- ARGV  1 layout version; 2 shards; 3 options as JSON; 4 incarnation of the calling router
+-- Returns 'ok'
+redis.call('HSET', KEYS[1], 'layout', ARGV[1], 'shards', ARGV[2], 'options', ARGV[3])
+local router = tonumber(redis.call('HGET', KEYS[1], 'router') or '0')
+if router < tonumber(ARGV[4]) then redis.call('HSET', KEYS[1], 'router', ARGV[4]) end
+return 'ok'

@@ -1,0 +1,19 @@
+-- Writes back what a router knows of a pod and Redis may have lost: its record, that its life has
+-- ended, or its routing state. Whatever a younger incarnation has written stays.
+-- KEYS  1 pod table; 2 the namespace's set of services
+-- ARGV  1 pod; 2 incarnation; 3 life; 4 routing state; 5 load; 6 heartbeat; 7 service; 8 process;
+--       9 node; 10 actor
+-- Returns 'written', or 'known' if nothing was lost
+local incarnation = get('incarnation')
+if not incarnation or tonumber(incarnation) < tonumber(ARGV[2]) then
+  put({incarnation = ARGV[2], life = ARGV[3], state = ARGV[4], load = ARGV[5],
+    heartbeat = ARGV[6], process = ARGV[8], node = ARGV[9], actor = ARGV[10]})
+  redis.call('SADD', KEYS[2], ARGV[7])
+  return 'written'
+end
+if incarnation ~= ARGV[2] then return 'known' end
+local life = get('life')
+if life ~= 'alive' then return 'known' end
+if ARGV[3] == 'alive' and get('state') == ARGV[4] then return 'known' end
+put({life = ARGV[3], state = ARGV[4]})
+return 'written'
