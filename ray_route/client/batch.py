@@ -22,7 +22,7 @@ from ray_route.clock import Deadline
 from ray_route.errors import InvalidInputError, PartialBatchError, RouteError, RouteTimeoutError
 from ray_route.model import MAX_UID_BYTES, MAX_UTF8, Link, LinkedPods, check_uids
 from ray_route.steps import Blocking, Remote, Steps
-from ray_route.store.bulk import FIRST_OWNER, BulkReader, Owned
+from ray_route.store.bulk import FAILED, FIRST_OWNER, BulkReader, Owned
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
 from ray_route.store.url import StoreUrl
@@ -84,14 +84,15 @@ def look_up(
     try:
         for some, step in read:
             try:
-                owned: Owned = yield step
-                batch.take(some, (yield from _replayed(batch, some, owned)))
+                batch.put(some, (yield step))
             except (ray.exceptions.RayError, RouteError) as error:
                 batch.miss(some, f"{type(error).__name__}: {error}")
             if options.progress is not None:
                 options.progress(batch.done, len(uids))
     finally:
         read.close()
+    for some, owned in batch.held:
+        batch.take(some, (yield from _replayed(batch, some, owned)))
     return batch.result()
 
 
@@ -187,6 +188,7 @@ class _Batch:
         self.service = service
         self.deadline = deadline
         self.done = 0
+        self.held: list[tuple[Sequence[str], Owned]] = []
         self.seen = array("q", session.all_seen())
         self._total = len(uids)
         self._pods: dict[int, list[str]] = {}
@@ -202,6 +204,17 @@ class _Batch:
         read = partial(reader.read, blob.split(separator), self.deadline)
         return Blocking(read, f"Redis at {self.session.url.address}")
 
+    def put(self, uids: Sequence[str], owned: Owned) -> None:
+        """Take in a slice; once some shard is lost, hold it and what follows for later.
+
+        So the others are read before anyone waits for a replay, and the order is kept.
+        """
+        if owned.lost or self.held:
+            self.held.append((uids, owned))
+        else:
+            self.take(uids, owned)
+        self.done += len(uids)
+
     def take(self, uids: Sequence[str], owned: Owned) -> None:
         """Take in what was found about a slice."""
         owners = owned.owners[FIRST_OWNER:]
@@ -213,13 +226,11 @@ class _Batch:
         self._failed.update(owned.failed)
         for shard, counter in owned.counters.items():
             self.session.saw(shard, counter)
-        self.done += len(uids)
 
     def miss(self, uids: Sequence[str], reason: str) -> None:
         """Take in that a slice could not be read."""
-        self._failed.update(dict.fromkeys(map(self.session.keys.shard, uids), reason))
-        self._unanswered.extend(uids)
-        self.done += len(uids)
+        failed = dict.fromkeys(map(self.session.keys.shard, uids), reason)
+        self.put(uids, Owned([], bytes([FAILED]) * len(uids), {}, failed))
 
     def result(self) -> LinkedPods:
         """Return the whole answer, or raise an error that carries what there is of it."""
