@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SHARED := ../shared/data/college_msg.txt
 
-.PHONY: demo test chaos lint type floors bench check clean
+.PHONY: demo test chaos soak lint type floors bench check clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -19,8 +19,11 @@ demo: $(READY)  ## sticky routing at work, on a real message log where there is 
 test: $(READY)  ## the whole suite, short forms of long tests included
 	$(BIN)/python -m pytest
 
+soak: $(READY)  ## five minutes of faults of Redis and pods; repeat one with SOAK_SEED
+	SOAK_S=$${SOAK_S:-300} $(BIN)/python -m pytest -s tests/chaos/test_soak.py
+
 chaos: $(READY)  ## five minutes of seeded faults; repeat one with CHAOS_SEED
-	CHAOS_S=$${CHAOS_S:-300} $(BIN)/python -m pytest -s tests/chaos
+	CHAOS_S=$${CHAOS_S:-300} $(BIN)/python -m pytest -s tests/chaos/test_chaos.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

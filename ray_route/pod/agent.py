@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from ray_route.errors import (
     InvalidInputError,
     PodUnavailableError,
     RouteError,
+    StoreUnavailableError,
 )
 from ray_route.gateway import Gateway, resolve_url
 from ray_route.model import DrainProgress, Link, RoutingState, check_name, check_pod, check_uid
@@ -194,11 +196,23 @@ class PodAgent:
             self._attendance.end()
         try:
             if admissions is not None:
-                call = self._calls.resign(self._who, admissions.membership.incarnation)
-                self._gateway.store.one(call)
+                self._resign(admissions.membership.incarnation)
                 self._ask_router("records", self.service)
         finally:
             self._gateway.close()
+
+    def _resign(self, incarnation: int) -> None:
+        """Give the index back; a store that is just coming back gets a few seconds."""
+        deadline = Deadline.after(_STOP_S)
+        while True:
+            try:
+                self._gateway.store.one(self._calls.resign(self._who, incarnation))
+            except StoreUnavailableError:
+                if not deadline.remaining():
+                    raise
+                time.sleep(_POLL_S)
+            else:
+                return
 
     def drain(self, deadline_s: float) -> DrainProgress:
         """Move all uids away, within so many seconds; return how far that came.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -114,8 +115,22 @@ def _unserved(history: History, bound_s: float) -> Iterator[str]:
             yield f"{call.uid} waited {call.answered - call.asked:.2f} s, from {call.asked:.2f}"
 
 
+def unexplained_moves(history: History) -> list[str]:
+    """Return every change of an owner whose life no fault had struck before."""
+    struck = {fault.incarnation: fault.at for fault in reversed(history.faults)}
+    moved = []
+    for uid, calls in _by_uid(history.served).items():
+        for one, other in pairwise(sorted(calls, key=lambda served: served.start)):
+            if other.epoch != one.epoch and struck.get(one.incarnation, math.inf) > other.start:
+                moved.append(f"{uid} left {_life(one)} at {other.start:.2f} for no reason")
+    return moved
+
+
 def recovery_s(history: History, kind: str) -> list[float]:
-    """Return how long calls of a struck life's uids waited for their first answer after it."""
+    """Return how long calls of a struck life's uids waited for their first answer after it.
+
+    A fault that names no life struck them all.
+    """
     waits = []
     for fault in history.faults:
         if fault.kind != kind:
@@ -123,7 +138,7 @@ def recovery_s(history: History, kind: str) -> list[float]:
         struck = {
             call.uid
             for call in history.served
-            if call.incarnation == fault.incarnation and call.start <= fault.at
+            if fault.incarnation in (0, call.incarnation) and call.start <= fault.at
         }
         first: dict[str, float] = {}
         for call in history.acknowledged:

@@ -19,6 +19,10 @@ from helpers import router_handle
 from history import Acknowledged, Fault, History, Served
 
 import ray_route
+from ray_route.store.connect import Store
+from ray_route.store.embedded import EmbeddedServer
+from ray_route.store.scripts import Call
+from ray_route.store.url import parse_url
 
 SERVICE = "storm"
 CALL_S = 0.002
@@ -34,10 +38,12 @@ class Storm:
         deployment: ray_route.Deployment,
         folder: Path,
         seed: int,
+        server: EmbeddedServer | None = None,
     ) -> None:
         self.client = client
         self.deployment = deployment
         self.folder = folder
+        self.server = server
         self.random = random.Random(seed)
         self.history = History()
         self.failures: list[str] = []
@@ -85,9 +91,7 @@ class Storm:
             call = f"{uid}#{next(self._numbers)}"
             asked = time.monotonic()
             try:
-                self.client.call(
-                    uid, SERVICE, "serve", call, CALL_S, idempotent=True, timeout=TIMEOUT_S
-                )
+                call_patiently(self.client, uid, call, CALL_S)
             except ray_route.RouteError as error:
                 self.failures.append(f"{call}: {error!r} {error}")
                 continue
@@ -161,12 +165,44 @@ class Storm:
         self._note("router")
         ray.kill(router_handle(self.client.namespace), no_restart=False)
 
+    def _flush(self) -> None:
+        """Have Redis forget everything."""
+        assert self.server is not None
+        self._note("flush")
+        redis = Store(parse_url(self.server.url))
+        redis.one(Call("", ("FLUSHALL",)))
+        redis.close()
+
+    def _crash(self) -> None:
+        """Kill Redis, which keeps nothing on disk, and start it again after a moment."""
+        assert self.server is not None
+        self._note("crash")
+        self.server.stop()
+        self._wait(0.3)
+        self.server.start()
+
     def _scale(self) -> None:
         """Drain the highest pod and end it, then bring it back."""
-        self._note("scale")
+        top = self.client.pods(SERVICE)[3]
+        link = ray_route.Link(3, top.incarnation, 0, persistent=False, lease_s=0)
+        self._note("scale", link)
         with contextlib.suppress(ray_route.PodUnavailableError):  # it died while it was drained
             self.deployment.scale(3)
         self.deployment.scale(4)
+
+
+def call_patiently(client: ray_route.RouteClient, uid: str, call: str, seconds: float) -> None:
+    """Make a call; try again while Redis is away, which is said at once and is no miss."""
+    ends = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            client.call(uid, SERVICE, "serve", call, seconds, idempotent=True, timeout=TIMEOUT_S)
+        except ray_route.StoreUnavailableError:
+            if time.monotonic() >= ends:
+                raise
+            time.sleep(0.02)
+        else:
+            return
 
 
 def read_logs(folder: Path) -> list[Served]:

@@ -294,3 +294,51 @@ def test_a_routing_state_is_set_on_the_living_incarnation_alone(pods: Pods):
     pods.lose_everything()
     assert pods.set_state(seen, DENY_NEW) == b"absent"
     assert pods.table() == []
+
+
+def test_a_renewal_brings_back_a_claim_that_redis_has_lost(pods: Pods):
+    """A promoted replica may know the life before only, even that it is gone."""
+    pods.claim(FIRST)
+    older = pods.store.one(command("HGETALL", pods.calls.keys.pods("chat")))
+    pods.resign(FIRST, pods.record().incarnation)
+    claimed = pods.claim(SECOND)
+    pods.lose_everything()
+    flat = [part for pair in older.items() for part in pair] if isinstance(older, dict) else older
+    pods.store.one(command("HSET", pods.calls.keys.pods("chat"), *flat))
+    assert pods.renew(SECOND, claimed, load=3.0) == b"ok"
+    assert (pods.record().incarnation, pods.record().process) == (claimed, SECOND.process)
+    assert pods.record().life is Life.ALIVE
+
+
+def test_what_a_router_knows_of_pods_is_written_back(pods: Pods):
+    pods.claim(FIRST)
+    record = replace(pods.record(), state=DENY_NEW, load=4.0)
+    pods.lose_everything()
+    assert pods.store.one(pods.calls.restore("chat", record)) == b"written"
+    assert pods.record() == record
+    assert pods.services() == {b"chat"}
+    assert pods.store.one(pods.calls.restore("chat", record)) == b"known"
+
+
+def test_a_death_that_redis_has_forgotten_is_written_back(pods: Pods):
+    pods.claim(FIRST)
+    gone = replace(pods.record(), life=Life.GONE)
+    assert pods.store.one(pods.calls.restore("chat", gone)) == b"written"
+    assert pods.record().life is Life.GONE
+    assert pods.store.one(pods.calls.restore("chat", replace(gone, life=Life.ALIVE))) == b"known"
+    assert pods.record().life is Life.GONE
+
+
+def test_a_younger_life_stays_when_an_older_one_is_written_back(pods: Pods):
+    pods.claim(FIRST)
+    older = pods.record()
+    pods.resign(FIRST, older.incarnation)
+    pods.claim(SECOND)
+    assert pods.store.one(pods.calls.restore("chat", older)) == b"known"
+    assert pods.record().process == SECOND.process
+
+
+def test_an_index_is_claimed_in_a_sealed_namespace_only(pods: Pods):
+    pods.store.one(command("DEL", pods.calls.keys.meta))
+    assert pods.try_claim(FIRST)[0] == b"unsealed"
+    assert pods.table() == []
