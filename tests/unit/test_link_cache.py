@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import random
+import sys
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 from helpers import ManualClock
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ray_route.cache import LinkCache
+from ray_route.clock import now
 from ray_route.model import Link
 
 S = "chat"
@@ -198,6 +206,226 @@ def test_more_invalidations_than_fit_cost_no_entry_that_was_not_meant(clock):
     for number in range(10):
         cache.drop(S, f"u{number}")
     assert cache.get(S, "kept") == LINK
+
+
+def test_what_was_asked_for_gets_a_second_chance_and_only_one(clock):
+    cache = LinkCache(3, clock)
+    for uid in ("a", "b", "c"):
+        cache.put(S, uid, LINK, clock())
+    for uid in ("a", "c"):
+        cache.get(S, uid)
+    cache.put(S, "d", LINK, clock())
+    cache.put(S, "e", LINK, clock())
+    assert {uid for uid in "abcde" if cache.get(S, uid)} == {"c", "d", "e"}
+
+
+def test_when_all_were_asked_for_the_one_longest_in_line_goes(clock):
+    cache = LinkCache(3, clock)
+    for uid in ("a", "b", "c", "d"):
+        cache.put(S, uid, LINK, clock())
+    for uid in ("b", "c", "d"):
+        cache.get(S, uid)
+    cache.put(S, "e", LINK, clock())
+    assert {uid for uid in "abcde" if cache.get(S, uid)} == {"c", "d", "e"}
+
+
+@pytest.mark.parametrize("forget", [lambda cache: cache.drop(S, "b"), LinkCache.flush])
+def test_a_second_chance_is_not_inherited(clock, forget):
+    cache = LinkCache(3, clock)
+    for uid in ("a", "b", "c"):
+        cache.put(S, uid, LINK, clock())
+        cache.get(S, uid)
+    forget(cache)
+    clock.tick(1)
+    for uid in ("a", "d", "c"):
+        cache.put(S, uid, LINK, clock())
+    for uid in ("a", "c"):
+        cache.get(S, uid)
+    cache.put(S, "e", LINK, clock())
+    assert {uid for uid in "abcde" if cache.get(S, uid)} == {"a", "c", "e"}
+
+
+def test_all_that_was_asked_for_lately_makes_room_all_the_same(clock):
+    cache = LinkCache(3, clock)
+    for uid in ("a", "b", "c", "d", "e"):
+        cache.put(S, uid, LINK, clock())
+        for known in "abcde":
+            cache.get(S, known)
+    assert len(cache) == 3
+    assert cache.get(S, "e") == LINK
+
+
+def test_the_bound_is_for_all_services_together(clock):
+    cache = LinkCache(3, clock)
+    for service in ("s", "t", "v", "w"):
+        cache.put(service, "u", LINK, clock())
+    assert [service for service in "stvw" if cache.get(service, "u")] == ["t", "v", "w"]
+
+
+def test_what_was_dropped_leaves_its_room_to_others(clock):
+    cache = LinkCache(3, clock)
+    for uid in ("a", "b", "c"):
+        cache.put(S, uid, LINK, clock())
+    cache.drop(S, "b")
+    cache.put(S, "d", LINK, clock())
+    assert {uid for uid in "abcd" if cache.get(S, uid)} == {"a", "c", "d"}
+
+
+def test_what_has_ended_goes_in_time(clock):
+    cache = LinkCache(100, clock)
+    for number in range(50):
+        cache.put(S, f"old{number}", at_epoch(100, lease_s=1), clock())
+    clock.tick(1)
+    for number in range(50):
+        cache.put(S, f"new{number}", LINK, clock())
+    assert set(cache._links[S]) == {f"new{number}" for number in range(50)}
+
+
+def test_nothing_is_believed_for_longer_than_it_may_be_trusted(cache: LinkCache, clock):
+    cache.put(S, "u", LINK, clock())
+    cache.trusted_until = clock() + 2
+    assert cache.get(S, "u") == LINK
+    clock.tick(2)
+    assert cache.get(S, "u") is None
+    cache.trusted_until = clock() + 2
+    assert cache.get(S, "u") == LINK
+
+
+def test_a_link_to_a_life_that_does_not_serve_is_a_miss_for_as_long(clock):
+    serving: dict[str, dict[int, int]] = {}
+    cache = LinkCache(100, clock, serving)
+    cache.put(S, "u", LINK, clock())
+    assert cache.get(S, "u") is None
+    serving[S] = {0: 7}
+    assert cache.get(S, "u") == LINK
+    for others in ({0: 6}, {0: 8}, {1: 7}, {}):
+        serving[S] = others
+        assert cache.get(S, "u") is None
+
+
+@pytest.mark.parametrize("odd", [[], {}, None, 7, b"u"])
+def test_what_is_no_uid_or_service_is_in_no_cache(cache: LinkCache, clock, odd):
+    cache.put(S, "u", LINK, clock())
+    assert cache.get(S, odd) is None
+    assert cache.get(odd, "u") is None
+
+
+def test_a_look_up_survives_a_flush_in_its_midst(clock):
+    cache = LinkCache(100, clock)
+    cache.put(S, "u", LINK, clock())
+
+    def flushing() -> float:
+        cache._clock = clock
+        cache.flush()
+        return clock()
+
+    cache._clock = flushing
+    assert cache.get(S, "u") == LINK
+    assert cache.get(S, "u") is None
+
+
+UIDS = st.sampled_from("abcde")
+ACTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), UIDS, st.integers(1, 5)),
+        st.tuples(st.just("put late"), UIDS, st.integers(1, 5)),
+        st.tuples(st.just("get"), UIDS, st.just(0)),
+        st.tuples(st.just("drop"), UIDS, st.integers(0, 5)),
+        st.tuples(st.just("flush"), UIDS, st.just(0)),
+        st.tuples(st.just("tick"), UIDS, st.integers(1, 12)),
+    ),
+    max_size=60,
+)
+
+
+@given(ACTS, st.integers(1, 6))
+def test_it_never_says_what_a_plain_dict_would_not(acts: list[tuple[str, str, int]], maxsize: int):
+    clock = ManualClock()
+    cache = LinkCache(maxsize, clock)
+    truth: dict[str, tuple[int, float]] = {}
+    stale_at = dict.fromkeys("abcde", -1.0)
+    for act, uid, number in acts:
+        held = truth.get(uid)
+        asked_at = clock() - (3 if act == "put late" else 0)
+        clock.tick(0.001)
+        if act.startswith("put"):
+            lives = held is not None and held[1] > clock()
+            if asked_at > stale_at[uid] and not (lives and held and held[0] > number):
+                truth[uid] = number, asked_at + 10
+            cache.put(S, uid, at_epoch(number), asked_at)
+        elif act == "drop":
+            stale_at[uid] = clock()
+            cache.drop(S, uid, number)
+            if held is not None and held[0] <= number:
+                del truth[uid]
+        elif act == "flush":
+            stale_at = dict.fromkeys("abcde", clock())
+            cache.flush()
+            truth.clear()
+        elif act == "tick":
+            clock.tick(number)
+        for name in "abcde":
+            said = cache.get(S, name)
+            known, until = truth.get(name, (None, 0.0))
+            if said is None:
+                # What was evicted for want of room may be put again, under any epoch.
+                if known is not None and (maxsize < 5 or until <= clock()):
+                    del truth[name]
+            else:
+                assert (said.epoch, said.lease_s) == (known, pytest.approx(until - clock()))
+            if maxsize >= 5:
+                assert (said is None) == (name not in truth)
+        assert sum(map(len, cache._links.values())) <= maxsize
+
+
+def test_threads_never_read_what_was_invalidated_before_they_asked():
+    """Put, drop and look up at once: a stale answer that slips in between is seen here."""
+    uids = [f"u{number}" for number in range(4)]
+    truth, floor = dict.fromkeys(uids, 1), dict.fromkeys(uids, 1)
+    cache = LinkCache(3)
+    end = time.monotonic() + 1.0
+
+    def learn(seed: int) -> None:
+        draw = random.Random(seed)
+        while time.monotonic() < end:
+            uid, asked_at = draw.choice(uids), now()
+            cache.put(S, uid, at_epoch(truth[uid]), asked_at)
+
+    def change(uid: str) -> None:
+        while time.monotonic() < end:
+            truth[uid] += 1
+            cache.drop(S, uid, truth[uid] - 1)
+            floor[uid] = truth[uid]
+
+    def read(seed: int) -> int:
+        draw, hits = random.Random(seed), 0
+        while time.monotonic() < end:
+            uid = draw.choice(uids)
+            least = floor[uid]
+            link = cache.get(S, uid)
+            assert link is None or link.epoch >= least
+            hits += link is not None
+        return hits
+
+    with often_switching(), ThreadPoolExecutor(12) as pool:
+        others = [pool.submit(learn, seed) for seed in range(4)]
+        others += [pool.submit(change, uid) for uid in uids]
+        readers = [pool.submit(read, seed) for seed in range(3)]
+        assert all(reader.result() for reader in readers)
+        for other in others:
+            other.result()
+    assert sum(map(len, cache._links.values())) <= 3
+
+
+@contextmanager
+def often_switching() -> Iterator[None]:
+    """Have threads take turns every microsecond, not every 5 ms."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_threads_that_put_at_once_leave_the_highest_epoch(clock):
