@@ -40,6 +40,26 @@ def local_client(namespace: str, **options: Any) -> Iterator[ray_route.RouteClie
         ray.shutdown()
 
 
+@contextmanager
+def deployed(
+    client: ray_route.RouteClient, cls: type = Pod, replicas: int = PODS, service: str = SERVICE
+) -> Iterator[ray_route.Deployment]:
+    """Deploy a service on a local client's own server."""
+    with ray_route.deploy(
+        cls,
+        namespace=client.namespace,
+        service=service,
+        replicas=replicas,
+        redis_url=address(client),
+    ) as deployment:
+        yield deployment
+
+
+def address(client: ray_route.RouteClient) -> str:
+    """Return a client's own URL, for other processes, password included."""
+    return _address(client._session.store)
+
+
 def store_of(client: ray_route.RouteClient) -> tuple[Store, Keys]:
     """Return what a client reads from."""
     return client._session.store, client._session.keys

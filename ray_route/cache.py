@@ -28,7 +28,6 @@ _ANSWER_S = 60.0
 
 # Slots that a put looks into: more than it fills, so that what has ended goes in time.
 _SWEPT = 2
-_NOBODY: dict[int, int] = {}
 
 
 class LinkCache:
@@ -96,13 +95,12 @@ class LinkCache:
         """Return the cached link with what is left of its lease; None below `min_epoch`."""
         try:
             pod, incarnation, epoch, persistent, deadline, slot = self._links[service][uid]
+            if self._serving is not None and self._serving[service][pod] != incarnation:
+                return None
         except (KeyError, TypeError):  # what can't be hashed is no uid, and in no cache
             return None
         at = self._clock()
         if at >= deadline or at >= self.trusted_until or epoch < min_epoch:
-            return None
-        serving = self._serving
-        if serving is not None and serving.get(service, _NOBODY).get(pod) != incarnation:
             return None
         self._touched[slot] = 1
         return make_link(pod, incarnation, epoch, persistent, deadline - at)
