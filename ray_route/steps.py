@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import ray
 
 from ray_route.clock import Deadline
 from ray_route.errors import RouteError, RouteTimeoutError
+from ray_route.landing import Landing
 from ray_route.store.connect import SOCKET_TIMEOUT_S
 
 T = TypeVar("T")
@@ -86,60 +84,29 @@ class Remote:
 class Shared:
     """Wait for a future that others may wait for too; giving up does not cancel it."""
 
-    future: Future[Any]
+    future: Landing[Any]
     what: str
 
     def wait(self, deadline: Deadline) -> Any:
         """Wait in the calling thread."""
-        try:
-            return self.future.result(deadline.remaining())
-        except concurrent.futures.TimeoutError:
-            if self.future.done():
-                return self.future.result(0)
-            raise _late(self.what, deadline) from None
+        return _result(self.future, self.what, deadline)
 
     async def wait_async(self, deadline: Deadline) -> Any:
         """Wait on the running event loop."""
-        loop = asyncio.get_running_loop()
-        shared = _on_loop(loop, self.future)
-        waiter = loop.create_future()
-        wake = partial(_wake, waiter)
-        shared.add_done_callback(wake)
-        timer = loop.call_later(deadline.remaining(), wake, None)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
-            shared.remove_done_callback(wake)
-        if not shared.done():
+        if not self.future.done():
+            await self.future.waiter(deadline.remaining())
+        if not self.future.done():
             raise _late(self.what, deadline)
-        return shared.result()
+        return self.future.result()
 
 
-def _wake(waiter: asyncio.Future[None], _: Any) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
-
-
-class _Bridges(threading.local):
-    def __init__(self) -> None:
-        self.of: WeakKeyDictionary[Future[Any], asyncio.Future[Any]] = WeakKeyDictionary()
-
-
-_bridges = _Bridges()
-
-
-def _on_loop(loop: asyncio.AbstractEventLoop, future: Future[Any]) -> asyncio.Future[Any]:
-    """Return the running loop's own future of a shared one: the same for all who wait here.
-
-    A loop is woken once for each, which takes 10 µs and the interpreter's lock: not once for
-    each of a thousand tasks that wait for the same.
-    """
-    bridge = _bridges.of.get(future)
-    if bridge is None or bridge.get_loop() is not loop:
-        bridge = _bridges.of[future] = asyncio.wrap_future(future)
-        bridge.add_done_callback(asyncio.Future.exception)  # heard, if all have given up
-    return bridge
+def _result(future: Future[Any], what: str, deadline: Deadline) -> Any:
+    try:
+        return future.result(deadline.remaining())
+    except concurrent.futures.TimeoutError:
+        if future.done():
+            return future.result(0)
+        raise _late(what, deadline) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +122,7 @@ class Blocking:
             return self.work()
         pool = concurrent.futures.ThreadPoolExecutor(1)
         try:
-            return Shared(pool.submit(self.work), self.what).wait(deadline)
+            return _result(pool.submit(self.work), self.what, deadline)
         finally:
             pool.shutdown(wait=False)
 

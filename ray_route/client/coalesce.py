@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_route.clock import now
+from ray_route.landing import Landing
 
 Send = Callable[[str, "dict[str, int]"], Any]
 Keep = Callable[[str, "dict[str, Any]", float], None]
@@ -26,7 +27,7 @@ class _Load:
     """What travels in one call: the uids, with the least epoch that each may have."""
 
     wanted: dict[str, int] = field(default_factory=dict)
-    answers: Future[dict[str, Any]] = field(default_factory=Future)
+    answers: Landing[dict[str, Any]] = field(default_factory=Landing)
 
 
 @dataclass(slots=True)
@@ -74,7 +75,7 @@ class Coalescer:
         self._lock = threading.Lock()
         self._lanes: dict[str, _Lane] = {}
 
-    def ask(self, service: str, uid: str, min_epoch: int = 0) -> Future[dict[str, Any]]:
+    def ask(self, service: str, uid: str, min_epoch: int = 0) -> Landing[dict[str, Any]]:
         """Return a future of answers that has the uid's among them, and those of its company.
 
         One future for a whole call: to hand it to a thousand who wait takes a thread one step.

@@ -6,19 +6,19 @@ import asyncio
 import gc
 import logging
 import threading
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
 from ray_route.clock import Deadline
 from ray_route.errors import RouteTimeoutError
+from ray_route.landing import Landing
 from ray_route.steps import Shared, run, run_async
 
 ANSWER = {"u": "link"}
 
 
-def waiting(future: Future[Any], timeout_s: float = 10.0) -> Any:
+def waiting(future: Landing[Any], timeout_s: float = 10.0) -> Any:
     """A task's way to wait."""
 
     def steps() -> Any:
@@ -28,7 +28,7 @@ def waiting(future: Future[Any], timeout_s: float = 10.0) -> Any:
 
 
 def test_a_thousand_tasks_wake_their_loop_once_for_one_answer(monkeypatch: pytest.MonkeyPatch):
-    future: Future[Any] = Future()
+    future: Landing[Any] = Landing()
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -52,14 +52,14 @@ def test_a_thousand_tasks_wake_their_loop_once_for_one_answer(monkeypatch: pytes
 
 
 def test_an_answer_that_is_there_already_is_taken():
-    future: Future[Any] = Future()
+    future: Landing[Any] = Landing()
     future.set_result(ANSWER)
     assert asyncio.run(waiting(future)) == ANSWER
     assert asyncio.run(waiting(future)) == ANSWER  # on another loop of the same thread
 
 
 def test_every_loop_hears_of_it():
-    future: Future[Any] = Future()
+    future: Landing[Any] = Landing()
     heard: list[Any] = []
     threads = [
         threading.Thread(target=lambda: heard.append(asyncio.run(waiting(future))))
@@ -74,7 +74,7 @@ def test_every_loop_hears_of_it():
 
 
 def test_who_gives_up_disturbs_nobody():
-    future: Future[Any] = Future()
+    future: Landing[Any] = Landing()
 
     async def main() -> None:
         patient = asyncio.create_task(waiting(future))
@@ -94,7 +94,7 @@ def test_who_gives_up_disturbs_nobody():
 
 
 def test_an_error_is_everybodys():
-    future: Future[Any] = Future()
+    future: Landing[Any] = Landing()
 
     async def main() -> list[Any]:
         tasks = [asyncio.create_task(waiting(future)) for _ in range(3)]
@@ -109,7 +109,7 @@ def test_an_error_that_came_when_all_had_given_up_is_not_complained_of(
     caplog: pytest.LogCaptureFixture,
 ):
     async def main() -> None:
-        future: Future[Any] = Future()
+        future: Landing[Any] = Landing()
         with pytest.raises(RouteTimeoutError):
             await waiting(future, timeout_s=0.01)
         future.set_exception(ConnectionError("no router"))
@@ -123,7 +123,7 @@ def test_an_error_that_came_when_all_had_given_up_is_not_complained_of(
 
 
 def test_a_thread_waits_for_the_same_until_its_deadline():
-    future: Future[Any] = Future()
+    future: Landing[Any] = Landing()
 
     def steps() -> Any:
         return (yield Shared(future, "the answer"))
@@ -132,3 +132,32 @@ def test_a_thread_waits_for_the_same_until_its_deadline():
         run(steps(), Deadline.after(0.01))
     future.set_result(ANSWER)
     assert run(steps(), Deadline.after(10)) == ANSWER
+
+
+def test_who_came_later_and_has_less_time_is_let_go_first():
+    future: Landing[Any] = Landing()
+
+    async def main() -> list[str]:
+        ended: list[str] = []
+
+        async def wait(name: str, timeout_s: float) -> None:
+            with pytest.raises(RouteTimeoutError):
+                await waiting(future, timeout_s)
+            ended.append(name)
+
+        await asyncio.gather(wait("second", 0.05), wait("third", 0.1), wait("first", 0.01))
+        return ended
+
+    assert asyncio.run(main()) == ["first", "second", "third"]
+
+
+def test_a_loop_that_was_closed_is_in_nobodys_way():
+    future: Landing[Any] = Landing()
+
+    async def give_up() -> None:
+        with pytest.raises(RouteTimeoutError):
+            await waiting(future, timeout_s=0.01)
+
+    asyncio.run(give_up())
+    future.set_result(ANSWER)
+    assert asyncio.run(waiting(future)) == ANSWER
