@@ -1,7 +1,8 @@
 """Misses travel together: one call to the router under way, the rest wait for the next.
 
 A lone miss leaves at once. What comes while a call is under way leaves together when its answer
-is there, so the load sets the batch size and nobody waits for company.
+is there, or when it is a full load: so the load sets the batch size, nobody waits for company,
+and of a crowd some are answered while others are still on their way.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from ray_route.landing import Landing
 Send = Callable[[str, "dict[str, int]"], Any]
 Keep = Callable[[str, "dict[str, Any]", float], None]
 
-_MAX_UIDS = 5_000
+# As many as in bulk: the router works on a load for some 10 ms, and answers others in between.
+_FULL = 500
+_FLIGHTS = 3
 
 
 @dataclass(eq=False, slots=True)
@@ -32,15 +35,17 @@ class _Load:
 
 @dataclass(slots=True)
 class _Lane:
-    """The misses of one service: the load under way, and those that wait."""
+    """The misses of one service: the loads under way, and those that wait."""
 
-    flying: _Load | None = None
+    flying: list[_Load] = field(default_factory=list)
     waiting: deque[_Load] = field(default_factory=deque)
 
     def load_of(self, uid: str, min_epoch: int) -> _Load:
         """Return the load that brings the uid's answer; board it if there is none."""
-        if self.flying is not None and min_epoch == 0 and uid in self.flying.wanted:
-            return self.flying
+        if min_epoch == 0:
+            for load in self.flying:
+                if uid in load.wanted:
+                    return load
         for load in self.waiting:
             if uid in load.wanted:
                 break
@@ -50,16 +55,18 @@ class _Lane:
         return load
 
     def _room(self) -> _Load:
-        if not self.waiting or len(self.waiting[-1].wanted) >= _MAX_UIDS:
+        if not self.waiting or len(self.waiting[-1].wanted) >= _FULL:
             self.waiting.append(_Load())
         return self.waiting[-1]
 
     def departing(self) -> _Load | None:
-        """Let the next load fly, unless one is under way."""
-        if self.flying is not None or not self.waiting:
+        """Let the next load fly, if nothing is under way or if it is full."""
+        if not self.waiting or len(self.flying) >= _FLIGHTS:
             return None
-        self.flying = self.waiting.popleft()
-        return self.flying
+        if self.flying and len(self.waiting[0].wanted) < _FULL:
+            return None
+        self.flying.append(self.waiting.popleft())
+        return self.flying[-1]
 
 
 class Coalescer:
@@ -101,7 +108,7 @@ class Coalescer:
         self, service: str, lane: _Lane, load: _Load, reply: Future[Any], asked_at: float
     ) -> None:
         with self._lock:
-            lane.flying = None
+            lane.flying.remove(load)
             departing = lane.departing()
         if departing is not None:
             self._depart(service, lane, departing)
