@@ -28,10 +28,13 @@ def run(*, quick: bool) -> Report:
     report = Report("coalesce", QUESTION, ("at once", "way", "ms", "look-ups/s", "router calls"))
     with local_client("bench-coalesce") as client, deployed(client):
         per_size = {size: _measure(client, size, runs, report) for size in sizes}
+        known = _known(client, 1_000, runs, report)
         _same_uid(client, report)
     crowd = per_size[1_000]
     factor = crowd["an actor call each"].over(crowd["tasks"])
-    report.aim("1,000 at once, against an actor call each (times)", "at least", 25, factor)
+    report.aim("1,000 new at once, against an actor call each (times)", "at least", 25, factor)
+    factor = known["an actor call each"].over(known["tasks"])
+    report.aim("1,000 that the router knows, the same (times)", "at least", 25, factor)
     report.plots["time"] = Plot(
         "Placing N new uids at once",
         "uids",
@@ -67,12 +70,39 @@ def _measure(
 _Work = Callable[[ray_route.RouteClient, Sequence[str]], list[object]]
 
 
-def _timed(client: ray_route.RouteClient, size: int, work: _Work) -> float:
+def _known(
+    client: ray_route.RouteClient, size: int, runs: int, report: Report
+) -> dict[str, Sample]:
+    """Look up what this process has forgotten and the router has not."""
     uids = [f"new-{next(_numbers)}" for _ in range(size)]
+    client.compute_linked_pods(uids, SERVICE)
+
+    def forgotten(work: _Work) -> float:
+        client._session.near.flush()
+        return _took(client, uids, work)
+
+    peers = {
+        "tasks": lambda: forgotten(_in_tasks),
+        "an actor call each": lambda: forgotten(_by_calls),
+    }
+    samples = take_turns(peers, runs)
+    for way, sample in samples.items():
+        report.samples[f"{size} known {way}"] = sample
+        took = sample.median
+        row = (f"{size:,} known", way, f"{took * 1e3:.1f}", f"{size / took:,.0f}", "")
+        report.rows.append(row)
+    return samples
+
+
+def _timed(client: ray_route.RouteClient, size: int, work: _Work) -> float:
+    return _took(client, [f"new-{next(_numbers)}" for _ in range(size)], work)
+
+
+def _took(client: ray_route.RouteClient, uids: Sequence[str], work: _Work) -> float:
     begun = time.perf_counter()
     links = work(client, uids)
     took = time.perf_counter() - begun
-    assert len(links) == size
+    assert len(links) == len(uids)
     assert all(isinstance(link, ray_route.Link) for link in links)
     return took
 

@@ -107,15 +107,23 @@ class Coalescer:
     def _land(
         self, service: str, lane: _Lane, load: _Load, reply: Future[Any], asked_at: float
     ) -> None:
-        with self._lock:
+        answers, problem = self._unpacked(service, reply, asked_at)
+        with self._lock:  # not before they are kept: who comes in between would ask again
             lane.flying.remove(load)
             departing = lane.departing()
         if departing is not None:
             self._depart(service, lane, departing)
-        try:
-            answers = reply.result()
-            self._keep(service, answers, asked_at)
-        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
-            load.answers.set_exception(error)
+        if problem is not None:
+            load.answers.set_exception(problem)
         else:
             load.answers.set_result(answers)
+
+    def _unpacked(
+        self, service: str, reply: Future[Any], asked_at: float
+    ) -> tuple[dict[str, Any], Exception | None]:
+        try:
+            answers: dict[str, Any] = reply.result()
+            self._keep(service, answers, asked_at)
+        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
+            return {}, error
+        return answers, None

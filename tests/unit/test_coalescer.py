@@ -177,6 +177,22 @@ def test_leases_count_from_before_the_call_was_sent(monkeypatch: pytest.MonkeyPa
     assert [asked_at for _, _, asked_at in router.kept] == [100.0, 107.0]
 
 
+def test_who_comes_while_an_answer_is_being_kept_takes_that_one():
+    asked_meanwhile: list[Future[Any]] = []
+    router = Router()
+    keep = router._keep
+
+    def slow_keep(service: str, answers: dict[str, Any], asked_at: float) -> None:
+        asked_meanwhile.append(router.ask("a"))
+        keep(service, answers, asked_at)
+
+    router.coalescer._keep = slow_keep
+    first = router.ask("a")
+    router.sent[0].answer()
+    assert asked_meanwhile == [first]
+    assert router.travelled() == [["a"]]
+
+
 def test_an_error_is_kept_nowhere(router: Router):
     router.ask("a")
     router.sent[0].fail(ConnectionError())
