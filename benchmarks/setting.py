@@ -31,7 +31,7 @@ class Pod:
 @contextmanager
 def local_client(namespace: str, **options: Any) -> Iterator[ray_route.RouteClient]:
     """Open a namespace on a Ray of its own, on a server of its own."""
-    ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False)
     try:
         with EmbeddedServer() as server, ray_route.connect(namespace, server.url, **options) as it:
             yield it
