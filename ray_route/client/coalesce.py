@@ -1,8 +1,7 @@
 """Misses travel together: one call to the router under way, the rest wait for the next.
 
 A lone miss leaves at once. What comes while a call is under way leaves together when its answer
-is there, or when it is a full load: so the load sets the batch size, nobody waits for company,
-and of a crowd some are answered while others are still on their way.
+is there, so the load sets the batch size and nobody waits for company.
 """
 
 from __future__ import annotations
@@ -20,9 +19,7 @@ from ray_route.landing import Landing
 Send = Callable[[str, "dict[str, int]"], Any]
 Keep = Callable[[str, "dict[str, Any]", float], None]
 
-# As many as in bulk: the router works on a load for some 10 ms, and answers others in between.
-_FULL = 500
-_FLIGHTS = 3
+_MAX_UIDS = 5_000
 
 
 @dataclass(eq=False, slots=True)
@@ -35,17 +32,15 @@ class _Load:
 
 @dataclass(slots=True)
 class _Lane:
-    """The misses of one service: the loads under way, and those that wait."""
+    """The misses of one service: the load under way, and those that wait."""
 
-    flying: list[_Load] = field(default_factory=list)
+    flying: _Load | None = None
     waiting: deque[_Load] = field(default_factory=deque)
 
     def load_of(self, uid: str, min_epoch: int) -> _Load:
         """Return the load that brings the uid's answer; board it if there is none."""
-        if min_epoch == 0:
-            for load in self.flying:
-                if uid in load.wanted:
-                    return load
+        if self.flying is not None and min_epoch == 0 and uid in self.flying.wanted:
+            return self.flying
         for load in self.waiting:
             if uid in load.wanted:
                 break
@@ -55,18 +50,16 @@ class _Lane:
         return load
 
     def _room(self) -> _Load:
-        if not self.waiting or len(self.waiting[-1].wanted) >= _FULL:
+        if not self.waiting or len(self.waiting[-1].wanted) >= _MAX_UIDS:
             self.waiting.append(_Load())
         return self.waiting[-1]
 
     def departing(self) -> _Load | None:
-        """Let the next load fly, if nothing is under way or if it is full."""
-        if not self.waiting or len(self.flying) >= _FLIGHTS:
+        """Let the next load fly, unless one is under way."""
+        if self.flying is not None or not self.waiting:
             return None
-        if self.flying and len(self.waiting[0].wanted) < _FULL:
-            return None
-        self.flying.append(self.waiting.popleft())
-        return self.flying[-1]
+        self.flying = self.waiting.popleft()
+        return self.flying
 
 
 class Coalescer:
@@ -109,7 +102,7 @@ class Coalescer:
     ) -> None:
         answers, problem = self._unpacked(service, reply, asked_at)
         with self._lock:  # not before they are kept: who comes in between would ask again
-            lane.flying.remove(load)
+            lane.flying = None
             departing = lane.departing()
         if departing is not None:
             self._depart(service, lane, departing)

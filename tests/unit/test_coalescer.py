@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ray_route.client.coalesce import _FLIGHTS, _FULL, Coalescer
+from ray_route.client.coalesce import _MAX_UIDS, Coalescer
 
 
 class Ref:
@@ -199,30 +199,12 @@ def test_an_error_is_kept_nowhere(router: Router):
     assert router.kept == []
 
 
-def test_a_full_load_leaves_at_once_and_the_rest_of_a_crowd_waits(router: Router):
-    futures = [router.ask(f"u{number}") for number in range(5 * _FULL)]
-    assert [len(ref.wanted) for ref in router.sent] == [1] + [_FULL] * (_FLIGHTS - 1)
-    landed = 0
-    while landed < len(router.sent):
-        router.sent[landed].answer()
-        landed += 1
-        assert len(router.sent) - landed <= _FLIGHTS
-    assert [len(ref.wanted) for ref in router.sent] == [1] + [_FULL] * 4 + [_FULL - 1]
+def test_a_crowd_is_split_into_calls_of_bounded_size(router: Router):
+    futures = [router.ask(f"u{number}") for number in range(2 * _MAX_UIDS + 1)]
+    while not futures[-1].done():
+        router.sent[-1].answer()
+    assert [len(ref.wanted) for ref in router.sent] == [1, _MAX_UIDS, _MAX_UIDS]
     assert all(future.done() for future in futures)
-
-
-def test_loads_may_land_in_any_order(router: Router):
-    for number in range(_FULL + 2):
-        router.ask(f"u{number}")
-    full = router.ask(f"u{_FULL}")
-    last = router.ask(f"u{_FULL + 1}")
-    router.sent[1].answer()
-    assert full.done()
-    assert router.ask("u0") is not full
-    assert not last.done()
-    router.sent[0].answer()
-    router.sent[2].answer()
-    assert last.result(0)[f"u{_FULL + 1}"] == f"link of u{_FULL + 1}"
 
 
 def test_a_hundred_threads_that_miss_one_uid_make_one_call():
