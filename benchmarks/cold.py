@@ -97,6 +97,7 @@ def run(*, quick: bool) -> Report:
 def _lone(report: Report, client: ray_route.RouteClient, runs: int) -> None:
     """Place one uid after the other, with nobody else there."""
     noop, session, numbers = Noop.remote(), client._session, itertools.count()
+    client.compute_linked_pod("lone", "bench")  # the server learns the script
     store, _ = store_of(client)
     redis, script = plain(store), LinkCalls(Keys("lone", 256), ray_route.RouteConfig())
 
