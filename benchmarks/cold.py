@@ -6,6 +6,7 @@ import itertools
 import os
 import statistics
 import time
+from collections.abc import Callable, Iterator
 
 import ray
 
@@ -16,9 +17,11 @@ from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, Writer
 
-QUESTION = "placing N new uids: one EVALSHA for each, and compute_linked_pods"
+QUESTION = "placing new uids: one at a time, and many by compute_linked_pods"
 _ONE_BY_ONE = 2_000
 _BETWEEN_S = 0.005
+_LONE = 60
+_LONE_RUNS = 25
 
 
 @ray.remote(num_cpus=0)
@@ -38,6 +41,18 @@ class Bystander:
             took.append(timed(lambda uid=uid: self._client.compute_linked_pod(uid, "bench")))
             time.sleep(_BETWEEN_S)
         return took
+
+
+@ray.remote(num_cpus=0, max_concurrency=1_000)
+class Noop:
+    """An actor like the router, which does nothing."""
+
+    async def hop(self) -> None:
+        """Answer."""
+
+    async def carry(self, _: str, wanted: dict[str, int], __: str) -> dict[str, ray_route.Link]:
+        """Answer as the router does to the same question."""
+        return {uid: ray_route.Link(0, 7, 8, persistent=False, lease_s=9.0) for uid in wanted}
 
 
 def run(*, quick: bool) -> Report:
@@ -62,6 +77,7 @@ def run(*, quick: bool) -> Report:
                 "compute_linked_pods": bulk,
             }
             samples = take_turns(peers, runs)
+            _lone(report, client, 5 if quick else _LONE_RUNS)
     for way, sample in samples.items():
         report.samples[way] = sample
         report.rows.append((way, f"{sample.median * 1e6:.1f}", f"{1 / sample.median:,.0f}"))
@@ -76,6 +92,47 @@ def run(*, quick: bool) -> Report:
     during = report.samples["p99 during bulk placement"]
     report.aim("p99 of another process's single calls meanwhile (ms)", "at most", 50, during)
     return report
+
+
+def _lone(report: Report, client: ray_route.RouteClient, runs: int) -> None:
+    """Place one uid after the other, with nobody else there."""
+    noop, session, numbers = Noop.remote(), client._session, itertools.count()
+    client.compute_linked_pod("lone", "bench")  # the server learns the script
+    store, _ = store_of(client)
+    redis, script = plain(store), LinkCalls(Keys("lone", 256), ray_route.RouteConfig())
+
+    def evalsha(uid: str) -> None:
+        shard = script.keys.shard(uid)
+        redis.execute_command(
+            *script.set_if_absent(Writer(1), shard, "bench", [uid], ["1:7"]).words
+        )
+
+    def carried(uid: str) -> None:
+        ray.get(noop.carry.remote("bench", {uid: 0}, session.node))
+
+    ways: dict[str, Callable[[str], object]] = {
+        "a bare hop": lambda _: ray.get(noop.hop.remote()),
+        "a hop with question and answer": carried,
+        "an EVALSHA": evalsha,
+        "a lone look-up": lambda uid: client.compute_linked_pod(uid, "bench"),
+    }
+    peers = {way: lambda work=work: _middle(work, numbers) for way, work in ways.items()}
+    samples = take_turns(peers, runs)
+    for way, sample in samples.items():
+        report.samples[way] = sample
+        report.rows.append((way, f"{sample.median * 1e6:.0f}", ""))
+    lone, script_alone = samples["a lone look-up"], samples["an EVALSHA"]
+    for way in ("a bare hop", "a hop with question and answer"):
+        both = zip(samples[way].values, script_alone.values, strict=True)
+        factor = lone.over(Sample([hop + alone for hop, alone in both]))
+        report.aim(f"a lone look-up, against {way} and an EVALSHA (times)", "at most", 1.3, factor)
+    redis.close()
+
+
+def _middle(work: Callable[[str], object], numbers: Iterator[int]) -> float:
+    """Return the time of one of many; the rare slow ones are the machine's."""
+    uids = [f"lone-{next(numbers)}" for _ in range(_LONE)]
+    return statistics.median(timed(lambda uid=uid: work(uid)) for uid in uids)
 
 
 def _p99(took: list[float]) -> float:

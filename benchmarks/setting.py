@@ -31,13 +31,33 @@ class Pod:
 @contextmanager
 def local_client(namespace: str, **options: Any) -> Iterator[ray_route.RouteClient]:
     """Open a namespace on a Ray of its own, on a server of its own."""
-    ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False)
     try:
         with EmbeddedServer() as server, ray_route.connect(namespace, server.url, **options) as it:
             yield it
             ray.kill(it._session.router, no_restart=True)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def deployed(
+    client: ray_route.RouteClient, cls: type = Pod, replicas: int = PODS, service: str = SERVICE
+) -> Iterator[ray_route.Deployment]:
+    """Deploy a service on a local client's own server."""
+    with ray_route.deploy(
+        cls,
+        namespace=client.namespace,
+        service=service,
+        replicas=replicas,
+        redis_url=address(client),
+    ) as deployment:
+        yield deployment
+
+
+def address(client: ray_route.RouteClient) -> str:
+    """Return a client's own URL, for other processes, password included."""
+    return _address(client._session.store)
 
 
 def store_of(client: ray_route.RouteClient) -> tuple[Store, Keys]:

@@ -18,6 +18,8 @@ class PodTable:
     """
 
     def __init__(self) -> None:
+        self.serving: dict[str, dict[int, int]] = {}
+        """Incarnations of routable pods, by service and index (not a copy: don't change it)."""
         self._services: dict[str, dict[int, PodRecord]] = {}
         self._lock = Lock()
 
@@ -39,8 +41,7 @@ class PodTable:
 
     def routable(self, service: str, link: Link) -> bool:
         """True if the link's own incarnation is alive and serves its links."""
-        pod = self.pods(service).get(link.pod)
-        return pod is not None and pod.incarnation == link.incarnation and pod.routable
+        return self.serving.get(service, {}).get(link.pod) == link.incarnation
 
     def is_dead(self, service: str, link: Link) -> bool:
         """True if the link's incarnation answers nobody any more: gone, resigned, or replaced."""
@@ -64,6 +65,11 @@ class PodTable:
             if held is not None and _goes_back(held, record):
                 return False
             pods[record.pod] = record
+            serving = self.serving.setdefault(service, {})
+            if record.routable:
+                serving[record.pod] = record.incarnation
+            else:
+                serving.pop(record.pod, None)
         return held is None or _routing(held) != _routing(record)
 
 

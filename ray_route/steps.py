@@ -19,6 +19,7 @@ import ray
 
 from ray_route.clock import Deadline
 from ray_route.errors import RouteError, RouteTimeoutError
+from ray_route.landing import Landing
 from ray_route.store.connect import SOCKET_TIMEOUT_S
 
 T = TypeVar("T")
@@ -83,27 +84,29 @@ class Remote:
 class Shared:
     """Wait for a future that others may wait for too; giving up does not cancel it."""
 
-    future: Future[Any]
+    future: Landing[Any]
     what: str
 
     def wait(self, deadline: Deadline) -> Any:
         """Wait in the calling thread."""
-        try:
-            return self.future.result(deadline.remaining())
-        except concurrent.futures.TimeoutError:
-            if self.future.done():
-                return self.future.result(0)
-            raise _late(self.what, deadline) from None
+        return _result(self.future, self.what, deadline)
 
     async def wait_async(self, deadline: Deadline) -> Any:
         """Wait on the running event loop."""
-        waiting = asyncio.shield(asyncio.wrap_future(self.future))
-        try:
-            return await asyncio.wait_for(waiting, deadline.remaining())
-        except asyncio.TimeoutError:
-            if self.future.done():
-                raise
-            raise _late(self.what, deadline) from None
+        if not self.future.done():
+            await self.future.waiter(deadline.remaining())
+        if not self.future.done():
+            raise _late(self.what, deadline)
+        return self.future.result()
+
+
+def _result(future: Future[Any], what: str, deadline: Deadline) -> Any:
+    try:
+        return future.result(deadline.remaining())
+    except concurrent.futures.TimeoutError:
+        if future.done():
+            return future.result(0)
+        raise _late(what, deadline) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,7 @@ class Blocking:
             return self.work()
         pool = concurrent.futures.ThreadPoolExecutor(1)
         try:
-            return Shared(pool.submit(self.work), self.what).wait(deadline)
+            return _result(pool.submit(self.work), self.what, deadline)
         finally:
             pool.shutdown(wait=False)
 

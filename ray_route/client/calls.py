@@ -57,7 +57,7 @@ def call(
         except NoSuchActorError:
             min_epoch = yield from ops.failed(uid, service, link)
             continue
-        header = (uid, link.epoch, link.incarnation, method)
+        header = [uid, link.epoch, link.incarnation, method]
         try:
             ref = handle._ray_route_call.remote(header, *args, **kwargs)
             result = yield Remote(ref, what, partial(ops.session.has_ended, service, link))

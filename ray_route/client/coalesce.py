@@ -7,12 +7,14 @@ is there, so the load sets the batch size and nobody waits for company.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from ray_route.clock import now
+from ray_route.landing import Landing
 
 Send = Callable[[str, "dict[str, int]"], Any]
 Keep = Callable[[str, "dict[str, Any]", float], None]
@@ -20,13 +22,44 @@ Keep = Callable[[str, "dict[str, Any]", float], None]
 _MAX_UIDS = 5_000
 
 
+@dataclass(eq=False, slots=True)
+class _Load:
+    """What travels in one call: the uids, with the least epoch that each may have."""
+
+    wanted: dict[str, int] = field(default_factory=dict)
+    answers: Landing[dict[str, Any]] = field(default_factory=Landing)
+
+
 @dataclass(slots=True)
 class _Lane:
-    """The misses of one service: those under way, and those that wait."""
+    """The misses of one service: the load under way, and those that wait."""
 
-    flying: dict[str, Future[Any]] = field(default_factory=dict)
-    waiting: dict[str, Future[Any]] = field(default_factory=dict)
-    min_epochs: dict[str, int] = field(default_factory=dict)
+    flying: _Load | None = None
+    waiting: deque[_Load] = field(default_factory=deque)
+
+    def load_of(self, uid: str, min_epoch: int) -> _Load:
+        """Return the load that brings the uid's answer; board it if there is none."""
+        if self.flying is not None and min_epoch == 0 and uid in self.flying.wanted:
+            return self.flying
+        for load in self.waiting:
+            if uid in load.wanted:
+                break
+        else:
+            load = self._room()
+        load.wanted[uid] = max(min_epoch, load.wanted.get(uid, 0))
+        return load
+
+    def _room(self) -> _Load:
+        if not self.waiting or len(self.waiting[-1].wanted) >= _MAX_UIDS:
+            self.waiting.append(_Load())
+        return self.waiting[-1]
+
+    def departing(self) -> _Load | None:
+        """Let the next load fly, unless one is under way."""
+        if self.flying is not None or not self.waiting:
+            return None
+        self.flying = self.waiting.popleft()
+        return self.flying
 
 
 class Coalescer:
@@ -42,50 +75,48 @@ class Coalescer:
         self._lock = threading.Lock()
         self._lanes: dict[str, _Lane] = {}
 
-    def ask(self, service: str, uid: str, min_epoch: int = 0) -> Future[Any]:
-        """Return a future of the uid's answer; the future is shared with all who ask for it."""
+    def ask(self, service: str, uid: str, min_epoch: int = 0) -> Landing[dict[str, Any]]:
+        """Return a future of answers that has the uid's among them, and those of its company.
+
+        One future for a whole call: to hand it to a thousand who wait takes a thread one step.
+        """
         with self._lock:
             lane = self._lanes.setdefault(service, _Lane())
-            flying = lane.flying.get(uid)
-            if flying is not None and min_epoch == 0:
-                return flying
-            future = lane.waiting.setdefault(uid, Future())
-            lane.min_epochs[uid] = max(min_epoch, lane.min_epochs.get(uid, 0))
-            departing = self._board(lane)
-        if departing:
+            load = lane.load_of(uid, min_epoch)
+            departing = lane.departing()
+        if departing is not None:
             self._depart(service, lane, departing)
-        return future
+        return load.answers
 
-    def _board(self, lane: _Lane) -> dict[str, int]:
-        """Move the next load from waiting to flying, unless one is under way."""
-        if lane.flying or not lane.waiting:
-            return {}
-        uids = list(lane.waiting)[:_MAX_UIDS]
-        lane.flying = {uid: lane.waiting.pop(uid) for uid in uids}
-        return {uid: lane.min_epochs.pop(uid) for uid in uids}
-
-    def _depart(self, service: str, lane: _Lane, wanted: dict[str, int]) -> None:
+    def _depart(self, service: str, lane: _Lane, load: _Load) -> None:
         asked_at = now()
         try:
-            reply = self._send(service, wanted).future()
+            reply = self._send(service, load.wanted).future()
         except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
             reply = Future()
             reply.set_exception(error)
-        reply.add_done_callback(lambda done: self._land(service, lane, done, asked_at))
+        reply.add_done_callback(lambda done: self._land(service, lane, load, done, asked_at))
 
-    def _land(self, service: str, lane: _Lane, reply: Future[Any], asked_at: float) -> None:
-        with self._lock:
-            landed, lane.flying = lane.flying, {}
-            departing = self._board(lane)
-        if departing:
+    def _land(
+        self, service: str, lane: _Lane, load: _Load, reply: Future[Any], asked_at: float
+    ) -> None:
+        answers, problem = self._unpacked(service, reply, asked_at)
+        with self._lock:  # not before they are kept: who comes in between would ask again
+            lane.flying = None
+            departing = lane.departing()
+        if departing is not None:
             self._depart(service, lane, departing)
+        if problem is not None:
+            load.answers.set_exception(problem)
+        else:
+            load.answers.set_result(answers)
+
+    def _unpacked(
+        self, service: str, reply: Future[Any], asked_at: float
+    ) -> tuple[dict[str, Any], Exception | None]:
         try:
-            answers = reply.result()
+            answers: dict[str, Any] = reply.result()
             self._keep(service, answers, asked_at)
-            results = [answers[uid] for uid in landed]
         except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
-            for future in landed.values():
-                future.set_exception(error)
-            return
-        for future, result in zip(landed.values(), results, strict=True):
-            future.set_result(result)
+            return {}, error
+        return answers, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
 from ray_route.client.batch import BatchOptions, Progress
@@ -68,6 +68,8 @@ class _Client:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._ops = Operations(session)
+        # A hit is returned without any of the machinery of waiting, which takes 3 µs.
+        self._hit = session.near.get
 
     @property
     def namespace(self) -> str:
@@ -100,6 +102,9 @@ class RouteClient(_Client):
         All callers in all processes get the same pod and epoch. Raises `NoAvailablePodError` if
         the uid has no link and no pod is ready.
         """
+        hit = self._hit(service, uid)
+        if hit is not None and (timeout is None or check_duration("timeout", timeout)):
+            return hit
         return self._run(self._ops.compute(uid, service), timeout)
 
     def compute_linked_pods(
@@ -112,6 +117,9 @@ class RouteClient(_Client):
         self, uid: str, service: str, *, timeout: float | None = None
     ) -> Link | None:
         """Return the uid's link from the near cache, the router or Redis; None: it has none."""
+        hit = self._hit(service, uid)
+        if hit is not None and (timeout is None or check_duration("timeout", timeout)):
+            return hit
         return self._run(self._ops.get(uid, service), timeout)
 
     def get_linked_pod_not_cache(
@@ -124,6 +132,9 @@ class RouteClient(_Client):
         self, uid: str, service: str, *, timeout: float | None = None
     ) -> Link | None:
         """Return the near cache's link, else the stored one if that is persistent."""
+        hit = self._hit(service, uid)
+        if hit is not None and (timeout is None or check_duration("timeout", timeout)):
+            return hit
         return self._run(self._ops.cached_or_persistent(uid, service), timeout)
 
     def cache_expired(self, uid: str, service: str, *, timeout: float | None = None) -> Link | None:
@@ -306,13 +317,16 @@ class RouteClient(_Client):
 class AsyncRouteClient(_Client):
     """The same methods as `RouteClient`, awaited; they never block the event loop."""
 
-    async def _run(self, steps: Steps[T], timeout: float | None) -> T:
-        return await run_async(steps, Deadline.after(_seconds(timeout)))
+    def _run(self, steps: Steps[T], timeout: float | None) -> Coroutine[Any, Any, T]:
+        return run_async(steps, Deadline.after(_seconds(timeout)))
 
     async def compute_linked_pod(
         self, uid: str, service: str, *, timeout: float | None = None
     ) -> Link:
         """See `RouteClient.compute_linked_pod`."""
+        hit = self._hit(service, uid)
+        if hit is not None and (timeout is None or check_duration("timeout", timeout)):
+            return hit
         return await self._run(self._ops.compute(uid, service), timeout)
 
     async def compute_linked_pods(
@@ -325,6 +339,9 @@ class AsyncRouteClient(_Client):
         self, uid: str, service: str, *, timeout: float | None = None
     ) -> Link | None:
         """See `RouteClient.get_linked_pod`."""
+        hit = self._hit(service, uid)
+        if hit is not None and (timeout is None or check_duration("timeout", timeout)):
+            return hit
         return await self._run(self._ops.get(uid, service), timeout)
 
     async def get_linked_pod_not_cache(
@@ -337,6 +354,9 @@ class AsyncRouteClient(_Client):
         self, uid: str, service: str, *, timeout: float | None = None
     ) -> Link | None:
         """See `RouteClient.get_linked_pod_in_cache_or_if_persist`."""
+        hit = self._hit(service, uid)
+        if hit is not None and (timeout is None or check_duration("timeout", timeout)):
+            return hit
         return await self._run(self._ops.cached_or_persistent(uid, service), timeout)
 
     async def cache_expired(

@@ -99,7 +99,7 @@ class Operations:
         backoff_s = _BACKOFF_S
         while True:
             try:
-                return (yield Shared(ask(service, uid, min_epoch), what))
+                return (yield Shared(ask(service, uid, min_epoch), what))[uid]
             except (ray.exceptions.RayActorError, RouterUnavailableError):
                 yield Pause(backoff_s, what)
                 backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
@@ -107,9 +107,11 @@ class Operations:
 
     def cached(self, uid: str, service: str, min_epoch: int = 0) -> Link | None:
         """See `RouteClient.get_linked_in_cache`."""
-        check_uid(uid)
-        check_name("service", service)
-        return self.session.near_hit(service, uid, min_epoch)
+        hit = self.session.near.get(service, uid, min_epoch)
+        if hit is None:  # what is in the cache was valid
+            check_uid(uid)
+            check_name("service", service)
+        return hit
 
     def stored(self, uid: str, service: str) -> Steps[Link | None]:
         """See `RouteClient.get_linked_pod_not_cache`."""
@@ -196,7 +198,7 @@ class Operations:
         wanted = check_uids(uids)
         check_name("service", service)
         session = self.session
-        answers: dict[str, Any] = {uid: session.near_hit(service, uid) for uid in wanted}
+        answers: dict[str, Any] = {uid: session.near.get(service, uid) for uid in wanted}
         # Shard by shard: a call then is a few scripts of many uids, not 256 of a few.
         missing = [uid for uid, link in answers.items() if link is None]
         missing.sort(key=session.keys.shard)

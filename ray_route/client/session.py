@@ -42,7 +42,7 @@ class Session(Gateway):
         for service, records in self.welcome.tables.items():
             for record in records:
                 self.table.update(service, record)
-        self.near = LinkCache(self.config.near_cache_size)
+        self.near = LinkCache(self.config.near_cache_size, serving=self.table.serving)
         place = self.welcome.position
         self.watch = Watch(
             # Without retries: a reconnect must be seen, and means a flush.
@@ -76,13 +76,6 @@ class Session(Gateway):
             if isinstance(link, Link):
                 self.near.put(service, uid, link, asked_at)
                 self.saw(self.keys.shard(uid), link.epoch)
-
-    def near_hit(self, service: str, uid: str, min_epoch: int = 0) -> Link | None:
-        """Return the near cache's link if it may be believed: no I/O."""
-        link = self.near.get(service, uid, min_epoch)
-        if link is None or not self.watch.is_fresh() or not self.table.routable(service, link):
-            return None
-        return link
 
     def has_ended(self, service: str, link: Link) -> bool:
         """True once the link's incarnation is known to answer nobody any more."""

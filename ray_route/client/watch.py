@@ -47,7 +47,7 @@ class Watch:
         self._table = table
         self._near = near
         self._place = start
-        self._heard_at = heard_at
+        self._heard(heard_at)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ray_route-watch", daemon=True)
 
@@ -61,9 +61,9 @@ class Watch:
         self._thread.join(timeout=3 * _BLOCK_MS / 1000)
         self._store.close()
 
-    def is_fresh(self) -> bool:
-        """True while the near cache may be believed."""
-        return now() - self._heard_at < self._config.staleness_s
+    def _heard(self, at: float) -> None:
+        """Let the near cache be believed for a while."""
+        self._near.trusted_until = at + self._config.staleness_s
 
     def _run(self) -> None:
         lost = False
@@ -87,8 +87,8 @@ class Watch:
         entries = _entries(self._store.one(Call(key, words)))
         taken = [self._take_in(entry, fields) for entry, fields in entries]
         if any(taken) and len(entries) < _COUNT:  # else there may be more, and older than now
-            self._heard_at = asked_at
-        if not self.is_fresh():
+            self._heard(asked_at)
+        if now() >= self._near.trusted_until:
             self._find_place_again()
 
     def _take_in(self, entry: str, fields: dict[str, str]) -> bool:

@@ -28,6 +28,32 @@ def test_a_uid_is_placed_once_and_found_by_every_way(client: Any, u: str) -> Non
     assert client.batch_get_linked_pod([u], "svc") == {link.pod: [u]}
 
 
+def test_a_hit_checks_what_it_was_given(client: Any, u: str) -> None:
+    link = client.compute_linked_pod(u, "svc")
+    for look_up in (
+        client.compute_linked_pod,
+        client.get_linked_pod,
+        client.get_linked_pod_in_cache_or_if_persist,
+    ):
+        assert look_up(u, "svc", timeout=5) == link
+        for timeout in (0, -1, "1", True):
+            with pytest.raises(ray_route.InvalidInputError, match="timeout"):
+                look_up(u, "svc", timeout=timeout)
+        for uid in ([u], 7, ""):
+            with pytest.raises(ray_route.InvalidInputError, match="uid"):
+                look_up(uid, "svc")
+
+
+def test_a_near_hit_asks_nobody(client: Any, u: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = client.compute_linked_pod(u, "svc")
+    session = client._session
+    for way in ("computing", "finding", "store", "router"):
+        monkeypatch.setattr(session, way, None)
+    later = client.compute_linked_pod(u, "svc")
+    assert client.get_linked_pod(u, "svc") == later == link
+    assert later.lease_s < link.lease_s
+
+
 def test_a_uid_without_a_link_is_none_and_stays_so(client: Any, u: str) -> None:
 
     assert client.get_linked_pod("nobody", "svc") is None

@@ -58,7 +58,7 @@ def test_a_lone_miss_leaves_at_once(router: Router):
     future = router.ask("a")
     assert router.travelled() == [["a"]]
     router.sent[0].answer()
-    assert future.result(0) == "link of a"
+    assert future.result(0) == {"a": "link of a"}
 
 
 def test_all_that_comes_while_a_call_is_under_way_travels_in_one(router: Router):
@@ -67,7 +67,7 @@ def test_all_that_comes_while_a_call_is_under_way_travels_in_one(router: Router)
     router.sent[0].answer()
     assert router.travelled() == [["a"], ["b", "c", "d"]]
     router.sent[1].answer()
-    assert {uid: future.result(0) for uid, future in futures.items()} == {
+    assert {uid: future.result(0)[uid] for uid, future in futures.items()} == {
         uid: f"link of {uid}" for uid in futures
     }
 
@@ -130,10 +130,10 @@ def test_an_error_reaches_all_who_travelled_and_nobody_else(router: Router):
     last = router.ask("d")
     error = ConnectionError("the router is gone")
     router.sent[1].fail(error)
-    assert first.result(0) == "link of a"
+    assert first.result(0)["a"] == "link of a"
     assert [future.exception(0) for future in others] == [error, error]
     router.sent[2].answer()
-    assert last.result(0) == "link of d"
+    assert last.result(0)["d"] == "link of d"
 
 
 def test_an_error_stops_nobody_from_asking_again(router: Router):
@@ -141,7 +141,7 @@ def test_an_error_stops_nobody_from_asking_again(router: Router):
     router.sent[0].fail(ConnectionError())
     again = router.ask("a")
     router.sent[1].answer()
-    assert again.result(0) == "link of a"
+    assert again.result(0)["a"] == "link of a"
 
 
 def test_a_call_that_can_not_be_sent_is_an_error_for_all_who_wait():
@@ -175,6 +175,22 @@ def test_leases_count_from_before_the_call_was_sent(monkeypatch: pytest.MonkeyPa
     moment[0] = 109.0
     router.sent[1].answer()
     assert [asked_at for _, _, asked_at in router.kept] == [100.0, 107.0]
+
+
+def test_who_comes_while_an_answer_is_being_kept_takes_that_one():
+    asked_meanwhile: list[Future[Any]] = []
+    router = Router()
+    keep = router._keep
+
+    def slow_keep(service: str, answers: dict[str, Any], asked_at: float) -> None:
+        asked_meanwhile.append(router.ask("a"))
+        keep(service, answers, asked_at)
+
+    router.coalescer._keep = slow_keep
+    first = router.ask("a")
+    router.sent[0].answer()
+    assert asked_meanwhile == [first]
+    assert router.travelled() == [["a"]]
 
 
 def test_an_error_is_kept_nowhere(router: Router):
@@ -216,5 +232,5 @@ def test_threads_that_miss_many_uids_are_all_answered():
     coalescer = Coalescer(send, lambda *_: None)
     uids = [f"u{number % 300}" for number in range(3_000)]
     with ThreadPoolExecutor(16) as pool, answering:
-        answers = list(pool.map(lambda uid: coalescer.ask("chat", uid).result(10), uids))
+        answers = list(pool.map(lambda uid: coalescer.ask("chat", uid).result(10)[uid], uids))
     assert answers == [f"link of {uid}" for uid in uids]

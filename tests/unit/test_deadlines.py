@@ -42,6 +42,6 @@ def test_the_clock_runs_forward_in_seconds():
     assert now() - begun >= 0.02
 
 
-def test_a_machines_sleep_counts(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(time, "clock_gettime", {time.CLOCK_BOOTTIME: 42.0}.__getitem__)
-    assert now() == 42.0
+def test_a_machines_sleep_counts():
+    # Elsewhere than on a machine that has slept, the clocks show the same.
+    assert (now.func, now.args) == (time.clock_gettime, (time.CLOCK_BOOTTIME,))

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import random
+import sys
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 from helpers import ManualClock
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ray_route.cache import LinkCache
+from ray_route.clock import now
 from ray_route.model import Link
 
 S = "chat"
@@ -198,6 +206,236 @@ def test_more_invalidations_than_fit_cost_no_entry_that_was_not_meant(clock):
     for number in range(10):
         cache.drop(S, f"u{number}")
     assert cache.get(S, "kept") == LINK
+
+
+def test_what_was_asked_for_gets_a_second_chance_and_only_one(clock):
+    cache = LinkCache(3, clock)
+    for uid in ("a", "b", "c"):
+        cache.put(S, uid, LINK, clock())
+    for uid in ("a", "c"):
+        cache.get(S, uid)
+    cache.put(S, "d", LINK, clock())
+    cache.put(S, "e", LINK, clock())
+    assert {uid for uid in "abcde" if cache.get(S, uid)} == {"c", "d", "e"}
+
+
+def test_when_all_were_asked_for_the_one_longest_in_line_goes(clock):
+    cache = LinkCache(3, clock)
+    for uid in ("a", "b", "c", "d"):
+        cache.put(S, uid, LINK, clock())
+    for uid in ("b", "c", "d"):
+        cache.get(S, uid)
+    cache.put(S, "e", LINK, clock())
+    assert {uid for uid in "abcde" if cache.get(S, uid)} == {"c", "d", "e"}
+
+
+@pytest.mark.parametrize("forget", [lambda cache: cache.drop(S, "b"), LinkCache.flush])
+def test_a_second_chance_is_not_inherited(clock, forget):
+    cache = LinkCache(3, clock)
+    for uid in ("a", "b", "c"):
+        cache.put(S, uid, LINK, clock())
+        cache.get(S, uid)
+    forget(cache)
+    clock.tick(1)
+    for uid in ("a", "d", "c"):
+        cache.put(S, uid, LINK, clock())
+    for uid in ("a", "c"):
+        cache.get(S, uid)
+    cache.put(S, "e", LINK, clock())
+    assert {uid for uid in "abcde" if cache.get(S, uid)} == {"a", "c", "e"}
+
+
+def test_all_that_was_asked_for_lately_makes_room_all_the_same(clock):
+    cache = LinkCache(3, clock)
+    for uid in ("a", "b", "c", "d", "e"):
+        cache.put(S, uid, LINK, clock())
+        for known in "abcde":
+            cache.get(S, known)
+    assert len(cache) == 3
+    assert cache.get(S, "e") == LINK
+
+
+def test_the_bound_is_for_all_services_together(clock):
+    cache = LinkCache(3, clock)
+    for service in ("s", "t", "v", "w"):
+        cache.put(service, "u", LINK, clock())
+    assert [service for service in "stvw" if cache.get(service, "u")] == ["t", "v", "w"]
+
+
+def test_what_was_dropped_leaves_its_room_to_others(clock):
+    cache = LinkCache(3, clock)
+    for uid in ("a", "b", "c"):
+        cache.put(S, uid, LINK, clock())
+    cache.drop(S, "b")
+    cache.put(S, "d", LINK, clock())
+    assert {uid for uid in "abcd" if cache.get(S, uid)} == {"a", "c", "d"}
+
+
+def test_what_has_ended_goes_in_time(clock):
+    cache = LinkCache(100, clock)
+    for number in range(50):
+        cache.put(S, f"old{number}", at_epoch(100, lease_s=1), clock())
+    clock.tick(1)
+    for number in range(50):
+        cache.put(S, f"new{number}", LINK, clock())
+    assert set(cache._links[S]) == {f"new{number}" for number in range(50)}
+
+
+def test_nothing_is_believed_for_longer_than_it_may_be_trusted(cache: LinkCache, clock):
+    cache.put(S, "u", LINK, clock())
+    cache.trusted_until = clock() + 2
+    assert cache.get(S, "u") == LINK
+    clock.tick(2)
+    assert cache.get(S, "u") is None
+    cache.trusted_until = clock() + 2
+    assert cache.get(S, "u") == LINK
+
+
+def test_a_link_to_a_life_that_does_not_serve_is_a_miss_for_as_long(clock):
+    serving: dict[str, dict[int, int]] = {}
+    cache = LinkCache(100, clock, serving)
+    cache.put(S, "u", LINK, clock())
+    assert cache.get(S, "u") is None
+    serving[S] = {0: 7}
+    assert cache.get(S, "u") == LINK
+    for others in ({0: 6}, {0: 8}, {1: 7}, {}):
+        serving[S] = others
+        assert cache.get(S, "u") is None
+
+
+@pytest.mark.parametrize("odd", [[], {}, None, 7, b"u"])
+def test_what_is_no_uid_or_service_is_in_no_cache(cache: LinkCache, clock, odd):
+    cache.put(S, "u", LINK, clock())
+    assert cache.get(S, odd) is None
+    assert cache.get(odd, "u") is None
+
+
+def test_a_look_up_survives_a_flush_in_its_midst(clock):
+    cache = LinkCache(100, clock)
+    cache.put(S, "u", LINK, clock())
+
+    def flushing() -> float:
+        cache._clock = clock
+        cache.flush()
+        return clock()
+
+    cache._clock = flushing
+    assert cache.get(S, "u") == LINK
+    assert cache.get(S, "u") is None
+
+
+UIDS = "abcde"
+ACTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.sampled_from(UIDS), st.integers(1, 5), st.integers(0, 3)),
+        st.tuples(st.just("drop"), st.sampled_from(UIDS), st.integers(0, 5)),
+        st.tuples(st.just("flush")),
+        st.tuples(st.just("tick"), st.integers(1, 12)),
+    ),
+    max_size=60,
+)
+
+
+class Both:
+    """A cache, and a plain dict that is told the same."""
+
+    def __init__(self, maxsize: int) -> None:
+        self.clock = ManualClock()
+        self.cache = LinkCache(maxsize, self.clock)
+        self.plain: dict[str, tuple[int, float]] = {}
+        self.stale_at = dict.fromkeys(UIDS, -1.0)
+
+    def put(self, uid: str, epoch: int, under_way_s: int) -> None:
+        asked_at = self.clock() - under_way_s
+        self.tick(0.001)
+        held, until = self.plain.get(uid, (0, 0.0))
+        if asked_at > self.stale_at[uid] and (held <= epoch or until <= self.clock()):
+            self.plain[uid] = epoch, asked_at + LINK.lease_s
+        self.cache.put(S, uid, at_epoch(epoch), asked_at)
+
+    def drop(self, uid: str, up_to_epoch: int) -> None:
+        self.stale_at[uid] = self.clock()
+        if uid in self.plain and self.plain[uid][0] <= up_to_epoch:
+            del self.plain[uid]
+        self.cache.drop(S, uid, up_to_epoch)
+
+    def flush(self) -> None:
+        self.stale_at = dict.fromkeys(UIDS, self.clock())
+        self.plain.clear()
+        self.cache.flush()
+
+    def tick(self, seconds: float) -> None:
+        self.clock.tick(seconds)
+
+    def agree(self, uid: str) -> None:
+        """Both say the same, or the cache says nothing for want of room."""
+        said = self.cache.get(S, uid)
+        epoch, until = self.plain.get(uid, (0, 0.0))
+        if said is not None:
+            assert (said.epoch, said.lease_s) == (epoch, pytest.approx(until - self.clock()))
+        elif until > self.clock():
+            assert len(self.plain) > self.cache._ring._maxsize
+            del self.plain[uid]
+
+
+@given(ACTS, st.integers(1, 6))
+def test_it_says_what_a_plain_dict_says_as_far_as_it_has_room(acts, maxsize: int):
+    both = Both(maxsize)
+    for act, *args in acts:
+        getattr(both, act)(*args)
+        for uid in UIDS:
+            both.agree(uid)
+        assert sum(map(len, both.cache._links.values())) <= maxsize
+
+
+def test_threads_never_read_what_was_invalidated_before_they_asked():
+    """Put, drop and look up at once: a stale answer that slips in between is seen here."""
+    uids = [f"u{number}" for number in range(4)]
+    truth, floor = dict.fromkeys(uids, 1), dict.fromkeys(uids, 1)
+    cache = LinkCache(3)
+    end = time.monotonic() + 1.0
+
+    def learn(seed: int) -> None:
+        draw = random.Random(seed)
+        while time.monotonic() < end:
+            uid, asked_at = draw.choice(uids), now()
+            cache.put(S, uid, at_epoch(truth[uid]), asked_at)
+
+    def change(uid: str) -> None:
+        while time.monotonic() < end:
+            truth[uid] += 1
+            cache.drop(S, uid, truth[uid] - 1)
+            floor[uid] = truth[uid]
+
+    def read(seed: int) -> int:
+        draw, hits = random.Random(seed), 0
+        while time.monotonic() < end:
+            uid = draw.choice(uids)
+            least = floor[uid]
+            link = cache.get(S, uid)
+            assert link is None or link.epoch >= least
+            hits += link is not None
+        return hits
+
+    with often_switching(), ThreadPoolExecutor(12) as pool:
+        others = [pool.submit(learn, seed) for seed in range(4)]
+        others += [pool.submit(change, uid) for uid in uids]
+        readers = [pool.submit(read, seed) for seed in range(3)]
+        assert all(reader.result() for reader in readers)
+        for other in others:
+            other.result()
+    assert sum(map(len, cache._links.values())) <= 3
+
+
+@contextmanager
+def often_switching() -> Iterator[None]:
+    """Have threads take turns every microsecond, not every 5 ms."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_threads_that_put_at_once_leave_the_highest_epoch(clock):

@@ -1,0 +1,106 @@
+"""The near cache is believed only as long as its watch hears from the change stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from helpers import eventually
+
+from ray_route.cache import LinkCache
+from ray_route.client.watch import Watch
+from ray_route.clock import now
+from ray_route.config import RouteConfig
+from ray_route.model import Link
+from ray_route.podtable import PodTable
+from ray_route.router.announcer import BEAT, Change, Position
+from ray_route.store.connect import Store
+from ray_route.store.embedded import EmbeddedServer
+from ray_route.store.keys import Keys
+from ray_route.store.scripts import command
+from ray_route.store.url import parse_url
+
+S = "chat"
+LINK = Link(0, 7, 100, persistent=False, lease_s=100.0)
+STALENESS_S = 1.5
+
+
+class Stream:
+    """What a router writes, when a test says so."""
+
+    def __init__(self, store: Store, keys: Keys) -> None:
+        self._store, self._keys, self._number = store, keys, 0
+
+    def append(self, change: Change) -> None:
+        self._number += 1
+        fields: dict[str, Any] = {
+            "router": 1,
+            "number": self._number,
+            "kind": change.kind,
+            "service": change.service,
+            "payload": change.encode(),
+        }
+        flat = [part for pair in fields.items() for part in pair]
+        self._store.one(command("XADD", self._keys.log, "*", *flat))
+
+
+@pytest.fixture
+def keys(namespace: str) -> Keys:
+    return Keys(namespace, 256)
+
+
+@pytest.fixture
+def stream(store: Store, keys: Keys) -> Stream:
+    return Stream(store, keys)
+
+
+@pytest.fixture
+def near(server: EmbeddedServer, keys: Keys, stream: Stream) -> Iterator[LinkCache]:
+    """A near cache whose watch has just been told where the stream stands."""
+    cache = LinkCache(100)
+    config = RouteConfig(heartbeat_s=0.5, staleness_s=STALENESS_S)
+    own = Store(parse_url(server.url), retries=0)
+    place = Position("0-0", 1, 0)
+    watch = Watch(own, keys, config, PodTable(), cache, place, now())
+    watch.start()
+    yield cache
+    watch.stop()
+
+
+def test_a_silent_stream_makes_every_hit_a_miss_until_it_speaks_again(
+    near: LinkCache, stream: Stream
+) -> None:
+    near.put(S, "u", LINK, now())
+    assert near.get(S, "u") == LINK
+    eventually(lambda: near.get(S, "u") is None, "nobody believes a silent stream", 5)
+    assert now() >= near.trusted_until
+
+    def believed() -> bool:
+        stream.append(BEAT)
+        near.put(S, "u", LINK, now())
+        return near.get(S, "u") == LINK
+
+    eventually(believed, "a beat brings trust back", 5)
+
+
+def test_beats_keep_hits_alive_for_longer_than_one_beat_can(
+    near: LinkCache, stream: Stream
+) -> None:
+    near.put(S, "u", LINK, now())
+    end = now() + 1.3 * STALENESS_S
+
+    def outlived() -> bool:
+        stream.append(BEAT)
+        assert near.get(S, "u") == LINK
+        return now() > end
+
+    eventually(outlived, "the time that one beat gives has passed", 10)
+
+
+def test_a_stale_link_is_dropped_and_a_newer_one_is_not(near: LinkCache, stream: Stream) -> None:
+    near.put(S, "u", LINK, now())
+    near.put(S, "v", LINK, now())
+    stream.append(Change("link", S, stale={"u": 100, "v": 99}))
+    eventually(lambda: near.get(S, "u") is None, "the link is known to be stale", 5)
+    assert near.get(S, "v") == LINK
