@@ -28,6 +28,7 @@ from ray_route.errors import (
     InvalidInputError,
     NoAvailablePodError,
     RouteError,
+    RouterUnavailableError,
     UnsafeStoreError,
 )
 from ray_route.serving.desk import Desk
@@ -148,17 +149,27 @@ class StickyRequestRouter(FIFOMixin, LocalityMixin, MultiplexMixin, RequestRoute
             home = self._desk.near(uid) or await self._desk.home(uid, deadline)
         except (ConfigError, InvalidInputError, UnsafeStoreError):
             raise
-        except NoAvailablePodError:
-            if self._replicas:
-                deadline.check(f"a replica of {self._deployment_id} to join the directory")
-        except RouteError:
-            if deadline.remaining() == 0:
-                raise
-        else:
-            if home.actor in self._homes:
-                return self._homes[home.actor]
-            deadline.check(f"news of replica {home.actor}, which is the home of {uid!r}")
-        return None
+        except RouteError as error:
+            waiting = not self._replicas and isinstance(error, NoAvailablePodError)
+            if deadline.remaining() == 0 and not waiting:
+                raise self._late(uid, str(error)) from error
+            return None
+        if home.actor not in self._homes and deadline.remaining() == 0:
+            raise self._late(uid, f"Serve does not tell of its home, {home.actor}")
+        return self._homes.get(home.actor)
+
+    def _late(self, uid: str, reason: str) -> RouterUnavailableError:
+        """Make the error of a request that has waited long enough.
+
+        Never a `TimeoutError`: what waits for Serve's answer takes that for its own.
+        """
+        assert self._desk is not None
+        return RouterUnavailableError(
+            reason=f"{reason} (a request waits for {self._patience_s:g} s, its patience_s)",
+            namespace=self._desk.namespace,
+            service=self._desk.service,
+            uid=uid,
+        )
 
     async def _with_room(self, home: RunningReplica, attempt: int) -> RunningReplica | None:
         """Return the home if it has room, else another if requests may spill, else None."""

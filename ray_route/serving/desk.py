@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 _OPEN_S = 60.0
 _ENLIST_RETRY_S = 1.0
+_JOIN_S = 3.0
+_JOIN_POLL_S = 0.02
 _TELL_SHARE = 1 / 10
 
 
@@ -48,7 +50,8 @@ class Desk:
         self._redis_url = redis_url
         self._options = options
         self._session: Session | None = None
-        self._opening: asyncio.Task[None] | None = None
+        self._opening: asyncio.Task[Session] | None = None
+        self._settling: asyncio.Task[Session] | None = None
         self._enlisting: set[asyncio.Task[None]] = set()
         self._reports: dict[tuple[int, int], asyncio.Task[Any]] = {}
         self._notices: dict[str, Notices] = {}
@@ -75,7 +78,7 @@ class Desk:
 
         Raises what stands in the way, and `RouteTimeoutError` at the deadline.
         """
-        session = await self._opened(deadline)
+        session = await self._settled(deadline)
         home = await run_async(self._computed(session, uid, 0), deadline)
         if home.actor in self._died:
             await self._report(session, home.link, deadline)
@@ -121,7 +124,8 @@ class Desk:
             return
 
         async def tell(links: dict[str, Link]) -> None:
-            await handle.__ray_call__.remote(keeper.use, self._post(self._opened_now()), links)
+            session = await self._opened(Deadline.after(_OPEN_S))
+            await handle.__ray_call__.remote(keeper.use, self._post(session), links)
 
         self._notices[actor] = Notices(tell)
         task = asyncio.create_task(self._enlist(actor, handle))
@@ -159,25 +163,50 @@ class Desk:
 
     # The session.
 
-    def _opened_now(self) -> Session:
-        assert self._session is not None, "nobody has a home before the session is open"
-        return self._session
+    async def _settled(self, deadline: Deadline) -> Session:
+        """Return the session once the first replicas have joined.
+
+        Else the first of them would get all sessions that wait at the start.
+        """
+        if self._settling is None:
+            self._settling = asyncio.create_task(self._settle())
+        if self._settling.done():
+            return self._settling.result()
+        return await _within(deadline, self._settling, f"the replicas of {self.service!r} to join")
+
+    async def _settle(self) -> Session:
+        try:
+            session = await self._opened(Deadline.after(_OPEN_S))
+        except BaseException:
+            self._settling = None
+            raise
+        limit = Deadline.after(_JOIN_S)
+        while True:
+            joined = self._notices and all(map(self.may_serve, self._notices))
+            if joined or limit.remaining() == 0:
+                return session
+            await asyncio.sleep(_JOIN_POLL_S)
 
     async def _opened(self, deadline: Deadline) -> Session:
-        if self._session is None:
-            if self._opening is None:
-                self._opening = asyncio.create_task(self._open())
-            try:
-                waiting = asyncio.shield(self._opening)
-                await asyncio.wait_for(waiting, deadline.remaining())
-            except asyncio.TimeoutError:
-                deadline.check(f"namespace {self.namespace!r} to open")
-                raise
-        return self._opened_now()
+        if self._session is not None:
+            return self._session
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open())
+        return await _within(deadline, self._opening, f"namespace {self.namespace!r} to open")
 
-    async def _open(self) -> None:
+    async def _open(self) -> Session:
         args = (self.namespace, self._redis_url, self._options, Deadline.after(_OPEN_S))
         try:
             self._session = await asyncio.to_thread(open_session, *args)
         finally:
             self._opening = None
+        return self._session
+
+
+async def _within(deadline: Deadline, task: asyncio.Task[Session], what: str) -> Session:
+    """Wait for a task that others wait for too."""
+    try:
+        return await asyncio.wait_for(asyncio.shield(task), deadline.remaining())
+    except asyncio.TimeoutError:
+        deadline.check(what)
+        raise
