@@ -129,7 +129,8 @@ def runner(serve_url: str, directory: ray_route.RouteClient, made: list[str]) ->
         config = sticky(**{"namespace": directory.namespace, **(router or {})})
 
         def deploy(replicas: int, version: str = "1") -> DeploymentHandle[Any]:
-            chat = Chat.options(request_router_config=config, num_replicas=replicas, **options)
+            count = {} if "autoscaling_config" in options else {"num_replicas": replicas}
+            chat = Chat.options(request_router_config=config, **count, **options)
             # As with a configuration file that changes nothing else; `serve.run` by itself takes
             # every deployment for a new version, and replaces all replicas.
             chat._version = version

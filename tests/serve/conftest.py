@@ -45,12 +45,11 @@ def running(serve_url: str, directory: ray_route.RouteClient) -> Iterator[Run]:
     made: list[str] = []
     yield runner(serve_url, directory, made)
     for name in made:
-        serve.delete(name)
+        serve.delete(name, _blocking=False)
 
 
 @pytest.fixture(scope="session")
-def chat(serve_url: str, directory: ray_route.RouteClient) -> Iterator[App]:
+def chat(serve_url: str, directory: ray_route.RouteClient) -> App:
     """Four replicas that all tests share: give sessions of your own."""
     made: list[str] = []
-    yield runner(serve_url, directory, made)()
-    serve.delete(made[0])
+    return runner(serve_url, directory, made)()

@@ -90,3 +90,28 @@ def test_requests_go_on_while_the_directorys_router_is_killed(chat: App) -> None
         walk.go_on()
     assert walk.errors == []
     assert walk.moved() == {}
+
+
+def test_autoscaling_moves_nobody_up_and_leaves_nobody_behind_down(run: Run) -> None:
+    app = run(
+        autoscaling_config={
+            "min_replicas": 1,
+            "max_replicas": 2,
+            "target_ongoing_requests": 2,
+            "upscale_delay_s": 0.2,
+            "downscale_delay_s": 0.5,
+            "metrics_interval_s": 0.2,
+            "look_back_period_s": 0.5,
+        }
+    )
+    names = sessions(10)
+    homes = app.homes(names)
+    busy = {name: app.saying(name, 6.0) for name in names}
+    eventually(lambda: len(app.alive()) == 2, "there are more replicas", 20)
+    assert app.homes(names) == homes
+    fresh = app.homes(sessions(10))
+    assert set(fresh.values()) == set(app.alive()) - set(homes.values())
+    for answer in busy.values():
+        answer.result(timeout_s=30)
+    left = eventually(lambda: len(app.alive()) == 1 and app.alive(), "one is enough again", 20)
+    assert set(app.homes([*names, *fresh]).values()) == set(left)
