@@ -224,9 +224,9 @@ def _draw(plot: Plot, path: Path) -> None:
     axes.set(title=plot.title, xlabel=plot.x_label, ylabel=plot.y_label, xscale=scale, yscale=scale)
     for label, x in plot.events.items():
         axes.axvline(x, color="grey", linestyle=":")
-        axes.annotate(label, (x, axes.get_ylim()[0]), rotation=90, va="bottom", ha="right")
+        axes.annotate(label, (x, axes.get_ylim()[1]), rotation=90, va="top", ha="right")
     axes.grid(visible=True, which="both", alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower right" if plot.linear else "best")
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
