@@ -146,6 +146,7 @@ async def _rate(peer: Peer, handle: Any, sessions: Sequence[str]) -> float:
 
 
 def _events(peer: Peer, count: int) -> dict[str, float]:
+    serve.delete(peer.app)  # sessions of another round would count as load
     handle = peer.deploy(Chat, REPLICAS)
     _await_replicas(peer, REPLICAS)
     found = {"fresh ids on two replicas": float(_disagreements(peer, handle))}
