@@ -73,14 +73,14 @@ class StickyRequestRouter(FIFOMixin, LocalityMixin, MultiplexMixin, RequestRoute
         """
         self._homes: dict[str, RunningReplica] = {}
         self._desk: Desk | None = None
-        self._problem: RouteError | None = None
+        self._problem: Exception | None = None
         self._spills = when_full == "spill"
         self._patience_s = patience_s
-        name = service or service_name(self._deployment_id.app_name, self._deployment_id.name)
         try:
             _check(when_full, patience_s)
-            self._desk = Desk(namespace, name, redis_url, options)
-        except RouteError as problem:
+            named = service_name(self._deployment_id.app_name, self._deployment_id.name)
+            self._desk = Desk(namespace, service or named, redis_url, options)
+        except Exception as problem:
             logger.exception("%s can't be routed by session", self._deployment_id)
             self._problem = problem
 

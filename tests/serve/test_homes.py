@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Any
 
@@ -88,6 +89,18 @@ def test_a_stream_comes_from_the_sessions_home(chat: App) -> None:
 def test_requests_without_a_session_go_anywhere(chat: App) -> None:
     asked = [chat.handle.say.remote() for _ in range(40)]
     assert {answer.result(timeout_s=20)["replica"] for answer in asked} == set(chat.alive())
+
+
+@pytest.mark.parametrize("how", [{}, {"_reserve": False}])  # the latter for LLM ingresses
+def test_a_replica_that_is_only_chosen_is_the_sessions_home(chat: App, how: Any) -> None:
+    async def chosen(name: str) -> str:
+        async with chat.handle.options(session_id=name).choose_replica(**how) as selection:
+            return str(selection.replica_id)
+
+    names = sessions(8)
+    picked = {name: asyncio.run(chosen(name)) for name in names}
+    assert picked == chat.homes(names)
+    assert len(set(picked.values())) > 1
 
 
 @pytest.mark.parametrize("odd", ["ü" * 400, "a b:c/{d}", "\x00"])
