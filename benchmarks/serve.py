@@ -181,7 +181,7 @@ def _death(peer: Peer, handle: Any, home: Homes) -> dict[str, float]:
         "victim's moved twice": sum(
             first.get(name, second[name]) not in (victim, second[name]) for name in theirs
         ),
-        # One request was sent to the dead replica before anyone knew: that one may fail.
+        # What was sent to the dead replica before anyone knew may fail, as with every router.
         "failed after death": max(0, len(failed) - _AT_ONCE),
     }
 
