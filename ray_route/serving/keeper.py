@@ -5,6 +5,7 @@ Routers start it there by `__ray_call__`, which any actor has, so the user's cla
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -78,7 +79,8 @@ class Keeper:
         except (RouteError, ray.exceptions.RayError) as error:
             logger.warning("a replica of %s leaves at once: %s", self.agent.service, error)
         finally:
-            self.agent.stop()
+            with contextlib.suppress(RouteError):  # then the end of the process is noticed
+                self.agent.stop()
 
     # Serve tells a replica's own process of its stop by these private attributes alone. Without
     # them the replica leaves when its process ends, which the router notices.
