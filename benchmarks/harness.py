@@ -94,12 +94,14 @@ class Report:
 
 @dataclass(frozen=True)
 class Plot:
-    """Lines over one axis; both axes are logarithmic."""
+    """Lines over one axis; both axes are logarithmic, or both linear with events marked on x."""
 
     title: str
     x_label: str
     y_label: str
     lines: Mapping[str, tuple[list[float], list[float]]]
+    linear: bool = False
+    events: Mapping[str, float] = field(default_factory=dict)
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -217,10 +219,14 @@ def _draw(plot: Plot, path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4.5))
     for label, (xs, ys) in plot.lines.items():
-        axes.plot(xs, ys, marker="o", label=label)
-    axes.set(title=plot.title, xlabel=plot.x_label, ylabel=plot.y_label, xscale="log", yscale="log")
+        axes.plot(xs, ys, marker="" if plot.linear else "o", label=label)
+    scale = "linear" if plot.linear else "log"
+    axes.set(title=plot.title, xlabel=plot.x_label, ylabel=plot.y_label, xscale=scale, yscale=scale)
+    for label, x in plot.events.items():
+        axes.axvline(x, color="grey", linestyle=":")
+        axes.annotate(label, (x, axes.get_ylim()[1]), rotation=90, va="top", ha="right")
     axes.grid(visible=True, which="both", alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower right" if plot.linear else "best")
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)

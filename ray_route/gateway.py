@@ -76,7 +76,7 @@ class Gateway:
                 what = f"{asked}, which said: {_first_line(error)}"
                 yield Pause(backoff_s, what)
                 backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
-                self.find_router()
+                yield Blocking(self.find_router, what)
 
     def read(self, shard: int, names: Sequence[tuple[str, str]]) -> Steps[list[Link | None]]:
         """Read the links of (service, uid) names of one shard straight from Redis.

@@ -58,6 +58,7 @@ def embedded_url(deadline: Deadline) -> str:
             get_if_exists=True,
             num_cpus=0,
             max_restarts=-1,
+            scheduling_strategy="DEFAULT",  # not in its maker's placement group, to end with that
         )
         .remote(str(folder), free_port(), secrets.token_urlsafe(24))
     )

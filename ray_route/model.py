@@ -11,9 +11,10 @@ from typing import Any
 from ray_route.errors import InvalidInputError
 
 MAX_UID_BYTES = 512
+MAX_NAME = 64
 MAX_UTF8 = 4
 MAX_POD = 2**31 - 1
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{MAX_NAME}}}")
 
 
 class RoutingState(str, Enum):

@@ -85,10 +85,15 @@ def _routing(record: PodRecord) -> tuple[object, ...]:
     return record.incarnation, record.state, record.life, record.node, record.actor
 
 
+# How long a new link may take to reach its pod, and to be counted there.
+_ARRIVAL_US = 500_000
+
+
 @dataclass(slots=True)
 class _Count:
     incarnation: int
-    reported: float = 0.0
+    expected: float = 0.0
+    heartbeat_us: int = 0
     proposed: int = 0
     placed: list[int] = field(default_factory=list)
     links: int = 0
@@ -99,6 +104,10 @@ class LoadBook:
 
     "Since" is decided by Redis time on both sides: a new link's epoch is at least Redis `TIME`
     in microseconds, and so is the heartbeat that carried the report.
+
+    A link that was placed just before a report may not have reached its pod by then. It counts
+    on, unless the pod has lost as many meanwhile: else placements would crowd, once a heartbeat,
+    on the pod that has just reported.
     """
 
     def __init__(self) -> None:
@@ -108,7 +117,7 @@ class LoadBook:
         """Load of each of the pods now."""
         counts = ((pod.pod, self._of(service, pod)) for pod in pods)
         return {
-            index: count.reported + len(count.placed) + count.proposed for index, count in counts
+            index: count.expected + len(count.placed) + count.proposed for index, count in counts
         }
 
     def links(self, service: str, pod: PodRecord) -> int:
@@ -118,9 +127,14 @@ class LoadBook:
     def report(self, service: str, pod: PodRecord) -> None:
         """Take in the load that came with a heartbeat."""
         count = self._of(service, pod)
-        count.reported = pod.load
         count.placed.sort()  # shards count for themselves, so it is only almost sorted
-        count.placed = count.placed[bisect_right(count.placed, pod.heartbeat_us) :]
+        before = bisect_right(count.placed, pod.heartbeat_us)
+        late = before - bisect_right(count.placed, pod.heartbeat_us - _ARRIVAL_US, hi=before)
+        if pod.heartbeat_us > count.heartbeat_us:
+            unreported = min(late, count.expected + before - pod.load)
+            count.expected = pod.load + max(0, unreported)
+        count.heartbeat_us = pod.heartbeat_us
+        del count.placed[:before]
 
     def propose(self, service: str, owners: Iterable[PodRecord]) -> None:
         """Count links that are being written, until `settle`."""

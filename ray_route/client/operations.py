@@ -103,7 +103,7 @@ class Operations:
             except (ray.exceptions.RayActorError, RouterUnavailableError):
                 yield Pause(backoff_s, what)
                 backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
-                self.session.find_router()
+                yield Blocking(self.session.find_router, what)
 
     def cached(self, uid: str, service: str, min_epoch: int = 0) -> Link | None:
         """See `RouteClient.get_linked_in_cache`."""

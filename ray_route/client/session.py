@@ -90,7 +90,7 @@ class Session(Gateway):
         key = (service, link.pod, link.incarnation)
         handle = self._handles.get(key)
         if handle is None:
-            record = yield from self._record(service, link)
+            record = yield from self.record(service, link)
             try:
                 handle = ray.get_actor(record.actor, namespace=RAY_NAMESPACE)
             except ValueError as error:
@@ -98,7 +98,8 @@ class Session(Gateway):
             self._handles[key] = handle
         return handle
 
-    def _record(self, service: str, link: Link) -> Steps[PodRecord]:
+    def record(self, service: str, link: Link) -> Steps[PodRecord]:
+        """Return the record of a link's pod; `NoSuchActorError` if its life has ended."""
         record = self.table.get(service, link.pod)
         if record is None or record.incarnation < link.incarnation:
             # The link was quicker than the news of the pod that it names.

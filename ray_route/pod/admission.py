@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -217,6 +217,16 @@ class Admissions:
             running = held.running if held else 0
             self._held[uid] = _Held(epoch, deadline, self._clock(), persistent, running)
         return ""
+
+    def use(self, links: Mapping[str, Link], life_s: float) -> None:
+        """Hold uids that callers have routed here, for so many seconds from now."""
+        at = self._clock()
+        with self._lock:
+            for uid, link in links.items():
+                if link.incarnation == self.membership.incarnation and not self._hold(
+                    uid, link.epoch, at + life_s, persistent=link.persistent
+                ):
+                    self._held[uid].used_at = at
 
     # Giving up.
 

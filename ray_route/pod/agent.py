@@ -11,7 +11,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, count
 from typing import Any
 
 import ray
@@ -24,13 +25,21 @@ from ray_route.errors import (
     StoreUnavailableError,
 )
 from ray_route.gateway import Gateway, resolve_url
-from ray_route.model import DrainProgress, Link, RoutingState, check_name, check_pod, check_uid
+from ray_route.model import (
+    DrainProgress,
+    Life,
+    Link,
+    RoutingState,
+    check_name,
+    check_pod,
+    check_uid,
+)
 from ray_route.pod.admission import Admissions, Membership
 from ray_route.pod.attendance import Attendance, Hook
 from ray_route.pod.gate import Gate
 from ray_route.processes import identify
 from ray_route.steps import Pause, Steps, run
-from ray_route.store.pods import Identity, PodCalls
+from ray_route.store.pods import Identity, PodCalls, parse_table
 from ray_route.store.url import StoreUrl
 
 logger = logging.getLogger(__name__)
@@ -52,7 +61,8 @@ class PodAgent:
     or process that has joined Ray.
 
     Args:
-        namespace, service, pod: what to claim.
+        namespace, service: what to join.
+        pod: the index to claim; None: the lowest that nobody holds.
         redis_url: as for `connect`.
         actor: name of the Ray actor (in Ray namespace `ray_route`) that callers reach it by.
         on_acquire: called with the uid before its first call under a new epoch.
@@ -69,7 +79,7 @@ class PodAgent:
         self,
         namespace: str,
         service: str,
-        pod: int,
+        pod: int | None,
         *,
         redis_url: str | StoreUrl | None = None,
         actor: str = "",
@@ -81,7 +91,8 @@ class PodAgent:
     ) -> None:
         self.namespace = check_name("namespace", namespace)
         self.service = check_name("service", service)
-        self.pod = check_pod(pod)
+        self._index = pod if pod is None else check_pod(pod)
+        self._floats = pod is None
         if not 0 <= cpu_factor <= 1:
             raise InvalidInputError(
                 argument="cpu_factor", value=cpu_factor, reason="must be between 0 and 1"
@@ -114,7 +125,7 @@ class PodAgent:
         gateway = Gateway(self.namespace, url, self._options, deadline)
         self._gateway_or_none = gateway
         self._calls = PodCalls(gateway.keys)
-        self._who = Identity(self.service, self.pod, identify(), gateway.node, self._actor)
+        self._process = identify()
         self._claim(deadline)
         self._thread.start()
         self._ask_router("records", self.service)
@@ -125,6 +136,13 @@ class PodAgent:
         if self._gateway_or_none is None:
             raise self._unavailable("its agent has not been started")
         return self._gateway_or_none
+
+    @property
+    def pod(self) -> int:
+        """The index; raises `PodUnavailableError` while one that floats has none."""
+        if self._index is None:
+            raise self._unavailable("it has not claimed an index")
+        return self._index
 
     @property
     def gate(self) -> Gate:
@@ -144,22 +162,49 @@ class PodAgent:
 
     def _claim(self, deadline: Deadline) -> None:
         while not self._stopping.is_set():
-            asked_at = now()
-            call = self._calls.claim(self._who, self._gateway.config.pod_lease_s, self._state)
-            status, number = self._gateway.store.one(call)
+            index, status, wait_ms = self._try_to_claim()
             if status == b"ok":
-                self._begin(int(number), asked_at)
                 return
             if status == b"unsealed":
                 deadline.check("the router to write back what Redis has lost")
                 self._ask_router("recover", {})
             else:
-                deadline.check(
-                    f"the lease of the present owner of pod {self.pod} of {self.service}"
-                )
+                deadline.check(f"the lease of the present owner of pod {index} of {self.service}")
                 # A crashed owner need not be waited for: the router looks for its process.
-                self._ask_router("look_for", self.service, self.pod)
-            self._stopping.wait(min(_CLAIM_RETRY_S, int(number) / 1000))
+                self._ask_router("look_for", self.service, index)
+            self._stopping.wait(min(_CLAIM_RETRY_S, wait_ms / 1000))
+
+    def _try_to_claim(self) -> tuple[int, bytes, int]:
+        """Begin a life, or return an index, why it was refused, and the ms to wait."""
+        for index in self._free_indexes():
+            asked_at = now()
+            who = Identity(self.service, index, self._process, self._gateway.node, self._actor)
+            call = self._calls.claim(who, self._gateway.config.pod_lease_s, self._state)
+            status, number = self._gateway.store.one(call)
+            if status == b"ok":
+                self._become(who, int(number), asked_at)
+            elif status == b"held" and self._floats:
+                continue
+            return index, status, int(number)
+        raise AssertionError("there is always an index to try")
+
+    def _free_indexes(self) -> Iterable[int]:
+        """Return the indexes to try to claim: the fixed one, or all that are free, own ones first.
+
+        Others may take one of these meanwhile: the claim itself decides.
+        """
+        if self._index is not None and not self._floats:
+            return [self._index]
+        table = parse_table(self._gateway.store.one(self._calls.table(self.service)))
+        alive = {record.pod: record.process for record in table if record.life is Life.ALIVE}
+        own = [pod for pod, process in alive.items() if process == self._process]
+        return chain(own, (pod for pod in count() if pod not in alive))
+
+    def _become(self, who: Identity, incarnation: int, asked_at: float) -> None:
+        if who.pod != self._index:
+            self._gate = None  # of another index
+        self._index, self._who = who.pod, who
+        self._begin(incarnation, asked_at)
 
     def _begin(self, incarnation: int, asked_at: float) -> None:
         """Serve under a new incarnation; take orders for it, and for the one before no more."""
@@ -436,6 +481,15 @@ class PodAgent:
 
     # Admission.
 
+    def use(self, links: Mapping[str, Link]) -> None:
+        """Count uids as held and used here, whose calls some other way brings to this pod.
+
+        For services whose calls are not admitted one by one: the uids make up the pod's load,
+        and their links live on; unused ones are given up after `ttl_s`. Links of other lives,
+        and those that have been released, are passed over.
+        """
+        self._serving.use(links, self._gateway.config.ttl_s)
+
     def admit(self, uid: str, epoch: int, incarnation: int) -> None:
         """Return if this pod owns the uid under that epoch now; run `on_acquire` if it is new.
 
@@ -464,7 +518,7 @@ class PodAgent:
             may_have_run=False,
             namespace=self.namespace,
             service=self.service,
-            pod=self.pod,
+            pod=self._index,
         )
 
 

@@ -375,6 +375,7 @@ def router_of(namespace: str, url: StoreUrl, config: RouteConfig) -> Any:
             num_cpus=0,
             max_restarts=-1,
             max_concurrency=_CONCURRENCY,
+            scheduling_strategy="DEFAULT",  # not in its maker's placement group, to end with that
         )
         .remote(namespace, url, config)
     )

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -233,6 +234,23 @@ def test_a_user_placement_decides_and_its_mistakes_are_named(ray_session: None) 
         for agent in agents:
             agent.stop()
     end_router(name)
+
+
+def test_agents_without_an_index_of_their_own_share_out_the_free_ones(client: Any) -> None:
+    service = unique_name()
+    made = [ray_route.PodAgent(client.namespace, service, None) for _ in range(6)]
+    with pytest.raises(ray_route.PodUnavailableError):
+        _ = made[0].pod
+    with ThreadPoolExecutor(len(made)) as pool:
+        agents = list(pool.map(lambda agent: agent.start(), made))
+    assert sorted(agent.pod for agent in agents) == list(range(6))
+    leaver = agents.pop(2)
+    leaver.stop()
+    agents.append(ray_route.PodAgent(client.namespace, service, None).start())
+    assert agents[-1].pod == leaver.pod, "the lowest that nobody holds"
+    assert agents[-1].incarnation > leaver.incarnation
+    for agent in agents:
+        agent.stop()
 
 
 def test_fast_failover_takes_rays_word_for_a_death(ray_session: None) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import ray
-from helpers import eventually, router_handle, unique_name
+from helpers import end_router, eventually, router_handle, unique_name
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 import ray_route
 from ray_route.hosting import RAY_NAMESPACE
@@ -196,3 +197,22 @@ def test_a_stale_reply_of_the_table_moves_nobody(client: Any, u: str) -> None:
     assert not session.table.has_ended("svc", future)
     past = Link(link.pod, link.incarnation - 1, 0, persistent=False, lease_s=0)
     assert session.table.has_ended("svc", past)
+
+
+@ray.remote(num_cpus=0)
+class Newcomer:
+    def connect(self, namespace: str) -> None:
+        ray_route.connect(namespace).close()
+
+
+def test_a_router_outlives_the_placement_group_of_who_made_it(ray_session: None) -> None:
+    name = unique_name()
+    group = ray.util.placement_group([{"CPU": 1}])
+    inside = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+    newcomer = Newcomer.options(scheduling_strategy=inside).remote()
+    ray.get(newcomer.connect.remote(name))
+    pid, _ = ray.get(router_handle(name).whereabouts.remote())
+    ray.util.remove_placement_group(group)
+    eventually(lambda: ray.util.placement_group_table(group)["state"] == "REMOVED", "it is removed")
+    assert ray.get(router_handle(name).whereabouts.remote(), timeout=10)[0] == pid
+    end_router(name)

@@ -462,3 +462,38 @@ def verdict(serving: Admissions, uid: str = "u", epoch: int = 100, incarnation: 
 
 def release_now(serving: Admissions, uid: str, epoch: int) -> bool:
     return serving.release(uid, epoch, Deadline.after(0))
+
+
+class TestUseByOtherWays:
+    """Uids whose calls are not admitted one by one."""
+
+    def link(self, epoch: int = 200, incarnation: int = 7) -> Link:
+        return Link(0, incarnation, epoch, persistent=False, lease_s=5.0)
+
+    def test_a_used_uid_is_held_and_reported_until_it_has_been_idle(
+        self, admissions: Admissions, clock: ManualClock
+    ):
+        began = clock()
+        admissions.use({"v": self.link()}, 30.0)
+        assert admissions.holdings()["v"] == 200
+        clock.tick(8)
+        admissions.use({"v": self.link()}, 30.0)
+        used, _ = admissions.review(began + 5, 1.0)
+        assert used == {"v": 200}
+        clock.tick(29)
+        assert "v" not in admissions.review(clock(), 1.0)[1]
+        clock.tick(1)
+        assert "v" in admissions.review(clock(), 1.0)[1]
+
+    def test_a_link_of_another_life_is_passed_over(self, admissions: Admissions):
+        admissions.use({"v": self.link(incarnation=6)}, 30.0)
+        assert "v" not in admissions.holdings()
+
+    def test_a_released_uid_does_not_come_back_by_old_news(self, admissions: Admissions):
+        admissions.use({"v": self.link()}, 30.0)
+        assert admissions.release("v", 200, Deadline.after(0))
+        admissions.forget("v", 200)
+        admissions.use({"v": self.link()}, 30.0)
+        assert "v" not in admissions.holdings()
+        admissions.use({"v": self.link(epoch=201)}, 30.0)
+        assert admissions.holdings()["v"] == 201

@@ -158,8 +158,36 @@ class TestLoadBook:
         book = LoadBook()
         for epoch in (1_009, 1_001, 1_002, 1_003):
             book.placed(S, POD, epoch)
-        book.report(S, replace(POD, load=0.0, heartbeat_us=1_004))
+        book.report(S, replace(POD, load=3.0, heartbeat_us=1_004))
+        assert self.load(book) == 4.0
+
+    def test_a_link_on_its_way_to_its_pod_when_that_reports_counts_on(self):
+        book = LoadBook()
+        at = 10_000_000
+        book.report(S, replace(POD, load=5.0, heartbeat_us=at))
+        for moment in (at + 100, at + 900_000, at + 990_000):
+            book.placed(S, POD, moment)
+        book.report(S, replace(POD, load=6.0, heartbeat_us=at + 1_000_000))
+        assert self.load(book) == 8.0, "the two that were placed just before"
+        book.report(S, replace(POD, load=8.0, heartbeat_us=at + 2_000_000))
+        assert self.load(book) == 8.0
+
+    def test_a_link_that_never_reaches_its_pod_does_not_count_for_long(self):
+        book = LoadBook()
+        at = 10_000_000
+        book.placed(S, POD, at - 1)
+        book.report(S, replace(POD, load=0.0, heartbeat_us=at))
         assert self.load(book) == 1.0
+        book.report(S, replace(POD, load=0.0, heartbeat_us=at + 1_000_000))
+        assert self.load(book) == 0.0
+
+    def test_what_a_pod_has_lost_is_not_made_up_for_by_what_it_already_reports(self):
+        book = LoadBook()
+        at = 10_000_000
+        book.report(S, replace(POD, load=2.0, heartbeat_us=at))
+        book.placed(S, POD, at + 600_000)
+        book.report(S, replace(POD, load=3.0, heartbeat_us=at + 1_000_000))
+        assert self.load(book) == 3.0, "the new one was reported: nothing is on its way"
 
     def test_a_report_that_comes_twice_changes_nothing(self):
         book = LoadBook()
