@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -83,16 +84,32 @@ def join_or_start_ray() -> bool:
     Never joins a Ray that another program has started for itself: that ends with the program.
     Raises `RayStartError`.
     """
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    try:
-        # Interrupted half-way, Ray would leave processes of its own behind.
-        with _interrupts_later():
-            ray.init(_running_ray() or "local", include_dashboard=False, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise RayStartError(f"Ray did not start: {error}") from error
+    _init(_running_ray() or "local", "Ray did not start", include_dashboard=False)
     # Ray puts its starter's process id at the end of a session's name.
     name: str = ray.get_runtime_context().get_session_name()
     return name.endswith(f"_{os.getpid()}")
+
+
+def join_ray(address: str | None) -> None:
+    """Join the Ray at an address, else at `RAY_ADDRESS`, else the one on this machine.
+
+    Starts none. Raises `RayStartError`.
+    """
+    if address and not _may_answer(address):
+        raise RayStartError(f"no Ray answers at {address}")
+    failed = "no Ray could be joined"
+    if "RAY_AUTH_MODE" not in os.environ:
+        failed += " (one with token authentication wants RAY_AUTH_MODE=token)"
+    _init(address or _running_ray() or "auto", failed)
+
+
+def _init(address: str, failed: str, **options: Any) -> None:
+    try:
+        # Interrupted half-way, Ray would leave processes of its own behind.
+        with _interrupts_later():
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise RayStartError(f"{failed}: {error}") from error
 
 
 def _running_ray() -> str | None:

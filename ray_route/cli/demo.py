@@ -1,58 +1,24 @@
-"""`ray-route` on the command line.
-
-Every command returns its exit status: 0, or 1 where what it checked does not hold. What the
-user can mend (wrong options or input, a store or a Ray that does not answer) is one line on
-standard error and status 2; Ctrl-C is 130, after the command has cleaned up.
-"""
+"""`ray-route demo`."""
 
 from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from ray_route._version import __version__
-from ray_route.demo.replay import DemoError, Plan, perform
+from ray_route.demo.replay import Plan, perform
 from ray_route.demo.report import bar, hushed, print_outcome
-from ray_route.demo.stage import RayStartError, set_stage
-from ray_route.demo.trace import Trace, TraceError, read_trace, zipf_trace
-from ray_route.errors import RouteError
+from ray_route.demo.trace import Trace, read_trace, zipf_trace
+from ray_route.stage import set_stage
 
 _VIOLATED = 1
-_UNUSABLE = 2
-_INTERRUPTED = 130
 _SEEDS = 1_000_000
 
-_MENDABLE = (RouteError, TraceError, DemoError, RayStartError)
 
-
-@click.group()
-@click.version_option(__version__, prog_name="ray-route")
-def app() -> None:
-    """Sticky routing for Ray: a request for user 42 always reaches the actor that holds user 42."""
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit with its status."""
-    try:
-        status = app.main(arguments, prog_name="ray-route", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
-        status = _INTERRUPTED
-    except _MENDABLE as error:
-        click.echo(f"Error: {error}", err=True)
-        status = _UNUSABLE
-    sys.exit(status)
-
-
-@app.command()
+@click.command()
 @click.option("--trace", type=click.Path(path_type=Path), help="Log of messages to replay.")
 @click.option("--seed", type=int, help="Seed of the log that is drawn without --trace.")
 @click.option("--pods", type=click.IntRange(min=1), default=4, show_default=True)
