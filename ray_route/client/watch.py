@@ -63,7 +63,11 @@ class Watch:
 
     def is_fresh(self) -> bool:
         """True while the near cache may be believed."""
-        return now() - self._heard_at < self._config.staleness_s
+        return self.lag_s() < self._config.staleness_s
+
+    def lag_s(self) -> float:
+        """Seconds since the stream was last heard from."""
+        return now() - self._heard_at
 
     def _run(self) -> None:
         lost = False

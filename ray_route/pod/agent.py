@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 
+from ray_route import telemetry
 from ray_route.clock import Deadline, now
 from ray_route.errors import (
     InvalidInputError,
@@ -22,6 +23,7 @@ from ray_route.errors import (
     RouteError,
 )
 from ray_route.gateway import Gateway, resolve_url
+from ray_route.metrics import POD_FENCINGS, POD_RUNNING_CALLS, POD_UIDS, meter
 from ray_route.model import DrainProgress, Link, RoutingState, check_name, check_pod, check_uid
 from ray_route.pod.admission import Admissions, Membership
 from ray_route.pod.attendance import Attendance, Hook
@@ -91,6 +93,7 @@ class PodAgent:
         self._on_lost = on_lost
         self._cpu_factor = cpu_factor
         self._options = options
+        self._meter = meter(namespace)
         self._load_state: float | None = None
         self._state = RoutingState.READY
         self._stopping = threading.Event()
@@ -114,9 +117,16 @@ class PodAgent:
         self._calls = PodCalls(gateway.keys)
         self._who = Identity(self.service, self.pod, identify(), gateway.node, self._actor)
         self._claim(deadline)
+        self._measure()
         self._thread.start()
         self._ask_router("records", self.service)
         return self
+
+    def _measure(self) -> None:
+        me = (self.service, str(self.pod))
+        self._meter.watch(POD_UIDS, lambda: [(me, len(self._serving))], me)
+        self._meter.watch(POD_RUNNING_CALLS, lambda: [(me, self._serving.running)], me)
+        telemetry.start()
 
     @property
     def _gateway(self) -> Gateway:
@@ -185,6 +195,7 @@ class PodAgent:
             self._thread.join(_STOP_S)
         if self._gateway_or_none is None:
             return
+        self._meter.forget(POD_UIDS, POD_RUNNING_CALLS, owner=(self.service, str(self.pod)))
         admissions = None if self._gate is None else self._gate.admissions
         if admissions is not None:
             admissions.close()
@@ -242,6 +253,7 @@ class PodAgent:
 
     def _lost(self, why: str) -> None:
         logger.warning("pod %d of %s is fenced: %s", self.pod, self.service, why)
+        self._meter.count(POD_FENCINGS, self.service, str(self.pod))
         if self._attendance is not None:
             self._attendance.end()
         if self._on_lost is not None:
