@@ -14,6 +14,7 @@ import click
 import ray
 
 from ray_route._version import __version__
+from ray_route.cli.bench import bench
 from ray_route.cli.change import drain, move
 from ray_route.cli.demo import demo
 from ray_route.cli.doctor import doctor
@@ -55,7 +56,7 @@ def app() -> None:
     """  # noqa: D301 - click's mark for text that is not wrapped
 
 
-for command in (status, where, explain, pods, drain, move, top, doctor, demo):
+for command in (status, where, explain, pods, drain, move, top, doctor, bench, demo):
     app.add_command(command)
 
 
