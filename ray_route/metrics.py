@@ -103,10 +103,11 @@ STORE_SECONDS = Metric(
     "how long the router waited for Redis, per round trip",
     boundaries=_SECONDS,
 )
-LOST_WRITES = Metric(
-    "route_lost_writes",
-    Kind.COUNTER,
-    "answers that showed the router that Redis has lost writes to a shard",
+LOST_SHARDS = Metric(
+    "route_lost_shards", Kind.COUNTER, "shards that Redis had lost writes to, each time it did"
+)
+REPLAYED_LINKS = Metric(
+    "route_replayed_links", Kind.COUNTER, "links written back after a loss, by the router"
 )
 PODS = Metric(
     "route_pods",

@@ -12,7 +12,7 @@ from typing import Any
 
 from ray_route.clock import now
 from ray_route.errors import LostWritesError, RouteError
-from ray_route.metrics import LOST_WRITES, STORE_SECONDS, meter
+from ray_route.metrics import STORE_SECONDS, meter
 from ray_route.model import Link
 from ray_route.store.connect import AsyncStore
 from ray_route.store.keys import Keys
@@ -161,7 +161,6 @@ class Shards:
         if parsed.status == "superseded":
             raise SupersededError(self._keys.namespace)
         if parsed.status == "lost":
-            self._meter.count(LOST_WRITES)
             return LostWritesError(
                 address=self._store.url.address,
                 shards=[shard],
