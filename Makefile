@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SHARED := ../shared/data/college_msg.txt
 
-.PHONY: demo test chaos lint type floors bench check clean
+.PHONY: demo test chaos lint type floors docs package bench check clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -32,10 +32,20 @@ type: $(READY)
 floors: $(READY)  ## imports go downward only
 	$(BIN)/lint-imports
 
+docs: $(READY)  ## the documentation, into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+package: $(READY)  ## build the wheel, install it into an empty environment, follow the tutorial
+	rm -rf dist build/package
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv build/package
+	build/package/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	$(BIN)/python tests/tutorial.py build/package/bin
+
 bench: $(READY)  ## every benchmark, with plots beside the JSON
 	$(BIN)/python -m benchmarks all
 
-check: lint type floors test  ## exactly what CI runs
+check: lint type floors docs test  ## exactly what CI runs
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -52,7 +52,9 @@ class PodAgent:
     or process that has joined Ray.
 
     Args:
-        namespace, service, pod: what to claim.
+        namespace: where.
+        service: whose pod this is.
+        pod: the index to claim.
         redis_url: as for `connect`.
         actor: name of the Ray actor (in Ray namespace `ray_route`) that callers reach it by.
         on_acquire: called with the uid before its first call under a new epoch.
