@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SHARED := ../shared/data/college_msg.txt
 
-.PHONY: demo test chaos lint type floors docs package bench check clean
+.PHONY: demo test chaos lint type floors docs package lowest bench check clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,12 @@ package: $(READY)  ## build the wheel, install it into an empty environment, fol
 	$(PYTHON) -m venv build/package
 	build/package/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
 	$(BIN)/python tests/tutorial.py build/package/bin
+
+lowest: package  ## the same with the lowest versions of what it needs
+	$(PYTHON) -m venv build/lowest
+	build/lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint tests/lowest.txt dist/*.whl
+	$(BIN)/python tests/tutorial.py build/lowest/bin
 
 bench: $(READY)  ## every benchmark, with plots beside the JSON
 	$(BIN)/python -m benchmarks all

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,14 +62,17 @@ def _start(
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
         text=True,
     )
     assert process.stdout is not None
+    said = []
     for line in process.stdout:
+        said.append(line)
         if "30 rooms are open" in line:
+            threading.Thread(target=process.stdout.read, daemon=True).start()
             return process
-    raise AssertionError(f"{words} ended with {process.wait()}")
+    raise AssertionError(f"{words} ended with {process.wait()}: {''.join(said)}")
 
 
 def _run(commands: Path, folder: Path, environment: dict[str, str], words: list[str]) -> str:

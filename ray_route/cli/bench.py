@@ -33,13 +33,16 @@ _MANY = click.IntRange(min=1)
 @click.option("--scale-at", "scale_at_s", type=_SECONDS, help="Add half as many pods then.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write FILE.json and FILE.png.")
+@click.option("--address", metavar="HOST:PORT", help="Ray to join; default: RAY_ADDRESS.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def bench(out: Path | None, trace: Path | None, *, as_json: bool, **given: Any) -> int:
+def bench(
+    out: Path | None, trace: Path | None, address: str | None, *, as_json: bool, **given: Any
+) -> int:
     """Put a cluster under load: clients on every node call pods on every node, uid by uid.
 
-    Joins the Ray at RAY_ADDRESS or of `ray start`, else starts one for the time. Prints every
-    second, then throughput, p50 to p99.9, hit ratio, links moved, failed calls. Exit 1 if a call
-    failed. The picture needs matplotlib: pip install 'ray-route[bench]'.
+    Joins the Ray at --address, at RAY_ADDRESS or of `ray start`, else starts one for the time.
+    Prints every second, then throughput, p50 to p99.9, hit ratio, links moved, failed calls. Exit 1
+    if a call failed. The picture needs matplotlib: pip install 'ray-route[bench]'.
 
     \b
     Examples:
@@ -50,7 +53,7 @@ def bench(out: Path | None, trace: Path | None, *, as_json: bool, **given: Any) 
     log = read_trace(trace).recipients if trace is not None else None
     plan = Plan(trace=log, **given)
     printed = console()
-    with hushed(), set_stage() as stage:
+    with hushed(), set_stage(address) as stage:
         if not as_json:
             printed.print(f"{stage}", markup=False)
         summary = run(plan, stage, lambda row: None if as_json else _print(row)).summary()

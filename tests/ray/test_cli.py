@@ -284,8 +284,7 @@ def test_every_command_has_json_examples_and_a_first_sentence(name: str) -> None
     made = app.commands[name]
     assert made.help
     options = {option for parameter in made.params for option in parameter.opts}
-    if name != "demo":
-        assert "--json" in options
-        assert f"ray-route {name}" in made.help
+    assert "--json" in options
+    assert f"ray-route {name}" in made.help
     described = [p.help for p in made.params if isinstance(p, click.Option) and p.name == "address"]
     assert all(described)

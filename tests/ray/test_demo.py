@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -64,6 +65,13 @@ def test_the_only_pod_dies(command: Command, log: str) -> None:
     done = command.run("demo", "--trace", log, "--kill", "--pods", "1")
     assert (done.status, done.kept) == (0, 4), done
     assert [row[:2] for row in done.rows if row[0] == "0"] == [["0", "dead"], ["0", "alive"]]
+
+
+def test_the_outcome_as_json(command: Command, log: str) -> None:
+    done = command.run("demo", "--trace", log, "--pods", "2", "--json")
+    told = json.loads(done.out)
+    assert (done.status, told["events"], len(told["pods"])) == (0, EVENTS, 2)
+    assert [check["problems"] for check in told["checks"]] == [[], [], []]
 
 
 def test_without_a_log_one_of_the_real_size_is_drawn(command: Command) -> None:
