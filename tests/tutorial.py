@@ -51,6 +51,8 @@ def follow(commands: Path, folder: Path, environment: dict[str, str]) -> list[st
         if service is not None:
             service.send_signal(signal.SIGINT)
             service.wait(_COMMAND_S)
+            if service.stdout is not None:
+                service.stdout.close()
     return said
 
 

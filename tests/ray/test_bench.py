@@ -35,6 +35,7 @@ def test_on_a_cluster_with_a_kill_and_a_scale_out(tmp_path: Path) -> None:
     measured = [row["calls"] for row in result["seconds"] if row["measured"]]
     assert result["calls"] == sum(measured) > 100
     assert 4 <= len(measured) <= 6
+    assert not result["seconds"][0]["measured"], "the warm-up does not count"
     assert result["pods_killed"] == 2
     assert 0 < result["links_moved"] <= 1_000
     latency = result["latency_ms"]
