@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SHARED := ../shared/data/college_msg.txt
 
-.PHONY: demo test chaos soak lint type floors bench check clean
+.PHONY: demo test chaos soak lint type floors docs package lowest bench check clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -35,10 +35,26 @@ type: $(READY)
 floors: $(READY)  ## imports go downward only
 	$(BIN)/lint-imports
 
+docs: $(READY)  ## the documentation, into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+package: $(READY)  ## build the wheel, install it into an empty environment, follow the tutorial
+	rm -rf dist build/package
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv build/package
+	build/package/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	$(BIN)/python tests/tutorial.py build/package/bin
+
+lowest: package  ## the same with the lowest versions of what it needs
+	$(PYTHON) -m venv build/lowest
+	build/lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint tests/lowest.txt dist/*.whl
+	$(BIN)/python tests/tutorial.py build/lowest/bin
+
 bench: $(READY)  ## every benchmark, with plots beside the JSON
 	$(BIN)/python -m benchmarks all
 
-check: lint type floors test  ## exactly what CI runs
+check: lint type floors docs test  ## exactly what CI runs
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -63,6 +63,8 @@ class LinkCache:
     ) -> None:
         self.trusted_until = math.inf
         """When to stop believing what is here, unless it is put off: all is a miss from then on."""
+        self.hits = 0
+        """Look-ups that found a link; of two threads at once one may go uncounted."""
         self._clock = clock
         self._serving = serving
         self._lock = Lock()
@@ -91,6 +93,11 @@ class LinkCache:
                     link = make_link(pod, incarnation, epoch, persistent, deadline - at)
                     yield service, uid, link
 
+    @property
+    def held(self) -> int:
+        """Links in memory, those whose lease has ended among them; unlike `len`, it is quick."""
+        return len(self._ring)
+
     def get(self, service: str, uid: str, min_epoch: int = 0) -> Link | None:
         """Return the cached link with what is left of its lease; None below `min_epoch`."""
         try:
@@ -103,6 +110,7 @@ class LinkCache:
         if at >= deadline or at >= self.trusted_until or epoch < min_epoch:
             return None
         self._touched[slot] = 1
+        self.hits += 1
         return make_link(pod, incarnation, epoch, persistent, deadline - at)
 
     def put(self, service: str, uid: str, link: Link, asked_at: float) -> bool:
@@ -185,6 +193,9 @@ class _Ring:
         self._vacant: list[int] = []
         self._hand = 0
         self._broom = 0
+
+    def __len__(self) -> int:
+        return len(self._uids) - len(self._vacant)
 
     def take(self, home: dict[str, _Held], uid: str) -> int:
         """Return a slot for an entry of `home`, emptying one if all are taken."""

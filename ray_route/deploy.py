@@ -24,6 +24,7 @@ from ray_route.hosting import RAY_NAMESPACE
 from ray_route.model import DrainProgress, Life, Pod, RoutingState, check_name
 from ray_route.pod.fenced import CONTROL_GROUP, Birth, pod_class
 from ray_route.steps import run
+from ray_route.store.url import StoreUrl
 
 _DEPLOY_S = 60.0
 _STOP_S = 5.0
@@ -235,7 +236,7 @@ def deploy(
     cpu_factor: float = 0.0,
     grace_s: float = 20.0,
     exit_when_fenced: bool = True,
-    redis_url: str | None = None,
+    redis_url: str | StoreUrl | None = None,
     timeout: float = _DEPLOY_S,
     **options: Any,
 ) -> Deployment:

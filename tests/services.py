@@ -104,3 +104,12 @@ class AsyncCounter:
 def by_last_digit(pods: Any, load: Any, uid: str, node: str | None) -> int:
     """A user's placement."""
     return int(uid[-1]) % 3 if uid[-1].isdigit() else 99
+
+
+class Waiting(Counter):
+    """Calls that last until a file is there."""
+
+    def wait(self, uid: str, until: str) -> int:
+        while not Path(until).exists():
+            time.sleep(0.02)
+        return self.add(uid)

@@ -14,12 +14,14 @@ import ray
 
 from ray_route.client.operations import Operations
 from ray_route.client.session import NoSuchActorError
+from ray_route.clock import now
 from ray_route.errors import (
     FencedError,
     InvalidInputError,
     NoAvailablePodError,
     PodUnavailableError,
 )
+from ray_route.metrics import CALL_REPEATS, CALL_SECONDS
 from ray_route.model import Link, check_uid
 from ray_route.pod.fenced import Header, Raised, Refused
 from ray_route.steps import LifeEndedError, Pause, Remote, Steps
@@ -42,7 +44,7 @@ def call(
 ) -> Steps[Any]:
     """See `RouteClient.call`."""
     what = f"{method} on the pod of uid {uid!r} of {service!r}"
-    attempt = 0
+    attempt, begun_at = 0, now()
     while True:
         if attempt:
             yield Pause(_backoff_s(attempt), what)
@@ -69,6 +71,7 @@ def call(
                 raise _unavailable(ops, uid, service, link, error) from error
             continue
         if type(result) is not Refused:
+            ops.session.meter.observe(CALL_SECONDS, now() - begun_at, service)
             return result
         min_epoch = _follow(ops, uid, service, link, result, idempotent=idempotent)
 
@@ -81,6 +84,7 @@ def _follow(
     if not isinstance(refusal, FencedError) or (refusal.may_have_run and not idempotent):
         raise refusal
     ops.session.near.drop(service, uid, link.epoch)
+    ops.session.meter.count(CALL_REPEATS, service, "fenced")
     return link.epoch + 1
 
 

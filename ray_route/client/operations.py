@@ -21,6 +21,7 @@ from ray_route.errors import (
     RouteError,
     RouterUnavailableError,
 )
+from ray_route.metrics import CALL_REPEATS
 from ray_route.model import (
     DrainProgress,
     Explanation,
@@ -223,7 +224,7 @@ class Operations:
         except (ray.exceptions.RayActorError, RouterUnavailableError):
             asked = replace(asked, asked_at=now())
             answered = yield from session.ask("compute", asked.service, asked.wanted, session.node)
-        session.keep(asked.service, answered, asked.asked_at)
+        session.answered(asked.service, answered, asked.asked_at)
         return answered
 
     def batch(
@@ -293,6 +294,7 @@ class Operations:
         """Have the router look into a pod that could not be reached; return the min_epoch."""
         self.session.near.drop(service, uid, link.epoch)
         self.session.drop_handle(service, link)
+        self.session.meter.count(CALL_REPEATS, service, "unreachable")
         died = isinstance(error, ray.exceptions.ActorDiedError)
         yield from self.session.ask(
             "report_failure", service, link.pod, link.incarnation, died=died

@@ -11,13 +11,23 @@ from typing import Any
 
 import ray
 
+from ray_route import telemetry
 from ray_route.cache import LinkCache
 from ray_route.client.coalesce import Coalescer
 from ray_route.client.watch import Watch
-from ray_route.clock import Deadline
+from ray_route.clock import Deadline, now
 from ray_route.config import RouteConfig
+from ray_route.errors import RouteError
 from ray_route.gateway import Gateway, resolve_url
 from ray_route.hosting import RAY_NAMESPACE
+from ray_route.metrics import (
+    LOOKUP_BATCH_UIDS,
+    LOOKUP_SECONDS,
+    LOOKUPS,
+    NEAR_CACHE_LINKS,
+    WATCH_LAG_SECONDS,
+    meter,
+)
 from ray_route.model import Link, PodRecord, check_name
 from ray_route.podtable import PodTable
 from ray_route.steps import Steps
@@ -55,9 +65,17 @@ class Session(Gateway):
             self.asked_at,
         )
         self.watch.start()
-        self.computing = Coalescer(self._send_compute, self.keep)
-        self.finding = Coalescer(self._send_find, self.keep)
+        self.computing = Coalescer(self._send_compute, self.answered)
+        self.finding = Coalescer(self._send_find, self.answered)
         self._handles: dict[tuple[str, int, int], Any] = {}
+        self.meter = meter(namespace)
+        self._measure()
+
+    def _measure(self) -> None:
+        self.meter.tally(LOOKUPS, ("near", "hit"), lambda: self.near.hits)
+        self.meter.watch(NEAR_CACHE_LINKS, lambda: [((), self.near.held)])
+        self.meter.watch(WATCH_LAG_SECONDS, lambda: [((), self.watch.lag_s())])
+        telemetry.start()
 
     def _send_compute(self, service: str, wanted: dict[str, int]) -> Any:
         return self.router.compute.remote(service, wanted, self.node)
@@ -69,6 +87,17 @@ class Session(Gateway):
         """Read the names of the namespace's services from Redis."""
         call = PodCalls(self.keys).services()
         return sorted(name.decode() for name in self.store.one(call))
+
+    def answered(self, service: str, answers: dict[str, Any], asked_at: float) -> None:
+        """Count the router's answers to one call, and keep them."""
+        links = sum(isinstance(answer, Link) for answer in answers.values())
+        errors = sum(isinstance(answer, RouteError) for answer in answers.values())
+        self.meter.count(LOOKUPS, "router", "link", by=links)
+        self.meter.count(LOOKUPS, "router", "error", by=errors)
+        self.meter.count(LOOKUPS, "router", "none", by=len(answers) - links - errors)
+        self.meter.observe(LOOKUP_SECONDS, now() - asked_at)
+        self.meter.observe(LOOKUP_BATCH_UIDS, len(answers))
+        self.keep(service, answers, asked_at)
 
     def keep(self, service: str, answers: dict[str, Any], asked_at: float) -> None:
         """Keep the links among answers; leases count from `asked_at`."""
@@ -113,6 +142,8 @@ class Session(Gateway):
     def close(self) -> None:
         """Stop the watch and close the connections."""
         self.watch.stop()
+        telemetry.flush()
+        self.meter.forget(LOOKUPS, NEAR_CACHE_LINKS, WATCH_LAG_SECONDS)
         super().close()
 
 

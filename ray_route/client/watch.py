@@ -65,6 +65,10 @@ class Watch:
         """Let the near cache be believed for a while."""
         self._near.trusted_until = at + self._config.staleness_s
 
+    def lag_s(self) -> float:
+        """Seconds since the stream was last heard from."""
+        return now() - (self._near.trusted_until - self._config.staleness_s)
+
     def _run(self) -> None:
         lost = False
         while not self._stopping.is_set():

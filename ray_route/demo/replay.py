@@ -16,13 +16,13 @@ from typing import Any
 
 from ray_route.client.driver import RouteClient, connect
 from ray_route.clock import Deadline
-from ray_route.demo.stage import Stage, clear_namespace, undoing
 from ray_route.demo.trace import Trace
 from ray_route.demo.verdict import Ack, History, Kill, Outcome, Owner, Record, ScaleOut
 from ray_route.deploy import Deployment, deploy
 from ray_route.errors import NoAvailablePodError
 from ray_route.model import Life, Pod
 from ray_route.pod.fenced import current_link
+from ray_route.stage import Stage, clear_namespace, undoing
 
 SERVICE = "inbox"
 ADDED_PODS = 2

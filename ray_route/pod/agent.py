@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 
+from ray_route import telemetry
 from ray_route.clock import Deadline, now
 from ray_route.errors import (
     InvalidInputError,
@@ -25,6 +26,7 @@ from ray_route.errors import (
     StoreUnavailableError,
 )
 from ray_route.gateway import Gateway, resolve_url
+from ray_route.metrics import POD_FENCINGS, POD_RUNNING_CALLS, POD_UIDS, meter
 from ray_route.model import (
     DrainProgress,
     Life,
@@ -61,7 +63,8 @@ class PodAgent:
     or process that has joined Ray.
 
     Args:
-        namespace, service: what to join.
+        namespace: where.
+        service: whose pod this is.
         pod: the index to claim; None: the lowest that nobody holds.
         redis_url: as for `connect`.
         actor: name of the Ray actor (in Ray namespace `ray_route`) that callers reach it by.
@@ -104,6 +107,7 @@ class PodAgent:
         self._on_lost = on_lost
         self._cpu_factor = cpu_factor
         self._options = options
+        self._meter = meter(namespace)
         self._load_state: float | None = None
         self._state = RoutingState.READY
         self._stopping = threading.Event()
@@ -127,9 +131,16 @@ class PodAgent:
         self._calls = PodCalls(gateway.keys)
         self._process = identify()
         self._claim(deadline)
+        self._measure()
         self._thread.start()
         self._ask_router("records", self.service)
         return self
+
+    def _measure(self) -> None:
+        me = (self.service, str(self.pod))
+        self._meter.watch(POD_UIDS, lambda: [(me, len(self._serving))], me)
+        self._meter.watch(POD_RUNNING_CALLS, lambda: [(me, self._serving.running)], me)
+        telemetry.start()
 
     @property
     def _gateway(self) -> Gateway:
@@ -232,6 +243,7 @@ class PodAgent:
             self._thread.join(_STOP_S)
         if self._gateway_or_none is None:
             return
+        self._meter.forget(POD_UIDS, POD_RUNNING_CALLS, owner=(self.service, str(self.pod)))
         admissions = None if self._gate is None else self._gate.admissions
         if admissions is not None:
             admissions.close()
@@ -301,6 +313,7 @@ class PodAgent:
 
     def _lost(self, why: str) -> None:
         logger.warning("pod %d of %s is fenced: %s", self.pod, self.service, why)
+        self._meter.count(POD_FENCINGS, self.service, str(self.pod))
         if self._attendance is not None:
             self._attendance.end()
         if self._on_lost is not None:

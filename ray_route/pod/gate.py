@@ -12,6 +12,7 @@ from typing import Any
 from ray_route.clock import Deadline, now
 from ray_route.errors import FencedError, PodUnavailableError, RouteError
 from ray_route.gateway import Gateway
+from ray_route.metrics import POD_REFUSALS, meter
 from ray_route.model import Link
 from ray_route.pod.admission import Admissions, Verdict
 from ray_route.pod.attendance import Hook
@@ -42,6 +43,7 @@ class Gate:
             "pod": pod,
         }
         self._service = service
+        self._meter = meter(gateway.namespace)
         self._on_acquire = on_acquire
         self._confirming: dict[tuple[str, int], Future[float]] = {}
         self._lock = threading.Lock()
@@ -138,6 +140,7 @@ class Gate:
         return run(asked, Deadline.after(_ACQUIRE_S))[0]
 
     def _fenced(self, uid: str, epoch: int, reason: str, *, may_have_run: bool) -> FencedError:
+        self._meter.count(POD_REFUSALS, self._service, str(self._ids["pod"]))
         return FencedError(
             reason=reason, may_have_run=may_have_run, uid=uid, epoch=epoch, **self._ids
         )

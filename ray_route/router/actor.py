@@ -15,9 +15,11 @@ from typing import Any
 
 import ray
 
+from ray_route import telemetry
 from ray_route.config import RouteConfig
 from ray_route.errors import RouteError, RouterUnavailableError
 from ray_route.hosting import RAY_NAMESPACE
+from ray_route.metrics import ROUTER_CACHE_LINKS, ROUTER_STARTS
 from ray_route.model import DrainProgress, Explanation, Life, Link, Pod, PodRecord, RoutingState
 from ray_route.router.announcer import BEAT, Announcer, Change, Position
 from ray_route.router.census import Census
@@ -80,6 +82,9 @@ class Router:
             self._vigil.begin_anew,
         )
         self._shards.recover = self._replay.recover
+        cache = self._directory.cache
+        self._census.meter.watch(ROUTER_CACHE_LINKS, lambda: [((), cache.held)])
+        telemetry.start()
         self._open = asyncio.Event()
         self._problem = "it is starting"
         self._tasks = [
@@ -323,6 +328,7 @@ class Router:
                 logger.warning("the router of %s can't start yet: %s", self._namespace, error)
                 await asyncio.sleep(_RETRY_S)
         logger.info("router %d of %s serves", self._shards.incarnation, self._namespace)
+        self._census.meter.count(ROUTER_STARTS)
         self._open.set()
 
     def _beat(self) -> None:

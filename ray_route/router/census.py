@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 
 from ray_route.clock import now
 from ray_route.errors import InvalidInputError, PodUnavailableError, RouteError
+from ray_route.metrics import PODS, meter
 from ray_route.model import Life, Pod, PodRecord, RoutingState
 from ray_route.podtable import LoadBook, PodTable
 from ray_route.store.connect import AsyncStore
@@ -16,6 +18,8 @@ from ray_route.store.pods import PodCalls, parse_table
 from ray_route.store.scripts import script_call
 
 logger = logging.getLogger(__name__)
+
+_STATES = [*(state.value for state in RoutingState), Life.GONE.value, Life.RESIGNED.value]
 
 OnChange = Callable[[str, PodRecord], None]
 
@@ -31,6 +35,15 @@ class Census:
         self._keys = keys
         self._on_change = on_change
         self._calls = PodCalls(keys)
+        self.meter = meter(keys.namespace)
+        self.meter.watch(PODS, self._by_state)
+
+    def _by_state(self) -> Iterator[tuple[tuple[str, str], int]]:
+        """Count pods by state; a state that has none is told too, or its gauge would stay."""
+        for service in self.table.services():
+            found = Counter(pod.describe() for pod in self.table.pods(service).copy().values())
+            for state in _STATES:
+                yield (service, state), found[state]
 
     async def refresh(self, service: str) -> None:
         """Read a service's pod table; raise `StoreUnavailableError`."""

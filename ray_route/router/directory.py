@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import PodRestartingError, RouteError, RouterUnavailableError
+from ray_route.metrics import ROUTER_BATCH_UIDS
 from ray_route.model import Link
 from ray_route.router.census import Census
 from ray_route.router.choice import Chooser
@@ -173,7 +174,7 @@ class Directory(Ledger):
             if isinstance(outcome, RouteError):
                 answers[uid] = outcome
             else:
-                why = f"relinked from pod {lost[uid].pod}"
+                why = f"{'relinked' if prefer_index else 'moved'} from pod {lost[uid].pod}"
                 answers[uid] = self._counted(service, uid, outcome, why)
         return answers
 
@@ -194,6 +195,7 @@ class Directory(Ledger):
     def _send_off(self, batch: _Batch) -> None:
         del self._forming[batch.service, batch.node]
         batch.sent_at = now()
+        self.meter.observe(ROUTER_BATCH_UIDS, len(batch.uids))
         task = asyncio.get_running_loop().create_task(self._settle(batch))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ray_route.clock import Deadline
 from ray_route.errors import PodUnavailableError
+from ray_route.metrics import DRAINS
 from ray_route.model import DrainProgress, Link, PodRecord, RoutingState
 from ray_route.router.census import Census
 from ray_route.router.directory import Directory
@@ -153,6 +154,8 @@ class Drains:
             await drain.census.set_state(key[0], drain.pod, RoutingState.DENY_NEW)
             async with self._one_at_a_time.setdefault(key[0], asyncio.Lock()):
                 await drain.run()
+            drain.census.meter.count(DRAINS, key[0], "done")
         except Exception as error:  # noqa: BLE001 - whoever waits for it must hear of it
             logger.warning("the drain of pod %d of %s stopped: %s", key[1], key[0], error)
             self._progress[key] = replace(self._progress[key], done=True, problem=str(error))
+            drain.census.meter.count(DRAINS, key[0], "stopped")

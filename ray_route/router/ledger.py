@@ -16,6 +16,7 @@ from ray_route.cache import LinkCache
 from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import RouteError, RouterUnavailableError
+from ray_route.metrics import LINKS, meter
 from ray_route.model import Link, PodRecord
 from ray_route.router.census import Census
 from ray_route.router.shards import Build, Outcome, Shards, SupersededError
@@ -40,6 +41,7 @@ class Ledger:
         self.keys = keys
         self.cache = LinkCache(config.router_cache_size)
         self.superseded = asyncio.Event()
+        self.meter = meter(keys.namespace)
         self._census = census
         self._shards = shards
         self._links = LinkCalls(keys, config)
@@ -108,6 +110,7 @@ class Ledger:
         self._removals[service, uid] = (held, now() + after_s)
         when = f" in {after_s:g} s" if after_s else ""
         self._decide(service, uid, f"removed from pod {held.pod}{when}")
+        self.meter.count(LINKS, service, "removed", by=int(outcome.written))
         return outcome.written
 
     # Many uids.
@@ -193,6 +196,7 @@ class Ledger:
             if record is not None and record.incarnation == link.incarnation:
                 self._census.loads.placed(service, record, link.epoch)
             self._decide(service, uid, f"{decision}: pod {link.pod}")
+            self.meter.count(LINKS, service, decision.partition(" ")[0])
         return link
 
     def _decide(self, service: str, uid: str, text: str) -> None:

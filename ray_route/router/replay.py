@@ -17,6 +17,7 @@ from typing import Any
 from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import LostWritesError, RouteError
+from ray_route.metrics import LOST_SHARDS, REPLAYED_LINKS
 from ray_route.model import Life, Link, PodRecord
 from ray_route.router.census import Census
 from ray_route.router.ledger import Ledger
@@ -134,6 +135,7 @@ class Replay:
     async def replay(self, lost: Collection[int]) -> None:
         """Write back what is known of some shards; raise `RouteError` where Redis fails."""
         began = now()
+        self._ledger.meter.count(LOST_SHARDS, by=len(lost))
         logger.error("Redis has lost writes to %d shards: they are being replayed", len(lost))
         self._interrupt()
         await self._restore_tables()
@@ -141,6 +143,7 @@ class Replay:
         names = self._union(lost, memories)
         await self._write(lost, names)
         await self._seal()
+        self._ledger.meter.count(REPLAYED_LINKS, by=len(names))
         took_s = now() - began
         logger.error("%d links of %d shards replayed in %.2f s", len(names), len(lost), took_s)
 

@@ -10,7 +10,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray_route.clock import now
 from ray_route.errors import LostWritesError, RouteError
+from ray_route.metrics import STORE_SECONDS, meter
 from ray_route.model import Link
 from ray_route.store.connect import AsyncStore
 from ray_route.store.keys import Keys
@@ -46,6 +48,7 @@ class Shards:
         self._store = store
         self._keys = keys
         self._links = links
+        self._meter = meter(keys.namespace)
 
     async def claim(self) -> None:
         """Claim a higher incarnation than any router before."""
@@ -120,8 +123,10 @@ class Shards:
     async def _trip(self, uids: Sequence[str], build: Build) -> dict[str, Outcome | RouteError]:
         parts = list(self._parts(uids))
         calls = [build(self.writer(shard), shard, some) for shard, some in parts]
+        asked_at = now()
         try:
             replies = await self._store.run(calls)
+            self._meter.observe(STORE_SECONDS, now() - asked_at)
         except RouteError as error:
             return dict.fromkeys(uids, error)
         outcomes: dict[str, Outcome | RouteError] = {}

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import RouteError
+from ray_route.metrics import POD_DEATHS
 from ray_route.model import Life, PodRecord
 from ray_route.podtable import SilenceWatch
 from ray_route.processes import POLL_S, has_ended
@@ -133,4 +134,5 @@ class Vigil:
         if dead:
             why = "it was silent for its whole lease" if silent else "its process has ended"
             logger.warning("pod %d of %s is gone: %s", pod.pod, service, why)
+            self._census.meter.count(POD_DEATHS, service, "silent" if silent else "ended")
         return dead

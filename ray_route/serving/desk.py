@@ -64,7 +64,7 @@ class Desk:
         session = self._session
         if session is None:
             return None
-        link = session.near_hit(self.service, uid)
+        link = session.near.get(self.service, uid)
         if link is None:
             return None
         record = session.table.get(self.service, link.pod)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass
+
+_META = re.compile(r"rr:\{([A-Za-z0-9_.-]{1,64})\}:meta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,17 @@ class Keys:
     def log(self) -> str:
         """Key of the change stream."""
         return f"rr:{{{self.namespace}}}:log"
+
+    @staticmethod
+    def metas() -> str:
+        """Pattern that matches the key of every namespace's hash, and maybe a few others."""
+        return "rr:{*}:meta"
+
+    @staticmethod
+    def namespace_of(meta: str) -> str | None:
+        """Return the namespace of such a key; None if it is another's."""
+        found = _META.fullmatch(meta)
+        return found[1] if found else None
 
     @property
     def meta(self) -> str:

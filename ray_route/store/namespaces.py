@@ -61,6 +61,18 @@ def read_seal(keys: Keys) -> Call:
     return command("HGET", keys.meta, "sealed")
 
 
+def look_up_namespace(store: Store, namespace: str) -> tuple[Keys, RouteConfig] | None:
+    """Return the keys and the durable options of a namespace; None if nobody has opened it.
+
+    Changes nothing, and checks nothing of the server.
+    """
+    reply = store.one(command("HMGET", Keys(namespace, 1).meta, "shards", "options"))
+    if reply[0] is None:
+        return None
+    shards = int(reply[0])
+    return Keys(namespace, shards), RouteConfig.of({**json.loads(reply[1]), "shards": shards})
+
+
 def check_options(namespace: str, held: RouteConfig, options: dict[str, Any]) -> None:
     """Raise `ConfigError` if a namespace runs with other options than these."""
     differing = held.differing(options)

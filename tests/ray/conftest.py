@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from helpers import end_router, unique_name
+from commands import Command
+from helpers import end_router, eventually, unique_name
 from services import Counter
 
 import ray_route
@@ -54,3 +55,13 @@ def deploy(client: ray_route.RouteClient) -> Iterator[Deploy]:
     yield make
     for deployment in made:
         deployment.shutdown()
+
+
+@pytest.fixture
+def command() -> Iterator[Command]:
+    made = Command()
+    yield made
+    try:
+        eventually(lambda: not made.processes(), "no process left behind")
+    finally:
+        made.end()

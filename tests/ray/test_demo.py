@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import re
 import signal
 import subprocess
-import sys
-import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from commands import Command
 from helpers import end_router, eventually
 from ray.util import list_named_actors
 from services import Counter
@@ -25,92 +22,8 @@ from ray_route.demo.trace import zipf_trace
 from ray_route.hosting import RAY_NAMESPACE
 from ray_route.store.embedded import EmbeddedServer
 
-COMMAND = Path(sys.executable).with_name("ray-route")
 COLLEGE = Path(__file__).parents[3] / "shared" / "data" / "college_msg.txt"
 EVENTS = 3_000
-MARK = "RAY_ROUTE_TEST_MARK"
-
-
-@dataclass
-class Finished:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def kept(self) -> int:
-        return self.out.count("✓")
-
-    @property
-    def seconds(self) -> float:
-        found = re.search(r"events in ([\d.]+) s", self.out)
-        assert found, self
-        return float(found[1])
-
-    @property
-    def rows(self) -> list[list[str]]:
-        """The table: pod, life, uids, events, load."""
-        lines = [line for line in self.out.splitlines() if line.startswith("│")]
-        return [[cell.strip().replace(",", "") for cell in line[1:-1].split("│")] for line in lines]
-
-
-class Command:
-    """Runs the command, and knows the processes that came of it."""
-
-    def __init__(self) -> None:
-        self.mark = uuid.uuid4().hex
-
-    def environment(self, **variables: str) -> dict[str, str]:
-        unset = ("PYTHONPATH", "RAY_ADDRESS", "RAY_ROUTE_REDIS_URL")
-        kept = {name: value for name, value in os.environ.items() if name not in unset}
-        return {**kept, "PYTHONIOENCODING": "utf-8", MARK: self.mark, **variables}
-
-    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [COMMAND, *arguments],
-            env=self.environment(**variables),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,
-        )
-
-    def run(self, *arguments: str, **variables: str) -> Finished:
-        process = self.start(*arguments, **variables)
-        try:
-            out, err = process.communicate(timeout=100)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=30)
-            pytest.fail(f"not within 100 s:\n{out}\n{err}")
-        return Finished(process.returncode, out, err)
-
-    def processes(self) -> dict[int, str]:
-        """Those still there: everything that the command starts inherits its mark."""
-        found = {}
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if f"{MARK}={self.mark}".encode() in (process / "environ").read_bytes():
-                    words = (process / "cmdline").read_bytes().replace(b"\0", b" ")
-                    found[int(process.name)] = words.decode(errors="replace")
-        return found
-
-    def end(self) -> None:
-        """Kill what should not be there any more."""
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
-@pytest.fixture
-def command() -> Iterator[Command]:
-    made = Command()
-    yield made
-    try:
-        eventually(lambda: not made.processes(), "no process left behind")
-    finally:
-        made.end()
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +65,13 @@ def test_the_only_pod_dies(command: Command, log: str) -> None:
     done = command.run("demo", "--trace", log, "--kill", "--pods", "1")
     assert (done.status, done.kept) == (0, 4), done
     assert [row[:2] for row in done.rows if row[0] == "0"] == [["0", "dead"], ["0", "alive"]]
+
+
+def test_the_outcome_as_json(command: Command, log: str) -> None:
+    done = command.run("demo", "--trace", log, "--pods", "2", "--json")
+    told = json.loads(done.out)
+    assert (done.status, told["events"], len(told["pods"])) == (0, EVENTS, 2)
+    assert [check["problems"] for check in told["checks"]] == [[], [], []]
 
 
 def test_without_a_log_one_of_the_real_size_is_drawn(command: Command) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ray_route.demo import stage
-from ray_route.demo.stage import RayStartError, undoing
+from ray_route import stage
+from ray_route.stage import RayStartError, undoing
 
 
 @pytest.fixture

@@ -1,64 +1,42 @@
-"""`ray-route` on the command line.
-
-Every command returns its exit status: 0, or 1 where what it checked does not hold. What the
-user can mend (wrong options or input, a store or a Ray that does not answer) is one line on
-standard error and status 2; Ctrl-C is 130, after the command has cleaned up.
-"""
+"""`ray-route demo`."""
 
 from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 
-from ray_route._version import __version__
-from ray_route.demo.replay import DemoError, Plan, perform
+from ray_route.cli.output import print_json
+from ray_route.demo.replay import Plan, perform
 from ray_route.demo.report import bar, hushed, print_outcome
-from ray_route.demo.stage import RayStartError, set_stage
-from ray_route.demo.trace import Trace, TraceError, read_trace, zipf_trace
-from ray_route.errors import RouteError
+from ray_route.demo.trace import Trace, read_trace, zipf_trace
+from ray_route.demo.verdict import Outcome, judge
+from ray_route.stage import set_stage
 
 _VIOLATED = 1
-_UNUSABLE = 2
-_INTERRUPTED = 130
 _SEEDS = 1_000_000
 
-_MENDABLE = (RouteError, TraceError, DemoError, RayStartError)
 
-
-@click.group()
-@click.version_option(__version__, prog_name="ray-route")
-def app() -> None:
-    """Sticky routing for Ray: a request for user 42 always reaches the actor that holds user 42."""
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit with its status."""
-    try:
-        status = app.main(arguments, prog_name="ray-route", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
-        status = _INTERRUPTED
-    except _MENDABLE as error:
-        click.echo(f"Error: {error}", err=True)
-        status = _UNUSABLE
-    sys.exit(status)
-
-
-@app.command()
+@click.command()
 @click.option("--trace", type=click.Path(path_type=Path), help="Log of messages to replay.")
 @click.option("--seed", type=int, help="Seed of the log that is drawn without --trace.")
 @click.option("--pods", type=click.IntRange(min=1), default=4, show_default=True)
 @click.option("--kill", is_flag=True, help="Kill a pod half-way.")
 @click.option("--scale-out", is_flag=True, help="Add two pods half-way (with --kill: at a third).")
-def demo(trace: Path | None, seed: int | None, pods: int, *, kill: bool, scale_out: bool) -> int:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def demo(
+    trace: Path | None,
+    seed: int | None,
+    pods: int,
+    *,
+    kill: bool,
+    scale_out: bool,
+    as_json: bool,
+) -> int:
     """Replay a log of messages, each counted by the pod of its recipient, and check the outcome.
 
     The log has one header line, then "src dst unix-seconds" a line; without --trace one of
@@ -70,17 +48,30 @@ def demo(trace: Path | None, seed: int | None, pods: int, *, kill: bool, scale_o
 
     With --kill, a message that the pod had handled and not yet acknowledged when it died is
     handled again by another: the first handling is gone with the dead pod's memory.
-    """
+
+    \b
+    Examples:
+      ray-route demo --kill --scale-out
+      ray-route demo --json | jq '.checks[].problems'
+    """  # noqa: D301 - click's mark for text that is not wrapped
     if trace is not None and seed is not None:
         raise click.UsageError("--seed draws a log, --trace reads one: give one of them")
     plan = Plan(_log(trace, seed), pods, kill, scale_out)
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=as_json)
     with hushed(), set_stage() as stage:
         console.print(f"{stage}\n{plan.trace}", markup=False)
         with bar(len(plan.trace.recipients)) as (note, advance):
             outcome = perform(plan, stage, note, advance)
         kept = print_outcome(console, outcome)
+    if as_json:
+        print_json(_summary(outcome))
     return 0 if kept else _VIOLATED
+
+
+def _summary(outcome: Outcome) -> dict[str, Any]:
+    checks = judge(outcome.history)
+    about = {"events": len(outcome.history.acks), "seconds": round(outcome.seconds, 3)}
+    return {**about, "checks": checks, "pods": list(outcome.pods.values())}
 
 
 def _log(path: Path | None, seed: int | None) -> Trace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -65,11 +66,11 @@ def undoing() -> Iterator[contextlib.ExitStack]:
 
 
 @contextlib.contextmanager
-def set_stage() -> Iterator[Stage]:
-    """Provide Ray and a store; at the end stop those that were not there before."""
+def set_stage(address: str | None = None) -> Iterator[Stage]:
+    """Provide Ray (that at `address`, if given) and a store; at the end stop what was not there."""
     with undoing() as undo:
         undo.callback(ray.shutdown)  # of a Ray that was joined it only takes leave
-        ray_is_ours = join_or_start_ray()
+        ray_is_ours = join_or_start_ray(address)
         had_store = _actor(_STORE_ACTOR) is not None
         if not had_store:
             undo.callback(_stop_unused_store)
@@ -77,22 +78,41 @@ def set_stage() -> Iterator[Stage]:
         yield Stage(ray_is_ours, not had_store and _actor(_STORE_ACTOR) is not None, url)
 
 
-def join_or_start_ray() -> bool:
-    """Join the Ray that `RAY_ADDRESS` or `ray start` offers, else start one; say if it did.
+def join_or_start_ray(address: str | None = None) -> bool:
+    """Join the Ray at `address`, or that of `RAY_ADDRESS` or `ray start`; without any, start one.
 
-    Never joins a Ray that another program has started for itself: that ends with the program.
-    Raises `RayStartError`.
+    Says whether it started one. Never joins, unasked, a Ray that another program has started for
+    itself: that ends with the program. Raises `RayStartError`.
     """
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    try:
-        # Interrupted half-way, Ray would leave processes of its own behind.
-        with _interrupts_later():
-            ray.init(_running_ray() or "local", include_dashboard=False, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise RayStartError(f"Ray did not start: {error}") from error
+    if address is not None:
+        join_ray(address)
+    else:
+        _init(_running_ray() or "local", "Ray did not start", include_dashboard=False)
     # Ray puts its starter's process id at the end of a session's name.
     name: str = ray.get_runtime_context().get_session_name()
     return name.endswith(f"_{os.getpid()}")
+
+
+def join_ray(address: str | None) -> None:
+    """Join the Ray at an address, else at `RAY_ADDRESS`, else the one on this machine.
+
+    Starts none. Raises `RayStartError`.
+    """
+    if address and not _may_answer(address):
+        raise RayStartError(f"no Ray answers at {address}")
+    failed = "no Ray could be joined"
+    if "RAY_AUTH_MODE" not in os.environ:
+        failed += " (one with token authentication wants RAY_AUTH_MODE=token)"
+    _init(address or _running_ray() or "auto", failed)
+
+
+def _init(address: str, failed: str, **options: Any) -> None:
+    try:
+        # Interrupted half-way, Ray would leave processes of its own behind.
+        with _interrupts_later():
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise RayStartError(f"{failed}: {error}") from error
 
 
 def _running_ray() -> str | None:

@@ -1,0 +1,105 @@
+"""Commands that move uids: drain, move."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ray_route.cli.output import console, in_namespace, print_json
+from ray_route.cli.site import Namespace
+from ray_route.errors import RouteError
+from ray_route.model import DrainProgress
+
+_LEFT = 1
+_COLUMNS = (
+    TextColumn("{task.description}", markup=False),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+)
+
+
+@click.command()
+@click.argument("service")
+@click.argument("pod", type=click.IntRange(min=0))
+@click.option(
+    "--deadline",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="Seconds; then the pod keeps what it has left, and the status is 1.",
+)
+@click.option("--go-on", is_flag=True, help="Go on after the deadline, until no uid is left.")
+@in_namespace
+def drain(
+    namespace: Namespace, service: str, pod: int, deadline: float, *, go_on: bool, as_json: bool
+) -> int:
+    """Move every uid of a pod to others, without losing a call; then it is SHUTDOWN.
+
+    New uids go elsewhere at once. A uid moves when its calls have ended. The router does the work:
+    Ctrl-C ends this command, not the drain, and the same command follows it again.
+
+    \b
+    Examples:
+      ray-route drain rooms 3
+      ray-route drain rooms 3 --deadline 60 --json
+    """  # noqa: D301 - click's mark for text that is not wrapped
+    namespace.pod(namespace.service(service), pod)
+    last = DrainProgress(pod, left=0, moved=0, running=0)
+    out = Console(stderr=True, quiet=as_json)
+    try:
+        with Progress(*_COLUMNS, console=out, redirect_stdout=False) as progress:
+            task = progress.add_task(f"pod {pod} of {service}", total=None)
+            for last in namespace.client.drain(service, pod, deadline, go_on=go_on):
+                total = last.moved + last.left
+                text = f"pod {pod} of {service}: {last.left} left, {last.running} calls running"
+                progress.update(task, completed=last.moved, total=total, description=text)
+    except KeyboardInterrupt:
+        click.echo(_interrupted(namespace, service, pod, last), err=True)
+        raise
+    if as_json:
+        print_json(last)
+    elif last.problem:
+        console().print(f"pod {pod} of {service} was not drained: {last.problem}", markup=False)
+    else:
+        console().print(f"pod {pod} of {service} is drained: {last.moved} uids moved", markup=False)
+    return _LEFT if last.problem else 0
+
+
+def _interrupted(namespace: Namespace, service: str, pod: int, last: DrainProgress) -> str:
+    """Say how things stand when nobody watches any longer."""
+    state = "unknown"
+    with suppress(RouteError):
+        state = namespace.pod(service, pod).describe()
+    return (
+        f"The drain goes on in the router. Pod {pod} of {service} is {state}, "
+        f"has about {last.left} uids left, {last.moved} moved. "
+        f"To follow it: ray-route drain {service} {pod} -n {namespace.name}"
+    )
+
+
+@click.command()
+@click.argument("uid")
+@click.argument("service")
+@click.argument("pod", type=click.IntRange(min=0))
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0)
+@in_namespace
+def move(
+    namespace: Namespace, uid: str, service: str, pod: int, timeout: float, *, as_json: bool
+) -> int:
+    """Move one uid to a pod, by way of the pod that has it: its calls end, its hooks run.
+
+    \b
+    Example:
+      ray-route move user-42 rooms 3
+    """  # noqa: D301 - click's mark for text that is not wrapped
+    namespace.pod(namespace.service(service), pod)
+    link = namespace.client.move(uid, service, pod, timeout=timeout)
+    if as_json:
+        print_json(link)
+    else:
+        console().print(f"{uid!r} is at pod {link.pod}, epoch {link.epoch}", markup=False)
+    return 0

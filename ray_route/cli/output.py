@@ -1,0 +1,114 @@
+"""How commands print: tables for people, one JSON document for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, is_dataclass
+from functools import wraps
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ray_route.cli.site import Site, at_site
+from ray_route.model import Life, Pod, RoutingState
+
+_PIPE_COLUMNS = 200
+_ID_CHARACTERS = 12
+
+
+def at_cluster(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the options by which it finds a cluster, and that cluster as `site`."""
+
+    @click.option("--address", metavar="HOST:PORT", help="Ray to join; default: RAY_ADDRESS.")
+    @click.option(
+        "--redis-url",
+        metavar="URL",
+        help="Store, without a password; default: RAY_ROUTE_REDIS_URL, which may hold one.",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    @wraps(command)
+    def with_site(address: str | None, redis_url: str | None, **given: Any) -> int:
+        with at_site(address, redis_url) as site:
+            return command(site=site, **given)
+
+    return with_site
+
+
+def in_namespace(command: Callable[..., int]) -> Callable[..., int]:
+    """Do as `at_cluster`, and provide one namespace as `namespace`."""
+
+    @at_cluster
+    @click.option("--namespace", "-n", help="Default: the only one there is.")
+    @wraps(command)
+    def with_namespace(site: Site, namespace: str | None, **given: Any) -> int:
+        found = site.namespace(namespace)
+        try:
+            return command(namespace=found, **given)
+        finally:
+            found.close()
+
+    return with_namespace
+
+
+def console() -> Console:
+    """Make a console on standard output; a pipe gets whole lines."""
+    made = Console(file=sys.stdout, highlight=False)
+    return made if made.is_terminal else Console(width=_PIPE_COLUMNS, highlight=False)
+
+
+def print_json(content: Any) -> None:
+    """Print one JSON document on one line."""
+    click.echo(json.dumps(content, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{value!r} can't be written as JSON")
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table:
+    """Lay out rows; what is a number stands to the right."""
+    made = Table(title=title or None, title_justify="left", title_style="bold")
+    rows = [list(row) for row in rows]
+    for place, heading in enumerate(headings):
+        numbers = all(isinstance(row[place], (int, float)) for row in rows)
+        made.add_column(heading, justify="right" if numbers else "left")
+    for row in rows:
+        made.add_row(*(_cell(value) for value in row))
+    return made
+
+
+def _cell(value: object) -> Text:
+    if isinstance(value, Text):
+        return value
+    return Text(f"{value:,.10g}" if isinstance(value, float) else str(value))
+
+
+POD_COLUMNS = ("service", "pod", "state", "load", "links", "heartbeat", "node", "incarnation")
+
+
+def pod_row(service: str, pod: Pod) -> tuple[object, ...]:
+    """Lay out one pod."""
+    return (
+        service,
+        pod.pod,
+        state_of(pod),
+        round(pod.load, 2),
+        pod.links,
+        f"{pod.heartbeat_age_s:.1f} s",
+        pod.node[:_ID_CHARACTERS],
+        pod.incarnation,
+    )
+
+
+def state_of(pod: Pod) -> Text:
+    """Say in a word what a pod is, in the colour of how well that is."""
+    if pod.life is not Life.ALIVE:
+        return Text(pod.life.value, "dim" if pod.life is Life.RESIGNED else "red")
+    return Text(pod.state.value, "green" if pod.state is RoutingState.READY else "yellow")
