@@ -127,36 +127,44 @@ class Replay:
                 logger.debug("counters can't be compared: %s", error)
 
     async def _compare_and_replay(self) -> None:
-        while lost := await self._shards.lost():
+        while (lost := await self._shards.lost()) or not await self._is_sealed():
             await self.replay(lost)
+
+    async def _is_sealed(self) -> bool:
+        return await self._store.one(read_seal(self._ledger.keys)) is not None
 
     # A replay.
 
     async def replay(self, lost: Collection[int]) -> None:
-        """Write back what is known of some shards; raise `RouteError` where Redis fails."""
+        """Write back the pod tables and what is known of some shards, and seal the namespace.
+
+        Raises `RouteError` where Redis fails. What is lost meanwhile is lost again afterwards.
+        """
+        token = random.randrange(1, _TOKENS)  # noqa: S311 - no secret
+        await self._restore_tables(token)
+        if lost:
+            await self._replay_links(lost, token)
+        await self._store.one(seal(self._ledger.keys, token, await self._store.run_ids()))
+
+    async def _replay_links(self, lost: Collection[int], token: int) -> None:
         began = now()
         self._ledger.meter.count(LOST_SHARDS, by=len(lost))
         logger.error("Redis has lost writes to %d shards: they are being replayed", len(lost))
         self._interrupt()
-        await self._restore_tables()
         memories = await self._recall(self._living(), Recall(frozenset(lost)))
         names = self._union(lost, memories)
-        await self._write(lost, names)
-        await self._seal()
+        await self._write(lost, names, token)
         self._ledger.meter.count(REPLAYED_LINKS, by=len(names))
         took_s = now() - began
         logger.error("%d links of %d shards replayed in %.2f s", len(names), len(lost), took_s)
 
-    async def _restore_tables(self) -> None:
+    async def _restore_tables(self, token: int) -> None:
         """Write back meta and the pod tables."""
         keys, table = self._ledger.keys, self._census.table
-        calls = [restore_meta(keys, self._config, self._shards.incarnation)]
+        calls = [restore_meta(keys, self._config, self._shards.incarnation, token)]
         for service in table.services():
             calls += [self._pods.restore(service, pod) for pod in table.pods(service).values()]
         await self._run(calls)
-
-    async def _seal(self) -> None:
-        await self._store.one(seal(self._ledger.keys, await self._store.run_ids()))
 
     async def _run(self, calls: list[Call]) -> list[Any]:
         replies = []
@@ -182,8 +190,7 @@ class Replay:
                     names[service, uid] = Kept(Link(pod, incarnation, epoch, persistent, 0))
         return names
 
-    async def _write(self, lost: Collection[int], names: _Names) -> None:
-        token = random.randrange(1, _TOKENS)  # noqa: S311 - no secret
+    async def _write(self, lost: Collection[int], names: _Names, token: int) -> None:
         parts = self._parts(lost, names)
         calls = [
             self._links.restore(
@@ -272,11 +279,8 @@ class Replay:
         sealed = await self._store.one(read_seal(keys))
         if sealed is None or sealed.decode() != ",".join(await self._store.run_ids()):
             await self._recollect(_BEATS * self._config.heartbeat_s if pods_expected else 0)
-        lost = await self._shards.take_over()
-        if lost:
-            await self.replay(lost)
-        else:
-            await self._seal()
+        await self.replay(await self._shards.take_over())
+        await self._compare_and_replay()
 
     async def _recollect(self, patience_s: float) -> None:
         """Hear every living agent; wait for those that Redis has forgotten to show up."""

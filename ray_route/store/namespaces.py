@@ -41,19 +41,19 @@ def open_namespace(store: Store, namespace: str, options: dict[str, Any]) -> Rou
     return held
 
 
-def restore_meta(keys: Keys, config: RouteConfig, router: int) -> Call:
-    """Write back what a namespace runs with, after Redis has lost it."""
-    args = [LAYOUT, config.shards, json.dumps(config.durable()), router]
+def restore_meta(keys: Keys, config: RouteConfig, router: int, token: int) -> Call:
+    """Write back what a namespace runs with, after Redis may have lost it, and unseal it."""
+    args = [LAYOUT, config.shards, json.dumps(config.durable()), router, token]
     return script_call("restore_meta", [keys.meta], args)
 
 
-def seal(keys: Keys, run_ids: list[str]) -> Call:
-    """Note that the namespace is whole on these server processes.
+def seal(keys: Keys, token: int, run_ids: list[str]) -> Call:
+    """Note that the namespace is whole on these server processes, after a replay's last write.
 
     Pods claim their indexes only in a sealed namespace, and a router that starts on the same
-    processes knows that nothing is lost.
+    processes knows that nothing is lost. Replies "ok", or "lost": begin anew.
     """
-    return command("HSET", keys.meta, "sealed", ",".join(run_ids))
+    return script_call("seal", [keys.meta], [token, ",".join(run_ids)])
 
 
 def read_seal(keys: Keys) -> Call:

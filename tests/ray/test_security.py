@@ -18,7 +18,10 @@ from proxy import TcpProxy
 from services import Counter
 
 import ray_route
+from ray_route.store.connect import Store
 from ray_route.store.embedded import EmbeddedServer
+from ray_route.store.scripts import Call
+from ray_route.store.url import parse_url
 
 PASSWORD = "pw-that-must-stay-secret"
 
@@ -54,6 +57,43 @@ def test_everything_works_over_tls(ray_session: None, tls: str) -> None:
 def test_an_unknown_certificate_is_refused(ray_session: None, tls: str) -> None:
     with pytest.raises(ray_route.StoreUnavailableError, match="certificate verify failed"):
         ray_route.connect(unique_name(), tls.partition("?")[0])
+
+
+def documented_acl() -> list[str]:
+    page = Path(__file__).resolve().parents[2] / "docs" / "howto" / "redis.md"
+    (line,) = [text for text in page.read_text().splitlines() if text.startswith("ACL SETUSER")]
+    return line.replace("PASSWORD", PASSWORD).split()[2:]
+
+
+def test_the_documented_acl_is_enough_and_a_command_less_is_not(
+    ray_session: None, server: EmbeddedServer
+) -> None:
+    name, other, rules = unique_name(), unique_name(), documented_acl()
+    admin = Store(parse_url(server.url))
+    admin.one(Call("", ("ACL", "SETUSER", *rules)))
+    url = server.url.replace("redis://:", f"redis://{rules[0]}:")
+    with ray_route.connect(name, url) as client:
+        options = {"namespace": name, "service": "svc", "replicas": 2, "redis_url": url}
+        with ray_route.deploy(Counter, **options) as deployment:
+            uids = [f"user-{number}" for number in range(50)]
+            assert client.call_many([(u, (u,)) for u in uids], "svc", "add") == [1] * 50
+            assert client.batch_get_linked_pod([*uids, "nobody"], "svc").missing == ["nobody"]
+            where = client.compute_linked_pod("user-0", "svc").pod
+            assert client.move("user-0", "svc", 1 - where).pod == 1 - where
+            assert set(client.get_link_service("user-0")) == {"svc"}
+            assert client.explain("user-0", "svc").link is not None
+            assert client.sweep("svc") == 0
+            assert [*deployment.drain(0)][-1].left == 0
+            admin.one(Call("", ("FLUSHALL",)))
+            assert client.call_many([(u, (u,)) for u in uids[1:]], "svc", "add", timeout=60)
+            assert client.get_linked_pod_not_cache("user-0", "svc") is not None
+    end_router(name)
+    denied = admin.one(Call("", ("ACL", "LOG")))
+    assert denied == []
+    admin.one(Call("", ("ACL", "SETUSER", rules[0], "-evalsha")))
+    with pytest.raises(ray_route.ConfigError, match="ACL"):
+        ray_route.connect(other, url)
+    admin.close()
 
 
 def command_lines() -> str:

@@ -20,8 +20,8 @@ from ray_route.router.shards import Shards
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, Writer
-from ray_route.store.namespaces import seal
 from ray_route.store.pods import Identity, PodCalls
+from ray_route.store.scripts import command
 
 KEYS = Keys("race", 16)
 CONFIG = RouteConfig(shards=16)
@@ -56,7 +56,7 @@ class Namespace:
 async def opened(store: Store) -> Namespace:
     pods = PodCalls(KEYS)
     connection = AsyncStore(store.url)
-    store.one(seal(KEYS, ["this-server"]))
+    store.one(command("HSET", KEYS.meta, "sealed", "this-server"))
     for pod in range(3):
         who = Identity("svc", pod, f"process-{pod}", "node", "")
         store.one(pods.claim(who, 60, RoutingState.READY))

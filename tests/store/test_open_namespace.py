@@ -6,7 +6,7 @@ from ray_route.config import RouteConfig
 from ray_route.errors import ConfigError, UnsafeStoreError
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
-from ray_route.store.namespaces import open_namespace
+from ray_route.store.namespaces import open_namespace, read_seal, restore_meta, seal
 from ray_route.store.scripts import command
 
 
@@ -57,3 +57,20 @@ def test_data_in_another_layout_is_refused_and_left_alone(store: Store, namespac
     assert caught.value.address == store.url.address
     assert namespace in str(caught.value)
     assert store.one(command("HMGET", meta, "layout", "shards", "options")) == [b"2", b"8", None]
+
+
+def test_a_namespace_is_sealed_only_if_nothing_was_lost_since_its_replay_began(
+    store: Store, namespace: str
+):
+    keys, config = Keys(namespace, 8), RouteConfig(shards=8)
+    store.one(restore_meta(keys, config, router=5, token=17))
+    assert store.one(read_seal(keys)) is None
+    assert store.one(seal(keys, 18, ["server"])) == b"lost"
+    assert store.one(read_seal(keys)) is None
+    assert store.one(seal(keys, 17, ["server"])) == b"ok"
+    assert store.one(read_seal(keys)) == b"server"
+    assert store.one(seal(keys, 17, ["other"])) == b"lost"
+    store.one(restore_meta(keys, config, router=5, token=19))
+    store.one(command("DEL", keys.meta))
+    assert store.one(seal(keys, 19, ["server"])) == b"lost"
+    assert store.one(command("EXISTS", keys.meta)) == 0

@@ -10,7 +10,6 @@ from helpers import eventually
 from ray_route.model import Life, PodRecord, RoutingState
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
-from ray_route.store.namespaces import seal
 from ray_route.store.pods import Identity, PodCalls, parse_table
 from ray_route.store.scripts import command, script_call
 
@@ -71,7 +70,7 @@ class Pods:
 @pytest.fixture
 def pods(store: Store, namespace: str) -> Pods:
     calls = PodCalls(Keys(namespace, 1))
-    store.one(seal(calls.keys, ["this-server"]))
+    store.one(command("HSET", calls.keys.meta, "sealed", "this-server"))
     return Pods(store, calls)
 
 

@@ -1,8 +1,12 @@
--- Writes back what the namespace runs with, over what a newcomer may have written meanwhile.
+-- Writes back what the namespace runs with, over what a newcomer may have written meanwhile, and
+-- opens it for a replay: it is not sealed until that is through.
 -- KEYS  1 meta, a hash
--- ARGV  1 layout version; 2 shards; 3 options as JSON; 4 incarnation of the calling router
+-- ARGV  1 layout version; 2 shards; 3 options as JSON; 4 incarnation of the calling router;
+--       5 token of the replay
 -- Returns 'ok'
-redis.call('HSET', KEYS[1], 'layout', ARGV[1], 'shards', ARGV[2], 'options', ARGV[3])
+redis.call('HSET', KEYS[1], 'layout', ARGV[1], 'shards', ARGV[2], 'options', ARGV[3],
+  'replay', ARGV[5])
+redis.call('HDEL', KEYS[1], 'sealed')
 local router = tonumber(redis.call('HGET', KEYS[1], 'router') or '0')
 if router < tonumber(ARGV[4]) then redis.call('HSET', KEYS[1], 'router', ARGV[4]) end
 return 'ok'

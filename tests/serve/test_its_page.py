@@ -1,0 +1,38 @@
+"""The code of docs/serve.md runs as printed; that for LLMs is compiled only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from helpers import end_router, eventually
+from ray import serve
+from tutorial import blocks
+
+import ray_route
+
+PAGE = Path(__file__).parents[2] / "docs" / "serve.md"
+
+
+def test_the_pages_code_runs(serve_url: str, capsys: Any) -> None:
+    home, looking, composition, llm = (
+        text for language, _, text in blocks(PAGE) if language == "python"
+    )
+    names: dict[str, Any] = {"__name__": "__main__", "ray_route": ray_route}
+    body = "\n    def say(self, text):\n        return text\n"
+    exec(home.replace(" ...  # any deployment, unmodified", body), names)
+    handle = serve.run(names["Chat"].bind(), name="app", route_prefix="/page")
+    session = handle.options(session_id="session 42")
+    assert session.say.remote("hello").result(timeout_s=60) == "hello"
+    exec(looking, names)
+    assert "session 42" in capsys.readouterr().out
+    client = names["client"]
+    assert client.compute_linked_pod("session 42", "app.Chat").pod == 3
+    assert session.say.remote("again").result(timeout_s=60) == "again"
+    exec(composition, names)
+    assert names["current_session"]() is None
+    compile(llm, str(PAGE), "exec")
+    serve.delete("app", _blocking=False)
+    eventually(lambda: "app" not in serve.status().applications, "the application is gone", 30)
+    client.close()
+    end_router("serve")
