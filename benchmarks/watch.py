@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 import ray_route
-from benchmarks.harness import Report, Sample
+from benchmarks.harness import Report, Sample, others_took, wait_for_quiet
 from benchmarks.setting import PODS, SERVICE, Pod, address, deployed, local_client
 from ray_route.cache import LinkCache
 from ray_route.client.watch import Watch
@@ -83,6 +83,7 @@ def run(*, quick: bool) -> Report:
     report = Report("watch", QUESTION, ("processes", "moves", "p50 ms", "p99 ms", "most ms"))
     moves = 30 if quick else 100
     for processes in _PROCESSES[:1] if quick else _PROCESSES:
+        others_took.append(wait_for_quiet())
         with local_client("watch") as client, deployed(client, Pod):
             waits = _spread(client, processes, moves)
         p99 = statistics.quantiles(waits, n=100)[98]

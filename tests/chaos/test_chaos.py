@@ -16,7 +16,7 @@ from witness import Witness
 
 import ray_route
 
-SECONDS = float(os.environ.get("CHAOS_S", "25"))
+SECONDS = float(os.environ.get("CHAOS_S", "15"))
 SEED = int(os.environ.get("CHAOS_SEED", random.randrange(10**6)))
 LEASE_S = 3.0
 FAULTS = ["kill", "move", "freeze", "move", "scale", "restart", "move", "router"]

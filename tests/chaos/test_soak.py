@@ -21,7 +21,7 @@ from witness import Witness
 import ray_route
 from ray_route.store.embedded import EmbeddedServer
 
-SECONDS = float(os.environ.get("SOAK_S", "20"))
+SECONDS = float(os.environ.get("SOAK_S", "15"))
 SEED = int(os.environ.get("SOAK_SEED", random.randrange(10**6)))
 LEASE_S = 3.0
 FAULTS = ["flush", "kill", "flush", "crash", "scale", "flush", "freeze"]

@@ -74,14 +74,6 @@ def test_the_outcome_as_json(command: Command, log: str) -> None:
     assert [check["problems"] for check in told["checks"]] == [[], [], []]
 
 
-def test_without_a_log_one_of_the_real_size_is_drawn(command: Command) -> None:
-    done = command.run("demo", "--seed", "11", "--kill", "--scale-out")
-    assert (done.status, done.kept) == (0, 5), done
-    assert "--seed 11" in done.out
-    assert "59,835 events in" in done.out
-    assert done.seconds < 60
-
-
 @pytest.mark.shared_data
 def test_the_real_log_within_a_minute(command: Command) -> None:
     done = command.run("demo", "--trace", str(COLLEGE), "--kill", "--scale-out")
@@ -183,7 +175,7 @@ def test_a_store_that_does_not_answer_is_one_line_and_leaves_nothing(
     assert "secret-word" not in done.out + done.err
 
 
-@pytest.mark.parametrize("how", ["at the terminal", "twice", "to the command alone"])
+@pytest.mark.parametrize("how", ["twice", "to the command alone"])
 def test_an_interrupt_ends_it_with_130_and_cleans_up(command: Command, how: str) -> None:
     process = command.start("demo", "--seed", "1")
     assert process.stdout is not None
