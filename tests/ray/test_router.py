@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,47 @@ def test_a_killed_router_is_restarted_and_no_link_moves(deploy: Any, client: Any
     assert client.compute_linked_pod(f"{u}-new", "svc", timeout=30).pod in {0, 1, 2}
     for uid in uids:
         client.cache_expired(uid, "svc")
+    assert client.compute_linked_pods(uids, "svc") == links
+
+
+def test_while_the_router_is_away_hits_and_batches_go_on_and_newcomers_wait(
+    client: Any, u: str
+) -> None:
+    uids = [f"{u}-{number}" for number in range(200)]
+    links = client.compute_linked_pods(uids, "svc")
+    namespace, ends = client.namespace, threading.Event()
+
+    def hit() -> int:
+        hits = 0
+        while not ends.is_set():
+            for uid in uids:
+                hits += client.get_linked_in_cache(uid, "svc") == links[uid]
+        return hits
+
+    def read() -> int:
+        batches = 0
+        while not ends.is_set():
+            stored = client.batch_get_linked_pod(uids, "svc")
+            assert stored.missing == []
+            assert sum(map(len, stored.values())) == len(uids)
+            batches += 1
+        return batches
+
+    @ray.remote(num_cpus=0)
+    def come() -> Any:
+        with ray_route.connect(namespace, timeout=60) as newcomer:
+            return newcomer.compute_linked_pods(uids, "svc", timeout=60)
+
+    ray.get(come.remote())  # a worker is up that has imported everything
+    with ThreadPoolExecutor(3) as pool:
+        others = [pool.submit(hit), pool.submit(read)]
+        ray.kill(router_handle(namespace), no_restart=False)
+        newcomer = come.remote()
+        fresh = client.compute_linked_pod(f"{u}-fresh", "svc", timeout=30)
+        assert ray.get(newcomer, timeout=60) == links
+        ends.set()
+        assert all(other.result(30) > 0 for other in others)
+    assert fresh.pod in {0, 1, 2}
     assert client.compute_linked_pods(uids, "svc") == links
 
 

@@ -135,6 +135,16 @@ def test_the_embedded_server_listens_on_loopback_only(client: Any) -> None:
     assert client._session.url.password
 
 
+def test_the_embedded_server_is_refused_where_others_could_not_reach_it(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes of a test's cluster are all at one address, so what Ray says of them is made up."""
+    nodes = [{"NodeManagerAddress": f"10.0.0.{n}", "Alive": n != 3} for n in (1, 2, 3)]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    with pytest.raises(ray_route.ConfigError, match=r"cluster has 2.*RAY_ROUTE_REDIS_URL"):
+        ray_route.connect(unique_name())
+
+
 def test_the_embedded_server_ends_with_its_parent(tmp_path: Path) -> None:
     code = (
         "from ray_route.store.embedded import EmbeddedServer; import sys;"

@@ -32,10 +32,14 @@ class Stream:
     def __init__(self, store: Store, keys: Keys) -> None:
         self._store, self._keys, self._number = store, keys, 0
 
-    def append(self, change: Change) -> None:
+    def skip(self, entries: int) -> None:
+        """Lose entries, as a trimmed stream or a failover does."""
+        self._number += entries
+
+    def append(self, change: Change, router: int = 1) -> None:
         self._number += 1
         fields: dict[str, Any] = {
-            "router": 1,
+            "router": router,
             "number": self._number,
             "kind": change.kind,
             "service": change.service,
@@ -104,3 +108,53 @@ def test_a_stale_link_is_dropped_and_a_newer_one_is_not(near: LinkCache, stream:
     stream.append(Change("link", S, stale={"u": 100, "v": 99}))
     eventually(lambda: near.get(S, "u") is None, "the link is known to be stale", 5)
     assert near.get(S, "v") == LINK
+
+
+def is_flushed(near: LinkCache, stream: Stream, router: int) -> None:
+    """The cache forgets all, then believes what it is told after that."""
+    eventually(lambda: near.get(S, "u") is None, "all is forgotten", 5)
+
+    def believed() -> bool:
+        stream.append(BEAT, router)
+        near.put(S, "u", LINK, now())
+        return near.get(S, "u") == LINK
+
+    eventually(believed, "what comes next is believed", 5)
+
+
+def test_a_reader_that_missed_an_entry_forgets_everything(near: LinkCache, stream: Stream) -> None:
+    stream.append(BEAT)
+    near.put(S, "u", LINK, now())
+    stream.skip(1)
+    stream.append(BEAT)
+    is_flushed(near, stream, router=1)
+
+
+def test_a_reader_that_meets_another_router_forgets_everything(
+    near: LinkCache, stream: Stream
+) -> None:
+    stream.append(BEAT)
+    near.put(S, "u", LINK, now())
+    stream.append(BEAT, router=2)
+    is_flushed(near, stream, router=2)
+
+
+def test_the_last_words_of_an_older_router_change_nothing(near: LinkCache, stream: Stream) -> None:
+    stream.append(BEAT)
+    near.put(S, "u", LINK, now())
+    stream.append(Change("link", S, stale={"u": 100}), router=0)
+    stream.skip(-1)
+    near.put(S, "v", LINK, now())
+    stream.append(Change("link", S, stale={"v": 100}))
+    eventually(lambda: near.get(S, "v") is None, "the next entry has been read", 5)
+    assert near.get(S, "u") == LINK
+
+
+def test_a_reader_whose_stream_was_lost_finds_its_place_again(
+    near: LinkCache, stream: Stream, store: Store, keys: Keys
+) -> None:
+    """The new stream may lie before the place that it reads from, for ever."""
+    stream.append(BEAT)
+    near.put(S, "u", LINK, now())
+    store.one(command("DEL", keys.log))
+    is_flushed(near, stream, router=1)
