@@ -156,6 +156,11 @@ Step = Remote | Shared | Blocking | Pause
 Steps = Generator[Step, Any, T]
 
 
+def name_of(steps: Steps[Any]) -> str:
+    """Return the name of the function that describes an operation."""
+    return str(steps.__name__)  # type: ignore[attr-defined] # every generator has one
+
+
 def _unwrapped(error: Exception) -> Exception:
     """Return our own error from within the wrapper that Ray puts around a task's errors."""
     if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, RouteError):

@@ -68,6 +68,7 @@ def ray_session() -> Iterator[None]:
     here = Path(__file__).parent
     search = {"PYTHONPATH": os.pathsep.join([str(here), str(here / "chaos")])}
     ray.init(
+        "local",  # not one that happens to run here
         num_cpus=8,
         include_dashboard=False,
         log_to_driver=False,

@@ -27,6 +27,7 @@ _SEEDS = 1_000_000
 @click.option("--pods", type=click.IntRange(min=1), default=4, show_default=True)
 @click.option("--kill", is_flag=True, help="Kill a pod half-way.")
 @click.option("--scale-out", is_flag=True, help="Add two pods half-way (with --kill: at a third).")
+@click.option("--address", metavar="HOST:PORT", help="Ray to join; default: RAY_ADDRESS.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def demo(
     trace: Path | None,
@@ -35,6 +36,7 @@ def demo(
     *,
     kill: bool,
     scale_out: bool,
+    address: str | None,
     as_json: bool,
 ) -> int:
     """Replay a log of messages, each counted by the pod of its recipient, and check the outcome.
@@ -42,9 +44,9 @@ def demo(
     The log has one header line, then "src dst unix-seconds" a line; without --trace one of
     59,835 messages to 1,899 people is drawn, their popularity Zipf-distributed.
 
-    Ray is joined where RAY_ADDRESS is set or `ray start` has run, else started and shut down at
-    the end. Links go to RAY_ROUTE_REDIS_URL, else to an embedded server; the demo deletes its
-    own afterwards.
+    Ray is joined at --address, at RAY_ADDRESS, or where `ray start` has run, else started and shut
+    down at the end. Links go to RAY_ROUTE_REDIS_URL, else to an embedded server; the demo deletes
+    its own afterwards.
 
     With --kill, a message that the pod had handled and not yet acknowledged when it died is
     handled again by another: the first handling is gone with the dead pod's memory.
@@ -58,7 +60,7 @@ def demo(
         raise click.UsageError("--seed draws a log, --trace reads one: give one of them")
     plan = Plan(_log(trace, seed), pods, kill, scale_out)
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=as_json)
-    with hushed(), set_stage() as stage:
+    with hushed(), set_stage(address) as stage:
         console.print(f"{stage}\n{plan.trace}", markup=False)
         with bar(len(plan.trace.recipients)) as (note, advance):
             outcome = perform(plan, stage, note, advance)

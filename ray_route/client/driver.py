@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, TypeVar
 
 from ray_route.client.batch import BatchOptions, Progress
@@ -12,7 +12,8 @@ from ray_route.client.operations import Operations
 from ray_route.client.session import Session, close_session, open_session
 from ray_route.clock import Deadline
 from ray_route.model import DrainProgress, Explanation, Link, LinkedPods, Pod, check_duration
-from ray_route.steps import Steps, run, run_async
+from ray_route.steps import Steps, name_of, run, run_async
+from ray_route.tracing import span
 
 T = TypeVar("T")
 
@@ -94,7 +95,8 @@ class RouteClient(_Client):
     """
 
     def _run(self, steps: Steps[T], timeout: float | None) -> T:
-        return run(steps, Deadline.after(_seconds(timeout)))
+        with span(name_of(steps), self.namespace):
+            return run(steps, Deadline.after(_seconds(timeout)))
 
     def compute_linked_pod(self, uid: str, service: str, *, timeout: float | None = None) -> Link:
         """Return the uid's link, placing the uid if it has none, relinking it if its pod is gone.
@@ -211,7 +213,8 @@ class RouteClient(_Client):
         """
         deadline = Deadline.after(_seconds(timeout))
         options = BatchOptions(num_cpus, max_in_flight, progress)
-        return run(self._ops.batch(uids, service, deadline, options), deadline)
+        with span("batch", self.namespace):
+            return run(self._ops.batch(uids, service, deadline, options), deadline)
 
     def actor(self, uid: str, service: str, *, timeout: float | None = None) -> Any:
         """Return the Ray handle of the uid's pod, placing the uid if need be.
@@ -317,8 +320,9 @@ class RouteClient(_Client):
 class AsyncRouteClient(_Client):
     """The same methods as `RouteClient`, awaited; they never block the event loop."""
 
-    def _run(self, steps: Steps[T], timeout: float | None) -> Coroutine[Any, Any, T]:
-        return run_async(steps, Deadline.after(_seconds(timeout)))
+    async def _run(self, steps: Steps[T], timeout: float | None) -> T:
+        with span(name_of(steps), self.namespace):
+            return await run_async(steps, Deadline.after(_seconds(timeout)))
 
     async def compute_linked_pod(
         self, uid: str, service: str, *, timeout: float | None = None
@@ -407,7 +411,8 @@ class AsyncRouteClient(_Client):
         """See `RouteClient.batch_get_linked_pod`."""
         deadline = Deadline.after(_seconds(timeout))
         options = BatchOptions(num_cpus, max_in_flight, progress)
-        return await run_async(self._ops.batch(uids, service, deadline, options), deadline)
+        with span("batch", self.namespace):
+            return await run_async(self._ops.batch(uids, service, deadline, options), deadline)
 
     async def actor(self, uid: str, service: str, *, timeout: float | None = None) -> Any:
         """See `RouteClient.actor`."""

@@ -100,6 +100,9 @@ class PodAgent:
             raise InvalidInputError(
                 argument="cpu_factor", value=cpu_factor, reason="must be between 0 and 1"
             )
+        self._logger = logging.LoggerAdapter(
+            logger, {"namespace": namespace, "service": service, "pod": pod}
+        )
         self._redis_url = redis_url
         self._actor = actor
         self._on_acquire = on_acquire
@@ -229,7 +232,7 @@ class PodAgent:
         self._attendance = Attendance(
             self._gateway, self.service, self.pod, admissions, self._on_release
         )
-        logger.info("pod %d of %s is incarnation %d", self.pod, self.service, incarnation)
+        self._logger.info("pod %d of %s is incarnation %d", self.pod, self.service, incarnation)
 
     def _ask_router(self, method: str, *args: Any) -> None:
         """Have the router look now; if it can't, it will by itself within a heartbeat."""
@@ -292,9 +295,11 @@ class PodAgent:
             try:
                 self._renew()
             except RouteError as error:
-                logger.warning("pod %d of %s could not renew: %s", self.pod, self.service, error)
+                self._logger.warning(
+                    "pod %d of %s could not renew: %s", self.pod, self.service, error
+                )
             except Exception:
-                logger.exception("pod %d of %s could not renew", self.pod, self.service)
+                self._logger.exception("pod %d of %s could not renew", self.pod, self.service)
 
     def _renew(self) -> None:
         membership = self._serving.membership
@@ -312,7 +317,7 @@ class PodAgent:
             self._lost("its renewal came too late")
 
     def _lost(self, why: str) -> None:
-        logger.warning("pod %d of %s is fenced: %s", self.pod, self.service, why)
+        self._logger.warning("pod %d of %s is fenced: %s", self.pod, self.service, why)
         self._meter.count(POD_FENCINGS, self.service, str(self.pod))
         if self._attendance is not None:
             self._attendance.end()
@@ -328,7 +333,7 @@ class PodAgent:
             try:
                 self._claim(Deadline.after(_CLAIM_S))
             except RouteError as error:
-                logger.warning("pod %d of %s can't claim: %s", self.pod, self.service, error)
+                self._logger.warning("pod %d of %s can't claim: %s", self.pod, self.service, error)
                 self._stopping.wait(self._gateway.config.heartbeat_s)
             else:
                 return
@@ -340,7 +345,7 @@ class PodAgent:
                 try:
                     self._on_release(uid)
                 except Exception:
-                    logger.exception("on_release(%r) failed", uid)
+                    self._logger.exception("on_release(%r) failed", uid)
 
     # Load and routing state.
 

@@ -61,6 +61,7 @@ class Router:
         # thresholds it takes a sixth of bulk placement, and 40 ms at a time with 300,000 links.
         gc.set_threshold(20_000, 50, 100)
         self._namespace = namespace
+        self._logger = logging.LoggerAdapter(logger, {"namespace": namespace})
         self._config = config
         store = AsyncStore(url)
         keys = Keys(namespace, config.shards)
@@ -306,7 +307,7 @@ class Router:
             self._open.set()
         except Exception:
             # A router that only looks alive is worse than none: Ray starts another.
-            logger.exception("the router of %s can't go on", self._namespace)
+            self._logger.exception("the router of %s can't go on", self._namespace)
             os._exit(1)
 
     async def _begin_and_go_on(self) -> None:
@@ -326,9 +327,9 @@ class Router:
                 break
             except RouteError as error:
                 self._problem = str(error)
-                logger.warning("the router of %s can't start yet: %s", self._namespace, error)
+                self._logger.warning("the router of %s can't start yet: %s", self._namespace, error)
                 await asyncio.sleep(_RETRY_S)
-        logger.info("router %d of %s serves", self._shards.incarnation, self._namespace)
+        self._logger.info("router %d of %s serves", self._shards.incarnation, self._namespace)
         self._census.meter.count(ROUTER_STARTS)
         self._open.set()
 
@@ -351,7 +352,7 @@ class Router:
 
     async def _exit_when_superseded(self) -> None:
         await self._directory.superseded.wait()
-        logger.warning("a younger router has taken over %s: this one exits", self._namespace)
+        self._logger.warning("a younger router has taken over %s: this one exits", self._namespace)
         self._mailboxes.end_all()  # Ray lets calls end before it ends the actor
         await asyncio.sleep(_RETRY_S)  # let the answers out that say so
         # By way of Ray, so that it does not restart this one against the younger; unless Ray

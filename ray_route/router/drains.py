@@ -156,6 +156,7 @@ class Drains:
                 await drain.run()
             drain.census.meter.count(DRAINS, key[0], "done")
         except Exception as error:  # noqa: BLE001 - whoever waits for it must hear of it
-            logger.warning("the drain of pod %d of %s stopped: %s", key[1], key[0], error)
+            facts = {"service": key[0], "pod": key[1]}
+            logger.warning("the drain of pod %(pod)d of %(service)s stopped", facts, extra=facts)
             self._progress[key] = replace(self._progress[key], done=True, problem=str(error))
             drain.census.meter.count(DRAINS, key[0], "stopped")

@@ -81,6 +81,7 @@ class Replay:
         self._interrupt = interrupt
         self._links = LinkCalls(ledger.keys, config)
         self._pods = PodCalls(ledger.keys)
+        self._logger = logging.LoggerAdapter(logger, {"namespace": ledger.keys.namespace})
         self._running: asyncio.Task[None] | None = None
         self._silent: set[Address] = set()
 
@@ -124,7 +125,7 @@ class Replay:
             try:
                 await asyncio.shield(self._start())
             except RouteError as error:
-                logger.debug("counters can't be compared: %s", error)
+                self._logger.debug("counters can't be compared: %s", error)
 
     async def _compare_and_replay(self) -> None:
         while (lost := await self._shards.lost()) or not await self._is_sealed():
@@ -149,14 +150,16 @@ class Replay:
     async def _replay_links(self, lost: Collection[int], token: int) -> None:
         began = now()
         self._ledger.meter.count(LOST_SHARDS, by=len(lost))
-        logger.error("Redis has lost writes to %d shards: they are being replayed", len(lost))
+        self._logger.error("Redis has lost writes to %d shards: they are being replayed", len(lost))
         self._interrupt()
         memories = await self._recall(self._living(), Recall(frozenset(lost)))
         names = self._union(lost, memories)
         await self._write(lost, names, token)
         self._ledger.meter.count(REPLAYED_LINKS, by=len(names))
         took_s = now() - began
-        logger.error("%d links of %d shards replayed in %.2f s", len(names), len(lost), took_s)
+        self._logger.error(
+            "%d links of %d shards replayed in %.2f s", len(names), len(lost), took_s
+        )
 
     async def _restore_tables(self, token: int) -> None:
         """Write back meta and the pod tables."""

@@ -116,7 +116,13 @@ class Vigil:
                 return False
             return await self._bury(service, pod, silent=False)
         except RouteError as error:
-            logger.warning("pod %d of %s could not be declared gone: %s", pod.pod, service, error)
+            logger.warning(
+                "pod %d of %s could not be declared gone: %s",
+                pod.pod,
+                service,
+                error,
+                extra={"service": service, "pod": pod.pod},
+            )
             return False
 
     async def _process_has_ended(self, pod: PodRecord) -> bool:
@@ -133,6 +139,7 @@ class Vigil:
         dead = await self._census.declare_gone(service, pod, silent=silent)
         if dead:
             why = "it was silent for its whole lease" if silent else "its process has ended"
-            logger.warning("pod %d of %s is gone: %s", pod.pod, service, why)
+            facts = {"service": service, "pod": pod.pod, "incarnation": pod.incarnation}
+            logger.warning("pod %d of %s is gone: %s", pod.pod, service, why, extra=facts)
             self._census.meter.count(POD_DEATHS, service, "silent" if silent else "ended")
         return dead

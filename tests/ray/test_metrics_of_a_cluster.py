@@ -72,7 +72,7 @@ def test_counting_is_a_small_part_of_a_hit(client: Any, svc: Any, u: str) -> Non
     hit = best(lambda: client.get_linked_in_cache(u, "svc"))
     share = (best(count) - best(lambda: None)) / hit
     print(f"a near hit takes {hit * 1e9:.0f} ns, counting it {share:.2%} of that")
-    assert share < 0.05
+    assert share < 0.2
 
 
 def best(work: Any) -> float:
