@@ -16,11 +16,13 @@ FINDS = {
     "chat_rooms": ["200 texts were said; the last in room-0: 'eve: bye'"],
     "agents": ["10 agents moved; they know 5 to 5 texts each"],
     "dataset_by_pod": ["2000 purchases on 3 pods", "9000 spent, 1 pod per user"],
+    "sessions_on_serve": ["heard 3 times each, 0 wandered, [20, 20, 20] a replica", "person 7"],
 }
 NAMESPACES = {
     "chat_rooms": "chat-example",
     "agents": "agents-example",
     "dataset_by_pod": "data-example",
+    "sessions_on_serve": "sessions-example",
 }
 
 
