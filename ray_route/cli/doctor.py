@@ -24,7 +24,7 @@ from ray_route.model import Life, RoutingState
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, Writer
-from ray_route.store.namespaces import check_safe
+from ray_route.store.namespaces import check_safe, restore_meta, seal
 from ray_route.store.pods import Identity, PodCalls
 from ray_route.store.scripts import Call, command, script_call
 
@@ -208,8 +208,10 @@ def _probes(keys: Keys) -> Iterator[Call]:
     config, pods = RouteConfig(shards=1), PodCalls(keys)
     links, writer = LinkCalls(keys, config), Writer(1)
     who = Identity(_SERVICE, 0, "doctor", "", "")
-    yield script_call("open_namespace", [keys.meta], [1, 1, "doctor", "{}"])
+    yield script_call("open_namespace", [keys.meta], [1, 1, "{}"])
     yield script_call("claim_router", [keys.meta], [0])
+    yield restore_meta(keys, config, router=1, token=1)
+    yield seal(keys, 1, ["doctor"])
     yield pods.claim(who, config.pod_lease_s, RoutingState.READY)
     yield pods.table(_SERVICE)
     yield pods.services()
