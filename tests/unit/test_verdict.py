@@ -314,7 +314,7 @@ def test_the_exit_status_is_the_verdict(monkeypatch, capsys, seen, status):
             pass
 
     living = {owner.pod: pod(owner) for owner in seen.records}
-    monkeypatch.setattr("ray_route.cli.demo.set_stage", Stage)
+    monkeypatch.setattr("ray_route.cli.demo.set_stage", lambda _: Stage())
     monkeypatch.setattr("ray_route.cli.demo.perform", lambda *_: Outcome(seen, 1.0, living))
     with pytest.raises(SystemExit) as caught:
         cli.main(["demo", "--seed", "1"])
