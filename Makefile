@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SHARED := ../shared/data/college_msg.txt
 
-.PHONY: demo test chaos soak lint type floors docs package lowest bench check clean
+.PHONY: demo test long chaos soak lint type floors docs package lowest bench check clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,9 @@ demo: $(READY)  ## sticky routing at work, on a real message log where there is 
 
 test: $(READY)  ## the whole suite, short forms of long tests included
 	$(BIN)/python -m pytest
+
+long: $(READY)  ## what is too slow for every run: load on a cluster, metrics on their way, autoscaling
+	$(BIN)/python -m pytest -m long
 
 soak: $(READY)  ## five minutes of faults of Redis and pods; repeat one with SOAK_SEED
 	SOAK_S=$${SOAK_S:-300} $(BIN)/python -m pytest -s tests/chaos/test_soak.py

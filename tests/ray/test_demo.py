@@ -74,6 +74,7 @@ def test_the_outcome_as_json(command: Command, log: str) -> None:
     assert [check["problems"] for check in told["checks"]] == [[], [], []]
 
 
+@pytest.mark.long  # `make demo` replays it too
 @pytest.mark.shared_data
 def test_the_real_log_within_a_minute(command: Command) -> None:
     done = command.run("demo", "--trace", str(COLLEGE), "--kill", "--scale-out")

@@ -50,6 +50,7 @@ def test_every_block_is_of_a_known_kind(page: Path) -> None:
     assert not any(opened[1::2])
 
 
+@pytest.mark.long  # `make package` follows it too
 @pytest.mark.timeout(180)
 def test_the_tutorial_to_the_letter(ray_session: None, tmp_path: Path) -> None:
     unset = ("PYTHONPATH", "RAY_ROUTE_REDIS_URL")

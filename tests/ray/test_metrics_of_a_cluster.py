@@ -79,6 +79,7 @@ def best(work: Any) -> float:
     return min(repeat(work, number=20_000, repeat=5)) / 20_000
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     find_spec("prometheus_client") is None, reason="Ray exports metrics with ray[default] only"
 )

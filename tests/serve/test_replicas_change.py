@@ -6,6 +6,7 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import ray
 from helpers import end_router, eventually
 from ray import serve
@@ -92,6 +93,7 @@ def test_requests_go_on_while_the_directorys_router_is_killed(chat: App) -> None
     assert walk.moved() == {}
 
 
+@pytest.mark.long
 def test_autoscaling_moves_nobody_up_and_leaves_nobody_behind_down(run: Run) -> None:
     app = run(
         autoscaling_config={
