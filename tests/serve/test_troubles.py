@@ -38,11 +38,13 @@ def test_a_session_in_use_keeps_its_home_and_a_forgotten_one_does_not(
     used, forgotten = sessions(2)
     app.homes([used, forgotten])
     link = app.client.get_linked_pod_not_cache(used, app.service)
-    time.sleep(0.6 * TTL_S)
-    app.say(used)  # by the near cache, which does not lengthen the link's life
-    time.sleep(0.6 * TTL_S)
+
+    def forgotten_has_ended() -> bool:
+        app.say(used)  # by the near cache, which does not lengthen the link's life
+        return app.client.get_linked_pod_not_cache(forgotten, app.service) is None
+
+    eventually(forgotten_has_ended, "an unused link ends", 3 * TTL_S)
     assert app.client.get_linked_pod_not_cache(used, app.service) == link
-    assert app.client.get_linked_pod_not_cache(forgotten, app.service) is None
     eventually(
         lambda: sum(pod.load for pod in app.client.pods(app.service).values()) == 1,
         "replicas forget what they do not hold",
@@ -62,7 +64,8 @@ def test_an_outage_of_the_store_moves_nobody_and_fails_fresh_sessions_in_time(
         with pytest.raises(ray_route.RouterUnavailableError, match="patience_s"):
             app.say(sessions(1)[0])
         assert 1.0 < time.monotonic() - began < 10, "a request waits for so long"
-        time.sleep(2)  # with the above longer than the leases of all replicas
+        # As long as the leases of all replicas.
+        eventually(lambda: not answers(app, names[0]), "near caches are believed no more", 15)
     finally:
         os.kill(server.pid, signal.SIGCONT)
     fresh = sessions(4)
