@@ -100,9 +100,7 @@ class PodAgent:
             raise InvalidInputError(
                 argument="cpu_factor", value=cpu_factor, reason="must be between 0 and 1"
             )
-        self._logger = logging.LoggerAdapter(
-            logger, {"namespace": namespace, "service": service, "pod": pod}
-        )
+        self._logger = self._logger_of(pod)
         self._redis_url = redis_url
         self._actor = actor
         self._on_acquire = on_acquire
@@ -138,6 +136,10 @@ class PodAgent:
         self._thread.start()
         self._ask_router("records", self.service)
         return self
+
+    def _logger_of(self, pod: int | None) -> logging.LoggerAdapter[logging.Logger]:
+        ids = {"namespace": self.namespace, "service": self.service, "pod": pod}
+        return logging.LoggerAdapter(logger, ids)
 
     def _measure(self) -> None:
         me = (self.service, str(self.pod))
@@ -218,6 +220,7 @@ class PodAgent:
         if who.pod != self._index:
             self._gate = None  # of another index
         self._index, self._who = who.pod, who
+        self._logger = self._logger_of(who.pod)
         self._begin(incarnation, asked_at)
 
     def _begin(self, incarnation: int, asked_at: float) -> None:

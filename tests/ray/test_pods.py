@@ -297,11 +297,14 @@ def test_agents_put_one_small_command_per_heartbeat_on_redis(ray_session: None) 
     end_router(name)
 
 
-def test_log_records_say_whose_they_are_as_attributes(client: Any, caplog: Any) -> None:
+@pytest.mark.parametrize(("asked", "got"), [(5, 5), (None, 0)])
+def test_log_records_say_whose_they_are_as_attributes(
+    client: Any, caplog: Any, asked: int | None, got: int
+) -> None:
     service = unique_name()
     with caplog.at_level("INFO", logger="ray_route"):
-        agent = ray_route.PodAgent(client.namespace, service, 5).start()
+        agent = ray_route.PodAgent(client.namespace, service, asked).start()
         agent.stop()
     record = next(entry for entry in caplog.records if "is incarnation" in entry.message)
     assert record.name == "ray_route.pod.agent"
-    assert (record.namespace, record.service, record.pod) == (client.namespace, service, 5)
+    assert (record.namespace, record.service, record.pod) == (client.namespace, service, got)
