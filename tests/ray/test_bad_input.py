@@ -65,6 +65,17 @@ def test_a_bad_uid(client: Any, unchanged: None, method: str, uid: Any) -> None:
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.parametrize("bad", ["", "\ud800", None])
+def test_one_bad_uid_among_200000_changes_nothing(client: Any, unchanged: None, bad: Any) -> None:
+    uids = [f"crowd-{number}" for number in range(200_000)]
+    uids[150_000] = bad
+    for ask in (client.compute_linked_pods, client.batch_get_linked_pod):
+        with pytest.raises(ray_route.InvalidInputError):
+            ask(uids, "svc", timeout=60)
+    with pytest.raises(ray_route.InvalidInputError):
+        client.call_many([(uid, (uid,)) for uid in uids], "svc", "add", timeout=60)
+
+
 @pytest.mark.parametrize("method", EVERY_METHOD)
 @pytest.mark.parametrize("service", BAD_NAMES, ids=repr)
 def test_a_bad_service(client: Any, unchanged: None, method: str, service: Any) -> None:
