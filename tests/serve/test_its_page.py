@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from helpers import end_router, eventually
 from ray import serve
 from tutorial import blocks
 
 import ray_route
+from ray_route.cli.app import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "serve.md"
 
@@ -29,6 +31,10 @@ def test_the_pages_code_runs(serve_url: str, capsys: Any) -> None:
     client = names["client"]
     assert client.compute_linked_pod("session 42", "app.Chat").pod == 3
     assert session.say.remote("again").result(timeout_s=60) == "again"
+    with pytest.raises(SystemExit) as ended:
+        main(["where", "session 42", "-n", "serve"])
+    assert ended.value.code in (0, None)
+    assert "app.Chat" in capsys.readouterr().out
     exec(composition, names)
     assert names["current_session"]() is None
     compile(llm, str(PAGE), "exec")
