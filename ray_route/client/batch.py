@@ -119,12 +119,13 @@ def _here(batch: _Batch, slices: Sequence[Sequence[str]]) -> _Read:
 
 
 def _in_tasks(batch: _Batch, slices: Sequence[Sequence[str]], options: BatchOptions) -> _Read:
-    """Yield slices in order, each with its task; cancel tasks that are late or not wanted."""
+    """Yield slices in order, each with its task; give up tasks that are late or not wanted."""
     session = batch.session
     task = _read_slice.options(num_cpus=options.num_cpus, scheduling_strategy="SPREAD")
     what = f"a task that reads links (it needs num_cpus={options.num_cpus:g})"
     waiting = deque(slices)
     under_way: deque[tuple[Sequence[str], Any]] = deque()
+    late: list[Any] = []
     try:
         while under_way or (waiting and batch.deadline.remaining()):
             while waiting and len(under_way) < options.max_in_flight:
@@ -133,14 +134,25 @@ def _in_tasks(batch: _Batch, slices: Sequence[Sequence[str]], options: BatchOpti
                 under_way.append((some, task.remote(about, *flat(some))))
             some, ref = under_way[0]
             yield some, Remote(ref, what)
-            if batch.deadline.remaining():
-                under_way.popleft()
-            else:
-                ray.cancel(under_way.popleft()[1])
+            under_way.popleft()
+            if not batch.deadline.remaining():
+                late.append(ref)
         for some in waiting:
             batch.miss(some, "the deadline passed")
     finally:
-        for _, ref in under_way:
+        _give_up([*late, *(ref for _, ref in under_way)], options.num_cpus)
+
+
+def _give_up(refs: list[Any], num_cpus: float) -> None:
+    """Cancel tasks that no node can ever run; others end by their own deadlines.
+
+    Ray 2.60 ends the whole calling process by a failed check if a task is cancelled just when it
+    gets its worker ("Tried to complete task that was not pending"). One that never gets any can
+    be cancelled safely, and must be: else it asks the autoscaler for a node for ever.
+    """
+    cpus = (node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+    if refs and num_cpus > max(cpus, default=0):
+        for ref in refs:
             ray.cancel(ref)
 
 

@@ -188,7 +188,7 @@ def test_no_more_tasks_are_under_way_than_allowed(
     assert tasks.options_seen == [{"num_cpus": 0.25, "scheduling_strategy": "SPREAD"}]
 
 
-def test_tasks_that_nobody_waits_for_any_more_are_cancelled(
+def test_tasks_that_no_node_can_ever_run_are_cancelled(
     client: Client, placed: dict[str, int], tasks: Tasks
 ):
     with pytest.raises(RouteTimeoutError):
@@ -197,6 +197,18 @@ def test_tasks_that_nobody_waits_for_any_more_are_cancelled(
     for ref in tasks.refs:
         with pytest.raises(ray.exceptions.TaskCancelledError):
             ray.get(ref, timeout=10)
+
+
+def test_tasks_that_are_late_are_not_cancelled_and_end_by_themselves(
+    client: Client, placed: dict[str, int], tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+):
+    """A cancelled task that is just getting its worker ends the calling process."""
+    cancelled: list[Any] = []
+    monkeypatch.setattr(ray, "cancel", cancelled.append)
+    with pytest.raises(RouteTimeoutError):
+        client.batch_get_linked_pod(placed, "svc", timeout=0.001)
+    assert cancelled == []
+    assert ray.wait(tasks.refs, num_returns=len(tasks.refs), timeout=20)[1] == []
 
 
 @dataclass
