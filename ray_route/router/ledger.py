@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Collection, Iterator, Mapping
 
 from cachetools import TLRUCache
@@ -19,6 +19,7 @@ from ray_route.errors import RouteError, RouterUnavailableError
 from ray_route.metrics import LINKS, meter
 from ray_route.model import Link, PodRecord
 from ray_route.router.census import Census
+from ray_route.router.choice import Proposal, owner_of
 from ray_route.router.shards import Build, Outcome, Shards, SupersededError
 from ray_route.store.keys import Keys
 from ray_route.store.links import Kept, LinkCalls, Writer
@@ -39,13 +40,14 @@ class Ledger:
 
     def __init__(self, config: RouteConfig, keys: Keys, census: Census, shards: Shards) -> None:
         self.keys = keys
-        self.cache = LinkCache(config.router_cache_size)
+        # A cached link to a life that has ended is a miss.
+        self.cache = LinkCache(config.router_cache_size, serving=census.table.serving)
         self.superseded = asyncio.Event()
         self.meter = meter(keys.namespace)
         self._census = census
         self._shards = shards
         self._links = LinkCalls(keys, config)
-        self._decisions: deque[tuple[float, str, str, str]] = deque(maxlen=_DECISIONS_KEPT)
+        self._decisions: deque[tuple[float, str, str, str, int]] = deque(maxlen=_DECISIONS_KEPT)
         self._removals: TLRUCache[tuple[str, str], _Removal] = TLRUCache(
             _REMOVALS_KEPT,
             ttu=lambda _, removal, at: max(at, removal[1]) + _REMEMBERED_S,
@@ -69,7 +71,7 @@ class Ledger:
                 writer, shard, service, some, [owner_of(target)], persistent=persistent
             ),
         )
-        return self._counted(service, uid, outcome, "set if absent")
+        return self._counted(service, uid, outcome, "set if absent:")
 
     async def set(
         self, service: str, uid: str, target: PodRecord, held: Link | None, *, persistent: bool
@@ -94,7 +96,7 @@ class Ledger:
         )
         if outcome.link is None:  # it ended meanwhile
             return await self.set(service, uid, target, None, persistent=persistent)
-        return self._counted(service, uid, outcome, "set")
+        return self._counted(service, uid, outcome, "set:")
 
     async def remove(self, service: str, uid: str, held: Link, after_s: float) -> bool:
         """Remove exactly that link, now or later; say whether it was there."""
@@ -109,7 +111,7 @@ class Ledger:
         self.cache.drop(service, uid, held.epoch)
         self._removals[service, uid] = (held, now() + after_s)
         when = f" in {after_s:g} s" if after_s else ""
-        self._decide(service, uid, f"removed from pod {held.pod}{when}")
+        self._decide(service, {uid: held}, f"removed{when} from")
         self.meter.count(LINKS, service, "removed", by=int(outcome.written))
         return outcome.written
 
@@ -143,23 +145,27 @@ class Ledger:
 
     # Writing.
 
-    async def _place_at(
-        self, service: str, owners: Mapping[str, PodRecord], build: Build
-    ) -> Outcomes:
+    async def _place_at(self, service: str, proposal: Proposal, build: Build) -> Outcomes:
         """Run a verb that links uids to owners; meanwhile they count as the owners' load."""
-        self._census.loads.propose(service, owners.values())
+        arrivals = proposal.arrivals()
+        for pod, links in arrivals:
+            self._census.loads.propose(service, pod, links)
         try:
-            return await self._write(service, list(owners), build)
+            return await self._write(service, list(proposal.chosen), build)
         finally:
-            self._census.loads.settle(service, owners.values())
+            for pod, links in arrivals:
+                self._census.loads.settle(service, pod, links)
 
     async def _write(self, service: str, uids: list[str], build: Build) -> Outcomes:
         """Run a verb and keep what holds afterwards."""
         asked_at = now()
         outcomes = await self._guarded(self._shards.run(uids, build))
-        for uid, outcome in outcomes.items():
-            if not isinstance(outcome, RouteError) and outcome.link is not None:
-                self.cache.put(service, uid, outcome.link, asked_at)
+        held = {
+            uid: outcome.link
+            for uid, outcome in outcomes.items()
+            if isinstance(outcome, Outcome) and outcome.link is not None
+        }
+        self.cache.put_all(service, held, asked_at)
         return outcomes
 
     async def _write_one(self, service: str, uid: str, build: Build) -> Outcome:
@@ -188,32 +194,39 @@ class Ledger:
 
     def _counted(self, service: str, uid: str, outcome: Outcome, decision: str) -> Link:
         """Return the link that holds; if this call wrote it, count it and remember why."""
-        link = outcome.link
-        assert link is not None
+        assert outcome.link is not None
         if outcome.written:
-            self._removals.pop((service, uid), None)
-            record = self._census.table.get(service, link.pod)
-            if record is not None and record.incarnation == link.incarnation:
-                self._census.loads.placed(service, record, link.epoch)
-            self._decide(service, uid, f"{decision}: pod {link.pod}")
-            self.meter.count(LINKS, service, decision.partition(" ")[0])
-        return link
+            self._count(service, {uid: outcome.link}, decision)
+        return outcome.link
 
-    def _decide(self, service: str, uid: str, text: str) -> None:
-        self._decisions.append((time.time(), service, uid, text))
+    def _count(self, service: str, written: Mapping[str, Link], decision: str) -> None:
+        """Count links that were just written, and remember why they were."""
+        if self._removals:
+            for uid in written:
+                self._removals.pop((service, uid), None)
+        epochs: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        for link in written.values():
+            epochs[link.pod, link.incarnation].append(link.epoch)
+        for (pod, incarnation), placed in epochs.items():
+            record = self._census.table.get(service, pod)
+            if record is not None and record.incarnation == incarnation:
+                self._census.loads.placed(service, record, placed)
+        self._decide(service, written, decision)
+        self.meter.count(LINKS, service, decision.partition(" ")[0].rstrip(":"), by=len(written))
+
+    def _decide(self, service: str, links: Mapping[str, Link], decision: str) -> None:
+        at = time.time()
+        self._decisions.extend(
+            (at, service, uid, decision, link.pod) for uid, link in links.items()
+        )
 
     def decisions(self, service: str, uid: str) -> tuple[str, ...]:
         """The router's last decisions about a uid, oldest first, with their local time."""
         return tuple(
-            f"{time.strftime('%H:%M:%S', time.localtime(at))} {text}"
-            for at, of_service, of_uid, text in self._decisions
+            f"{time.strftime('%H:%M:%S', time.localtime(at))} {decision} pod {pod}"
+            for at, of_service, of_uid, decision, pod in self._decisions
             if of_uid == uid and of_service == service
         )
-
-
-def owner_of(pod: PodRecord) -> str:
-    """Write a link's owner as the scripts do."""
-    return f"{pod.pod}:{pod.incarnation}"
 
 
 def _not_held(uids: Mapping[str, int], outcomes: Outcomes) -> dict[str, int]:

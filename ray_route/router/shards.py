@@ -7,8 +7,8 @@ one waits until it has been replayed, and runs then.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from itertools import starmap
+from typing import Any, NamedTuple
 
 from ray_route.clock import now
 from ray_route.errors import LostWritesError, RouteError
@@ -30,8 +30,7 @@ class SupersededError(Exception):
     """A younger router writes this namespace. The only thing left to do is to exit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What holds for a uid after a script, and whether that script wrote it."""
 
     link: Link | None
@@ -168,8 +167,8 @@ class Shards:
                 namespace=self._keys.namespace,
             )
         self.seen[shard] = max(self.seen[shard], parsed.counter)
-        pairs = zip(uids, parsed.links, parsed.written, strict=True)
-        return {uid: Outcome(link, written) for uid, link, written in pairs}
+        outcomes = starmap(Outcome, zip(parsed.links, parsed.written, strict=True))
+        return dict(zip(uids, outcomes, strict=True))
 
 
 async def _nobody_recovers(_: Iterable[int]) -> None:

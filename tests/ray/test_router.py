@@ -19,6 +19,7 @@ import ray_route
 from ray_route.hosting import RAY_NAMESPACE
 from ray_route.model import Link
 from ray_route.router.actor import Router
+from ray_route.wire import pack_question, unpack_answers
 
 
 def sets(client: Any) -> int:
@@ -27,20 +28,25 @@ def sets(client: Any) -> int:
     return int(stats.get("cmdstat_set", {"calls": 0})["calls"])
 
 
+def compute(router: Any, uids: list[str], service: str = "svc") -> Any:
+    """Ask a router as clients do."""
+    return router.compute.remote(pack_question(service, dict.fromkeys(uids, 0)))
+
+
 def test_100_requests_for_one_unplaced_uid_cause_one_write(client: Any, u: str) -> None:
     router = router_handle(client.namespace)
     before = sets(client)
-    answers = ray.get([router.compute.remote("svc", {u: 0}, None) for _ in range(100)])
+    answers = ray.get([compute(router, [u]) for _ in range(100)])
 
     assert sets(client) - before == 2  # the link, and the shard's counter
-    assert len({answer[u] for answer in answers}) == 1
+    assert len({unpack_answers(answer)[0] for answer in answers}) == 1
 
 
 def test_many_uids_take_one_script_call_per_shard(client: Any, u: str) -> None:
     uids = [f"{u}-{number}" for number in range(1_500)]
     shards = {client._session.keys.shard(uid) for uid in uids}
     before = sets(client)
-    ray.get(router_handle(client.namespace).compute.remote("svc", dict.fromkeys(uids, 0), None))
+    ray.get(compute(router_handle(client.namespace), uids))
 
     assert sets(client) - before == len(uids) + len(shards)
 
@@ -213,9 +219,9 @@ def test_an_older_router_changes_nothing_and_exits(client: Any, u: str) -> None:
         .options(name=unique_name(), namespace=RAY_NAMESPACE, num_cpus=0)
         .remote(client.namespace, session.url, session.config)
     )
-    assert ray.get(younger.compute.remote("svc", {u: 0}, None))[u] == link
+    assert unpack_answers(ray.get(compute(younger, [u]))) == [link]
     with pytest.raises(ray_route.RouterUnavailableError):
-        ray.get(older.compute.remote("svc", {f"{u}-2": 0}, None))
+        ray.get(compute(older, [f"{u}-2"]))
     assert client.get_linked_pod_not_cache(f"{u}-2", "svc") is None
 
     def has_exited() -> bool:

@@ -21,7 +21,7 @@ class Ref:
         return self._future
 
     def answer(self) -> None:
-        self._future.set_result({uid: f"link of {uid}" for uid in self.wanted})
+        self._future.set_result([f"link of {uid}" for uid in self.wanted])
 
     def fail(self, error: Exception) -> None:
         self._future.set_exception(error)
@@ -33,14 +33,18 @@ class Router:
     def __init__(self) -> None:
         self.sent: list[Ref] = []
         self.kept: list[tuple[str, dict[str, Any], float]] = []
-        self.coalescer = Coalescer(self._send, self._keep)
+        self.coalescer = Coalescer(self._send, self._take)
 
     def _send(self, service: str, wanted: dict[str, int]) -> Ref:
         self.sent.append(Ref(service, wanted))
         return self.sent[-1]
 
-    def _keep(self, service: str, answers: dict[str, Any], asked_at: float) -> None:
+    def _take(
+        self, service: str, wanted: dict[str, int], reply: list[str], asked_at: float
+    ) -> dict[str, Any]:
+        answers = dict(zip(wanted, reply, strict=True))
         self.kept.append((service, answers, asked_at))
+        return answers
 
     def ask(self, uid: str, service: str = "chat", min_epoch: int = 0) -> Future[Any]:
         return self.coalescer.ask(service, uid, min_epoch)
@@ -180,13 +184,13 @@ def test_leases_count_from_before_the_call_was_sent(monkeypatch: pytest.MonkeyPa
 def test_who_comes_while_an_answer_is_being_kept_takes_that_one():
     asked_meanwhile: list[Future[Any]] = []
     router = Router()
-    keep = router._keep
+    take = router._take
 
-    def slow_keep(service: str, answers: dict[str, Any], asked_at: float) -> None:
+    def slow_take(*reply: Any) -> dict[str, Any]:
         asked_meanwhile.append(router.ask("a"))
-        keep(service, answers, asked_at)
+        return take(*reply)
 
-    router.coalescer._keep = slow_keep
+    router.coalescer._take = slow_take
     first = router.ask("a")
     router.sent[0].answer()
     assert asked_meanwhile == [first]
@@ -229,7 +233,7 @@ def test_threads_that_miss_many_uids_are_all_answered():
         answering.submit(ref.answer)
         return ref
 
-    coalescer = Coalescer(send, lambda *_: None)
+    coalescer = Coalescer(send, Router()._take)
     uids = [f"u{number % 300}" for number in range(3_000)]
     with ThreadPoolExecutor(16) as pool, answering:
         answers = list(pool.map(lambda uid: coalescer.ask("chat", uid).result(10)[uid], uids))

@@ -143,21 +143,21 @@ class TestLoadBook:
     def test_load_is_the_report_and_what_was_placed_since(self):
         book = LoadBook()
         book.report(S, replace(POD, load=4.0))
-        book.placed(S, POD, 1_001)
-        book.placed(S, POD, 1_002)
+        book.placed(S, POD, [1_001])
+        book.placed(S, POD, [1_002])
         assert self.load(book) == 6.0
 
     def test_placements_that_a_report_includes_by_redis_time_are_counted_once(self):
         book = LoadBook()
         for epoch in (1_001, 1_002, 1_003):
-            book.placed(S, POD, epoch)
+            book.placed(S, POD, [epoch])
         book.report(S, replace(POD, load=2.0, heartbeat_us=1_002))
         assert self.load(book) == 3.0
 
     def test_placements_of_shards_that_count_for_themselves_may_come_in_any_order(self):
         book = LoadBook()
         for epoch in (1_009, 1_001, 1_002, 1_003):
-            book.placed(S, POD, epoch)
+            book.placed(S, POD, [epoch])
         book.report(S, replace(POD, load=3.0, heartbeat_us=1_004))
         assert self.load(book) == 4.0
 
@@ -166,7 +166,7 @@ class TestLoadBook:
         at = 10_000_000
         book.report(S, replace(POD, load=5.0, heartbeat_us=at))
         for moment in (at + 100, at + 900_000, at + 990_000):
-            book.placed(S, POD, moment)
+            book.placed(S, POD, [moment])
         book.report(S, replace(POD, load=6.0, heartbeat_us=at + 1_000_000))
         assert self.load(book) == 8.0, "the two that were placed just before"
         book.report(S, replace(POD, load=8.0, heartbeat_us=at + 2_000_000))
@@ -175,7 +175,7 @@ class TestLoadBook:
     def test_a_link_that_never_reaches_its_pod_does_not_count_for_long(self):
         book = LoadBook()
         at = 10_000_000
-        book.placed(S, POD, at - 1)
+        book.placed(S, POD, [at - 1])
         book.report(S, replace(POD, load=0.0, heartbeat_us=at))
         assert self.load(book) == 1.0
         book.report(S, replace(POD, load=0.0, heartbeat_us=at + 1_000_000))
@@ -185,54 +185,54 @@ class TestLoadBook:
         book = LoadBook()
         at = 10_000_000
         book.report(S, replace(POD, load=2.0, heartbeat_us=at))
-        book.placed(S, POD, at + 600_000)
+        book.placed(S, POD, [at + 600_000])
         book.report(S, replace(POD, load=3.0, heartbeat_us=at + 1_000_000))
         assert self.load(book) == 3.0, "the new one was reported: nothing is on its way"
 
     def test_a_report_that_comes_twice_changes_nothing(self):
         book = LoadBook()
-        book.placed(S, POD, 1_500)
+        book.placed(S, POD, [1_500])
         for _ in range(2):
             book.report(S, replace(POD, load=1.0))
         assert self.load(book) == 2.0
 
     def test_links_that_are_being_written_count_until_they_are_settled(self):
         book = LoadBook()
-        book.propose(S, [POD, POD])
+        book.propose(S, POD, 2)
         assert self.load(book) == 2.0
-        book.placed(S, POD, 1_001)
-        book.settle(S, [POD, POD])
+        book.placed(S, POD, [1_001])
+        book.settle(S, POD, 2)
         assert self.load(book) == 1.0
 
     def test_settling_more_than_was_proposed_makes_no_negative_load(self):
         book = LoadBook()
-        book.settle(S, [POD])
+        book.settle(S, POD, 1)
         assert self.load(book) == 0.0
 
     def test_a_new_incarnation_begins_empty(self):
         book = LoadBook()
         book.report(S, replace(POD, load=4.0))
-        book.placed(S, POD, 1_500)
-        book.propose(S, [POD])
+        book.placed(S, POD, [1_500])
+        book.propose(S, POD, 1)
         assert self.load(book, RETURNED) == 0.0
         assert book.links(S, RETURNED) == 0
 
     def test_a_proposal_to_a_former_incarnation_is_not_settled_on_the_next(self):
         book = LoadBook()
-        book.propose(S, [POD])
-        book.propose(S, [RETURNED, RETURNED])
+        book.propose(S, POD, 1)
+        book.propose(S, RETURNED, 2)
         assert self.load(book, RETURNED) == 2.0
 
     def test_links_are_counted_for_ever_whatever_is_reported(self):
         book = LoadBook()
-        book.placed(S, POD, 1_001)
-        book.placed(S, POD, 1_002)
+        book.placed(S, POD, [1_001])
+        book.placed(S, POD, [1_002])
         book.report(S, replace(POD, heartbeat_us=5_000))
         assert book.links(S, POD) == 2
 
     def test_services_with_the_same_index_are_kept_apart(self):
         book = LoadBook()
-        book.placed(S, POD, 1_001)
+        book.placed(S, POD, [1_001])
         assert book.load("other", [POD]) == {0: 0.0}
 
 
