@@ -28,6 +28,7 @@ from redis.exceptions import (
     NoScriptError,
     RedisClusterException,
     RedisError,
+    ResponseError,
     TryAgainError,
 )
 from redis.retry import Retry
@@ -90,22 +91,6 @@ def _sync_client(url: StoreUrl, retries: int) -> Any:
     return redis.Redis(host=host, port=port, **options)
 
 
-def _packing_fast(client: Any) -> Any:
-    """Have an asyncio client pack by hiredis, as the blocking one does.
-
-    redis-py's own packing in Python takes 530 µs for a script call of 390 uids, and this 64 µs.
-    """
-    pool = client.connection_pool
-    kind = pool.connection_class
-    pool.connection_class = type(kind.__name__, (_FastPacking, kind), {})
-    return client
-
-
-class _FastPacking:
-    def pack_command(self, *args: Any) -> list[bytes]:
-        return [hiredis.pack_command(args)]
-
-
 def _async_client(url: StoreUrl) -> Any:
     options = _options(url, AsyncRetry(_BACKOFF, RETRIES))
     if url.kind == "cluster":
@@ -114,9 +99,9 @@ def _async_client(url: StoreUrl) -> Any:
     if url.kind == "sentinel":
         finding = _sentinel_options(url, AsyncRetry(NoBackoff(), 0))
         finder = AsyncSentinel(list(url.nodes), sentinel_kwargs=finding)
-        return _packing_fast(finder.master_for(str(url.service), **options))
+        return finder.master_for(str(url.service), **options)
     host, port = url.nodes[0]
-    return _packing_fast(redis.asyncio.Redis(host=host, port=port, **options))
+    return redis.asyncio.Redis(host=host, port=port, **options)
 
 
 def _sentinels(client: Any) -> list[Any]:
@@ -185,6 +170,20 @@ def _scattered(
     """Put the replies to messages with and without a key into the order of the messages."""
     with_key, without = iter(keyed), iter(keyless)
     return [next(with_key) if key else next(without) for key, _ in messages]
+
+
+async def _exchange(connection: Any, messages: Sequence[_Message]) -> list[Any]:
+    """Send all messages at once; return each one's reply or the server's refusal."""
+    packed = b"".join([hiredis.pack_command(words) for _, words in messages])
+    await connection.send_packed_command(packed)
+    return [await _reply(connection) for _ in messages]
+
+
+async def _reply(connection: Any) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as refusal:
+        return refusal
 
 
 class Store:
@@ -302,6 +301,7 @@ class AsyncStore:
         self.is_cluster = url.kind == "cluster"
         self._circuit = Circuit()
         self._client = _async_client(url)
+        self._idle: list[Any] = []
 
     def __repr__(self) -> str:
         return f"AsyncStore({self.url.address})"
@@ -340,11 +340,28 @@ class AsyncStore:
         return reply
 
     async def _send(self, messages: Sequence[_Message]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
-        for _, words in messages:
-            pipeline.execute_command(*words)
-        replies: list[Any] = await pipeline.execute(raise_on_error=False)
-        return replies
+        """Do what a redis-py pipeline does, on its connections, for 90 µs less.
+
+        Its packing in Python alone takes 530 µs for a script call of 390 uids, hiredis' 64 µs;
+        to give a connection back to its pool and get it again takes 35 µs.
+        """
+        connection = (
+            self._idle.pop() if self._idle else await self._client.connection_pool.get_connection()
+        )
+        try:
+            replies = await connection.retry.call_with_retry(
+                lambda: _exchange(connection, messages), lambda _: connection.disconnect()
+            )
+        finally:
+            self._idle.append(connection)
+        callbacks = self._client.response_callbacks
+        return [
+            reply
+            if isinstance(reply, Exception) or words[0] not in callbacks
+            # What redis-py makes of a reply, like a dict of an HGETALL's list.
+            else callbacks[words[0]](reply)
+            for (_, words), reply in zip(messages, replies, strict=True)
+        ]
 
     async def _to_cluster(self, messages: Sequence[_Message]) -> list[Any]:
         await self._client.initialize()
