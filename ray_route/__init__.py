@@ -4,7 +4,9 @@ A request for user 42 always reaches the actor that holds user 42.
 """
 
 from ray_route._version import __version__
-from ray_route.client.driver import AsyncRouteClient, RouteClient, connect, connect_async
+from ray_route.client.awaited import AsyncRouteClient
+from ray_route.client.connect import connect, connect_async
+from ray_route.client.driver import RouteClient
 from ray_route.config import RouteConfig
 from ray_route.deploy import Deployment, deploy
 from ray_route.errors import (

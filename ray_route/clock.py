@@ -22,6 +22,15 @@ now: Clock = (
 )
 
 
+# Of a timeout: leaves room for the way of the answer.
+_SHORTER = 0.8
+
+
+def shorter(timeout_s: float) -> float:
+    """Return the timeout for whom one asks: it gives up first, so that the asker hears why."""
+    return _SHORTER * timeout_s
+
+
 @dataclass(frozen=True, slots=True)
 class Deadline:
     """A moment after which nobody waits any longer.

@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import ray
 
-from ray_route.client.driver import DRAIN_S, RouteClient
+from ray_route.client.base import DRAIN_S
+from ray_route.client.driver import RouteClient
 from ray_route.client.session import Session, close_session, open_session
 from ray_route.clock import Deadline
 from ray_route.errors import (

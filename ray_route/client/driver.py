@@ -1,91 +1,23 @@
-"""The client driver: `connect`, `RouteClient`, and the same awaited."""
+"""The client driver: `RouteClient`."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
+from ray_route.client.base import DRAIN_S, ClientBase, seconds
 from ray_route.client.batch import BatchOptions, Progress
 from ray_route.client.calls import call, call_many
-from ray_route.client.operations import Operations
-from ray_route.client.session import Session, close_session, open_session
-from ray_route.clock import Deadline
+from ray_route.client.session import close_session
+from ray_route.clock import Deadline, shorter
 from ray_route.model import DrainProgress, Explanation, Link, LinkedPods, Pod, check_duration
-from ray_route.steps import Steps, name_of, run, run_async
+from ray_route.steps import Steps, name_of, run
 from ray_route.tracing import span
 
 T = TypeVar("T")
 
-DEFAULT_TIMEOUT_S = 30.0
-CONNECT_TIMEOUT_S = 60.0
-DRAIN_S = 300.0
-# The router gives up before its caller does, so that the caller hears why.
-_OF_TIMEOUT = 0.8
 
-
-def connect(
-    namespace: str,
-    redis_url: str | None = None,
-    *,
-    timeout: float = CONNECT_TIMEOUT_S,
-    **options: Any,
-) -> RouteClient:
-    """Open a namespace, starting Ray, the embedded server and the router where they are missing.
-
-    Args:
-        namespace: must match `[A-Za-z0-9_.-]{1,64}`.
-        redis_url: `redis://`, `rediss://`, `redis+cluster://`, `redis+sentinel://` (also
-            `rediss+…`); by default `RAY_ROUTE_REDIS_URL`, else an embedded server.
-        timeout: seconds for all of this.
-        options: of `RouteConfig`. The first client of a namespace decides them.
-
-    Raises `InvalidInputError`, `ConfigError` (bad option or URL, wrong password, options other
-    than those in force), `UnsafeStoreError`, `StoreUnavailableError`, `RouteTimeoutError`.
-
-    """
-    deadline = Deadline.after(_seconds(timeout))
-    return RouteClient(open_session(namespace, redis_url, options, deadline))
-
-
-async def connect_async(
-    namespace: str,
-    redis_url: str | None = None,
-    *,
-    timeout: float = CONNECT_TIMEOUT_S,
-    **options: Any,
-) -> AsyncRouteClient:
-    """Do the same as `connect` without blocking the event loop."""
-    deadline = Deadline.after(_seconds(timeout))
-    session = await asyncio.to_thread(open_session, namespace, redis_url, options, deadline)
-    return AsyncRouteClient(session)
-
-
-def _seconds(timeout: float | None) -> float:
-    return DEFAULT_TIMEOUT_S if timeout is None else check_duration("timeout", timeout)
-
-
-class _Client:
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._ops = Operations(session)
-        # A hit is returned without any of the machinery of waiting, which takes 3 µs.
-        self._hit = session.near.get
-
-    @property
-    def namespace(self) -> str:
-        """The namespace that this client is connected to."""
-        return self._session.namespace
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.namespace!r} at {self._session.url.address})"
-
-    def get_linked_in_cache(self, uid: str, service: str) -> Link | None:
-        """Return the near cache's link; no I/O, never a link whose lease has run out."""
-        return self._ops.cached(uid, service)
-
-
-class RouteClient(_Client):
+class RouteClient(ClientBase):
     """A client of one namespace. Thread-safe; cheap to make twice in a process.
 
     Every method takes `timeout` in seconds (None: 30) and raises `RouteTimeoutError` past it,
@@ -96,7 +28,7 @@ class RouteClient(_Client):
 
     def _run(self, steps: Steps[T], timeout: float | None) -> T:
         with span(name_of(steps), self.namespace):
-            return run(steps, Deadline.after(_seconds(timeout)))
+            return run(steps, Deadline.after(seconds(timeout)))
 
     def compute_linked_pod(self, uid: str, service: str, *, timeout: float | None = None) -> Link:
         """Return the uid's link, placing the uid if it has none, relinking it if its pod is gone.
@@ -176,7 +108,7 @@ class RouteClient(_Client):
         `InvalidInputError` for an unknown pod, `PodUnavailableError` if `pod` takes no uids, or
         if the owner kept the uid because a call for it did not end in time.
         """
-        steps = self._ops.move(uid, service, pod, _OF_TIMEOUT * _seconds(timeout))
+        steps = self._ops.move(uid, service, pod, shorter(seconds(timeout)))
         return self._run(steps, timeout)
 
     def get_link_service(self, uid: str, *, timeout: float | None = None) -> dict[str, Link]:
@@ -211,7 +143,7 @@ class RouteClient(_Client):
         So does `RouteTimeoutError`: see their `partial` and `unanswered`.
 
         """
-        deadline = Deadline.after(_seconds(timeout))
+        deadline = Deadline.after(seconds(timeout))
         options = BatchOptions(num_cpus, max_in_flight, progress)
         with span("batch", self.namespace):
             return run(self._ops.batch(uids, service, deadline, options), deadline)
@@ -315,172 +247,3 @@ class RouteClient(_Client):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class AsyncRouteClient(_Client):
-    """The same methods as `RouteClient`, awaited; they never block the event loop."""
-
-    async def _run(self, steps: Steps[T], timeout: float | None) -> T:
-        with span(name_of(steps), self.namespace):
-            return await run_async(steps, Deadline.after(_seconds(timeout)))
-
-    async def compute_linked_pod(
-        self, uid: str, service: str, *, timeout: float | None = None
-    ) -> Link:
-        """See `RouteClient.compute_linked_pod`."""
-        hit = self._hit(service, uid)
-        if hit is not None and (timeout is None or check_duration("timeout", timeout)):
-            return hit
-        return await self._run(self._ops.compute(uid, service), timeout)
-
-    async def compute_linked_pods(
-        self, uids: Iterable[str], service: str, *, timeout: float | None = None
-    ) -> dict[str, Any]:
-        """See `RouteClient.compute_linked_pods`."""
-        return await self._run(self._ops.compute_many(uids, service), timeout)
-
-    async def get_linked_pod(
-        self, uid: str, service: str, *, timeout: float | None = None
-    ) -> Link | None:
-        """See `RouteClient.get_linked_pod`."""
-        hit = self._hit(service, uid)
-        if hit is not None and (timeout is None or check_duration("timeout", timeout)):
-            return hit
-        return await self._run(self._ops.get(uid, service), timeout)
-
-    async def get_linked_pod_not_cache(
-        self, uid: str, service: str, *, timeout: float | None = None
-    ) -> Link | None:
-        """See `RouteClient.get_linked_pod_not_cache`."""
-        return await self._run(self._ops.stored(uid, service), timeout)
-
-    async def get_linked_pod_in_cache_or_if_persist(
-        self, uid: str, service: str, *, timeout: float | None = None
-    ) -> Link | None:
-        """See `RouteClient.get_linked_pod_in_cache_or_if_persist`."""
-        hit = self._hit(service, uid)
-        if hit is not None and (timeout is None or check_duration("timeout", timeout)):
-            return hit
-        return await self._run(self._ops.cached_or_persistent(uid, service), timeout)
-
-    async def cache_expired(
-        self, uid: str, service: str, *, timeout: float | None = None
-    ) -> Link | None:
-        """See `RouteClient.cache_expired`."""
-        return await self._run(self._ops.expire(uid, service), timeout)
-
-    async def set_cache(
-        self, uid: str, service: str, link: Link, *, timeout: float | None = None
-    ) -> Link | None:
-        """See `RouteClient.set_cache`."""
-        return await self._run(self._ops.set_cache(uid, service, link), timeout)
-
-    async def set_linked_pod_if_absent(
-        self,
-        uid: str,
-        service: str,
-        pod: int,
-        *,
-        persistent: bool = False,
-        timeout: float | None = None,
-    ) -> Link:
-        """See `RouteClient.set_linked_pod_if_absent`."""
-        return await self._run(
-            self._ops.set_if_absent(uid, service, pod, persistent=persistent), timeout
-        )
-
-    async def move(self, uid: str, service: str, pod: int, *, timeout: float | None = None) -> Link:
-        """See `RouteClient.move`."""
-        steps = self._ops.move(uid, service, pod, _OF_TIMEOUT * _seconds(timeout))
-        return await self._run(steps, timeout)
-
-    async def get_link_service(self, uid: str, *, timeout: float | None = None) -> dict[str, Link]:
-        """See `RouteClient.get_link_service`."""
-        return await self._run(self._ops.link_service(uid), timeout)
-
-    async def batch_get_linked_pod(
-        self,
-        uids: Iterable[str],
-        service: str,
-        *,
-        num_cpus: float = 1.0,
-        max_in_flight: int = 32,
-        progress: Progress | None = None,
-        timeout: float | None = None,
-    ) -> LinkedPods:
-        """See `RouteClient.batch_get_linked_pod`."""
-        deadline = Deadline.after(_seconds(timeout))
-        options = BatchOptions(num_cpus, max_in_flight, progress)
-        with span("batch", self.namespace):
-            return await run_async(self._ops.batch(uids, service, deadline, options), deadline)
-
-    async def actor(self, uid: str, service: str, *, timeout: float | None = None) -> Any:
-        """See `RouteClient.actor`."""
-        return await self._run(self._ops.actor(uid, service), timeout)
-
-    async def call(
-        self,
-        uid: str,
-        service: str,
-        method: str,
-        *args: Any,
-        idempotent: bool = False,
-        timeout: float | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """See `RouteClient.call`."""
-        steps = call(self._ops, uid, service, method, args, kwargs, idempotent=idempotent)
-        return await self._run(steps, timeout)
-
-    async def call_many(
-        self,
-        calls: Iterable[tuple[str, tuple[Any, ...]]],
-        service: str,
-        method: str,
-        *,
-        idempotent: bool = False,
-        timeout: float | None = None,
-    ) -> list[Any]:
-        """See `RouteClient.call_many`."""
-        steps = call_many(self._ops, calls, service, method, idempotent=idempotent)
-        return await self._run(steps, timeout)
-
-    async def explain(self, uid: str, service: str, *, timeout: float | None = None) -> Explanation:
-        """See `RouteClient.explain`."""
-        return await self._run(self._ops.explain(uid, service), timeout)
-
-    async def pods(self, service: str, *, timeout: float | None = None) -> dict[int, Pod]:
-        """See `RouteClient.pods`."""
-        return await self._run(self._ops.pods(service), timeout)
-
-    async def sweep(self, service: str, *, timeout: float | None = None) -> int:
-        """See `RouteClient.sweep`."""
-        return await self._run(self._ops.sweep(service), timeout)
-
-    async def drain(
-        self,
-        service: str,
-        pod: int,
-        deadline_s: float = DRAIN_S,
-        *,
-        go_on: bool = False,
-        timeout: float | None = None,
-    ) -> AsyncIterator[DrainProgress]:
-        """See `RouteClient.drain`; begins with the iteration."""
-        await self._run(self._ops.begin_drain(service, pod, deadline_s, go_on=go_on), timeout)
-        done = False
-        while not done:
-            asked = self._ops.watch_drain(service, pod, deadline_s, go_on=go_on)
-            progress = await self._run(asked, timeout)
-            done = progress.done
-            yield progress
-
-    async def close(self) -> None:
-        """See `RouteClient.close`."""
-        await asyncio.to_thread(close_session, self._session)
-
-    async def __aenter__(self) -> AsyncRouteClient:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()

@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_route.client.driver import RouteClient, connect
+from ray_route.client.connect import connect
+from ray_route.client.driver import RouteClient
 from ray_route.clock import Deadline
 from ray_route.demo.trace import Trace
 from ray_route.demo.verdict import Ack, History, Kill, Outcome, Owner, Record, ScaleOut

@@ -7,53 +7,26 @@ Redis, and one read per uid at its first call and whenever that uid's lease has 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain, count
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import ray
-
 from ray_route import telemetry
-from ray_route.clock import Deadline, now
-from ray_route.errors import (
-    InvalidInputError,
-    PodUnavailableError,
-    RouteError,
-    StoreUnavailableError,
-)
+from ray_route.clock import Deadline, shorter
+from ray_route.errors import InvalidInputError, PodUnavailableError
 from ray_route.gateway import Gateway, resolve_url
-from ray_route.metrics import POD_FENCINGS, POD_RUNNING_CALLS, POD_UIDS, meter
-from ray_route.model import (
-    DrainProgress,
-    Life,
-    Link,
-    RoutingState,
-    check_name,
-    check_pod,
-    check_uid,
-)
-from ray_route.pod.admission import Admissions, Membership
-from ray_route.pod.attendance import Attendance, Hook
+from ray_route.metrics import POD_RUNNING_CALLS, POD_UIDS, meter
+from ray_route.model import DrainProgress, Link, RoutingState, check_name, check_pod, check_uid
+from ray_route.pod.admission import Admissions
+from ray_route.pod.attendance import Hook
 from ray_route.pod.gate import Gate
-from ray_route.processes import identify
+from ray_route.pod.tenure import CLAIM_S, Hooks, Tenure
 from ray_route.steps import Pause, Steps, run
-from ray_route.store.pods import Identity, PodCalls, parse_table
 from ray_route.store.url import StoreUrl
 
-logger = logging.getLogger(__name__)
-
 DEFAULT_TIMEOUT_S = 30.0
-_CLAIM_S = 30.0
-_CLAIM_RETRY_S = 0.25
-_ASK_S = 2.0
-_STOP_S = 5.0
+_SOONER_S = 5.0
 _POLL_S = 0.05
-# The router gives up before its caller does, so that the caller hears why.
-_OF_TIMEOUT = 0.8
 
 
 class PodAgent:
@@ -94,32 +67,27 @@ class PodAgent:
     ) -> None:
         self.namespace = check_name("namespace", namespace)
         self.service = check_name("service", service)
-        self._index = pod if pod is None else check_pod(pod)
-        self._floats = pod is None
+        self._tenure = Tenure(
+            service,
+            pod if pod is None else check_pod(pod),
+            actor=actor,
+            hooks=Hooks(on_acquire, on_release, on_lost),
+            load=self.get_load_state,
+        )
         if not 0 <= cpu_factor <= 1:
             raise InvalidInputError(
                 argument="cpu_factor", value=cpu_factor, reason="must be between 0 and 1"
             )
-        self._logger = self._logger_of(pod)
         self._redis_url = redis_url
-        self._actor = actor
-        self._on_acquire = on_acquire
-        self._on_release = on_release
-        self._on_lost = on_lost
         self._cpu_factor = cpu_factor
         self._options = options
         self._meter = meter(namespace)
         self._load_state: float | None = None
-        self._state = RoutingState.READY
-        self._stopping = threading.Event()
         self._gateway_or_none: Gateway | None = None
-        self._gate: Gate | None = None
-        self._attendance: Attendance | None = None
-        self._thread = threading.Thread(target=self._beat, name="ray_route-agent", daemon=True)
 
     # Membership.
 
-    def start(self, timeout: float = _CLAIM_S) -> PodAgent:
+    def start(self, timeout: float = CLAIM_S) -> PodAgent:
         """Claim the index and begin to renew it.
 
         Waits for a previous owner's lease to end. Raises `RouteTimeoutError` if that takes
@@ -129,17 +97,9 @@ class PodAgent:
         url = resolve_url(self._redis_url, deadline)
         gateway = Gateway(self.namespace, url, self._options, deadline)
         self._gateway_or_none = gateway
-        self._calls = PodCalls(gateway.keys)
-        self._process = identify()
-        self._claim(deadline)
+        self._tenure.begin(gateway, deadline)
         self._measure()
-        self._thread.start()
-        self._ask_router("records", self.service)
         return self
-
-    def _logger_of(self, pod: int | None) -> logging.LoggerAdapter[logging.Logger]:
-        ids = {"namespace": self.namespace, "service": self.service, "pod": pod}
-        return logging.LoggerAdapter(logger, ids)
 
     def _measure(self) -> None:
         me = (self.service, str(self.pod))
@@ -156,16 +116,18 @@ class PodAgent:
     @property
     def pod(self) -> int:
         """The index; raises `PodUnavailableError` while one that floats has none."""
-        if self._index is None:
+        index = self._tenure.index
+        if index is None:
             raise self._unavailable("it has not claimed an index")
-        return self._index
+        return index
 
     @property
     def gate(self) -> Gate:
         """Where calls enter; raises `PodUnavailableError` before `start`."""
-        if self._gate is None:
+        gate = self._tenure.gate
+        if gate is None:
             raise self._unavailable("its agent has not been started")
-        return self._gate
+        return gate
 
     @property
     def _serving(self) -> Admissions:
@@ -176,106 +138,16 @@ class PodAgent:
         """The number of this life."""
         return self._serving.membership.incarnation
 
-    def _claim(self, deadline: Deadline) -> None:
-        while not self._stopping.is_set():
-            index, status, wait_ms = self._try_to_claim()
-            if status == b"ok":
-                return
-            if status == b"unsealed":
-                deadline.check("the router to write back what Redis has lost")
-                self._ask_router("recover", {})
-            else:
-                deadline.check(f"the lease of the present owner of pod {index} of {self.service}")
-                # A crashed owner need not be waited for: the router looks for its process.
-                self._ask_router("look_for", self.service, index)
-            self._stopping.wait(min(_CLAIM_RETRY_S, wait_ms / 1000))
-
-    def _try_to_claim(self) -> tuple[int, bytes, int]:
-        """Begin a life, or return an index, why it was refused, and the ms to wait."""
-        for index in self._free_indexes():
-            asked_at = now()
-            who = Identity(self.service, index, self._process, self._gateway.node, self._actor)
-            call = self._calls.claim(who, self._gateway.config.pod_lease_s, self._state)
-            status, number = self._gateway.store.one(call)
-            if status == b"ok":
-                self._become(who, int(number), asked_at)
-            elif status == b"held" and self._floats:
-                continue
-            return index, status, int(number)
-        raise AssertionError("there is always an index to try")
-
-    def _free_indexes(self) -> Iterable[int]:
-        """Return the indexes to try to claim: the fixed one, or all that are free, own ones first.
-
-        Others may take one of these meanwhile: the claim itself decides.
-        """
-        if self._index is not None and not self._floats:
-            return [self._index]
-        table = parse_table(self._gateway.store.one(self._calls.table(self.service)))
-        alive = {record.pod: record.process for record in table if record.life is Life.ALIVE}
-        own = [pod for pod, process in alive.items() if process == self._process]
-        return chain(own, (pod for pod in count() if pod not in alive))
-
-    def _become(self, who: Identity, incarnation: int, asked_at: float) -> None:
-        if who.pod != self._index:
-            self._gate = None  # of another index
-        self._index, self._who = who.pod, who
-        self._logger = self._logger_of(who.pod)
-        self._begin(incarnation, asked_at)
-
-    def _begin(self, incarnation: int, asked_at: float) -> None:
-        """Serve under a new incarnation; take orders for it, and for the one before no more."""
-        membership = Membership(incarnation, self._gateway.config.pod_lease_s, asked_at)
-        admissions = Admissions(self.pod, membership)
-        if self._attendance is not None:
-            self._attendance.end()
-        if self._gate is None:
-            self._gate = Gate(self._gateway, self.service, self.pod, admissions, self._on_acquire)
-        self._gate.admissions = admissions
-        self._attendance = Attendance(
-            self._gateway, self.service, self.pod, admissions, self._on_release
-        )
-        self._logger.info("pod %d of %s is incarnation %d", self.pod, self.service, incarnation)
-
-    def _ask_router(self, method: str, *args: Any) -> None:
-        """Have the router look now; if it can't, it will by itself within a heartbeat."""
-        with contextlib.suppress(RouteError, ray.exceptions.RayError):
-            run(self._gateway.ask(method, *args), Deadline.after(_ASK_S))
-
     def stop(self) -> None:
         """Admit nothing more, let running calls end (5 s), and give the index back at once."""
-        self._stopping.set()
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(_STOP_S)
+        self._tenure.stop_renewing()
         if self._gateway_or_none is None:
             return
         self._meter.forget(POD_UIDS, POD_RUNNING_CALLS, owner=(self.service, str(self.pod)))
-        admissions = None if self._gate is None else self._gate.admissions
-        if admissions is not None:
-            admissions.close()
-            admissions.wait_idle(Deadline.after(_STOP_S))
-            admissions.membership.end()
-        if self._attendance is not None:
-            self._attendance.end()
         try:
-            if admissions is not None:
-                self._resign(admissions.membership.incarnation)
-                self._ask_router("records", self.service)
+            self._tenure.end()
         finally:
             self._gateway.close()
-
-    def _resign(self, incarnation: int) -> None:
-        """Give the index back; a store that is just coming back gets a few seconds."""
-        deadline = Deadline.after(_STOP_S)
-        while True:
-            try:
-                self._gateway.store.one(self._calls.resign(self._who, incarnation))
-            except StoreUnavailableError:
-                if not deadline.remaining():
-                    raise
-                time.sleep(_POLL_S)
-            else:
-                return
 
     def drain(self, deadline_s: float) -> DrainProgress:
         """Move all uids away, within so many seconds; return how far that came.
@@ -283,7 +155,7 @@ class PodAgent:
         For a process that is asked to end. Raises what asking the router raises.
         """
         deadline = Deadline.after(deadline_s)
-        for_router = max(deadline_s - _STOP_S, deadline_s / 2)  # it answers before we give up
+        for_router = max(deadline_s - _SOONER_S, deadline_s / 2)  # it answers before we give up
         begin = self._gateway.ask("drain", self.service, self.pod, for_router, go_on=False)
         run(begin, deadline)
         while True:
@@ -292,63 +164,6 @@ class PodAgent:
             if progress is not None and progress.done:
                 return progress
             run(_pause(f"the drain of pod {self.pod} of {self.service}"), deadline)
-
-    def _beat(self) -> None:
-        while not self._stopping.wait(self._gateway.config.heartbeat_s):
-            try:
-                self._renew()
-            except RouteError as error:
-                self._logger.warning(
-                    "pod %d of %s could not renew: %s", self.pod, self.service, error
-                )
-            except Exception:
-                self._logger.exception("pod %d of %s could not renew", self.pod, self.service)
-
-    def _renew(self) -> None:
-        membership = self._serving.membership
-        asked_at = now()
-        if not membership.is_alive():
-            self._lost("its lease ran out before it was renewed")
-            return
-        load = self.get_load_state()
-        call = self._calls.renew(self._who, membership.incarnation, load, self.get_routing_state())
-        status = self._gateway.store.one(call)
-        if status != b"ok":
-            membership.end()
-            self._lost(f"the directory says {status.decode()}")
-        elif not membership.renewed(asked_at):
-            self._lost("its renewal came too late")
-
-    def _lost(self, why: str) -> None:
-        self._logger.warning("pod %d of %s is fenced: %s", self.pod, self.service, why)
-        self._meter.count(POD_FENCINGS, self.service, str(self.pod))
-        if self._attendance is not None:
-            self._attendance.end()
-        if self._on_lost is not None:
-            self._stopping.set()
-            self._on_lost()
-            return
-        serving = self._serving
-        serving.wait_idle(Deadline.after(_STOP_S))
-        self._release_all(serving)
-        self._state = RoutingState.READY
-        while not self._stopping.is_set():
-            try:
-                self._claim(Deadline.after(_CLAIM_S))
-            except RouteError as error:
-                self._logger.warning("pod %d of %s can't claim: %s", self.pod, self.service, error)
-                self._stopping.wait(self._gateway.config.heartbeat_s)
-            else:
-                return
-
-    def _release_all(self, serving: Admissions) -> None:
-        """Tell the user's code once of every uid that is no longer this pod's."""
-        for uid in serving.forget_all():
-            if self._on_release is not None:
-                try:
-                    self._on_release(uid)
-                except Exception:
-                    self._logger.exception("on_release(%r) failed", uid)
 
     # Load and routing state.
 
@@ -388,15 +203,11 @@ class PodAgent:
         if wanted is RoutingState.SHUTDOWN:
             self._shut(deadline)
         elif self.get_routing_state() is RoutingState.SHUTDOWN:
-            call = self._calls.resign(self._who, self.incarnation)
-            self._gateway.store.one(call)
-            self._state = wanted
-            self._claim(deadline)
-            self._ask_router("records", self.service)
+            self._tenure.begin_anew(wanted, deadline)
             return
         args = (self.service, self.pod, self.incarnation, wanted)
         run(self._gateway.ask("set_state", *args), deadline)
-        self._state = wanted
+        self._tenure.state = wanted
 
     def _shut(self, deadline: Deadline) -> None:
         serving = self._serving
@@ -405,14 +216,11 @@ class PodAgent:
             serving.open()
             deadline.check("the calls that run on this pod")
         serving.shut()
-        self._release_all(serving)
+        self._tenure.release_all()
 
     def get_routing_state(self) -> RoutingState:
         """Return what this pod accepts; a drain changes it too."""
-        attendance = self._attendance
-        if attendance is not None and attendance.state is RoutingState.SHUTDOWN:
-            return RoutingState.SHUTDOWN
-        return self._state
+        return self._tenure.state
 
     # Links. All are written by the router, by way of their present owner if that is alive.
 
@@ -437,7 +245,7 @@ class PodAgent:
             uid,
             target,
             persistent=persistent,
-            timeout_s=_OF_TIMEOUT * timeout,
+            timeout_s=shorter(timeout),
         )
         link: Link = run(asked, Deadline.after(timeout))
         return link
@@ -464,7 +272,7 @@ class PodAgent:
             target,
             persistent=persistent,
             steal=steal,
-            timeout_s=_OF_TIMEOUT * timeout,
+            timeout_s=shorter(timeout),
         )
         outcome: tuple[bool, Link] = run(asked, Deadline.after(timeout))
         return outcome
@@ -491,7 +299,7 @@ class PodAgent:
                 argument="after_s", value=after_s, reason="must be a number of seconds from 0 on"
             )
         asked = self._gateway.ask(
-            "remove_link", self.service, uid, pod, after_s=after_s, timeout_s=_OF_TIMEOUT * timeout
+            "remove_link", self.service, uid, pod, after_s=after_s, timeout_s=shorter(timeout)
         )
         removed: bool = run(asked, Deadline.after(timeout))
         return removed
@@ -539,7 +347,7 @@ class PodAgent:
             may_have_run=False,
             namespace=self.namespace,
             service=self.service,
-            pod=self._index,
+            pod=self._tenure.index,
         )
 
 

@@ -1,0 +1,51 @@
+"""How a client is made: `connect`, and the same awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ray_route.client.awaited import AsyncRouteClient
+from ray_route.client.base import seconds
+from ray_route.client.driver import RouteClient
+from ray_route.client.session import open_session
+from ray_route.clock import Deadline
+
+CONNECT_TIMEOUT_S = 60.0
+
+
+def connect(
+    namespace: str,
+    redis_url: str | None = None,
+    *,
+    timeout: float = CONNECT_TIMEOUT_S,
+    **options: Any,
+) -> RouteClient:
+    """Open a namespace, starting Ray, the embedded server and the router where they are missing.
+
+    Args:
+        namespace: must match `[A-Za-z0-9_.-]{1,64}`.
+        redis_url: `redis://`, `rediss://`, `redis+cluster://`, `redis+sentinel://` (also
+            `rediss+…`); by default `RAY_ROUTE_REDIS_URL`, else an embedded server.
+        timeout: seconds for all of this.
+        options: of `RouteConfig`. The first client of a namespace decides them.
+
+    Raises `InvalidInputError`, `ConfigError` (bad option or URL, wrong password, options other
+    than those in force), `UnsafeStoreError`, `StoreUnavailableError`, `RouteTimeoutError`.
+
+    """
+    deadline = Deadline.after(seconds(timeout))
+    return RouteClient(open_session(namespace, redis_url, options, deadline))
+
+
+async def connect_async(
+    namespace: str,
+    redis_url: str | None = None,
+    *,
+    timeout: float = CONNECT_TIMEOUT_S,
+    **options: Any,
+) -> AsyncRouteClient:
+    """Do the same as `connect` without blocking the event loop."""
+    deadline = Deadline.after(seconds(timeout))
+    session = await asyncio.to_thread(open_session, namespace, redis_url, options, deadline)
+    return AsyncRouteClient(session)
