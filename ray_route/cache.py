@@ -205,7 +205,7 @@ class LinkCache:
 
     def _remember(self, key: str, at: float) -> None:
         self._invalidated.expire()
-        if len(self._invalidated) >= self._invalidated.maxsize:
+        if key not in self._invalidated and len(self._invalidated) >= self._invalidated.maxsize:
             # No room to remember it by name: refuse every answer that is under way now.
             self._invalidated.clear()
             self._flushed_at = at

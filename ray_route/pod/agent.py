@@ -102,10 +102,17 @@ class PodAgent:
         return self
 
     def _measure(self) -> None:
-        me = (self.service, str(self.pod))
-        self._meter.watch(POD_UIDS, lambda: [(me, len(self._serving))], me)
-        self._meter.watch(POD_RUNNING_CALLS, lambda: [(me, self._serving.running)], me)
+        me = self._me
+        self._meter.watch(POD_UIDS, lambda: [(self._labels(), len(self._serving))], me)
+        self._meter.watch(POD_RUNNING_CALLS, lambda: [(self._labels(), self._serving.running)], me)
         telemetry.start()
+
+    @property
+    def _me(self) -> tuple[str, str]:
+        return self.service, str(id(self))
+
+    def _labels(self) -> tuple[str, str]:
+        return self.service, str(self.pod)  # one that floats may get another index
 
     @property
     def _gateway(self) -> Gateway:
@@ -143,7 +150,7 @@ class PodAgent:
         self._tenure.stop_renewing()
         if self._gateway_or_none is None:
             return
-        self._meter.forget(POD_UIDS, POD_RUNNING_CALLS, owner=(self.service, str(self.pod)))
+        self._meter.forget(POD_UIDS, POD_RUNNING_CALLS, owner=self._me)
         try:
             self._tenure.end()
         finally:

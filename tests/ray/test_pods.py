@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import ray
@@ -251,6 +252,19 @@ def test_agents_without_an_index_of_their_own_share_out_the_free_ones(client: An
     assert agents[-1].incarnation > leaver.incarnation
     for agent in agents:
         agent.stop()
+
+
+def test_an_agent_that_never_got_an_index_can_be_stopped(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = ray_route.PodAgent(client.namespace, unique_name(), None)
+    late = ray_route.RouteTimeoutError(waiting_for="an index", timeout_s=1.0)
+    monkeypatch.setattr(agent._tenure, "begin", Mock(side_effect=late))
+    with pytest.raises(ray_route.RouteTimeoutError):
+        agent.start()
+    monkeypatch.setattr(agent._gateway, "close", closed := Mock())
+    agent.stop()
+    closed.assert_called_once()
 
 
 def test_fast_failover_takes_rays_word_for_a_death(ray_session: None) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 from helpers import ManualClock
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ray_route.cache import LinkCache
@@ -208,12 +208,21 @@ def test_more_invalidations_than_fit_cost_no_entry_that_was_not_meant(clock):
     assert cache.get(S, "kept") == LINK
 
 
-def test_what_was_asked_for_gets_a_second_chance_and_only_one(clock):
+def one_by_one(cache: LinkCache, uids: str) -> None:
+    for uid in uids:
+        cache.get(S, uid)
+
+
+def all_at_once(cache: LinkCache, uids: str) -> None:
+    cache.get_all(S, dict.fromkeys(uids, 0))
+
+
+@pytest.mark.parametrize("ask", [one_by_one, all_at_once])
+def test_what_was_asked_for_gets_a_second_chance_and_only_one(clock, ask):
     cache = LinkCache(3, clock)
     for uid in ("a", "b", "c"):
         cache.put(S, uid, LINK, clock())
-    for uid in ("a", "c"):
-        cache.get(S, uid)
+    ask(cache, "ac")
     cache.put(S, "d", LINK, clock())
     cache.put(S, "e", LINK, clock())
     assert {uid for uid in "abcde" if cache.get(S, uid)} == {"c", "d", "e"}
@@ -281,26 +290,33 @@ def test_what_has_ended_goes_in_time(clock):
     assert set(cache._links[S]) == {f"new{number}" for number in range(50)}
 
 
+def found(cache: LinkCache) -> Link | None:
+    """What it says of one uid, alone and among many."""
+    link = cache.get(S, "u")
+    assert cache.get_all(S, {"other": 0, "u": 0}) == {"other": None, "u": link}
+    return link
+
+
 def test_nothing_is_believed_for_longer_than_it_may_be_trusted(cache: LinkCache, clock):
     cache.put(S, "u", LINK, clock())
     cache.trusted_until = clock() + 2
-    assert cache.get(S, "u") == LINK
+    assert found(cache) == LINK
     clock.tick(2)
-    assert cache.get(S, "u") is None
+    assert found(cache) is None
     cache.trusted_until = clock() + 2
-    assert cache.get(S, "u") == LINK
+    assert found(cache) == LINK
 
 
 def test_a_link_to_a_life_that_does_not_serve_is_a_miss_for_as_long(clock):
     serving: dict[str, dict[int, int]] = {}
     cache = LinkCache(100, clock, serving)
     cache.put(S, "u", LINK, clock())
-    assert cache.get(S, "u") is None
+    assert found(cache) is None
     serving[S] = {0: 7}
-    assert cache.get(S, "u") == LINK
+    assert found(cache) == LINK
     for others in ({0: 6}, {0: 8}, {1: 7}, {}):
         serving[S] = others
-        assert cache.get(S, "u") is None
+        assert found(cache) is None
 
 
 @pytest.mark.parametrize("odd", [[], {}, None, 7, b"u"])
@@ -328,6 +344,11 @@ UIDS = "abcde"
 ACTS = st.lists(
     st.one_of(
         st.tuples(st.just("put"), st.sampled_from(UIDS), st.integers(1, 5), st.integers(0, 3)),
+        st.tuples(
+            st.just("put_all"),
+            st.dictionaries(st.sampled_from(UIDS), st.integers(1, 5)),
+            st.integers(0, 3),
+        ),
         st.tuples(st.just("drop"), st.sampled_from(UIDS), st.integers(0, 5)),
         st.tuples(st.just("flush")),
         st.tuples(st.just("tick"), st.integers(1, 12)),
@@ -344,17 +365,30 @@ class Both:
         self.cache = LinkCache(maxsize, self.clock)
         self.plain: dict[str, tuple[int, float]] = {}
         self.stale_at = dict.fromkeys(UIDS, -1.0)
+        self.dropped: set[str] = set()
 
     def put(self, uid: str, epoch: int, under_way_s: int) -> None:
         asked_at = self.clock() - under_way_s
         self.tick(0.001)
+        self._put(uid, epoch, asked_at)
+        self.cache.put(S, uid, at_epoch(epoch), asked_at)
+
+    def _put(self, uid: str, epoch: int, asked_at: float) -> None:
         held, until = self.plain.get(uid, (0, 0.0))
         if asked_at > self.stale_at[uid] and (held <= epoch or until <= self.clock()):
             self.plain[uid] = epoch, asked_at + LINK.lease_s
-        self.cache.put(S, uid, at_epoch(epoch), asked_at)
+
+    def put_all(self, epochs: dict[str, int], under_way_s: int) -> None:
+        asked_at = self.clock() - under_way_s
+        self.tick(0.001)
+        for uid, epoch in epochs.items():
+            self._put(uid, epoch, asked_at)
+        links = {uid: at_epoch(epoch) for uid, epoch in epochs.items()}
+        self.cache.put_all(S, links, asked_at)
 
     def drop(self, uid: str, up_to_epoch: int) -> None:
         self.stale_at[uid] = self.clock()
+        self.dropped.add(uid)
         if uid in self.plain and self.plain[uid][0] <= up_to_epoch:
             del self.plain[uid]
         self.cache.drop(S, uid, up_to_epoch)
@@ -370,15 +404,23 @@ class Both:
     def agree(self, uid: str) -> None:
         """Both say the same, or the cache says nothing for want of room."""
         said = self.cache.get(S, uid)
+        for min_epoch in range(7):
+            one, many = self.cache.get(S, uid, min_epoch), self.cache.get_all(S, {uid: min_epoch})
+            assert many == {uid: one}
+            assert one is None or one.lease_s == many[uid].lease_s
         epoch, until = self.plain.get(uid, (0, 0.0))
         if said is not None:
             assert (said.epoch, said.lease_s) == (epoch, pytest.approx(until - self.clock()))
         elif until > self.clock():
-            assert len(self.plain) > self.cache._ring._maxsize
+            # For links, or for the names of what was dropped.
+            room = self.cache._ring._maxsize
+            assert len(self.plain) > room or len(self.dropped) > room
             del self.plain[uid]
 
 
 @given(ACTS, st.integers(1, 6))
+@example([("drop", "b", 0), ("drop", "b", 0), ("put", "a", 1, 0)], 1)
+@example([("drop", "b", 0), ("drop", "c", 0), ("put", "a", 1, 0)], 1)
 def test_it_says_what_a_plain_dict_says_as_far_as_it_has_room(acts, maxsize: int):
     both = Both(maxsize)
     for act, *args in acts:
