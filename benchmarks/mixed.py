@@ -47,18 +47,18 @@ class Client:
     def cached(self, uids: Sequence[str]) -> tuple[_Took, int]:
         """Look up as a user does."""
         asked = 0
-        ask = self._session.computing.ask
+        board = self._session.computing.board
 
         def counted(*args: Any) -> Any:
             nonlocal asked
             asked += 1
-            return ask(*args)
+            return board(*args)
 
-        self._session.computing.ask = counted  # type: ignore[method-assign]
+        self._session.computing.board = counted  # type: ignore[method-assign]
         try:
             took = _each(uids, lambda uid: self._client.compute_linked_pod(uid, SERVICE))
         finally:
-            self._session.computing.ask = ask  # type: ignore[method-assign]
+            self._session.computing.board = board  # type: ignore[method-assign]
         return took, len(uids) - asked
 
     def by_hops(self, uids: Sequence[str]) -> tuple[_Took, int]:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import ray
 
@@ -80,24 +80,42 @@ class Remote:
             slice_s = self._slice_s(deadline)
 
 
+class Travelling(Protocol):
+    """A call that many share: on its way, or about to leave."""
+
+    @property
+    def answers(self) -> Landing[Any]:
+        """What all of them wait for."""
+
+    @property
+    def depart(self) -> Callable[[], None]:
+        """Leaves now, unless it has or must wait for its turn."""
+
+    def depart_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Leave at the end of this tick."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Wait for a future that others may wait for too; giving up does not cancel it."""
+    """Wait for answers that others wait for too; giving up does not cancel them."""
 
-    future: Landing[Any]
+    load: Travelling
     what: str
 
     def wait(self, deadline: Deadline) -> Any:
         """Wait in the calling thread."""
-        return _result(self.future, self.what, deadline)
+        self.load.depart()
+        return _result(self.load.answers, self.what, deadline)
 
     async def wait_async(self, deadline: Deadline) -> Any:
         """Wait on the running event loop."""
-        if not self.future.done():
-            await self.future.waiter(deadline.remaining())
-        if not self.future.done():
+        answers = self.load.answers
+        if not answers.done():
+            self.load.depart_soon(asyncio.get_running_loop())
+            await answers.waiter(deadline.remaining())
+        if not answers.done():
             raise _late(self.what, deadline)
-        return self.future.result()
+        return answers.result()
 
 
 def _result(future: Future[Any], what: str, deadline: Deadline) -> Any:

@@ -17,12 +17,13 @@ class Proposal:
     """Which pod each uid is to go to, by index."""
 
     pods: Mapping[int, PodRecord]
+    names: Mapping[int, str]
     chosen: Mapping[str, int]
 
     def owners(self, uids: Iterable[str]) -> list[str]:
         """Write the owners of some uids as the scripts do."""
-        names = {index: owner_of(pod) for index, pod in self.pods.items()}
-        return [names[self.chosen[uid]] for uid in uids]
+        names, chosen = self.names, self.chosen
+        return [names[chosen[uid]] for uid in uids]
 
     def arrivals(self) -> list[tuple[PodRecord, int]]:
         """Tell how many uids each pod is to get."""
@@ -65,7 +66,8 @@ class Chooser:
                 index = self._chosen(service, pods, load, uid, node)
             load[index] += 1
             chosen[uid] = index
-        return Proposal(by_index, chosen)
+        names = {index: owner_of(pod) for index, pod in by_index.items()}
+        return Proposal(by_index, names, chosen)
 
     def _chosen(
         self,

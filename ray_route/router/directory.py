@@ -17,7 +17,7 @@ from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import PodRestartingError, RouteError, RouterUnavailableError
 from ray_route.metrics import ROUTER_BATCH_UIDS
-from ray_route.model import Link
+from ray_route.model import Link, make_link
 from ray_route.router.census import Census
 from ray_route.router.choice import Chooser
 from ray_route.router.ledger import Ledger, Outcomes, linked
@@ -52,9 +52,8 @@ class _Batch:
         answer = self.answers[uid]
         if isinstance(answer, RouteError) or self.sent_at is None:
             return answer
-        # Not dataclasses.replace: it takes 1.5 µs, this 0.7 µs.
         lease_s = max(0.0, answer.lease_s - (now() - self.sent_at))
-        return Link(answer.pod, answer.incarnation, answer.epoch, answer.persistent, lease_s)
+        return make_link(answer.pod, answer.incarnation, answer.epoch, answer.persistent, lease_s)
 
 
 class Directory(Ledger):

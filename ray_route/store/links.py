@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray_route.config import RouteConfig
 from ray_route.model import Link, make_link
@@ -15,17 +15,17 @@ from ray_route.store.scripts import Call, script_call
 # 1,000 new links block Redis for about 4 ms; 500 uids per script keep others' waits short.
 MAX_UIDS = 500
 
+_OWNERS_KEPT = 10_000
 
-@dataclass(frozen=True, slots=True)
-class Writer:
+
+class Writer(NamedTuple):
     """Who writes, and the highest counter it has seen for the shard it writes to."""
 
     incarnation: int
     seen: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ShardReply:
+class ShardReply(NamedTuple):
     """What holds in one shard after a script.
 
     `status` is "ok", or the reason why nothing was changed: "superseded" (a younger router
@@ -58,6 +58,8 @@ class LinkCalls:
 
     keys: Keys
     config: RouteConfig
+    # What values begin with, as read before: there are as many as lives of pods.
+    _owners: dict[bytes, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def _ttl_ms(self) -> int:
@@ -219,7 +221,9 @@ class LinkCalls:
     def _links(self, stored: Iterable[tuple[bytes | None, int | None]]) -> list[Link | None]:
         """Read values and what is left of their TTLs: 0.55 µs each; splitting all, 1.1 µs."""
         longest_s, margin_s = self.config.lease_s, self.config.margin_s
-        owners: dict[bytes, tuple[int, int]] = {}
+        owners = self._owners
+        if len(owners) > _OWNERS_KEPT:
+            owners.clear()
         links: list[Link | None] = []
         for value, ttl_ms in stored:
             if value is None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -27,6 +28,13 @@ class Ref:
         self._future.set_exception(error)
 
 
+def ask(coalescer: Coalescer, uid: str, service: str = "chat", min_epoch: int = 0) -> Future[Any]:
+    """Board and leave, as a thread does."""
+    load = coalescer.board(service, uid, min_epoch)
+    load.depart()
+    return load.answers
+
+
 class Router:
     """What is sent lands here and stays under way until a test answers it."""
 
@@ -47,7 +55,7 @@ class Router:
         return answers
 
     def ask(self, uid: str, service: str = "chat", min_epoch: int = 0) -> Future[Any]:
-        return self.coalescer.ask(service, uid, min_epoch)
+        return ask(self.coalescer, uid, service, min_epoch)
 
     def travelled(self) -> list[list[str]]:
         return [list(ref.wanted) for ref in self.sent]
@@ -153,7 +161,7 @@ def test_a_call_that_can_not_be_sent_is_an_error_for_all_who_wait():
         raise ConnectionError(f"no router for {sorted(wanted)}")
 
     coalescer = Coalescer(send, lambda *_: None)
-    futures = [coalescer.ask("chat", uid) for uid in ("a", "b")]
+    futures = [ask(coalescer, uid) for uid in ("a", "b")]
     assert all(isinstance(future.exception(0), ConnectionError) for future in futures)
 
 
@@ -211,6 +219,52 @@ def test_a_crowd_is_split_into_calls_of_bounded_size(router: Router):
     assert all(future.done() for future in futures)
 
 
+def board_soon(router: Router, uid: str) -> Future[Any]:
+    """Board as a task does."""
+    load = router.coalescer.board("chat", uid)
+    load.depart_soon(asyncio.get_running_loop())
+    return load.answers
+
+
+def test_tasks_that_miss_in_one_tick_travel_in_one_call(router: Router):
+    async def main() -> list[Future[Any]]:
+        futures = [board_soon(router, f"u{number % 50}") for number in range(100)]
+        assert router.sent == []
+        await asyncio.sleep(0)
+        return futures
+
+    futures = asyncio.run(main())
+    assert router.travelled() == [[f"u{number}" for number in range(50)]]
+    router.sent[0].answer()
+    assert all(future.done() for future in futures)
+
+
+def test_a_task_that_misses_alone_leaves_at_the_end_of_its_tick(router: Router):
+    async def main() -> None:
+        for number in range(3):
+            answers = board_soon(router, f"u{number}")
+            await asyncio.sleep(0)
+            router.sent[-1].answer()
+            assert answers.result(0) == {f"u{number}": f"link of u{number}"}
+
+    asyncio.run(main())
+    assert router.travelled() == [["u0"], ["u1"], ["u2"]]
+
+
+def test_who_boards_a_load_of_a_loop_that_ended_leaves_all_the_same(router: Router):
+    ended = asyncio.new_event_loop()
+    stranded = router.coalescer.board("chat", "a")
+    stranded.depart_soon(ended)
+    ended.close()
+
+    async def main() -> None:
+        board_soon(router, "b")
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert router.travelled() == [["a", "b"]]
+
+
 def test_a_hundred_threads_that_miss_one_uid_make_one_call():
     router = Router()
     together = threading.Barrier(100)
@@ -236,5 +290,5 @@ def test_threads_that_miss_many_uids_are_all_answered():
     coalescer = Coalescer(send, Router()._take)
     uids = [f"u{number % 300}" for number in range(3_000)]
     with ThreadPoolExecutor(16) as pool, answering:
-        answers = list(pool.map(lambda uid: coalescer.ask("chat", uid).result(10)[uid], uids))
+        answers = list(pool.map(lambda uid: ask(coalescer, uid).result(10)[uid], uids))
     assert answers == [f"link of {uid}" for uid in uids]

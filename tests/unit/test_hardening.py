@@ -86,11 +86,12 @@ class Ref:
 def test_nobody_waits_for_an_answer_that_will_not_come(answers):
     sent = []
     coalescer = Coalescer(lambda *_: sent.append(Ref()) or sent[-1], lambda *_: None)
-    coalescer.ask("chat", "first")
-    others = [coalescer.ask("chat", uid) for uid in ("a", "b", "c")]
+    loads = [coalescer.board("chat", "first")]
+    loads[0].depart()
+    loads += [coalescer.board("chat", uid) for uid in ("a", "b", "c")]
     sent[0].landed.set_result({"first": 0})
     sent[1].landed.set_result(answers)
-    assert all(future.done() for future in others)
+    assert all(load.answers.done() for load in loads)
 
 
 def test_time_in_which_a_pod_was_absent_is_not_silence():

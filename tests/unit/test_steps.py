@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,11 +19,22 @@ from ray_route.steps import Shared, run, run_async
 ANSWER = {"u": "link"}
 
 
+@dataclass
+class Landed:
+    """A call that left before."""
+
+    answers: Landing[Any]
+
+    def depart(self) -> None: ...
+
+    def depart_soon(self, loop: asyncio.AbstractEventLoop) -> None: ...
+
+
 def waiting(future: Landing[Any], timeout_s: float = 10.0) -> Any:
     """A task's way to wait."""
 
     def steps() -> Any:
-        return (yield Shared(future, "the answer"))
+        return (yield Shared(Landed(future), "the answer"))
 
     return run_async(steps(), Deadline.after(timeout_s))
 
@@ -126,7 +138,7 @@ def test_a_thread_waits_for_the_same_until_its_deadline():
     future: Landing[Any] = Landing()
 
     def steps() -> Any:
-        return (yield Shared(future, "the answer"))
+        return (yield Shared(Landed(future), "the answer"))
 
     with pytest.raises(RouteTimeoutError, match="waiting for the answer"):
         run(steps(), Deadline.after(0.01))
