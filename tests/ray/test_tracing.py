@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +23,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(tracing, "_tracer", provider.get_tracer("ray_route"))
+    monkeypatch.setattr(tracing, "_is_set_up", lambda: True)
     yield exporter
     provider.shutdown()
 
@@ -66,3 +69,19 @@ def test_without_opentelemetry_nothing_happens(
 ) -> None:
     monkeypatch.setattr(tracing, "_tracer", None)
     assert client.compute_linked_pod(u, "svc")
+
+
+SET_UP_LATE = """
+from ray_route.tracing import span
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+with span("early", "game") as nothing:
+    assert nothing is None and not trace.get_current_span().is_recording()
+trace.set_tracer_provider(TracerProvider())
+with span("late", "game"):
+    assert trace.get_current_span().name == "ray_route.late"
+"""
+
+
+def test_a_program_may_set_tracing_up_after_the_import() -> None:
+    subprocess.run([sys.executable, "-c", SET_UP_LATE], check=True, timeout=60)
