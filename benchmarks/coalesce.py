@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -10,8 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from unittest import mock
 
+import ray
+
 import ray_route
-from benchmarks.harness import Plot, Report, Sample, take_turns
+from benchmarks.harness import Plot, Report, Sample, take_turns, timed
 from benchmarks.setting import SERVICE, deployed, local_client
 from ray_route.wire import pack_question, unpack_answers
 
@@ -20,7 +23,18 @@ _WAYS = ("tasks", "threads", "one bulk call", "an actor call each")
 _THREADS = 64
 _ALIKE = 10
 
+_MANY = 10_000
+
 _numbers = itertools.count()
+
+
+@ray.remote(num_cpus=0)
+class Echo:
+    """Says what it is told."""
+
+    async def say(self, words: list[str]) -> list[str]:
+        """Return the same."""
+        return words
 
 
 def run(*, quick: bool) -> Report:
@@ -30,6 +44,7 @@ def run(*, quick: bool) -> Report:
     with local_client("bench-coalesce") as client, deployed(client):
         per_size = {size: _measure(client, size, runs, report) for size in sizes}
         known = _known(client, 1_000, runs, report)
+        _in_one_go(client, 3 * runs, report)
         _same_uid(client, report)
     crowd = per_size[1_000]
     factor = crowd["an actor call each"].over(crowd["tasks"])
@@ -95,11 +110,36 @@ def _known(
     return samples
 
 
+def _in_one_go(client: ray_route.RouteClient, runs: int, report: Report) -> None:
+    """Look up many at once that the router knows, against the same list sent there and back."""
+    uids = [f"new-{next(_numbers)}" for _ in range(_MANY)]
+    client.compute_linked_pods(uids, SERVICE)
+    echo = Echo.remote()
+
+    def known() -> float:
+        client._session.near.flush()
+        return _took(client, uids, _in_bulk)
+
+    def list_alone() -> float:
+        gc.collect()
+        return timed(lambda: ray.get(echo.say.remote(uids)))
+
+    samples = take_turns({"one bulk call": known, "a list there and back": list_alone}, runs)
+    for way, sample in samples.items():
+        report.samples[f"{_MANY} known {way}"] = sample
+        took = sample.median
+        row = (f"{_MANY:,} known", way, f"{took * 1e3:.1f}", f"{_MANY / took:,.0f}", "")
+        report.rows.append(row)
+    rates = Sample([_MANY / took for took in samples["one bulk call"].values])
+    report.aim(f"{_MANY:,} that the router knows, in one go (uids/s)", "at least", 300_000, rates)
+
+
 def _timed(client: ray_route.RouteClient, size: int, work: _Work) -> float:
     return _took(client, [f"new-{next(_numbers)}" for _ in range(size)], work)
 
 
 def _took(client: ray_route.RouteClient, uids: Sequence[str], work: _Work) -> float:
+    gc.collect()  # one of Ray's whole heap takes 70 ms, and would hit one run in three
     begun = time.perf_counter()
     links = work(client, uids)
     took = time.perf_counter() - begun
