@@ -66,13 +66,15 @@ def namespace() -> str:
 def ray_session() -> Iterator[None]:
     """One Ray for the session, with more CPUs than the machine has: pods take none."""
     here = Path(__file__).parent
-    search = {"PYTHONPATH": os.pathsep.join([str(here), str(here / "chaos")])}
-    ray.init(
-        "local",  # not one that happens to run here
-        num_cpus=8,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": search},
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        # Its processes inherit this. With a runtime environment instead, the workers that Ray
+        # starts in advance could be used by nobody.
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here / "chaos")]))
+        ray.init(
+            "local",  # not one that happens to run here
+            num_cpus=8,
+            include_dashboard=False,
+            log_to_driver=False,
+        )
     yield
     ray.shutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -221,20 +222,40 @@ class Apart:
     uids: list[str]
 
 
-@pytest.fixture
-def apart(ray_session: None, way: str) -> Iterator[Apart]:
-    with EmbeddedServer() as server:
-        proxy = TcpProxy(server.port)
+@contextlib.contextmanager
+def set_apart() -> Iterator[Apart]:
+    with EmbeddedServer() as server, TcpProxy(server.port) as proxy:
         url = server.url.replace(f":{server.port}/", f":{proxy.port}/")
         with ray_route.connect(unique_name(), url, shards=8) as client:
             store, keys = client._session.store, client._session.keys
             uids = [f"user-{number}" for number in range(300)]
             links = [keys.link(keys.shard(uid), "svc", uid) for uid in uids]
             store.run([command("SET", key, "1:7:100") for key in links])
-            assert client.batch_get_linked_pod(uids, "svc") == {1: uids}
             yield Apart(client, server, proxy, uids)
             end_router(client.namespace)
-        proxy.close()
+
+
+@pytest.fixture(scope="module")
+def apart_for_module(ray_session: None) -> Iterator[Apart]:
+    with set_apart() as made:
+        yield made
+
+
+@pytest.fixture
+def apart(apart_for_module: Apart, way: str) -> Iterator[Apart]:
+    """One that its tests share: whoever troubles it waits until it is whole again."""
+    made = apart_for_module
+    assert made.client.batch_get_linked_pod(made.uids, "svc") == {1: made.uids}
+    yield made
+    made.proxy.heal()
+
+
+@pytest.fixture
+def doomed(ray_session: None, way: str) -> Iterator[Apart]:
+    """One of the test's own, whose server may end."""
+    with set_apart() as made:
+        assert made.client.batch_get_linked_pod(made.uids, "svc") == {1: made.uids}
+        yield made
 
 
 def test_a_lost_shard_is_waited_for_and_the_others_are_answered(apart: Apart):
@@ -256,11 +277,11 @@ def test_a_lost_shard_is_waited_for_and_the_others_are_answered(apart: Apart):
     assert apart.client.batch_get_linked_pod(apart.uids, "svc") == {1: apart.uids}
 
 
-def test_a_server_that_is_gone_is_an_error_for_every_uid_and_no_miss(apart: Apart):
-    apart.server.stop()
+def test_a_server_that_is_gone_is_an_error_for_every_uid_and_no_miss(doomed: Apart):
+    doomed.server.stop()
     with pytest.raises(PartialBatchError) as caught:
-        apart.client.batch_get_linked_pod(apart.uids, "svc", timeout=20)
-    assert caught.value.unanswered == apart.uids
+        doomed.client.batch_get_linked_pod(doomed.uids, "svc", timeout=20)
+    assert caught.value.unanswered == doomed.uids
     assert caught.value.partial.missing == []
     assert sorted(caught.value.shards) == list(range(8))
 

@@ -7,23 +7,27 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from commands import Command
+from commands import Command, Finished
 from helpers import end_router, eventually
 from ray.util import list_named_actors
 from services import Counter
 
 import ray_route
+from ray_route import stage
+from ray_route.cli.app import main
 from ray_route.demo.trace import zipf_trace
 from ray_route.hosting import RAY_NAMESPACE
 from ray_route.store.embedded import EmbeddedServer
 
 COLLEGE = Path(__file__).parents[3] / "shared" / "data" / "college_msg.txt"
 EVENTS = 3_000
+Here = Callable[..., Finished]
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +39,14 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_a_log_is_replayed_and_checked(command: Command, log: str) -> None:
-    done = command.run("demo", "--trace", log)
+@pytest.fixture
+def joined(ray_session: None) -> dict[str, str]:
+    """Have the demo join the tests' Ray: to start and stop one of its own takes 9 s."""
+    return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+
+
+def test_a_log_is_replayed_and_checked(command: Command, log: str, joined: dict[str, str]) -> None:
+    done = command.run("demo", "--trace", log, **joined)
     assert (done.status, done.kept) == (0, 3), done
     *pods, total = (row for row in done.rows if row[0].isdigit() or row[0] == "all")
     assert [row[:2] for row in pods] == [[str(pod), "alive"] for pod in range(4)]
@@ -44,12 +54,14 @@ def test_a_log_is_replayed_and_checked(command: Command, log: str) -> None:
     assert sum(int(row[2]) for row in pods) == int(total[2])
     assert f"{log}: 3,000 events" in done.out
     assert "3000/3000" in done.err
-    assert "Ray: started for this" in done.out
+    assert "Ray: joined" in done.out
 
 
 def test_a_pod_dies_and_pods_are_added(command: Command, log: str) -> None:
+    """On a Ray of its own, of which no process may be left."""
     done = command.run("demo", "--trace", log, "--kill", "--scale-out")
     assert (done.status, done.kept) == (0, 5), done
+    assert "Ray: started for this" in done.out
     dead = [row for row in done.rows if row[1] == "dead"]
     alive = [row for row in done.rows if row[1] == "alive"]
     assert [row[0] for row in dead] == ["0"]
@@ -61,14 +73,14 @@ def test_a_pod_dies_and_pods_are_added(command: Command, log: str) -> None:
     assert "raylet" not in done.out + done.err
 
 
-def test_the_only_pod_dies(command: Command, log: str) -> None:
-    done = command.run("demo", "--trace", log, "--kill", "--pods", "1")
+def test_the_only_pod_dies(command: Command, log: str, joined: dict[str, str]) -> None:
+    done = command.run("demo", "--trace", log, "--kill", "--pods", "1", **joined)
     assert (done.status, done.kept) == (0, 4), done
     assert [row[:2] for row in done.rows if row[0] == "0"] == [["0", "dead"], ["0", "alive"]]
 
 
-def test_the_outcome_as_json(command: Command, log: str) -> None:
-    done = command.run("demo", "--trace", log, "--pods", "2", "--json")
+def test_the_outcome_as_json(command: Command, log: str, joined: dict[str, str]) -> None:
+    done = command.run("demo", "--trace", log, "--pods", "2", "--json", **joined)
     told = json.loads(done.out)
     assert (done.status, told["events"], len(told["pods"])) == (0, EVENTS, 2)
     assert [check["problems"] for check in told["checks"]] == [[], [], []]
@@ -84,16 +96,13 @@ def test_the_real_log_within_a_minute(command: Command) -> None:
 
 
 def test_what_was_there_before_stays_and_nothing_is_added(
-    command: Command, log: str, ray_session: None
+    command: Command, log: str, joined: dict[str, str]
 ) -> None:
     with EmbeddedServer() as server:
-        ours: dict[str, Any] = {
-            "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-            "RAY_ROUTE_REDIS_URL": server.url,
-        }
+        ours = {**joined, "RAY_ROUTE_REDIS_URL": server.url}
         before = actors()
         with ray_route.connect("mine", server.url) as client:
-            service = {"namespace": "mine", "service": "svc", "replicas": 1}
+            service: dict[str, Any] = {"namespace": "mine", "service": "svc", "replicas": 1}
             with ray_route.deploy(Counter, redis_url=server.url, **service):
                 assert client.call("u", "svc", "add", "u") == 1
                 done = command.run("demo", "--trace", log, "--kill", **ours)
@@ -112,13 +121,30 @@ def actors() -> set[str]:
 
 
 def test_the_embedded_server_goes_if_it_came_with_the_demo(
-    command: Command, log: str, ray_session: None
+    command: Command, log: str, joined: dict[str, str]
 ) -> None:
     before = actors()
-    done = command.run("demo", "--trace", log, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+    done = command.run("demo", "--trace", log, **joined)
     assert done.status == 0, done
     assert ("embedded, started for this" in done.out) == ("ray_route:store" not in before)
     eventually(lambda: actors() == before, f"the same actors as before: {before}")
+
+
+@pytest.fixture
+def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Here:
+    """Runs the command in this process, where it must not come as far as to start anything."""
+
+    def start(*_: Any, **__: Any) -> None:
+        pytest.fail("the demo starts")
+
+    def run(*words: str) -> Finished:
+        with pytest.raises(SystemExit) as ended:
+            main(list(words))
+        out, err = capsys.readouterr()
+        return Finished(int(str(ended.value.code)), out, err)
+
+    monkeypatch.setattr(stage, "join_or_start_ray", start)
+    return run
 
 
 @pytest.mark.parametrize(
@@ -132,12 +158,12 @@ def test_the_embedded_server_goes_if_it_came_with_the_demo(
     ],
 )
 def test_a_bad_log_is_refused_before_anything_starts(
-    command: Command, tmp_path: Path, content: str | None, place: str
+    here: Here, tmp_path: Path, content: str | None, place: str
 ) -> None:
     path = tmp_path / "log.txt"
     if content is not None:
         path.write_text(content)
-    done = command.run("demo", "--trace", str(path))
+    done = here("demo", "--trace", str(path))
     assert (done.status, done.out) == (2, "")
     assert done.err.startswith(f"Error: {path}{place}")
     assert done.err.count("\n") == 1
@@ -152,8 +178,8 @@ def test_a_bad_log_is_refused_before_anything_starts(
         (["--seed", "1", "--trace", "x"], "give one of them"),
     ],
 )
-def test_bad_options_are_refused(command: Command, arguments: list[str], reason: str) -> None:
-    done = command.run("demo", *arguments)
+def test_bad_options_are_refused(here: Here, arguments: list[str], reason: str) -> None:
+    done = here("demo", *arguments)
     assert (done.status, done.out) == (2, "")
     assert reason in done.err
     assert "Traceback" not in done.err

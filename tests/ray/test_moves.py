@@ -22,7 +22,7 @@ from ray_route.store.embedded import EmbeddedServer
 
 
 @pytest.fixture
-def agents(client: Any, svc: Any) -> Any:
+def agents(client: Any) -> Any:
     """Two agents by hand, of one service, in this very process: plain objects to look into."""
     service, log = unique_name(), []
 

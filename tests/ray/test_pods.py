@@ -145,7 +145,7 @@ def test_options_for_ray_pass_through(client: Any, deploy: Any) -> None:
         client.compute_linked_pod("new", service)
 
 
-def test_an_agent_by_hand_refuses_what_it_does_not_own(client: Any, svc: Any) -> None:
+def test_an_agent_by_hand_refuses_what_it_does_not_own(client: Any) -> None:
     service = unique_name()
     agent = ray_route.PodAgent(client.namespace, service, 0).start()
     link = client.compute_linked_pod("u", service)
@@ -166,7 +166,7 @@ def test_an_agent_by_hand_refuses_what_it_does_not_own(client: Any, svc: Any) ->
     assert client.pods(service)[0].life is ray_route.Life.RESIGNED
 
 
-def test_a_claim_waits_for_the_present_owner(client: Any, svc: Any) -> None:
+def test_a_claim_waits_for_the_present_owner(client: Any) -> None:
     service = unique_name()
     first = ray_route.PodAgent(client.namespace, service, 0).start()
     with pytest.raises(ray_route.RouteTimeoutError, match="lease of the present owner"):
@@ -208,7 +208,7 @@ def test_a_restarting_pod_gets_its_grace_and_keeps_its_uids(ray_session: None) -
     end_router(name)
 
 
-def test_placement_evens_out_the_loads_that_pods_report(client: Any, svc: Any) -> None:
+def test_placement_evens_out_the_loads_that_pods_report(client: Any) -> None:
     service = unique_name()
     agents = [ray_route.PodAgent(client.namespace, service, n).start() for n in range(4)]
     for agent in agents:

@@ -9,6 +9,7 @@ import pytest
 from helpers import eventually
 
 from ray_route.cache import LinkCache
+from ray_route.client import watch as watching
 from ray_route.client.watch import Watch
 from ray_route.clock import now
 from ray_route.config import RouteConfig
@@ -60,8 +61,11 @@ def stream(store: Store, keys: Keys) -> Stream:
 
 
 @pytest.fixture
-def near(server: EmbeddedServer, keys: Keys, stream: Stream) -> Iterator[LinkCache]:
+def near(
+    server: EmbeddedServer, keys: Keys, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[LinkCache]:
     """A near cache whose watch has just been told where the stream stands."""
+    monkeypatch.setattr(watching, "_BLOCK_MS", 100)  # a watch stops only between two reads
     cache = LinkCache(100)
     config = RouteConfig(heartbeat_s=0.5, staleness_s=STALENESS_S)
     own = Store(parse_url(server.url), retries=0)
