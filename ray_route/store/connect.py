@@ -340,20 +340,17 @@ class AsyncStore:
         return reply
 
     async def _send(self, messages: Sequence[_Message]) -> list[Any]:
-        """Do what a redis-py pipeline does, on its connections, for 90 µs less.
+        """Do what a redis-py pipeline does, on its connections, for 50 µs less.
 
-        Its packing in Python alone takes 530 µs for a script call of 390 uids, hiredis' 64 µs;
-        to give a connection back to its pool and get it again takes 35 µs.
+        Its packing in Python alone takes 530 µs for a script call of 390 uids, hiredis' 64 µs.
         """
-        connection = (
-            self._idle.pop() if self._idle else await self._client.connection_pool.get_connection()
-        )
+        connection = await self._a_connection()
         try:
             replies = await connection.retry.call_with_retry(
                 lambda: _exchange(connection, messages), lambda _: connection.disconnect()
             )
         finally:
-            self._idle.append(connection)
+            await self._give_back(connection)
         callbacks = self._client.response_callbacks
         return [
             reply
@@ -362,6 +359,19 @@ class AsyncStore:
             else callbacks[words[0]](reply)
             for (_, words), reply in zip(messages, replies, strict=True)
         ]
+
+    async def _a_connection(self) -> Any:
+        return (
+            self._idle.pop() if self._idle else await self._client.connection_pool.get_connection()
+        )
+
+    async def _give_back(self, connection: Any) -> None:
+        # To its pool and back again takes 35 µs. Only there a Sentinel's connection learns that
+        # another server has become the primary.
+        if self.url.kind == "sentinel":
+            await self._client.connection_pool.release(connection)
+        else:
+            self._idle.append(connection)
 
     async def _to_cluster(self, messages: Sequence[_Message]) -> list[Any]:
         await self._client.initialize()
