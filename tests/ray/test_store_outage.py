@@ -73,11 +73,11 @@ def test_an_outage_is_an_error_at_once_and_never_a_miss_and_ends_by_itself(
             with pytest.raises(
                 (ray_route.StoreUnavailableError, ray_route.RouteTimeoutError)
             ) as caught:
-                ask(new, "svc", timeout=3)
+                ask(new, "svc", timeout=1.5)
             assert PASSWORD not in f"{caught.value} {caught.value!r} {caught.value.__cause__}"
             assert str(world.proxy.port) in str(caught.value) or "router" in str(caught.value)
         with pytest.raises(ray_route.RouteError) as partial:
-            client.batch_get_linked_pod([*USERS, new], "svc", timeout=3)
+            client.batch_get_linked_pod([*USERS, new], "svc", timeout=1.5)
         assert partial.value.partial.missing == []  # type: ignore[attr-defined]
         assert hits_per_s(client) > 1_000, "near hits don't need Redis"
         assert world.counts() == dict.fromkeys(USERS, 7), "nor do calls"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from helpers import end_router, unique_name
+from helpers import end_router, eventually, unique_name
 from ray import serve
+from ray.serve._private.router import SingletonThreadRouter
 from serveapp import App, Run, runner
 
 import ray_route
@@ -19,6 +20,21 @@ def serve_url(ray_session: None) -> Iterator[str]:
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
+    stop_routers()
+
+
+def stop_routers() -> None:
+    """End the loop of this process's handles, which Serve leaves running; no public call does.
+
+    Whatever it asked of Ray after Ray's shutdown would end this process with status 1, and no
+    outcome of any test would be told.
+    """
+    loop = SingletonThreadRouter._asyncio_loop
+    if loop is None:
+        return
+    SingletonThreadRouter._asyncio_loop = None
+    loop.call_soon_threadsafe(loop.stop)
+    eventually(lambda: not loop.is_running(), "the loop of Serve's routers ends")
 
 
 @pytest.fixture(scope="session")
