@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from helpers import router_handle
+from helpers import eventually, router_handle
 from history import Acknowledged, Fault, History, Served
 
 import ray_route
@@ -150,8 +150,10 @@ class Storm:
 
     def _freeze(self) -> None:
         link, pid = self._victim()
-        self._note("freeze", link)
         os.kill(pid, signal.SIGSTOP)
+        eventually(lambda: _is_stopped(pid), "the pod's process is stopped")
+        # Not before: a call that begins in between would seem to run on for the whole freeze.
+        self._note("freeze", link)
         self._wait(self.lease_s + self.random.uniform(0.5, 1.5))
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
@@ -189,6 +191,10 @@ class Storm:
         with contextlib.suppress(ray_route.PodUnavailableError):  # it died while it was drained
             self.deployment.scale(3)
         self.deployment.scale(4)
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "TZ"
 
 
 def call_patiently(client: ray_route.RouteClient, uid: str, call: str, seconds: float) -> None:
