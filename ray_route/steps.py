@@ -20,7 +20,7 @@ import ray
 from ray_route.clock import Deadline
 from ray_route.errors import RouteError, RouteTimeoutError
 from ray_route.landing import Landing
-from ray_route.store.connect import SOCKET_TIMEOUT_S
+from ray_route.store.clients import SOCKET_TIMEOUT_S
 
 T = TypeVar("T")
 

@@ -13,118 +13,38 @@ from collections.abc import AsyncIterator, Generator, Iterable, Sequence
 from typing import Any
 
 import hiredis
-import redis
-import redis.asyncio
-from redis.asyncio.cluster import ClusterNode as AsyncClusterNode
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.asyncio.sentinel import Sentinel as AsyncSentinel
-from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
-from redis.cluster import ClusterNode
 from redis.exceptions import (
     AskError,
-    AuthenticationError,
     ClusterError,
-    NoPermissionError,
     NoScriptError,
-    RedisClusterException,
     RedisError,
     ResponseError,
     TryAgainError,
 )
-from redis.retry import Retry
-from redis.sentinel import Sentinel
 
 from ray_route.clock import Deadline
-from ray_route.errors import ConfigError, RouteError, StoreUnavailableError
+from ray_route.errors import RouteError
 from ray_route.store.circuit import Circuit
+from ray_route.store.clients import (
+    DRIVER_ERRORS,
+    RETRIES,
+    async_client,
+    sentinels_of,
+    sync_client,
+    translated,
+)
 from ray_route.store.scripts import Call
 from ray_route.store.url import StoreUrl
 
-SOCKET_TIMEOUT_S = 2.0
-RETRIES = 2
 _KEYS_PER_SCAN = 500
-_BACKOFF = ExponentialWithJitterBackoff(base=0.02, cap=0.3)
 
 # How long a call waits for a slot on its way to another master, or for a replica's promotion.
 MOVING_S = 5.0
 _MOVING_POLL_S = 0.02
 # Said of a slot in motion (TRYAGAIN, ASK, MOVED) or without a master: the call has not run.
 _MOVING = (TryAgainError, AskError, ClusterError)
-# redis-py's root error for Clusters is not a RedisError.
-_DRIVER_ERRORS = (RedisError, RedisClusterException, OSError)
 
 _Message = tuple[str, tuple[Any, ...]]
-
-
-def _options(url: StoreUrl, retry: Any) -> dict[str, Any]:
-    # RESP2: every server we support speaks it, and replies look the same on all of them.
-    return {
-        **url.client_options(),
-        "socket_timeout": SOCKET_TIMEOUT_S,
-        "socket_connect_timeout": SOCKET_TIMEOUT_S,
-        "retry": retry,
-        "protocol": 2,
-    }
-
-
-def _sentinel_options(url: StoreUrl, retry: Any) -> dict[str, Any]:
-    # No retries of its own: finding the primary is part of a connection, which has some.
-    return {
-        **url.sentinel_options(),
-        "socket_timeout": SOCKET_TIMEOUT_S,
-        "socket_connect_timeout": SOCKET_TIMEOUT_S,
-        "retry": retry,
-        "protocol": 2,
-    }
-
-
-def _sync_client(url: StoreUrl, retries: int) -> Any:
-    options = _options(url, Retry(_BACKOFF, retries))
-    if url.kind == "cluster":
-        nodes = [ClusterNode(host, port) for host, port in url.nodes]
-        return redis.RedisCluster(startup_nodes=nodes, **options)
-    if url.kind == "sentinel":
-        finding = _sentinel_options(url, Retry(NoBackoff(), 0))
-        finder = Sentinel(list(url.nodes), sentinel_kwargs=finding)
-        return finder.master_for(str(url.service), **options)
-    host, port = url.nodes[0]
-    return redis.Redis(host=host, port=port, **options)
-
-
-def _async_client(url: StoreUrl) -> Any:
-    options = _options(url, AsyncRetry(_BACKOFF, RETRIES))
-    if url.kind == "cluster":
-        nodes = [AsyncClusterNode(host, port) for host, port in url.nodes]
-        return redis.asyncio.RedisCluster(startup_nodes=nodes, **options)
-    if url.kind == "sentinel":
-        finding = _sentinel_options(url, AsyncRetry(NoBackoff(), 0))
-        finder = AsyncSentinel(list(url.nodes), sentinel_kwargs=finding)
-        return finder.master_for(str(url.service), **options)
-    host, port = url.nodes[0]
-    return redis.asyncio.Redis(host=host, port=port, **options)
-
-
-def _sentinels(client: Any) -> list[Any]:
-    """Return the clients of the Sentinels that a client asks; it does not close them itself."""
-    manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
-    return list(manager.sentinels) if manager is not None else []
-
-
-def _translated(url: StoreUrl, error: BaseException) -> RouteError:
-    """Say what a driver's error means to the caller. Its text never holds the password."""
-    # redis-py wraps what the nodes of a Cluster said.
-    if isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError):
-        return ConfigError(
-            option="redis_url",
-            reason=f"{url.address} refused the user name or password ({error})",
-        )
-    if isinstance(error, NoPermissionError):
-        return ConfigError(
-            option="redis_url",
-            reason=f"the user's ACL at {url.address} lacks a permission ({error})",
-        )
-    reason = f"{type(error).__name__}: {error}".partition(" : <redis")[0]
-    return StoreUnavailableError(address=url.address, reason=reason)
 
 
 def _conversation(
@@ -198,9 +118,9 @@ class Store:
         self.is_cluster = url.kind == "cluster"
         self._circuit = Circuit()
         try:
-            self._client = _sync_client(url, retries)
-        except _DRIVER_ERRORS as error:
-            raise _translated(url, error) from error
+            self._client = sync_client(url, retries)
+        except DRIVER_ERRORS as error:
+            raise translated(url, error) from error
 
     def __repr__(self) -> str:
         return f"Store({self.url.address})"
@@ -221,8 +141,8 @@ class Store:
                 step = talk.send(self._do(step))
         except StopIteration as end:
             return [self._translate(reply) for reply in end.value]
-        except _DRIVER_ERRORS as error:
-            raise _translated(self.url, error) from error
+        except DRIVER_ERRORS as error:
+            raise translated(self.url, error) from error
 
     def _do(self, step: list[_Message] | float) -> list[Any]:
         if isinstance(step, float):
@@ -231,7 +151,7 @@ class Store:
         return self._to_cluster(step) if self.is_cluster else self._send(step)
 
     def _translate(self, reply: Any) -> Any:
-        return _translated(self.url, reply) if isinstance(reply, Exception) else reply
+        return translated(self.url, reply) if isinstance(reply, Exception) else reply
 
     def one(self, call: Call) -> Any:
         """Send one call; return its reply or raise its error."""
@@ -273,8 +193,8 @@ class Store:
             if self.is_cluster:
                 return [node.redis_connection.info() for node in self._client.get_primaries()]
             return [self._client.info()]
-        except _DRIVER_ERRORS as error:
-            raise _translated(self.url, error) from error
+        except DRIVER_ERRORS as error:
+            raise translated(self.url, error) from error
 
     def pool(self, key: str) -> Any:
         """Return redis-py's connection pool of the server that holds `key`, for `bulk`."""
@@ -283,13 +203,13 @@ class Store:
             return self._client.connection_pool
         try:
             node = self._client.get_node_from_key(key)
-        except _DRIVER_ERRORS as error:  # no master holds the slot now
-            raise _translated(self.url, error) from error
+        except DRIVER_ERRORS as error:  # no master holds the slot now
+            raise translated(self.url, error) from error
         return self._client.get_redis_connection(node).connection_pool
 
     def close(self) -> None:
         """Close all connections."""
-        for client in (self._client, *_sentinels(self._client)):
+        for client in (self._client, *sentinels_of(self._client)):
             client.close()
 
 
@@ -300,7 +220,7 @@ class AsyncStore:
         self.url = url
         self.is_cluster = url.kind == "cluster"
         self._circuit = Circuit()
-        self._client = _async_client(url)
+        self._client = async_client(url)
         self._idle: list[Any] = []
 
     def __repr__(self) -> str:
@@ -319,10 +239,10 @@ class AsyncStore:
                 step = talk.send(await self._do(step))
         except StopIteration as end:
             replies = end.value
-        except _DRIVER_ERRORS as error:
-            raise _translated(self.url, error) from error
+        except DRIVER_ERRORS as error:
+            raise translated(self.url, error) from error
         return [
-            _translated(self.url, reply) if isinstance(reply, Exception) else reply
+            translated(self.url, reply) if isinstance(reply, Exception) else reply
             for reply in replies
         ]
 
@@ -400,18 +320,18 @@ class AsyncStore:
                 node.execute_command("INFO", "server") for node in self._client.get_primaries()
             ]
             return sorted(str(info["run_id"]) for info in await asyncio.gather(*asked))
-        except _DRIVER_ERRORS as error:
-            raise _translated(self.url, error) from error
+        except DRIVER_ERRORS as error:
+            raise translated(self.url, error) from error
 
     async def scan(self, pattern: str) -> AsyncIterator[str]:
         """Find keys, of every master, in pieces that block a server for well under 1 ms each."""
         try:
             async for key in self._client.scan_iter(match=pattern, count=_KEYS_PER_SCAN):
                 yield key.decode()
-        except _DRIVER_ERRORS as error:
-            raise _translated(self.url, error) from error
+        except DRIVER_ERRORS as error:
+            raise translated(self.url, error) from error
 
     async def close(self) -> None:
         """Close all connections."""
-        for client in (self._client, *_sentinels(self._client)):
+        for client in (self._client, *sentinels_of(self._client)):
             await client.aclose()

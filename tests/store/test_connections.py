@@ -14,7 +14,7 @@ import pytest
 from helpers import eventually
 
 from ray_route.errors import ConfigError, RouteError, StoreUnavailableError, UnsafeStoreError
-from ray_route.store import connect
+from ray_route.store import clients
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.embedded import EmbeddedServer, free_port
 from ray_route.store.namespaces import open_namespace
@@ -118,7 +118,7 @@ def test_a_cluster_that_is_down_is_unavailable_too(ping: Ping):
 def test_a_server_that_accepts_and_never_answers_is_unavailable_within_its_timeout(
     ping: Ping, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(connect, "SOCKET_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(clients, "SOCKET_TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         begun = time.monotonic()
         with pytest.raises(StoreUnavailableError, match="Timeout"):

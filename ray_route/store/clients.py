@@ -1,0 +1,104 @@
+"""redis-py's clients of one store, and what their errors mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.asyncio.cluster import ClusterNode as AsyncClusterNode
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.cluster import ClusterNode
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    RedisClusterException,
+    RedisError,
+)
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from ray_route.errors import ConfigError, RouteError, StoreUnavailableError
+from ray_route.store.url import StoreUrl
+
+SOCKET_TIMEOUT_S = 2.0
+RETRIES = 2
+_BACKOFF = ExponentialWithJitterBackoff(base=0.02, cap=0.3)
+
+# redis-py's root error for Clusters is not a RedisError.
+DRIVER_ERRORS = (RedisError, RedisClusterException, OSError)
+
+
+def _options(url: StoreUrl, retry: Any) -> dict[str, Any]:
+    # RESP2: every server we support speaks it, and replies look the same on all of them.
+    return {
+        **url.client_options(),
+        "socket_timeout": SOCKET_TIMEOUT_S,
+        "socket_connect_timeout": SOCKET_TIMEOUT_S,
+        "retry": retry,
+        "protocol": 2,
+    }
+
+
+def _sentinel_options(url: StoreUrl, retry: Any) -> dict[str, Any]:
+    # No retries of its own: finding the primary is part of a connection, which has some.
+    return {
+        **url.sentinel_options(),
+        "socket_timeout": SOCKET_TIMEOUT_S,
+        "socket_connect_timeout": SOCKET_TIMEOUT_S,
+        "retry": retry,
+        "protocol": 2,
+    }
+
+
+def sync_client(url: StoreUrl, retries: int) -> Any:
+    """Make a blocking client."""
+    options = _options(url, Retry(_BACKOFF, retries))
+    if url.kind == "cluster":
+        nodes = [ClusterNode(host, port) for host, port in url.nodes]
+        return redis.RedisCluster(startup_nodes=nodes, **options)
+    if url.kind == "sentinel":
+        finding = _sentinel_options(url, Retry(NoBackoff(), 0))
+        finder = Sentinel(list(url.nodes), sentinel_kwargs=finding)
+        return finder.master_for(str(url.service), **options)
+    host, port = url.nodes[0]
+    return redis.Redis(host=host, port=port, **options)
+
+
+def async_client(url: StoreUrl) -> Any:
+    """Make a client for asyncio."""
+    options = _options(url, AsyncRetry(_BACKOFF, RETRIES))
+    if url.kind == "cluster":
+        nodes = [AsyncClusterNode(host, port) for host, port in url.nodes]
+        return redis.asyncio.RedisCluster(startup_nodes=nodes, **options)
+    if url.kind == "sentinel":
+        finding = _sentinel_options(url, AsyncRetry(NoBackoff(), 0))
+        finder = AsyncSentinel(list(url.nodes), sentinel_kwargs=finding)
+        return finder.master_for(str(url.service), **options)
+    host, port = url.nodes[0]
+    return redis.asyncio.Redis(host=host, port=port, **options)
+
+
+def sentinels_of(client: Any) -> list[Any]:
+    """Return the clients of the Sentinels that a client asks; it does not close them itself."""
+    manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+    return list(manager.sentinels) if manager is not None else []
+
+
+def translated(url: StoreUrl, error: BaseException) -> RouteError:
+    """Say what a driver's error means to the caller. Its text never holds the password."""
+    # redis-py wraps what the nodes of a Cluster said.
+    if isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError):
+        return ConfigError(
+            option="redis_url",
+            reason=f"{url.address} refused the user name or password ({error})",
+        )
+    if isinstance(error, NoPermissionError):
+        return ConfigError(
+            option="redis_url",
+            reason=f"the user's ACL at {url.address} lacks a permission ({error})",
+        )
+    reason = f"{type(error).__name__}: {error}".partition(" : <redis")[0]
+    return StoreUnavailableError(address=url.address, reason=reason)
