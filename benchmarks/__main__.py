@@ -28,9 +28,9 @@ def main(name: str, path: Path | None, *, quick: bool) -> None:
         others_took.clear()
         report = importlib.import_module(f"benchmarks.{one}").run(quick=quick)
         show(report, console)
-        place = path if path is not None and name != "all" else RESULTS / f"{one}.json"
-        save(report, about, place, quick=quick)
-        console.print(f"written to {place}")
+        file = path if path is not None and name != "all" else RESULTS / f"{one}.json"
+        save(report, about, file, quick=quick)
+        console.print(f"written to {file}")
 
 
 if __name__ == "__main__":

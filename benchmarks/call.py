@@ -12,7 +12,7 @@ from ray.util import ActorPool
 
 from benchmarks.harness import Report, Sample, take_turns
 from benchmarks.setting import deployed, local_client
-from ray_route.client.driver import RouteClient
+from ray_route.client.sync_client import RouteClient
 
 QUESTION = "one call after the other: plain, through Ray's ActorPool, and fenced on a near hit"
 _CALLS = 200

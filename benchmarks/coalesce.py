@@ -16,7 +16,7 @@ import ray
 import ray_route
 from benchmarks.harness import Plot, Report, Sample, take_turns, timed
 from benchmarks.setting import SERVICE, deployed, local_client
-from ray_route.wire import pack_question, unpack_answers
+from ray_route.protocol.wire import pack_question, unpack_answers
 
 QUESTION = "N look-ups of new uids at once, in tasks and in threads, and an actor call for each"
 _WAYS = ("tasks", "threads", "one bulk call", "an actor call each")
@@ -191,7 +191,7 @@ def _in_bulk(client: ray_route.RouteClient, uids: Sequence[str]) -> list[object]
 
 
 def _by_calls(client: ray_route.RouteClient, uids: Sequence[str]) -> list[object]:
-    compute = client._session.router.compute
+    compute = client._session.namespace.router.compute
 
     async def ask(uid: str) -> object:
         (link,) = unpack_answers(await compute.remote(pack_question(SERVICE, {uid: 0})))

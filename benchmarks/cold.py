@@ -108,7 +108,7 @@ def _lone(report: Report, client: ray_route.RouteClient, runs: int) -> None:
         )
 
     def carried(uid: str) -> None:
-        ray.get(noop.carry.remote("bench", {uid: 0}, session.node))
+        ray.get(noop.carry.remote("bench", {uid: 0}, session.namespace.node))
 
     ways: dict[str, Callable[[str], object]] = {
         "a bare hop": lambda _: ray.get(noop.hop.remote()),

@@ -14,15 +14,15 @@ import ray
 import ray_route
 from benchmarks.harness import Report, Sample, take_turns
 from benchmarks.setting import PODS, Pod, empty, local_client
-from ray_route.cache import LinkCache
 from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.model import Link
+from ray_route.state.link_cache import LinkCache
 from ray_route.store.connect import Store
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.keys import Keys
 from ray_route.store.links import MAX_UIDS, LinkCalls, Writer
-from ray_route.store.scripts import Call, command
+from ray_route.store.scripts import Call, plain_call
 
 QUESTION = "bytes per link in Redis and in the router's cache"
 # A server's hash table grows in jumps, and each server's at other fills, so what a link costs
@@ -102,7 +102,7 @@ def _link(store: Store, keys: Keys, uids: list[str]) -> None:
 def _plain(store: Store, keys: Keys, uids: list[str]) -> None:
     for start in range(0, len(uids), MAX_UIDS):
         names = [keys.link(keys.shard(uid), "bench", uid) for uid in uids[start : start + MAX_UIDS]]
-        store.run([command("SET", name, "1", "PX", 3_600_000) for name in names])
+        store.run([plain_call("SET", name, "1", "PX", 3_600_000) for name in names])
 
 
 def _cached(count: int) -> float:
@@ -122,13 +122,13 @@ def _cached(count: int) -> float:
 def _router(count: int) -> float:
     """Return what a real router grows by, per link that it has placed."""
     with local_client("bench-memory") as client:
-        host, port = client._session.url.nodes[0]
-        url = f"redis://:{client._session.url.password}@{host}:{port}/0"
+        host, port = client._session.namespace.url.nodes[0]
+        url = f"redis://:{client._session.namespace.url.password}@{host}:{port}/0"
         options = {"namespace": client.namespace, "service": "bench", "replicas": PODS}
         with ray_route.deploy(Pod, **options, redis_url=url):
             # Enough for what does not grow with links: the log of decisions, imports, buffers.
             client.compute_linked_pods([f"warm-{number}" for number in range(30_000)], "bench")
-            router = client._session.router
+            router = client._session.namespace.router
             before = ray.get(router.__ray_call__.remote(_resident))
             uids = [f"user-{number}" for number in range(count)]
             client.compute_linked_pods(uids, "bench", timeout=120)

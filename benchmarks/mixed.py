@@ -15,8 +15,8 @@ import ray_route
 from benchmarks.harness import Report, take_turns
 from benchmarks.setting import SERVICE, address, deployed, local_client
 from ray_route.demo.trace import Trace, read_trace, zipf_trace
+from ray_route.protocol.wire import pack_question, unpack_answers
 from ray_route.store.keys import Keys
-from ray_route.wire import pack_question, unpack_answers
 
 QUESTION = "look-ups of a log's recipients, shared out to 1, 2 and 4 client processes"
 LOG = Path(__file__).resolve().parents[2] / "shared" / "data" / "college_msg.txt"
@@ -47,23 +47,23 @@ class Client:
     def cached(self, uids: Sequence[str]) -> tuple[_Took, int]:
         """Look up as a user does."""
         asked = 0
-        board = self._session.computing.board
+        board = self._session.computing.join
 
         def counted(*args: Any) -> Any:
             nonlocal asked
             asked += 1
             return board(*args)
 
-        self._session.computing.board = counted  # type: ignore[method-assign]
+        self._session.computing.join = counted  # type: ignore[method-assign]
         try:
             took = _each(uids, lambda uid: self._client.compute_linked_pod(uid, SERVICE))
         finally:
-            self._session.computing.board = board  # type: ignore[method-assign]
+            self._session.computing.join = board  # type: ignore[method-assign]
         return took, len(uids) - asked
 
     def by_hops(self, uids: Sequence[str]) -> tuple[_Took, int]:
         """Ask the router for every look-up."""
-        compute = self._session.router.compute
+        compute = self._session.namespace.router.compute
 
         def look_up(uid: str) -> object:
             return unpack_answers(ray.get(compute.remote(pack_question(SERVICE, {uid: 0}))))
@@ -94,7 +94,7 @@ def run(*, quick: bool) -> Report:
     runs = 1 if quick else 5
     report = Report("mixed", QUESTION, _COLUMNS)
     with local_client("bench-mixed") as client, deployed(client):
-        shards = client._session.config.shards
+        shards = client._session.namespace.config.shards
         clients = [
             Client.remote(client.namespace, address(client), shards) for _ in range(max(_CLIENTS))
         ]

@@ -35,7 +35,7 @@ def local_client(namespace: str, **options: Any) -> Iterator[ray_route.RouteClie
     try:
         with EmbeddedServer() as server, ray_route.connect(namespace, server.url, **options) as it:
             yield it
-            ray.kill(it._session.router, no_restart=True)
+            ray.kill(it._session.namespace.router, no_restart=True)
     finally:
         ray.shutdown()
 
@@ -57,12 +57,12 @@ def deployed(
 
 def address(client: ray_route.RouteClient) -> str:
     """Return a client's own URL, for other processes, password included."""
-    return _address(client._session.store)
+    return _address(client._session.namespace.store)
 
 
 def store_of(client: ray_route.RouteClient) -> tuple[Store, Keys]:
     """Return what a client reads from."""
-    return client._session.store, client._session.keys
+    return client._session.namespace.store, client._session.namespace.keys
 
 
 def plain(store: Store) -> redis.Redis:

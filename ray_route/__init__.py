@@ -4,9 +4,9 @@ A request for user 42 always reaches the actor that holds user 42.
 """
 
 from ray_route._version import __version__
-from ray_route.client.awaited import AsyncRouteClient
+from ray_route.client.async_client import AsyncRouteClient
 from ray_route.client.connect import connect, connect_async
-from ray_route.client.driver import RouteClient
+from ray_route.client.sync_client import RouteClient
 from ray_route.config import RouteConfig
 from ray_route.deploy import Deployment, deploy
 from ray_route.errors import (
@@ -26,7 +26,7 @@ from ray_route.errors import (
 )
 from ray_route.model import DrainProgress, Explanation, Life, Link, LinkedPods, Pod, RoutingState
 from ray_route.pod.agent import PodAgent
-from ray_route.pod.fenced import CurrentLink, current_agent, current_link
+from ray_route.pod.pod_actor import CurrentLink, current_agent, current_link
 
 __all__ = [
     "AsyncRouteClient",

@@ -11,8 +11,8 @@ from typing import Any, cast
 import ray
 
 from ray_route.client.base import DRAIN_S
-from ray_route.client.driver import RouteClient
 from ray_route.client.session import Session, close_session, open_session
+from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
 from ray_route.errors import (
     ConfigError,
@@ -21,10 +21,10 @@ from ray_route.errors import (
     RouteError,
     RouteTimeoutError,
 )
-from ray_route.hosting import RAY_NAMESPACE
 from ray_route.model import DrainProgress, Life, Pod, RoutingState, check_name
-from ray_route.pod.fenced import CONTROL_GROUP, Birth, pod_class
-from ray_route.steps import run
+from ray_route.pod.pod_actor import CONTROL_GROUP, PodSpec, pod_class
+from ray_route.protocol.names import RAY_NAMESPACE, pod_name
+from ray_route.runtime.waiting import run
 from ray_route.store.url import StoreUrl
 
 _DEPLOY_S = 60.0
@@ -42,7 +42,7 @@ class Deployment:
         self._session = session
         self._make = make
         self.service = service
-        self.namespace = session.namespace
+        self.namespace = session.namespace.name
 
     def __repr__(self) -> str:
         return f"Deployment(namespace={self.namespace!r}, service={self.service!r})"
@@ -50,7 +50,7 @@ class Deployment:
     def pods(self, timeout: float = _DEPLOY_S) -> dict[int, Pod]:
         """Return all pods of the service, dead ones included, by index."""
         asked: dict[int, Pod] = run(
-            self._session.ask("pods", self.service), Deadline.after(timeout)
+            self._session.namespace.ask("pods", self.service), Deadline.after(timeout)
         )
         return asked
 
@@ -91,9 +91,7 @@ class Deployment:
     def shutdown(self) -> None:
         """Stop all pods and give their indexes back. Links stay until their TTL ends."""
         with contextlib.suppress(RouteError):
-            asked = self._session.ask("records", self.service)
-            for record in run(asked, Deadline.after(_STOP_S)):
-                self._session.table.update(self.service, record)
+            run(self._session.refresh(self.service), Deadline.after(_STOP_S))
         for record in self._session.table.pods(self.service).values():
             if record.actor:
                 _stop(record.actor)
@@ -157,16 +155,15 @@ class _Maker:
                 ray.kill(handle, no_restart=True)
             raise
         # The router must know them before anyone places a uid on the strength of this.
-        for record in run(self._session.ask("records", self._service), deadline):
-            self._session.table.update(self._service, record)
+        run(self._session.refresh(self._service), deadline)
 
     def _pod(self, index: int, *, or_existing: bool) -> Any:
-        name = f"ray_route:{self._session.namespace}:{self._service}:{index}"
-        birth = Birth(
-            namespace=self._session.namespace,
+        name = pod_name(self._session.namespace.name, self._service, index)
+        spec = PodSpec(
+            namespace=self._session.namespace.name,
             service=self._service,
             pod=index,
-            url=self._session.url,
+            url=self._session.namespace.url,
             actor=name,
             cpu_factor=self._cpu_factor,
             grace_s=self._grace_s,
@@ -180,7 +177,7 @@ class _Maker:
         }
         try:
             return self._actor_class.options(**self._options, **fixed).remote(
-                birth, *self._args, **self._kwargs
+                spec, *self._args, **self._kwargs
             )
         except ValueError as error:
             if "already" not in str(error):
@@ -188,7 +185,7 @@ class _Maker:
             raise ConfigError(
                 option="service",
                 reason="is deployed already: shut it down first, or scale it",
-                namespace=self._session.namespace,
+                namespace=self._session.namespace.name,
                 service=self._service,
                 pod=index,
             ) from error

@@ -206,7 +206,7 @@ class LostWritesError(StoreUnavailableError):
         RouteError.__init__(self, address=address, shards=shards, reason=reason, **ids)
 
     shards: list[int]
-    hint = "it is being replayed; try again"
+    hint = "it is being recovered; try again"
 
     def _what(self) -> str:
         return f"the store at {self.address} has lost writes to shards {self.shards}: {self.reason}"

@@ -29,7 +29,7 @@ def least_loaded(load_tolerance: float = 0.0) -> Strategy:
     ) -> int:
         loads = [load[pod.pod] for pod in pods]
         limit = min(loads) + load_tolerance
-        light = [place for place, its in enumerate(loads) if its <= limit]
+        light = [index for index, its in enumerate(loads) if its <= limit]
         return pods[light[next(turn) % len(light)]].pod
 
     return place

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 
-from ray_route.hosting import RAY_NAMESPACE
+from ray_route.protocol.names import RAY_NAMESPACE
 
 
 def eventually(condition: Callable[[], Any], what: str, within_s: float = 10.0) -> Any:

@@ -14,14 +14,14 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_route._version import __version__
-from ray_route.bench.load import Load, Order, Second, Target
-from ray_route.client.driver import RouteClient
+from ray_route.bench.load_generator import Assignment, LoadGenerator, Second, Target
 from ray_route.client.session import open_session
+from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
 from ray_route.deploy import Deployment, deploy
-from ray_route.hosting import RAY_NAMESPACE
 from ray_route.model import Life
-from ray_route.stage import Stage, clear_namespace
+from ray_route.protocol.names import RAY_NAMESPACE
+from ray_route.runtime.bootstrap import Bootstrap, clear_namespace
 
 SERVICE = "bench"
 _ANSWER_S = 60.0
@@ -93,15 +93,15 @@ class Result:
         }
 
 
-def run(plan: Plan, stage: Stage, note: Note) -> Result:
+def run(plan: Plan, started: Bootstrap, note: Note) -> Result:
     """Run the plan on a Ray that this process has joined; `note` hears of every second."""
     namespace = f"bench-{uuid.uuid4().hex[:8]}"
     with contextlib.ExitStack() as undo:
-        undo.callback(clear_namespace, stage.url, namespace, SERVICE, _uids(plan))
-        client = RouteClient(open_session(namespace, stage.url, {}, Deadline.after(_ANSWER_S)))
+        undo.callback(clear_namespace, started.url, namespace, SERVICE, _uids(plan))
+        client = RouteClient(open_session(namespace, started.url, {}, Deadline.after(_ANSWER_S)))
         undo.callback(client.close)
-        deployment = undo.enter_context(_pods(plan, stage, namespace))
-        clients = undo.enter_context(_clients(plan, stage, namespace))
+        deployment = undo.enter_context(_pods(plan, started, namespace))
+        clients = undo.enter_context(_clients(plan, started, namespace))
         result = Result(
             {name: value for name, value in asdict(plan).items() if name != "trace"},
             {"ray_route": __version__, "ray": ray.__version__},
@@ -117,27 +117,27 @@ def _uids(plan: Plan) -> Sequence[str]:
     return [f"user-{number}" for number in range(plan.users)]
 
 
-def _pods(plan: Plan, stage: Stage, namespace: str) -> Deployment:
+def _pods(plan: Plan, started: Bootstrap, namespace: str) -> Deployment:
     options = {"scheduling_strategy": "SPREAD"}
-    where: dict[str, Any] = {"namespace": namespace, "service": SERVICE, "redis_url": stage.url}
+    where: dict[str, Any] = {"namespace": namespace, "service": SERVICE, "redis_url": started.url}
     return deploy(Target, replicas=plan.pods, ray_actor_options=options, **where)
 
 
 @contextlib.contextmanager
-def _clients(plan: Plan, stage: Stage, namespace: str) -> Iterator[list[Any]]:
+def _clients(plan: Plan, started: Bootstrap, namespace: str) -> Iterator[list[Any]]:
     """Make load clients, in turn on every node."""
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     made: list[Any] = []
-    load: Any = ray.remote(Load)
+    generator: Any = ray.remote(LoadGenerator)
     lasting_s = plan.warm_up_s + plan.duration_s
     for number in range(plan.clients):
         node = nodes[number % len(nodes)]
         there = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
         trace = plan.trace[number :: plan.clients] if plan.trace is not None else None
-        order = Order(
+        assignment = Assignment(
             namespace,
             SERVICE,
-            stage.url,
+            started.url,
             plan.seed * 1_000 + number,
             plan.users,
             plan.zipf,
@@ -146,7 +146,7 @@ def _clients(plan: Plan, stage: Stage, namespace: str) -> Iterator[list[Any]]:
             lasting_s,
         )
         options = {"num_cpus": 0, "scheduling_strategy": there, "max_concurrency": 4}
-        made.append(load.options(**options).remote(order))
+        made.append(generator.options(**options).remote(assignment))
     try:
         ray.get([each.node.remote() for each in made], timeout=_ANSWER_S)
         yield made
@@ -165,7 +165,7 @@ class _Run:
     note: Note
 
     def go(self) -> None:
-        """Load, and once a second gather what the clients tell."""
+        """LoadGenerator, and once a second gather what the clients tell."""
         ray.get([each.start.remote() for each in self.clients], timeout=_ANSWER_S)
         begun = last = time.monotonic()
         due = self._due()

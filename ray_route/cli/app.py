@@ -16,14 +16,14 @@ import ray
 from ray_route._version import __version__
 from ray_route.cli.bench import bench
 from ray_route.cli.change import drain, move
+from ray_route.cli.cluster import UnknownNameError
 from ray_route.cli.demo import demo
 from ray_route.cli.doctor import doctor
 from ray_route.cli.look import explain, pods, status, top, where
-from ray_route.cli.site import UnknownNameError
 from ray_route.demo.replay import DemoError
 from ray_route.demo.trace import TraceError
 from ray_route.errors import RouteError
-from ray_route.stage import RayStartError
+from ray_route.runtime.bootstrap import RayStartError
 
 _UNUSABLE = 2
 _INTERRUPTED = 130

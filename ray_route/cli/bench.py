@@ -13,7 +13,7 @@ from ray_route.bench.run import Plan, Row, run
 from ray_route.cli.output import console, print_json, table
 from ray_route.demo.report import hushed
 from ray_route.demo.trace import read_trace
-from ray_route.stage import set_stage
+from ray_route.runtime.bootstrap import bootstrap
 
 _FAILED = 1
 _SECONDS = click.FloatRange(min=0, min_open=True)
@@ -53,10 +53,10 @@ def bench(
     log = read_trace(trace).recipients if trace is not None else None
     plan = Plan(trace=log, **given)
     printed = console()
-    with hushed(), set_stage(address) as stage:
+    with hushed(), bootstrap(address) as started:
         if not as_json:
-            printed.print(f"{stage}", markup=False)
-        summary = run(plan, stage, lambda row: None if as_json else _print(row)).summary()
+            printed.print(f"{started}", markup=False)
+        summary = run(plan, started, lambda row: None if as_json else _print(row)).summary()
     if as_json:
         print_json(summary)
     else:

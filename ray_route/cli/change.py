@@ -8,8 +8,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ray_route.cli.cluster import NamespaceView
 from ray_route.cli.output import console, in_namespace, print_json
-from ray_route.cli.site import Namespace
 from ray_route.errors import RouteError
 from ray_route.model import DrainProgress
 
@@ -35,7 +35,7 @@ _COLUMNS = (
 @click.option("--go-on", is_flag=True, help="Go on after the deadline, until no uid is left.")
 @in_namespace
 def drain(
-    namespace: Namespace, service: str, pod: int, deadline: float, *, go_on: bool, as_json: bool
+    namespace: NamespaceView, service: str, pod: int, deadline: float, *, go_on: bool, as_json: bool
 ) -> int:
     """Move every uid of a pod to others, without losing a call; then it is SHUTDOWN.
 
@@ -69,7 +69,7 @@ def drain(
     return _LEFT if last.problem else 0
 
 
-def _interrupted(namespace: Namespace, service: str, pod: int, last: DrainProgress) -> str:
+def _interrupted(namespace: NamespaceView, service: str, pod: int, last: DrainProgress) -> str:
     """Say how things stand when nobody watches any longer."""
     state = "unknown"
     with suppress(RouteError):
@@ -88,7 +88,7 @@ def _interrupted(namespace: Namespace, service: str, pod: int, last: DrainProgre
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0)
 @in_namespace
 def move(
-    namespace: Namespace, uid: str, service: str, pod: int, timeout: float, *, as_json: bool
+    namespace: NamespaceView, uid: str, service: str, pod: int, timeout: float, *, as_json: bool
 ) -> int:
     """Move one uid to a pod, by way of the pod that has it: its calls end, its hooks run.
 

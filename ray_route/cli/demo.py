@@ -15,7 +15,7 @@ from ray_route.demo.replay import Plan, perform
 from ray_route.demo.report import bar, hushed, print_outcome
 from ray_route.demo.trace import Trace, read_trace, zipf_trace
 from ray_route.demo.verdict import Outcome, judge
-from ray_route.stage import set_stage
+from ray_route.runtime.bootstrap import bootstrap
 
 _VIOLATED = 1
 _SEEDS = 1_000_000
@@ -60,10 +60,10 @@ def demo(
         raise click.UsageError("--seed draws a log, --trace reads one: give one of them")
     plan = Plan(_log(trace, seed), pods, kill, scale_out)
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=as_json)
-    with hushed(), set_stage(address) as stage:
-        console.print(f"{stage}\n{plan.trace}", markup=False)
+    with hushed(), bootstrap(address) as started:
+        console.print(f"{started}\n{plan.trace}", markup=False)
         with bar(len(plan.trace.recipients)) as (note, advance):
-            outcome = perform(plan, stage, note, advance)
+            outcome = perform(plan, started, note, advance)
         kept = print_outcome(console, outcome)
     if as_json:
         print_json(_summary(outcome))

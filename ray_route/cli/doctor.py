@@ -16,8 +16,8 @@ import ray
 from rich.text import Text
 
 from ray_route._version import __version__
+from ray_route.cli.cluster import Cluster, NamespaceView
 from ray_route.cli.output import at_cluster, console, print_json, table
-from ray_route.cli.site import Namespace, Site
 from ray_route.config import RouteConfig
 from ray_route.errors import RouteError, UnsafeStoreError
 from ray_route.model import Life, RoutingState
@@ -26,7 +26,7 @@ from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, Writer
 from ray_route.store.namespaces import check_safe, restore_meta, seal
 from ray_route.store.pods import Identity, PodCalls
-from ray_route.store.scripts import Call, command, script_call
+from ray_route.store.scripts import Call, plain_call, script_call
 
 _FAULTY = 1
 _PINGS = 30
@@ -53,7 +53,7 @@ class Finding:
 @click.command()
 @click.option("--namespace", "-n", help="Default: all that have a router.")
 @at_cluster
-def doctor(site: Site, namespace: str | None, *, as_json: bool) -> int:
+def doctor(cluster: Cluster, namespace: str | None, *, as_json: bool) -> int:
     """Check the store's safety, permissions, clocks and latency, the routers, and the pods.
 
     Says what to change. Exit 1 if anything is at fault; warnings alone leave 0. To try the
@@ -64,7 +64,7 @@ def doctor(site: Site, namespace: str | None, *, as_json: bool) -> int:
       ray-route doctor
       ray-route doctor --json | jq '.[] | select(.level != "ok")'
     """  # noqa: D301 - click's mark for text that is not wrapped
-    findings = list(_examine(site, namespace))
+    findings = list(_examine(cluster, namespace))
     if as_json:
         print_json(findings)
     else:
@@ -76,19 +76,19 @@ def doctor(site: Site, namespace: str | None, *, as_json: bool) -> int:
     return _FAULTY if any(each.level == FAULT for each in findings) else 0
 
 
-def _examine(site: Site, namespace: str | None) -> Iterator[Finding]:
+def _examine(cluster: Cluster, namespace: str | None) -> Iterator[Finding]:
     yield _versions()
-    infos = site.store.infos()
+    infos = cluster.store.infos()
     for info in infos:
-        yield from _server(site.store, info)
+        yield from _server(cluster.store, info)
     yield _clocks(infos)
-    names = [namespace] if namespace else site.routers()
-    yield from _permissions(site.store, names[0] if names else "doctor")
-    yield _latency(site.store)
+    names = [namespace] if namespace else cluster.routers()
+    yield from _permissions(cluster.store, names[0] if names else "doctor")
+    yield _latency(cluster.store)
     if not names:
         yield Finding("routers", OK, "none: no namespace is in use")
     for each in names:
-        opened = site.namespace(each)
+        opened = cluster.namespace(each)
         try:
             yield _router(opened)
             yield from _services(opened)
@@ -218,11 +218,11 @@ def _probes(keys: Keys) -> Iterator[Call]:
     yield links.take_over(writer, 0)
     yield links.set_if_absent(writer, 0, _SERVICE, [_UID], ["0:1"])
     yield links.read(0, 0, [(_SERVICE, _UID)])
-    yield command("MGET", keys.counter(0), keys.link(0, _SERVICE, _UID))
+    yield plain_call("MGET", keys.counter(0), keys.link(0, _SERVICE, _UID))
     yield links.remove(writer, 0, _SERVICE, [_UID])
-    yield command("XADD", keys.log, "*", "kind", "beat")
+    yield plain_call("XADD", keys.log, "*", "kind", "beat")
     yield Call(keys.log, ("XREAD", "COUNT", 1, "STREAMS", keys.log, "0-0"))
-    yield command("XREVRANGE", keys.log, "+", "-", "COUNT", 1)
+    yield plain_call("XREVRANGE", keys.log, "+", "-", "COUNT", 1)
 
 
 def _verb(call: Call) -> str:
@@ -231,7 +231,7 @@ def _verb(call: Call) -> str:
 
 def _delete(store: Store, keys: Keys) -> None:
     names = (keys.meta, keys.log, keys.services, keys.pods(_SERVICE), keys.counter(0))
-    calls = [command("DEL", name) for name in (*names, keys.link(0, _SERVICE, _UID))]
+    calls = [plain_call("DEL", name) for name in (*names, keys.link(0, _SERVICE, _UID))]
     with contextlib.suppress(RouteError):
         store.run(calls)
 
@@ -239,7 +239,7 @@ def _delete(store: Store, keys: Keys) -> None:
 # Namespaces.
 
 
-def _router(namespace: Namespace) -> Finding:
+def _router(namespace: NamespaceView) -> Finding:
     what = f"router of {namespace.name}"
     router = namespace.router
     if router is None:
@@ -257,7 +257,7 @@ def _router(namespace: Namespace) -> Finding:
     return Finding(what, WARN, found, "its node is busy, or too many misses reach it: see docs")
 
 
-def _services(namespace: Namespace) -> Iterator[Finding]:
+def _services(namespace: NamespaceView) -> Iterator[Finding]:
     for service in namespace.services():
         what = f"pods of {namespace.name}/{service}"
         pods = namespace.pods(service)

@@ -14,6 +14,7 @@ import ray
 from rich.live import Live
 from rich.table import Table
 
+from ray_route.cli.cluster import Cluster, NamespaceView
 from ray_route.cli.output import (
     POD_COLUMNS,
     at_cluster,
@@ -23,7 +24,6 @@ from ray_route.cli.output import (
     print_json,
     table,
 )
-from ray_route.cli.site import Namespace, Site
 from ray_route.model import Pod
 from ray_route.store.connect import Store
 
@@ -34,7 +34,7 @@ _ROUTER_S = 5.0
 @click.command()
 @click.option("--namespace", "-n", help="Default: all that have a router.")
 @at_cluster
-def status(site: Site, namespace: str | None, *, as_json: bool) -> int:
+def status(cluster: Cluster, namespace: str | None, *, as_json: bool) -> int:
     """Show router, store and pods.
 
     \b
@@ -42,9 +42,9 @@ def status(site: Site, namespace: str | None, *, as_json: bool) -> int:
       ray-route status
       ray-route status -n game --json | jq '.namespaces[0].router'
     """  # noqa: D301 - click's mark for text that is not wrapped
-    found = site.namespaces(namespace)
+    found = cluster.namespaces(namespace)
     try:
-        about = {"store": _store(site.store), "namespaces": [_summary(each) for each in found]}
+        about = {"store": _store(cluster.store), "namespaces": [_summary(each) for each in found]}
     finally:
         for each in found:
             each.close()
@@ -75,7 +75,7 @@ def _keys(info: dict[str, Any]) -> int:
     return sum(value["keys"] for name, value in info.items() if name.startswith("db"))
 
 
-def _summary(namespace: Namespace) -> dict[str, Any]:
+def _summary(namespace: NamespaceView) -> dict[str, Any]:
     services = namespace.services()
     return {
         "namespace": namespace.name,
@@ -84,7 +84,7 @@ def _summary(namespace: Namespace) -> dict[str, Any]:
     }
 
 
-def _router(namespace: Namespace) -> dict[str, Any] | None:
+def _router(namespace: NamespaceView) -> dict[str, Any] | None:
     """Say where the router is and how quickly it answers; None if there is none."""
     router = namespace.router
     if router is None:
@@ -126,7 +126,7 @@ def _router_line(router: dict[str, Any] | None) -> str:
 @click.command()
 @click.argument("uid")
 @in_namespace
-def where(namespace: Namespace, uid: str, *, as_json: bool) -> int:
+def where(namespace: NamespaceView, uid: str, *, as_json: bool) -> int:
     """Show every pod that a uid is linked to, as stored; exit 1 if it has no link.
 
     Needs no router.
@@ -157,7 +157,7 @@ def where(namespace: Namespace, uid: str, *, as_json: bool) -> int:
 @click.argument("uid")
 @click.argument("service")
 @in_namespace
-def explain(namespace: Namespace, uid: str, service: str, *, as_json: bool) -> int:
+def explain(namespace: NamespaceView, uid: str, service: str, *, as_json: bool) -> int:
     """Say why a uid is where it is, with the router's last decisions; exit 1 if it has no link.
 
     \b
@@ -175,7 +175,7 @@ def explain(namespace: Namespace, uid: str, service: str, *, as_json: bool) -> i
 @click.command()
 @click.argument("service", required=False)
 @in_namespace
-def pods(namespace: Namespace, service: str | None, *, as_json: bool) -> int:
+def pods(namespace: NamespaceView, service: str | None, *, as_json: bool) -> int:
     """List the pods of a service, or of all; dead ones too.
 
     "links" counts what the present router placed or met on a pod.
@@ -194,7 +194,7 @@ def pods(namespace: Namespace, service: str | None, *, as_json: bool) -> int:
     return 0
 
 
-def _pods(namespace: Namespace, service: str | None) -> dict[str, list[Pod]]:
+def _pods(namespace: NamespaceView, service: str | None) -> dict[str, list[Pod]]:
     names = namespace.services() if service is None else [namespace.service(service)]
     return {name: namespace.pods(name) for name in names}
 
@@ -205,7 +205,12 @@ def _pods(namespace: Namespace, service: str | None) -> dict[str, list[Pod]]:
 @click.option("--count", type=click.IntRange(min=1), help="End after so many times.")
 @in_namespace
 def top(
-    namespace: Namespace, service: str | None, interval: float, count: int | None, *, as_json: bool
+    namespace: NamespaceView,
+    service: str | None,
+    interval: float,
+    count: int | None,
+    *,
+    as_json: bool,
 ) -> int:
     """Show the busiest pods, again every --interval seconds, until Ctrl-C.
 
@@ -232,7 +237,7 @@ _Key = tuple[str, int, int]
 
 
 def _views(
-    namespace: Namespace, service: str | None, interval: float, count: int | None
+    namespace: NamespaceView, service: str | None, interval: float, count: int | None
 ) -> Iterator[tuple[dict[str, list[Pod]], dict[_Key, int]]]:
     """Yield the pods, and the links that each got since the time before."""
     before: dict[_Key, int] = {}

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ray_route.cli.site import Site, at_site
+from ray_route.cli.cluster import Cluster, joined_cluster
 from ray_route.model import Life, Pod, RoutingState
 
 _PIPE_COLUMNS = 200
@@ -22,7 +22,7 @@ _ID_CHARACTERS = 12
 
 
 def at_cluster(command: Callable[..., int]) -> Callable[..., int]:
-    """Give a command the options by which it finds a cluster, and that cluster as `site`."""
+    """Give a command the options by which it finds a cluster, and that cluster as `cluster`."""
 
     @click.option("--address", metavar="HOST:PORT", help="Ray to join; default: RAY_ADDRESS.")
     @click.option(
@@ -32,11 +32,11 @@ def at_cluster(command: Callable[..., int]) -> Callable[..., int]:
     )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     @wraps(command)
-    def with_site(address: str | None, redis_url: str | None, **given: Any) -> int:
-        with at_site(address, redis_url) as site:
-            return command(site=site, **given)
+    def with_cluster(address: str | None, redis_url: str | None, **given: Any) -> int:
+        with joined_cluster(address, redis_url) as cluster:
+            return command(cluster=cluster, **given)
 
-    return with_site
+    return with_cluster
 
 
 def in_namespace(command: Callable[..., int]) -> Callable[..., int]:
@@ -45,8 +45,8 @@ def in_namespace(command: Callable[..., int]) -> Callable[..., int]:
     @at_cluster
     @click.option("--namespace", "-n", help="Default: the only one there is.")
     @wraps(command)
-    def with_namespace(site: Site, namespace: str | None, **given: Any) -> int:
-        found = site.namespace(namespace)
+    def with_namespace(cluster: Cluster, namespace: str | None, **given: Any) -> int:
+        found = cluster.namespace(namespace)
         try:
             return command(namespace=found, **given)
         finally:
@@ -76,8 +76,8 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str 
     """Lay out rows; what is a number stands to the right."""
     made = Table(title=title or None, title_justify="left", title_style="bold")
     rows = [list(row) for row in rows]
-    for place, heading in enumerate(headings):
-        numbers = all(isinstance(row[place], (int, float)) for row in rows)
+    for column, heading in enumerate(headings):
+        numbers = all(isinstance(row[column], (int, float)) for row in rows)
         made.add_column(heading, justify="right" if numbers else "left")
     for row in rows:
         made.add_row(*(_cell(value) for value in row))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ray_route.client.operations import Operations
+from ray_route.client import operations
 from ray_route.client.session import Session
 from ray_route.model import Link, check_duration
 
@@ -20,18 +20,17 @@ class ClientBase:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._ops = Operations(session)
         # A hit is returned without any of the machinery of waiting, which takes 3 µs.
         self._hit = session.near.get
 
     @property
     def namespace(self) -> str:
         """The namespace that this client is connected to."""
-        return self._session.namespace
+        return self._session.namespace.name
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.namespace!r} at {self._session.url.address})"
+        return f"{type(self).__name__}({self.namespace!r} at {self._session.namespace.url.address})"
 
     def get_linked_in_cache(self, uid: str, service: str) -> Link | None:
         """Return the near cache's link; no I/O, never a link whose lease has run out."""
-        return self._ops.cached(uid, service)
+        return operations.cached(self._session, uid, service)

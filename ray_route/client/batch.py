@@ -21,7 +21,7 @@ import ray
 from ray_route.clock import Deadline
 from ray_route.errors import InvalidInputError, PartialBatchError, RouteError, RouteTimeoutError
 from ray_route.model import MAX_UID_BYTES, MAX_UTF8, Link, LinkedPods, check_uids
-from ray_route.steps import Blocking, Remote, Steps
+from ray_route.runtime.waiting import Blocking, Operation, Remote
 from ray_route.store.bulk import FAILED, FIRST_OWNER, BulkReader, Owned
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
@@ -73,7 +73,7 @@ def look_up(
     uids: Sequence[str],
     deadline: Deadline,
     options: BatchOptions,
-) -> Steps[LinkedPods]:
+) -> Operation[LinkedPods]:
     """Look many uids up; see `RouteClient.batch_get_linked_pod`."""
     batch = _Batch(session, service, uids, deadline)
     size = _UIDS_PER_READ
@@ -92,21 +92,21 @@ def look_up(
     finally:
         read.close()
     for some, owned in batch.held:
-        batch.take(some, (yield from _replayed(batch, some, owned)))
+        batch.take(some, (yield from _recovered(batch, some, owned)))
     return batch.result()
 
 
-def _replayed(batch: _Batch, uids: Sequence[str], owned: Owned) -> Steps[Owned]:
-    """Have lost shards replayed and read the slice again, until nothing of it is lost.
+def _recovered(batch: _Batch, uids: Sequence[str], owned: Owned) -> Operation[Owned]:
+    """Have lost shards recovered and read the slice again, until nothing of it is lost.
 
     Nothing there is missing before: if that fails, the rest of what was read counts.
     """
     try:
         while owned.lost:
-            yield from batch.session.recover(owned.lost)
+            yield from batch.session.namespace.recover(owned.lost)
             owned = yield batch.reading(uids)
     except (ray.exceptions.RayError, RouteError) as error:
-        logger.warning("shards %s could not be replayed: %s", sorted(owned.lost), error)
+        logger.warning("shards %s could not be recovered: %s", sorted(owned.lost), error)
     return owned
 
 
@@ -130,7 +130,13 @@ def _in_tasks(batch: _Batch, slices: Sequence[Sequence[str]], options: BatchOpti
         while under_way or (waiting and batch.deadline.remaining()):
             while waiting and len(under_way) < options.max_in_flight:
                 some, left_s = waiting.popleft(), batch.deadline.remaining()
-                about = (session.url, session.keys, batch.service, batch.seen, left_s)
+                about = (
+                    session.namespace.url,
+                    session.namespace.keys,
+                    batch.service,
+                    batch.seen,
+                    left_s,
+                )
                 under_way.append((some, task.remote(about, *flat(some))))
             some, ref = under_way[0]
             yield some, Remote(ref, what)
@@ -201,7 +207,7 @@ class _Batch:
         self.deadline = deadline
         self.done = 0
         self.held: list[tuple[Sequence[str], Owned]] = []
-        self.seen = array("q", session.all_seen())
+        self.seen = array("q", session.namespace.all_seen())
         self._total = len(uids)
         self._pods: dict[int, list[str]] = {}
         self._missing: list[str] = []
@@ -212,14 +218,16 @@ class _Batch:
     def reading(self, uids: Sequence[str]) -> Blocking:
         """Return the step that reads a slice in this process."""
         blob, separator = flat(uids)
-        reader = BulkReader(self.session.store, self.session.keys, self.service, self.seen)
+        reader = BulkReader(
+            self.session.namespace.store, self.session.namespace.keys, self.service, self.seen
+        )
         read = partial(reader.read, blob.split(separator), self.deadline)
-        return Blocking(read, f"Redis at {self.session.url.address}")
+        return Blocking(read, f"Redis at {self.session.namespace.url.address}")
 
     def put(self, uids: Sequence[str], owned: Owned) -> None:
         """Take in a slice; once some shard is lost, hold it and what follows for later.
 
-        So the others are read before anyone waits for a replay, and the order is kept.
+        So the others are read before anyone waits for a recovery, and the order is kept.
         """
         if owned.lost or self.held:
             self.held.append((uids, owned))
@@ -237,11 +245,11 @@ class _Batch:
         self._owners.update(owners)
         self._failed.update(owned.failed)
         for shard, counter in owned.counters.items():
-            self.session.saw(shard, counter)
+            self.session.namespace.saw(shard, counter)
 
     def miss(self, uids: Sequence[str], reason: str) -> None:
         """Take in that a slice could not be read."""
-        failed = dict.fromkeys(map(self.session.keys.shard, uids), reason)
+        failed = dict.fromkeys(map(self.session.namespace.keys.shard, uids), reason)
         self.put(uids, Owned([], bytes([FAILED]) * len(uids), {}, failed))
 
     def result(self) -> LinkedPods:
@@ -252,14 +260,14 @@ class _Batch:
         facts = {
             "partial": linked,
             "unanswered": self._unanswered,
-            "namespace": self.session.namespace,
+            "namespace": self.session.namespace.name,
             "service": self.service,
         }
         if not self.deadline.remaining():
             what = f"{len(self._unanswered)} of {self._total} uids in {len(self._failed)} shards"
             raise RouteTimeoutError(waiting_for=what, timeout_s=self.deadline.timeout_s, **facts)
         raise PartialBatchError(
-            address=self.session.url.address,
+            address=self.session.namespace.url.address,
             reason=next(iter(self._failed.values())),
             shards=self._failed,
             **facts,

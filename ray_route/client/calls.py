@@ -12,8 +12,8 @@ from typing import Any
 
 import ray
 
-from ray_route.client.operations import Operations
-from ray_route.client.session import NoSuchActorError
+from ray_route.client import operations
+from ray_route.client.session import NoSuchActorError, Session
 from ray_route.clock import now
 from ray_route.errors import (
     FencedError,
@@ -21,10 +21,10 @@ from ray_route.errors import (
     NoAvailablePodError,
     PodUnavailableError,
 )
-from ray_route.metrics import CALL_REPEATS, CALL_SECONDS
 from ray_route.model import Link, check_uid
-from ray_route.pod.fenced import Header, Raised, Refused
-from ray_route.steps import LifeEndedError, Pause, Remote, Steps
+from ray_route.protocol.calls import Header, Raised, Refused
+from ray_route.runtime.metrics import CALL_REPEATS, CALL_SECONDS
+from ray_route.runtime.waiting import LifeEndedError, Operation, Pause, Remote
 
 _GONE = (ray.exceptions.RayActorError, LifeEndedError)
 _BACKOFF_S = 0.02
@@ -32,7 +32,7 @@ _MAX_BACKOFF_S = 0.5
 
 
 def call(
-    ops: Operations,
+    session: Session,
     uid: str,
     service: str,
     method: str,
@@ -41,7 +41,7 @@ def call(
     *,
     idempotent: bool,
     min_epoch: int = 0,
-) -> Steps[Any]:
+) -> Operation[Any]:
     """See `RouteClient.call`."""
     what = f"{method} on the pod of uid {uid!r} of {service!r}"
     attempt, begun_at = 0, now()
@@ -50,52 +50,55 @@ def call(
             yield Pause(_backoff_s(attempt), what)
         attempt += 1
         try:
-            link = yield from ops.compute(uid, service, min_epoch)
-            handle = yield from ops.session.handle(service, link)
+            link = yield from operations.compute(session, uid, service, min_epoch)
+            handle = yield from session.handle(service, link)
         except NoAvailablePodError:
             if attempt == 1 and not min_epoch:
                 raise
             continue  # its pod has just gone; another may be on its way
         except NoSuchActorError:
-            min_epoch = yield from ops.failed(uid, service, link)
+            min_epoch = yield from operations.failed(session, uid, service, link)
             continue
         header = [uid, link.epoch, link.incarnation, method]
         try:
             ref = handle._ray_route_call.remote(header, *args, **kwargs)
-            result = yield Remote(ref, what, partial(ops.session.has_ended, service, link))
+            result = yield Remote(ref, what, partial(session.has_ended, service, link))
         except _GONE as error:
             if isinstance(error, ray.exceptions.RayTaskError):
                 raise  # the user's code met it elsewhere
-            min_epoch = yield from ops.failed(uid, service, link, error)
+            min_epoch = yield from operations.failed(session, uid, service, link, error)
             if not idempotent:
-                raise _unavailable(ops, uid, service, link, error) from error
+                raise _unavailable(session, uid, service, link, error) from error
             continue
         if type(result) is not Refused:
-            ops.session.meter.observe(CALL_SECONDS, now() - begun_at, service)
+            session.meter.observe(CALL_SECONDS, now() - begun_at, service)
             return result
-        min_epoch = _follow(ops, uid, service, link, result, idempotent=idempotent)
+        min_epoch = _follow(session, uid, service, link, result, idempotent=idempotent)
 
 
 def _follow(
-    ops: Operations, uid: str, service: str, link: Link, refused: Refused, *, idempotent: bool
+    session: Session, uid: str, service: str, link: Link, refused: Refused, *, idempotent: bool
 ) -> int:
     """Return the epoch to ask for after a refusal; raise it if it can't be followed."""
     refusal = refused.error
     if not isinstance(refusal, FencedError) or (refusal.may_have_run and not idempotent):
         raise refusal
-    ops.session.near.drop(service, uid, link.epoch)
-    ops.session.meter.count(CALL_REPEATS, service, "fenced")
+    session.near.drop(service, uid, link.epoch)
+    session.meter.count(CALL_REPEATS, service, "fenced")
     return link.epoch + 1
 
 
 def _unavailable(
-    ops: Operations, uid: str, service: str, link: Link, error: Exception
+    session: Session, uid: str, service: str, link: Link, error: Exception
 ) -> PodUnavailableError:
     first_line = str(error).partition("\n")[0]
     return PodUnavailableError(
         reason=f"{type(error).__name__}: {first_line}",
         may_have_run=True,
-        **ops.named(service=service, uid=uid, pod=link.pod),
+        namespace=session.namespace.name,
+        service=service,
+        uid=uid,
+        pod=link.pod,
     )
 
 
@@ -104,52 +107,54 @@ def _backoff_s(attempt: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Load:
-    """Calls that go to one pod together: their places in the caller's order."""
+class _PodBatch:
+    """Calls that go to one pod together: their positions in the caller's order."""
 
     link: Link
-    places: list[int]
+    positions: list[int]
 
 
 def call_many(
-    ops: Operations,
+    session: Session,
     calls: Iterable[tuple[str, tuple[Any, ...]]],
     service: str,
     method: str,
     *,
     idempotent: bool,
-) -> Steps[list[Any]]:
+) -> Operation[list[Any]]:
     """See `RouteClient.call_many`."""
     asked = [_checked(item) for item in calls]
-    links = yield from ops.compute_many([uid for uid, _ in asked], service)
+    links = yield from operations.compute_many(session, [uid for uid, _ in asked], service)
     outcomes: list[Any] = [links[uid] for uid, _ in asked]
-    flights = []
-    for load in _loads(outcomes):
-        batch = [
+    sent = []
+    for batch in _by_pod(outcomes):
+        headers = [
             (
-                (asked[place][0], outcomes[place].epoch, load.link.incarnation, method),
-                asked[place][1],
+                (asked[position][0], outcomes[position].epoch, batch.link.incarnation, method),
+                asked[position][1],
             )
-            for place in load.places
+            for position in batch.positions
         ]
-        flights.append((load, (yield from _send(ops, service, load.link, batch))))
+        sent.append((batch, (yield from _send(session, service, batch.link, headers))))
     singly: list[int] = []
-    for load, ref in flights:
-        uids = [asked[place][0] for place in load.places]
-        answers = yield from _landed(ops, service, load, uids, ref, idempotent=idempotent)
-        for place, answer in zip(load.places, answers, strict=True):
-            outcomes[place] = answer
+    for batch, ref in sent:
+        uids = [asked[position][0] for position in batch.positions]
+        answers = yield from _answered(session, service, batch, uids, ref, idempotent=idempotent)
+        for position, answer in zip(batch.positions, answers, strict=True):
+            outcomes[position] = answer
             if type(answer) is Refused:
-                singly.append(place)
-    for place in sorted(singly):
-        uid, args = asked[place]
-        refused, link = outcomes[place], links[uid]
+                singly.append(position)
+    for position in sorted(singly):
+        uid, args = asked[position]
+        refused, link = outcomes[position], links[uid]
         try:
-            least = _follow(ops, uid, service, link, refused, idempotent=idempotent)
-            one = call(ops, uid, service, method, args, {}, idempotent=idempotent, min_epoch=least)
-            outcomes[place] = yield from one
+            least = _follow(session, uid, service, link, refused, idempotent=idempotent)
+            one = call(
+                session, uid, service, method, args, {}, idempotent=idempotent, min_epoch=least
+            )
+            outcomes[position] = yield from one
         except Exception as error:  # noqa: BLE001 - one call's error is its outcome
-            outcomes[place] = error
+            outcomes[position] = error
     return [item.error if type(item) is Raised else item for item in outcomes]
 
 
@@ -162,44 +167,44 @@ def _checked(item: tuple[str, tuple[Any, ...]]) -> tuple[str, tuple[Any, ...]]:
     return item
 
 
-def _loads(links: list[Any]) -> list[_Load]:
-    loads: dict[tuple[int, int], _Load] = {}
-    for place, link in enumerate(links):
+def _by_pod(links: list[Any]) -> list[_PodBatch]:
+    batches: dict[tuple[int, int], _PodBatch] = {}
+    for position, link in enumerate(links):
         if isinstance(link, Link):
-            load = loads.setdefault((link.pod, link.incarnation), _Load(link, []))
-            load.places.append(place)
-    return list(loads.values())
+            batch = batches.setdefault((link.pod, link.incarnation), _PodBatch(link, []))
+            batch.positions.append(position)
+    return list(batches.values())
 
 
 def _send(
-    ops: Operations, service: str, link: Link, batch: list[tuple[Header, tuple[Any, ...]]]
-) -> Steps[Any]:
+    session: Session, service: str, link: Link, calls: list[tuple[Header, tuple[Any, ...]]]
+) -> Operation[Any]:
     """Send one pod its calls; return the reference of its answers, or the error instead."""
     try:
-        handle = yield from ops.session.handle(service, link)
-        return handle._ray_route_call_many.remote(batch)
+        handle = yield from session.handle(service, link)
+        return handle._ray_route_call_many.remote(calls)
     except Exception as error:  # noqa: BLE001 - other pods' calls have been sent by now
         return error
 
 
-def _landed(
-    ops: Operations, service: str, load: _Load, uids: list[str], ref: Any, *, idempotent: bool
-) -> Steps[list[Any]]:
+def _answered(
+    session: Session, service: str, batch: _PodBatch, uids: list[str], ref: Any, *, idempotent: bool
+) -> Operation[list[Any]]:
     """Wait for a pod's answers; if they don't come, answer for it."""
     if isinstance(ref, NoSuchActorError):  # none of them ran
-        yield from ops.failed(uids[0], service, load.link)
+        yield from operations.failed(session, uids[0], service, batch.link)
         return [Refused(FencedError(reason=str(ref), may_have_run=False))] * len(uids)
     if isinstance(ref, Exception):
         return [Raised(ref)] * len(uids)
     try:
-        what = f"{len(uids)} calls on pod {load.link.pod}"
-        over = partial(ops.session.has_ended, service, load.link)
+        what = f"{len(uids)} calls on pod {batch.link.pod}"
+        over = partial(session.has_ended, service, batch.link)
         answers: list[Any] = yield Remote(ref, what, over)
     except _GONE as died:
-        yield from ops.failed(uids[0], service, load.link, died)
+        yield from operations.failed(session, uids[0], service, batch.link, died)
         if idempotent:
             return [Refused(FencedError(reason="its pod is gone", may_have_run=True))] * len(uids)
-        return [Raised(_unavailable(ops, uid, service, load.link, died)) for uid in uids]
+        return [Raised(_unavailable(session, uid, service, batch.link, died)) for uid in uids]
     except Exception as error:  # noqa: BLE001 - other pods' results count
         return [Raised(error)] * len(uids)
     else:

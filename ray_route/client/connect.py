@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from ray_route.client.awaited import AsyncRouteClient
+from ray_route.client.async_client import AsyncRouteClient
 from ray_route.client.base import seconds
-from ray_route.client.driver import RouteClient
 from ray_route.client.session import open_session
+from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
 
 CONNECT_TIMEOUT_S = 60.0

@@ -1,7 +1,8 @@
 """What all clients of a namespace in one process share.
 
-The near cache with its watch, the last known pod table, the handles of pods, and the calls that
-misses share. A session is opened once per process and namespace, and closed with its last user.
+The near cache with its reader of changes, the last known pod table, the handles of pods, and the
+batches in which misses travel. A session is opened once per process and namespace, and closed with
+its last user.
 """
 
 from __future__ import annotations
@@ -12,83 +13,79 @@ from typing import Any
 
 import ray
 
-from ray_route import telemetry
-from ray_route.cache import LinkCache
-from ray_route.client.coalesce import Coalescer
-from ray_route.client.watch import Watch
+from ray_route.client.change_reader import ChangeReader
+from ray_route.client.coalescer import Coalescer
 from ray_route.clock import Deadline, now
 from ray_route.config import RouteConfig
 from ray_route.errors import RouteError
-from ray_route.gateway import Gateway, resolve_url
-from ray_route.hosting import RAY_NAMESPACE
-from ray_route.metrics import (
+from ray_route.model import Link, PodRecord, check_name
+from ray_route.protocol.names import RAY_NAMESPACE
+from ray_route.protocol.wire import Answer, pack_question, unpack_answers
+from ray_route.runtime import telemetry
+from ray_route.runtime.metrics import (
+    CHANGE_STREAM_LAG_SECONDS,
     LOOKUP_BATCH_UIDS,
     LOOKUP_SECONDS,
     LOOKUPS,
     NEAR_CACHE_LINKS,
-    WATCH_LAG_SECONDS,
     meter,
 )
-from ray_route.model import Link, PodRecord, check_name
-from ray_route.podtable import PodTable
-from ray_route.steps import Steps
+from ray_route.runtime.namespace import Namespace, resolve_url
+from ray_route.runtime.waiting import Operation
+from ray_route.state.link_cache import LinkCache
+from ray_route.state.pod_table import PodTable
 from ray_route.store.connect import Store
 from ray_route.store.namespaces import check_options
 from ray_route.store.pods import PodCalls
 from ray_route.store.url import StoreUrl
-from ray_route.wire import Answer, pack_question, unpack_answers
 
 
 class NoSuchActorError(Exception):
     """Ray knows no actor for a pod, so a call to it provably never started."""
 
 
-class Session(Gateway):
+class Session:
     """One process's part in one namespace. Thread-safe."""
 
-    def __init__(
-        self, namespace: str, url: StoreUrl, options: dict[str, Any], deadline: Deadline
-    ) -> None:
-        super().__init__(namespace, url, options, deadline)
+    def __init__(self, namespace: Namespace) -> None:
+        self.namespace = namespace
         self.table = PodTable()
-        for service, records in self.welcome.tables.items():
+        welcome = namespace.welcome
+        for service, records in welcome.tables.items():
             for record in records:
                 self.table.update(service, record)
-        self.near = LinkCache(self.config.near_cache_size, serving=self.table.serving)
-        place = self.welcome.position
-        self.watch = Watch(
+        self.near = LinkCache(namespace.config.near_cache_size, serving=self.table.serving)
+        self.changes = ChangeReader(
             # Without retries: a reconnect must be seen, and means a flush.
-            Store(url, retries=0),
-            self.keys,
-            self.config,
+            Store(namespace.url, retries=0),
+            namespace.keys,
+            namespace.config,
             self.table,
             self.near,
-            place,
-            self.asked_at,
+            welcome.position,
+            namespace.asked_at,
         )
-        self.watch.start()
+        self.changes.start()
         self.computing = Coalescer(self._send_compute, self.take)
         self.finding = Coalescer(self._send_find, self.take)
         self._handles: dict[tuple[str, int, int], Any] = {}
-        self.meter = meter(namespace)
+        self.meter = meter(namespace.name)
         self._measure()
 
     def _measure(self) -> None:
         self.meter.tally(LOOKUPS, ("near", "hit"), lambda: self.near.hits)
-        self.meter.watch(NEAR_CACHE_LINKS, lambda: [((), self.near.held)])
-        self.meter.watch(WATCH_LAG_SECONDS, lambda: [((), self.watch.lag_s())])
+        self.meter.gauge(NEAR_CACHE_LINKS, lambda: [((), self.near.held)])
+        self.meter.gauge(CHANGE_STREAM_LAG_SECONDS, lambda: [((), self.changes.lag_s())])
         telemetry.start()
 
+    # Look-ups by the router.
+
     def _send_compute(self, service: str, wanted: dict[str, int]) -> Any:
-        return self.router.compute.remote(pack_question(service, wanted, self.node))
+        question = pack_question(service, wanted, self.namespace.node)
+        return self.namespace.router.compute.remote(question)
 
     def _send_find(self, service: str, wanted: dict[str, int]) -> Any:
-        return self.router.find.remote(pack_question(service, wanted))
-
-    def services(self) -> list[str]:
-        """Read the names of the namespace's services from Redis."""
-        call = PodCalls(self.keys).services()
-        return sorted(name.decode() for name in self.store.one(call))
+        return self.namespace.router.find.remote(pack_question(service, wanted))
 
     def take(
         self, service: str, wanted: dict[str, int], packed: bytes, asked_at: float
@@ -109,9 +106,16 @@ class Session(Gateway):
         """Keep the links among answers, whose leases count from `asked_at`; say how many."""
         links = {uid: link for uid, link in answers.items() if isinstance(link, Link)}
         self.near.put_all(service, links, asked_at)
-        shard_of = self.keys.shard
-        self.saw_all((shard_of(uid), link.epoch) for uid, link in links.items())
+        shard_of = self.namespace.keys.shard
+        self.namespace.saw_all((shard_of(uid), link.epoch) for uid, link in links.items())
         return len(links)
+
+    def services(self) -> list[str]:
+        """Read the names of the namespace's services from Redis."""
+        call = PodCalls(self.namespace.keys).services()
+        return sorted(name.decode() for name in self.namespace.store.one(call))
+
+    # Pods.
 
     def has_ended(self, service: str, link: Link) -> bool:
         """True once the link's incarnation is known to answer nobody any more."""
@@ -121,7 +125,7 @@ class Session(Gateway):
         """Forget a handle that did not reach its pod."""
         self._handles.pop((service, link.pod, link.incarnation), None)
 
-    def handle(self, service: str, link: Link) -> Steps[Any]:
+    def handle(self, service: str, link: Link) -> Operation[Any]:
         """Return the Ray handle of a link's pod; `NoSuchActorError` if Ray has none."""
         key = (service, link.pod, link.incarnation)
         handle = self._handles.get(key)
@@ -134,24 +138,28 @@ class Session(Gateway):
             self._handles[key] = handle
         return handle
 
-    def record(self, service: str, link: Link) -> Steps[PodRecord]:
+    def record(self, service: str, link: Link) -> Operation[PodRecord]:
         """Return the record of a link's pod; `NoSuchActorError` if its life has ended."""
         record = self.table.get(service, link.pod)
         if record is None or record.incarnation < link.incarnation:
             # The link was quicker than the news of the pod that it names.
-            for known in (yield from self.ask("records", service)):
-                self.table.update(service, known)
+            yield from self.refresh(service)
             record = self.table.get(service, link.pod)
         if record is None or record.incarnation != link.incarnation:
             raise NoSuchActorError(f"pod {link.pod} of {service} has another incarnation by now")
         return record
 
+    def refresh(self, service: str) -> Operation[None]:
+        """Have the router read a service's pod table anew, and take it in."""
+        for known in (yield from self.namespace.ask("records", service)):
+            self.table.update(service, known)
+
     def close(self) -> None:
-        """Stop the watch and close the connections."""
-        self.watch.stop()
+        """Stop reading changes and close the connections."""
+        self.changes.stop()
         telemetry.flush()
-        self.meter.forget(LOOKUPS, NEAR_CACHE_LINKS, WATCH_LAG_SECONDS)
-        super().close()
+        self.meter.forget(LOOKUPS, NEAR_CACHE_LINKS, CHANGE_STREAM_LAG_SECONDS)
+        self.namespace.close()
 
 
 _Key = tuple[Any, ...]
@@ -170,8 +178,8 @@ def open_session(
         key = _key(namespace, url)
         session, users = _sessions.get(key, (None, 0))
         if session is None:
-            session = Session(namespace, url, options, deadline)
-        check_options(namespace, session.config, options)
+            session = Session(Namespace(namespace, url, options, deadline))
+        check_options(namespace, session.namespace.config, options)
         _sessions[key] = (session, users + 1)
         return session
 

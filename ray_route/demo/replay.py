@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_route.client.connect import connect
-from ray_route.client.driver import RouteClient
+from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
 from ray_route.demo.trace import Trace
 from ray_route.demo.verdict import Ack, History, Kill, Outcome, Owner, Record, ScaleOut
 from ray_route.deploy import Deployment, deploy
 from ray_route.errors import NoAvailablePodError
 from ray_route.model import Life, Pod
-from ray_route.pod.fenced import current_link
-from ray_route.stage import Stage, clear_namespace, undoing
+from ray_route.pod.pod_actor import current_link
+from ray_route.runtime.bootstrap import Bootstrap, clear_namespace, undoing
 
 SERVICE = "inbox"
 ADDED_PODS = 2
@@ -277,11 +277,11 @@ def auditor(pod: int) -> str:
     return f"auditor of pod {pod}"
 
 
-def perform(plan: Plan, stage: Stage, note: Note, advance: Advance) -> Outcome:
+def perform(plan: Plan, started: Bootstrap, note: Note, advance: Advance) -> Outcome:
     """Deploy the inbox in a namespace of its own, replay, and take everything away again."""
     namespace = f"demo-{secrets.token_hex(4)}"
     with undoing() as undo:
-        undo.callback(clear_namespace, stage.url, namespace, SERVICE, plan.uids)
+        undo.callback(clear_namespace, started.url, namespace, SERVICE, plan.uids)
         client = undo.enter_context(connect(namespace))
         note(f"{plan.pods} pods are started")
         deployed = deploy(Inbox, namespace=namespace, service=SERVICE, replicas=plan.pods)

@@ -1,1 +1,1 @@
-"""The pod's own process: its lease, its orders, and which calls it may serve."""
+"""The pod's own process: its lease, its commands, and which calls it may serve."""

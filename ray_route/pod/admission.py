@@ -1,4 +1,4 @@
-"""Which calls a pod may serve: its membership, and its own lease on every uid. No I/O here."""
+"""Which calls a pod may serve: its lease, and its own lease on every uid. No I/O here."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ from enum import Enum
 
 from ray_route.clock import Clock, Deadline, now
 from ray_route.model import Link
+from ray_route.protocol.commands import REFUSED_FOR_S
 
 # A pod stops this much before the router may call its lease ended, whatever their clocks' rates.
 _LEASE_SHARE = 0.9
 
-# A router that asked for a release acts on it within a minute or takes it back. Later the link
-# in Redis says all that a mark could.
-_MARK_S = 300.0
 
-
-class Membership:
+class PodLease:
     """One incarnation's time in the service. Once it has ended it never comes back."""
 
     def __init__(
@@ -36,7 +33,7 @@ class Membership:
         return self._clock() < self._deadline
 
     def renewed(self, asked_at: float) -> bool:
-        """Take in a renewal; False if it came too late, which ends the membership for ever.
+        """Take in a renewal; False if it came too late, which ends the lease for ever.
 
         A thread that wakes first after a freeze must not open the gate for calls that were
         admitted under the old lease.
@@ -72,7 +69,7 @@ class _Held:
 
 @dataclass(slots=True)
 class _Mark:
-    """One order's refusal of a uid, up to an epoch."""
+    """One release's refusal of a uid, up to an epoch."""
 
     epoch: int
     until: float
@@ -85,8 +82,8 @@ class Admissions:
     never dropped.
     """
 
-    def __init__(self, pod: int, membership: Membership, clock: Clock = now) -> None:
-        self.membership = membership
+    def __init__(self, pod: int, lease: PodLease, clock: Clock = now) -> None:
+        self.lease = lease
         self.running = 0
         self._pod = pod
         self._clock = clock
@@ -133,12 +130,12 @@ class Admissions:
             return self._left.wait_for(lambda: self.running == 0, deadline.remaining())
 
     def _judge(self, uid: str, epoch: int, incarnation: int) -> tuple[Verdict, str]:
-        if not self.membership.is_alive():
-            return Verdict.REFUSE, "the pod's membership has ended"
+        if not self.lease.is_alive():
+            return Verdict.REFUSE, "the pod's lease has ended"
         if self._closed or self._shut:
             return Verdict.REFUSE, "the pod has been drained"
-        if incarnation != self.membership.incarnation:
-            return Verdict.REFUSE, f"this is incarnation {self.membership.incarnation}"
+        if incarnation != self.lease.incarnation:
+            return Verdict.REFUSE, f"this is incarnation {self.lease.incarnation}"
         if epoch <= self._mark(uid):
             return Verdict.REFUSE, "the uid has been released"
         return self._judge_held(uid, epoch)
@@ -156,8 +153,8 @@ class Admissions:
 
         A release that waits for this very call does not refuse it.
         """
-        if not self.membership.is_alive():
-            return Verdict.REFUSE, "the pod's membership has ended"
+        if not self.lease.is_alive():
+            return Verdict.REFUSE, "the pod's lease has ended"
         with self._lock:
             return self._judge_held(uid, epoch)
 
@@ -165,7 +162,7 @@ class Admissions:
 
     def judge_link(self, epoch: int, link: Link | None) -> str:
         """Judge a call by the link just read; return the reason of a refusal, or nothing."""
-        mine = (self._pod, self.membership.incarnation, epoch)
+        mine = (self._pod, self.lease.incarnation, epoch)
         if link is None or (link.pod, link.incarnation, link.epoch) != mine:
             return "the directory does not confirm it"
         return ""
@@ -203,7 +200,7 @@ class Admissions:
             return reason
 
     def _hold(self, uid: str, epoch: int, deadline: float, *, persistent: bool) -> str:
-        verdict, reason = self._judge(uid, epoch, self.membership.incarnation)
+        verdict, reason = self._judge(uid, epoch, self.lease.incarnation)
         if verdict is Verdict.REFUSE:
             return reason
         capped_epoch, cap = self._caps.get(uid, (0, math.inf))
@@ -223,32 +220,32 @@ class Admissions:
         at = self._clock()
         with self._lock:
             for uid, link in links.items():
-                if link.incarnation == self.membership.incarnation and not self._hold(
+                if link.incarnation == self.lease.incarnation and not self._hold(
                     uid, link.epoch, at + life_s, persistent=link.persistent
                 ):
                     self._held[uid].used_at = at
 
     # Giving up.
 
-    def release(self, uid: str, epoch: int, deadline: Deadline, order: int = 0) -> bool:
+    def release(self, uid: str, epoch: int, deadline: Deadline, number: int = 0) -> bool:
         """Refuse the uid up to that epoch, and wait for its running calls.
 
-        False if they don't end in time, or if the order was cancelled: then the uid is served
-        as before, as far as this order is concerned.
+        False if they don't end in time, or if the release was taken back: then the uid is served
+        as before, as far as this release is concerned.
         """
         with self._lock:
-            self._marks.setdefault(uid, {})[order] = _Mark(epoch, self._clock() + _MARK_S)
+            self._marks.setdefault(uid, {})[number] = _Mark(epoch, self._clock() + REFUSED_FOR_S)
             self._left.wait_for(
-                lambda: self._is_idle(uid) or not self._stands(uid, order), deadline.remaining()
+                lambda: self._is_idle(uid) or not self._stands(uid, number), deadline.remaining()
             )
-            given_up = self._is_idle(uid) and self._stands(uid, order)
+            given_up = self._is_idle(uid) and self._stands(uid, number)
             if not given_up:
-                self._unmark(uid, order)
+                self._unmark(uid, number)
             return given_up
 
-    def _stands(self, uid: str, order: int) -> bool:
+    def _stands(self, uid: str, number: int) -> bool:
         """True unless the release has been taken back while it waited."""
-        return order not in self._cancelled and order in self._marks.get(uid, {})
+        return number not in self._cancelled and number in self._marks.get(uid, {})
 
     def _is_idle(self, uid: str) -> bool:
         held = self._held.get(uid)
@@ -275,12 +272,12 @@ class Admissions:
                 del self._held[uid]
             return dropped
 
-    def reopen(self, uids: Iterable[str], order: int) -> None:
-        """Take an order's releases back, also those to come: what Redis confirms is served."""
+    def reopen(self, uids: Iterable[str], number: int) -> None:
+        """Take a release back, also one to come: what Redis confirms is served."""
         with self._lock:
-            self._cancelled.add(order)
+            self._cancelled.add(number)
             for uid in uids:
-                self._unmark(uid, order)
+                self._unmark(uid, number)
             self._left.notify_all()
 
     def reopen_all(self) -> None:
@@ -290,9 +287,9 @@ class Admissions:
             self._closed = False
             self._left.notify_all()
 
-    def _unmark(self, uid: str, order: int) -> None:
+    def _unmark(self, uid: str, number: int) -> None:
         marks = self._marks.get(uid, {})
-        marks.pop(order, None)
+        marks.pop(number, None)
         if not marks:
             self._marks.pop(uid, None)
 
@@ -358,10 +355,10 @@ class Admissions:
 
     def _prune(self, at: float) -> None:
         for uid, marks in list(self._marks.items()):
-            for order in [order for order, mark in marks.items() if at >= mark.until]:
-                self._unmark(uid, order)
+            for number in [number for number, mark in marks.items() if at >= mark.until]:
+                self._unmark(uid, number)
         for uid, (_, deadline) in list(self._caps.items()):
-            if at >= deadline + _MARK_S:
+            if at >= deadline + REFUSED_FOR_S:
                 del self._caps[uid]
         if not self._marks:
             self._cancelled.clear()

@@ -11,17 +11,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ray_route import telemetry
 from ray_route.clock import Deadline, shorter
 from ray_route.errors import InvalidInputError, PodUnavailableError
-from ray_route.gateway import Gateway, resolve_url
-from ray_route.metrics import POD_RUNNING_CALLS, POD_UIDS, meter
 from ray_route.model import DrainProgress, Link, RoutingState, check_name, check_pod, check_uid
 from ray_route.pod.admission import Admissions
-from ray_route.pod.attendance import Hook
+from ray_route.pod.command_loop import Hook
 from ray_route.pod.gate import Gate
-from ray_route.pod.tenure import CLAIM_S, Hooks, Tenure
-from ray_route.steps import Pause, Steps, run
+from ray_route.pod.index_lease import CLAIM_S, Hooks, IndexLease
+from ray_route.runtime import telemetry
+from ray_route.runtime.metrics import POD_RUNNING_CALLS, POD_UIDS, meter
+from ray_route.runtime.namespace import Namespace, resolve_url
+from ray_route.runtime.waiting import Operation, Pause, run
 from ray_route.store.url import StoreUrl
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -67,7 +67,7 @@ class PodAgent:
     ) -> None:
         self.namespace = check_name("namespace", namespace)
         self.service = check_name("service", service)
-        self._tenure = Tenure(
+        self._index_lease = IndexLease(
             service,
             pod if pod is None else check_pod(pod),
             actor=actor,
@@ -83,7 +83,7 @@ class PodAgent:
         self._options = options
         self._meter = meter(namespace)
         self._load_state: float | None = None
-        self._gateway_or_none: Gateway | None = None
+        self._namespace_or_none: Namespace | None = None
 
     # Membership.
 
@@ -95,16 +95,16 @@ class PodAgent:
         """
         deadline = Deadline.after(timeout)
         url = resolve_url(self._redis_url, deadline)
-        gateway = Gateway(self.namespace, url, self._options, deadline)
-        self._gateway_or_none = gateway
-        self._tenure.begin(gateway, deadline)
+        namespace = Namespace(self.namespace, url, self._options, deadline)
+        self._namespace_or_none = namespace
+        self._index_lease.begin(namespace, deadline)
         self._measure()
         return self
 
     def _measure(self) -> None:
         me = self._me
-        self._meter.watch(POD_UIDS, lambda: [(self._labels(), len(self._serving))], me)
-        self._meter.watch(POD_RUNNING_CALLS, lambda: [(self._labels(), self._serving.running)], me)
+        self._meter.gauge(POD_UIDS, lambda: [(self._labels(), len(self._serving))], me)
+        self._meter.gauge(POD_RUNNING_CALLS, lambda: [(self._labels(), self._serving.running)], me)
         telemetry.start()
 
     @property
@@ -115,15 +115,15 @@ class PodAgent:
         return self.service, str(self.pod)  # one that floats may get another index
 
     @property
-    def _gateway(self) -> Gateway:
-        if self._gateway_or_none is None:
+    def _namespace(self) -> Namespace:
+        if self._namespace_or_none is None:
             raise self._unavailable("its agent has not been started")
-        return self._gateway_or_none
+        return self._namespace_or_none
 
     @property
     def pod(self) -> int:
         """The index; raises `PodUnavailableError` while one that floats has none."""
-        index = self._tenure.index
+        index = self._index_lease.index
         if index is None:
             raise self._unavailable("it has not claimed an index")
         return index
@@ -131,7 +131,7 @@ class PodAgent:
     @property
     def gate(self) -> Gate:
         """Where calls enter; raises `PodUnavailableError` before `start`."""
-        gate = self._tenure.gate
+        gate = self._index_lease.gate
         if gate is None:
             raise self._unavailable("its agent has not been started")
         return gate
@@ -143,18 +143,18 @@ class PodAgent:
     @property
     def incarnation(self) -> int:
         """The number of this life."""
-        return self._serving.membership.incarnation
+        return self._serving.lease.incarnation
 
     def stop(self) -> None:
         """Admit nothing more, let running calls end (5 s), and give the index back at once."""
-        self._tenure.stop_renewing()
-        if self._gateway_or_none is None:
+        self._index_lease.stop_renewing()
+        if self._namespace_or_none is None:
             return
         self._meter.forget(POD_UIDS, POD_RUNNING_CALLS, owner=self._me)
         try:
-            self._tenure.end()
+            self._index_lease.end()
         finally:
-            self._gateway.close()
+            self._namespace.close()
 
     def drain(self, deadline_s: float) -> DrainProgress:
         """Move all uids away, within so many seconds; return how far that came.
@@ -163,10 +163,10 @@ class PodAgent:
         """
         deadline = Deadline.after(deadline_s)
         for_router = max(deadline_s - _SOONER_S, deadline_s / 2)  # it answers before we give up
-        begin = self._gateway.ask("drain", self.service, self.pod, for_router, go_on=False)
+        begin = self._namespace.ask("drain", self.service, self.pod, for_router, go_on=False)
         run(begin, deadline)
         while True:
-            asked = self._gateway.ask("drain_progress", self.service, self.pod)
+            asked = self._namespace.ask("drain_progress", self.service, self.pod)
             progress: DrainProgress | None = run(asked, deadline)
             if progress is not None and progress.done:
                 return progress
@@ -210,11 +210,11 @@ class PodAgent:
         if wanted is RoutingState.SHUTDOWN:
             self._shut(deadline)
         elif self.get_routing_state() is RoutingState.SHUTDOWN:
-            self._tenure.begin_anew(wanted, deadline)
+            self._index_lease.begin_anew(wanted, deadline)
             return
         args = (self.service, self.pod, self.incarnation, wanted)
-        run(self._gateway.ask("set_state", *args), deadline)
-        self._tenure.state = wanted
+        run(self._namespace.ask("set_state", *args), deadline)
+        self._index_lease.state = wanted
 
     def _shut(self, deadline: Deadline) -> None:
         serving = self._serving
@@ -223,11 +223,11 @@ class PodAgent:
             serving.open()
             deadline.check("the calls that run on this pod")
         serving.shut()
-        self._tenure.release_all()
+        self._index_lease.release_all()
 
     def get_routing_state(self) -> RoutingState:
         """Return what this pod accepts; a drain changes it too."""
-        return self._tenure.state
+        return self._index_lease.state
 
     # Links. All are written by the router, by way of their present owner if that is alive.
 
@@ -246,7 +246,7 @@ class PodAgent:
         `PodUnavailableError` if the owner keeps it or the target takes none.
         """
         target = self._target(uid, pod)
-        asked = self._gateway.ask(
+        asked = self._namespace.ask(
             "set_link",
             self.service,
             uid,
@@ -272,7 +272,7 @@ class PodAgent:
         owner gives it up first.
         """
         target = self._target(uid, pod)
-        asked = self._gateway.ask(
+        asked = self._namespace.ask(
             "try_set_link",
             self.service,
             uid,
@@ -305,7 +305,7 @@ class PodAgent:
             raise InvalidInputError(
                 argument="after_s", value=after_s, reason="must be a number of seconds from 0 on"
             )
-        asked = self._gateway.ask(
+        asked = self._namespace.ask(
             "remove_link", self.service, uid, pod, after_s=after_s, timeout_s=shorter(timeout)
         )
         removed: bool = run(asked, Deadline.after(timeout))
@@ -324,7 +324,7 @@ class PodAgent:
         and their links live on; unused ones are given up after `ttl_s`. Links of other lives,
         and those that have been released, are passed over.
         """
-        self._serving.use(links, self._gateway.config.ttl_s)
+        self._serving.use(links, self._namespace.config.ttl_s)
 
     def admit(self, uid: str, epoch: int, incarnation: int) -> None:
         """Return if this pod owns the uid under that epoch now; run `on_acquire` if it is new.
@@ -354,11 +354,11 @@ class PodAgent:
             may_have_run=False,
             namespace=self.namespace,
             service=self.service,
-            pod=self._tenure.index,
+            pod=self._index_lease.index,
         )
 
 
-def _pause(what: str) -> Steps[None]:
+def _pause(what: str) -> Operation[None]:
     yield Pause(_POLL_S, what)
 
 

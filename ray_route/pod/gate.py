@@ -11,12 +11,12 @@ from typing import Any
 
 from ray_route.clock import Deadline, now
 from ray_route.errors import FencedError, PodUnavailableError, RouteError
-from ray_route.gateway import Gateway
-from ray_route.metrics import POD_REFUSALS, meter
 from ray_route.model import Link
 from ray_route.pod.admission import Admissions, Verdict
-from ray_route.pod.attendance import Hook
-from ray_route.steps import run
+from ray_route.pod.command_loop import Hook
+from ray_route.runtime.metrics import POD_REFUSALS, meter
+from ray_route.runtime.namespace import Namespace
+from ray_route.runtime.waiting import run
 
 _ACQUIRE_S = 30.0
 _ADMITTERS = 32
@@ -27,7 +27,7 @@ class Gate:
 
     def __init__(
         self,
-        gateway: Gateway,
+        namespace: Namespace,
         service: str,
         pod: int,
         admissions: Admissions,
@@ -36,14 +36,14 @@ class Gate:
         self.admissions = admissions
         # Not the event loop's default threads: the user's hooks may need those to return.
         self.admitters = ThreadPoolExecutor(_ADMITTERS, thread_name_prefix="ray_route-admit")
-        self._gateway = gateway
+        self._namespace = namespace
         self._ids: dict[str, Any] = {
-            "namespace": gateway.namespace,
+            "namespace": namespace.name,
             "service": service,
             "pod": pod,
         }
         self._service = service
-        self._meter = meter(gateway.namespace)
+        self._meter = meter(namespace.name)
         self._on_acquire = on_acquire
         self._confirming: dict[tuple[str, int], Future[float]] = {}
         self._lock = threading.Lock()
@@ -134,9 +134,9 @@ class Gate:
         return lease_end
 
     def _read(self, uid: str) -> Link | None:
-        gateway = self._gateway
-        shard = gateway.keys.shard(uid)
-        asked = gateway.read(shard, [(self._service, uid)])
+        namespace = self._namespace
+        shard = namespace.keys.shard(uid)
+        asked = namespace.read(shard, [(self._service, uid)])
         return run(asked, Deadline.after(_ACQUIRE_S))[0]
 
     def _fenced(self, uid: str, epoch: int, reason: str, *, may_have_run: bool) -> FencedError:

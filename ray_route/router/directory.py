@@ -1,7 +1,7 @@
-"""The router's mind: who is where, decided once.
+"""Decides where each uid is: finds its link, places it, relinks it when its pod has died.
 
-Every decision about a link is made here. Knows Redis only by `store`, and nothing of Ray: tests
-run it on a bare event loop.
+Every such decision of a namespace is made here, once. Knows nothing of Ray: tests run it on a
+bare event loop.
 """
 
 from __future__ import annotations
@@ -16,17 +16,13 @@ from typing import Any
 from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import PodRestartingError, RouteError, RouterUnavailableError
-from ray_route.metrics import ROUTER_BATCH_UIDS
 from ray_route.model import Link, make_link
-from ray_route.router.census import Census
-from ray_route.router.choice import Chooser
-from ray_route.router.ledger import Ledger, Outcomes, linked
-from ray_route.router.shards import Shards
+from ray_route.protocol.wire import Answer
+from ray_route.router.link_table import LinkTable, Outcomes, linked
+from ray_route.router.membership import Membership
+from ray_route.router.placer import Placer
+from ray_route.runtime.metrics import ROUTER_BATCH_UIDS
 from ray_route.store.connect import AsyncStore
-from ray_route.store.keys import Keys
-from ray_route.store.links import Writer
-from ray_route.store.scripts import Call
-from ray_route.wire import Answer
 
 logger = logging.getLogger(__name__)
 
@@ -56,16 +52,17 @@ class _Batch:
         return make_link(answer.pod, answer.incarnation, answer.epoch, answer.persistent, lease_s)
 
 
-class Directory(Ledger):
+class Directory:
     """Finds, places and relinks. One per router; belongs to one event loop."""
 
     def __init__(
-        self, config: RouteConfig, keys: Keys, store: AsyncStore, census: Census, shards: Shards
+        self, config: RouteConfig, links: LinkTable, store: AsyncStore, membership: Membership
     ) -> None:
-        super().__init__(config, keys, census, shards)
+        self._links = links
         self._store = store
+        self._membership = membership
         self._grace_s = config.restart_grace_s
-        self._chooser = Chooser(census, config.strategy(), keys.namespace)
+        self._placer = Placer(membership, config.strategy(), links.keys.namespace)
         self._forming: dict[tuple[str, str | None], _Batch] = {}
         self._under_way: defaultdict[str, dict[str, _Batch]] = defaultdict(dict)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -80,7 +77,7 @@ class Directory(Ledger):
         `wanted` maps uids to the least epoch that the caller will take from a cache. Whoever
         asks for a uid that is on its way to Redis waits for that answer: one write for all.
         """
-        answers: dict[str, Any] = self.cache.get_all(service, wanted)
+        answers: dict[str, Any] = self._links.cache.get_all(service, wanted)
         missing = [uid for uid, link in answers.items() if link is None]
         if missing:
             answers.update(await self._fetched(service, missing, wanted, node))
@@ -94,8 +91,8 @@ class Directory(Ledger):
         late = {batch for batch in waiting if batch.sent_at is not None}
         for batch in waiting:
             await batch.done.wait()
-        if self.superseded.is_set():
-            raise self.taken_over()
+        if self._links.superseded.is_set():
+            raise self._links.taken_over()
         for batch, some in waiting.items():
             get = batch.late_answer if batch in late else batch.answers.__getitem__
             answers.update(zip(some, map(get, some), strict=True))
@@ -103,26 +100,26 @@ class Directory(Ledger):
 
     async def find(self, service: str, wanted: Mapping[str, int]) -> dict[str, Answer | None]:
         """Return each uid's link in the order wanted, None where there is none; places nothing."""
-        answers: dict[str, Any] = self.cache.get_all(service, wanted)
+        answers: dict[str, Any] = self._links.cache.get_all(service, wanted)
         unknown = [uid for uid, link in answers.items() if link is None]
         if not unknown:
             return answers
         asked_at = now()
         found: dict[str, Link] = {}
-        for uid, outcome in (await self._guarded(self._shards.read(service, unknown))).items():
+        for uid, outcome in (await self._links.read_many(service, unknown)).items():
             if isinstance(outcome, RouteError):
                 answers[uid] = outcome
             elif outcome.link is not None:
                 answers[uid] = found[uid] = outcome.link
-        self.cache.put_all(service, found, asked_at)
+        self._links.cache.put_all(service, found, asked_at)
         return answers
 
     async def sweep(self, service: str) -> int:
         """Relink every uid whose owner's life has ended now; return how many there were."""
-        await self._census.refresh(service)
+        await self._membership.refresh(service)
         moved, some = 0, []
-        async for key in self._store.scan(self.keys.links(service)):
-            uid = self.keys.uid_of(key, service)
+        async for key in self._store.scan(self._links.keys.links(service)):
+            uid = self._links.keys.uid_of(key, service)
             if uid is not None:
                 some.append(uid)
             if len(some) >= _UIDS_PER_SWEEP:
@@ -133,8 +130,8 @@ class Directory(Ledger):
     async def _sweep_some(self, service: str, uids: list[str]) -> int:
         strayed = {
             uid: link
-            for uid, outcome in (await self._guarded(self._shards.read(service, uids))).items()
-            if (link := linked(outcome)) and self._census.table.has_ended(service, link)
+            for uid, outcome in (await self._links.read_many(service, uids)).items()
+            if (link := linked(outcome)) and self._membership.table.has_ended(service, link)
         }
         answers = await self._relink(service, strayed, None) if strayed else {}
         for answer in answers.values():
@@ -155,24 +152,11 @@ class Directory(Ledger):
         `prefer_index` chooses the index that they had, if a new life has it.
         """
         try:
-            proposal = self._chooser.propose(service, lost, node, lost if prefer_index else None)
+            proposal = self._placer.propose(service, lost, node, lost if prefer_index else None)
         except RouteError as refusal:
             return dict.fromkeys(lost, refusal)
-
-        def build(writer: Writer, shard: int, some: list[str]) -> Call:
-            expected = [lost[uid].epoch for uid in some]
-            owners = proposal.owners(some)
-            return self._links.relink(writer, shard, service, some, expected, owners)
-
-        outcomes = await self._place_at(service, proposal, build)
-        answers: dict[str, Answer] = {}
-        for uid, outcome in outcomes.items():
-            if isinstance(outcome, RouteError):
-                answers[uid] = outcome
-            else:
-                why = f"{'relinked' if prefer_index else 'moved'} from pod {lost[uid].pod}:"
-                answers[uid] = self._counted(service, uid, outcome, why)
-        return answers
+        reason = "relinked" if prefer_index else "moved"
+        return await self._links.relink(service, proposal, lost, reason)
 
     # Batches.
 
@@ -210,7 +194,7 @@ class Directory(Ledger):
     async def _settle(self, batch: _Batch) -> None:
         del self._forming[batch.service, batch.node]
         batch.sent_at = now()
-        self.meter.observe(ROUTER_BATCH_UIDS, len(batch.uids))
+        self._links.meter.observe(ROUTER_BATCH_UIDS, len(batch.uids))
         try:
             batch.answers = await self._place(batch)
         except RouteError as error:
@@ -218,7 +202,7 @@ class Directory(Ledger):
         except Exception as error:
             logger.exception("a batch of %d uids failed", len(batch.uids))
             unavailable = RouterUnavailableError(
-                namespace=self.keys.namespace, reason=f"a batch failed: {error!r}"
+                namespace=self._links.keys.namespace, reason=f"a batch failed: {error!r}"
             )
             batch.answers = dict.fromkeys(batch.uids, unavailable)
         finally:
@@ -230,27 +214,22 @@ class Directory(Ledger):
 
     async def _place(self, batch: _Batch) -> dict[str, Answer]:
         service = batch.service
-        if not self._census.table.available(service):
-            await self._census.refresh(service)
+        if not self._membership.table.available(service):
+            await self._membership.refresh(service)
         try:
-            proposal = self._chooser.propose(service, batch.uids, batch.node)
+            proposal = self._placer.propose(service, batch.uids, batch.node)
         except RouteError as refusal:
             return await self._existing(batch, refusal)
-
-        def build(writer: Writer, shard: int, some: list[str]) -> Call:
-            owners = proposal.owners(some)
-            return self._links.set_if_absent(writer, shard, service, some, owners)
-
-        return await self._adopted(batch, await self._place_at(service, proposal, build))
+        return await self._adopted(batch, await self._links.place(service, proposal))
 
     async def _existing(self, batch: _Batch, refusal: RouteError) -> dict[str, Answer]:
         """Answer from what is there when nothing can be placed."""
         answers: dict[str, Answer] = {}
-        outcomes = await self._guarded(self._shards.read(batch.service, batch.uids))
+        outcomes = await self._links.read_many(batch.service, batch.uids)
         for uid, outcome in outcomes.items():
             if isinstance(outcome, RouteError):
                 answers[uid] = outcome
-            elif outcome.link and self._census.table.routable(batch.service, outcome.link):
+            elif outcome.link and self._membership.table.routable(batch.service, outcome.link):
                 answers[uid] = outcome.link
             else:
                 answers[uid] = refusal
@@ -258,9 +237,8 @@ class Directory(Ledger):
 
     async def _adopted(self, batch: _Batch, outcomes: Outcomes) -> dict[str, Answer]:
         """Turn outcomes into answers, relinking what points to a life that has ended."""
-        service, serving = batch.service, self._census.table.serving.get(batch.service, {})
+        service, serving = batch.service, self._membership.table.serving.get(batch.service, {})
         answers: dict[str, Answer] = {}
-        placed: dict[str, Link] = {}
         strayed: dict[str, Link] = {}
         for uid, outcome in outcomes.items():
             if isinstance(outcome, RouteError):
@@ -269,12 +247,8 @@ class Directory(Ledger):
             link, written = outcome
             assert link is not None
             answers[uid] = link
-            if written:
-                placed[uid] = link
-            elif serving.get(link.pod) != link.incarnation:
+            if not written and serving.get(link.pod) != link.incarnation:
                 strayed[uid] = link
-        if placed:
-            self._count(service, placed, "placed:")
         if strayed:
             answers.update(await self._relink(service, strayed, batch.node))
         return answers
@@ -283,8 +257,8 @@ class Directory(Ledger):
         self, service: str, strayed: Mapping[str, Link], node: str | None
     ) -> dict[str, Answer]:
         """Give uids whose owner's life has ended to a living pod."""
-        await self._census.refresh(service)
-        table = self._census.table
+        await self._membership.refresh(service)
+        table = self._membership.table
         answers: dict[str, Answer] = {}
         lost: dict[str, Link] = {}
         for uid, link in strayed.items():
@@ -294,7 +268,7 @@ class Directory(Ledger):
                 lost[uid] = link
             else:
                 why = "the pod table lags behind its link, which proves nothing"
-                answers[uid] = self._census.unavailable(service, link.pod, why, uid)
+                answers[uid] = self._membership.unavailable(service, link.pod, why, uid)
         waiting = [uid for uid, link in lost.items() if self._may_restart(service, link)]
         for uid in waiting:
             answers[uid] = self._restarting(service, uid, lost.pop(uid))
@@ -303,13 +277,13 @@ class Directory(Ledger):
         return answers
 
     def _may_restart(self, service: str, link: Link) -> bool:
-        return self._census.gone_for_s(service, link.pod) < self._grace_s
+        return self._membership.gone_for_s(service, link.pod) < self._grace_s
 
     def _restarting(self, service: str, uid: str, link: Link) -> PodRestartingError:
         return PodRestartingError(
             reason="its process has ended, and it has restart_grace_s to come back",
             may_have_run=False,
-            namespace=self.keys.namespace,
+            namespace=self._links.keys.namespace,
             service=service,
             uid=uid,
             pod=link.pod,

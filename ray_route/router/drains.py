@@ -10,13 +10,13 @@ from typing import Any
 
 from ray_route.clock import Deadline
 from ray_route.errors import PodUnavailableError
-from ray_route.metrics import DRAINS
 from ray_route.model import DrainProgress, Link, PodRecord, RoutingState
-from ray_route.router.census import Census
+from ray_route.protocol.commands import Address, Close, Command, Open, Show
 from ray_route.router.directory import Directory
-from ray_route.router.mailbox import Address, Mailboxes, NoAnswerError
+from ray_route.router.mailbox import Mailboxes, NoAnswerError
+from ray_route.router.membership import Membership
 from ray_route.router.moves import Moves
-from ray_route.router.orders import Close, Open, Order, Show
+from ray_route.runtime.metrics import DRAINS
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class StoppedError(Exception):
 class _Drain:
     """One pod's drain. What `moved` and the rest say is noted as it goes."""
 
-    census: Census
+    membership: Membership
     directory: Directory
     mailboxes: Mailboxes
     moves: Moves
@@ -68,7 +68,7 @@ class _Drain:
             self._check(len(holdings))
             await self._move_some(holdings)
             holdings = await self._show()
-        await self.census.set_state(self.service, self.pod, RoutingState.SHUTDOWN)
+        await self.membership.set_state(self.service, self.pod, RoutingState.SHUTDOWN)
 
     def _check(self, left: int) -> None:
         if self.deadline.remaining() == 0 and not self.go_on:
@@ -99,7 +99,7 @@ class _Drain:
             try:
                 holdings, running = await self._ask(Show())
             except NoAnswerError:
-                dead = self.census.table.is_dead(self.service, self._any_link)
+                dead = self.membership.table.is_dead(self.service, self._any_link)
                 if dead or (self.deadline.remaining() == 0 and not self.go_on):
                     raise
                 continue
@@ -110,9 +110,9 @@ class _Drain:
     def _any_link(self) -> Link:
         return Link(self.pod.pod, self.pod.incarnation, 0, persistent=False, lease_s=0)
 
-    async def _ask(self, order: Order) -> tuple[dict[str, int], int]:
+    async def _ask(self, command: Command) -> tuple[dict[str, int], int]:
         answer: tuple[dict[str, int], int] = await self.mailboxes.ask(
-            self._address, order, _ANSWER_S
+            self._address, command, _ANSWER_S
         )
         return answer
 
@@ -121,9 +121,9 @@ class Drains:
     """The drains of one router; those of one service run one after the other."""
 
     def __init__(
-        self, census: Census, directory: Directory, mailboxes: Mailboxes, moves: Moves
+        self, membership: Membership, directory: Directory, mailboxes: Mailboxes, moves: Moves
     ) -> None:
-        self._parts = (census, directory, mailboxes, moves)
+        self._parts = (membership, directory, mailboxes, moves)
         self._one_at_a_time: dict[str, asyncio.Lock] = {}
         self._running: dict[tuple[str, int], asyncio.Task[Any]] = {}
         self._progress: dict[tuple[str, int], DrainProgress] = {}
@@ -151,12 +151,12 @@ class Drains:
     async def _run(self, key: tuple[str, int], drain: _Drain) -> None:
         try:
             # Before its turn comes: a drain under way must not move uids here.
-            await drain.census.set_state(key[0], drain.pod, RoutingState.DENY_NEW)
+            await drain.membership.set_state(key[0], drain.pod, RoutingState.DENY_NEW)
             async with self._one_at_a_time.setdefault(key[0], asyncio.Lock()):
                 await drain.run()
-            drain.census.meter.count(DRAINS, key[0], "done")
+            drain.membership.meter.count(DRAINS, key[0], "done")
         except Exception as error:  # noqa: BLE001 - whoever waits for it must hear of it
             facts = {"service": key[0], "pod": key[1]}
             logger.warning("the drain of pod %(pod)d of %(service)s stopped", facts, extra=facts)
             self._progress[key] = replace(self._progress[key], done=True, problem=str(error))
-            drain.census.meter.count(DRAINS, key[0], "stopped")
+            drain.membership.meter.count(DRAINS, key[0], "stopped")

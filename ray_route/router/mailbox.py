@@ -1,7 +1,7 @@
 """Orders to agents, and their answers.
 
 An agent may live in any process that has joined Ray, which nothing can call. So it fetches its
-orders, by a call to the router that returns when there are some.
+commands, by a call to the router that returns when there are some.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from ray_route.router.orders import Order
-
-Address = tuple[str, int, int]  # service, pod, incarnation
-Numbered = tuple[int, Order]
+from ray_route.protocol.commands import Address, Command, Numbered
 
 
 class NoAnswerError(Exception):
@@ -24,7 +21,7 @@ class NoAnswerError(Exception):
 
 @dataclass(slots=True)
 class _Box:
-    orders: list[Numbered] = field(default_factory=list)
+    commands: list[Numbered] = field(default_factory=list)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     answers: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
 
@@ -38,20 +35,20 @@ class Mailboxes:
         self._numbers = count(random.getrandbits(48))
 
     async def fetch(self, address: Address, wait_s: float) -> list[Numbered]:
-        """Return the orders for an agent, waiting up to `wait_s` seconds for some."""
+        """Return the commands for an agent, waiting up to `wait_s` seconds for some."""
         box = self._boxes.setdefault(address, _Box())
-        if not box.orders:
+        if not box.commands:
             try:
                 await asyncio.wait_for(box.wake.wait(), wait_s)
             except asyncio.TimeoutError:
                 return []
-        orders, box.orders = box.orders, []
+        commands, box.commands = box.commands, []
         box.wake.clear()
-        return orders
+        return commands
 
-    async def ask(self, address: Address, order: Order, timeout_s: float) -> Any:
-        """Post an order and return its answer; raise `NoAnswerError`."""
-        number = self.post(address, order)
+    async def ask(self, address: Address, command: Command, timeout_s: float) -> Any:
+        """Post a command and return its answer; raise `NoAnswerError`."""
+        number = self.post(address, command)
         box = self._boxes[address]
         future = asyncio.get_running_loop().create_future()
         box.answers[number] = future
@@ -61,13 +58,13 @@ class Mailboxes:
             raise NoAnswerError(f"no answer within {timeout_s:g} s") from None
         finally:
             box.answers.pop(number, None)
-            box.orders = [item for item in box.orders if item[0] != number]
+            box.commands = [item for item in box.commands if item[0] != number]
 
-    def post(self, address: Address, order: Order) -> int:
-        """Post an order without waiting for an answer."""
+    def post(self, address: Address, command: Command) -> int:
+        """Post a command without waiting for an answer."""
         box = self._boxes.setdefault(address, _Box())
         number = next(self._numbers)
-        box.orders.append((number, order))
+        box.commands.append((number, command))
         box.wake.set()
         return number
 
@@ -85,12 +82,12 @@ class Mailboxes:
                 self._end(self._boxes.pop(address))
 
     def end_all(self) -> None:
-        """Forget every agent, and let those that wait for orders go."""
+        """Forget every agent, and let those that wait for commands go."""
         for address in list(self._boxes):
             self._end(self._boxes.pop(address))
 
     def _end(self, box: _Box) -> None:
-        box.wake.set()  # a process that waits for orders may want to end
+        box.wake.set()  # a process that waits for commands may want to end
         for future in box.answers.values():
             if not future.done():
                 future.set_exception(NoAnswerError("its life has ended"))

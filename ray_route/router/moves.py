@@ -18,15 +18,14 @@ from itertools import count
 from ray_route.clock import Deadline, now
 from ray_route.errors import PodUnavailableError, RouteError, StoreUnavailableError
 from ray_route.model import Link, PodRecord
-from ray_route.router.census import Census
+from ray_route.protocol.commands import ACT_WITHIN_S, Cap, Release, Reopen
 from ray_route.router.directory import Directory
+from ray_route.router.link_table import LinkTable
 from ray_route.router.mailbox import Mailboxes, NoAnswerError
-from ray_route.router.orders import Cap, Release, Reopen
+from ray_route.router.membership import Membership
 
 logger = logging.getLogger(__name__)
 
-# A release is acted upon within this time or taken back (see `admission`).
-_ACT_WITHIN_S = 60.0
 _ANSWER_S = 5.0
 # Of the time that a caller gives, for the owner's calls to end; the rest is for its answer.
 _FOR_CALLS = 0.7
@@ -44,10 +43,10 @@ class _Turn:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """Uids that one living pod has given up to one order; none where the pod is dead."""
+    """Uids that one living pod has given up to one release; none where the pod is dead."""
 
     links: dict[str, Link]
-    order: Release | None
+    release: Release | None
 
 
 class Moves:
@@ -57,14 +56,20 @@ class Moves:
     """
 
     def __init__(
-        self, census: Census, directory: Directory, mailboxes: Mailboxes, stale: Stale
+        self,
+        membership: Membership,
+        links: LinkTable,
+        directory: Directory,
+        mailboxes: Mailboxes,
+        stale: Stale,
     ) -> None:
-        self._census = census
+        self._membership = membership
+        self._links = links
         self._directory = directory
         self._mailboxes = mailboxes
         self._stale = stale
         self._turns: dict[tuple[str, str], _Turn] = {}
-        self._orders = count(random.getrandbits(48))
+        self._numbers = count(random.getrandbits(48))
         self._doubts: set[asyncio.Task[None]] = set()
 
     async def set(
@@ -72,10 +77,10 @@ class Moves:
     ) -> Link:
         """Link a uid to a pod, by way of whoever holds it; `persistent=None` keeps its kind."""
         deadline = Deadline.after(timeout_s)
-        target = await self._census.target(service, pod)
+        target = await self._membership.target(service, pod)
         async with self._turn(service, uid, deadline):
             while True:
-                held = await self._directory.read(service, uid)
+                held = await self._links.read(service, uid)
                 kind = persistent
                 if kind is None:
                     kind = held is not None and held.persistent
@@ -96,11 +101,11 @@ class Moves:
     ) -> tuple[bool, Link]:
         """Link a uid to a pod unless another living pod holds it; `steal` takes it from that."""
         deadline = Deadline.after(timeout_s)
-        target = await self._census.target(service, pod)
+        target = await self._membership.target(service, pod)
         async with self._turn(service, uid, deadline):
-            held = await self._directory.read(service, uid)
+            held = await self._links.read(service, uid)
             taken = held is not None and not _is_at(held, target)
-            if held and taken and not steal and not self._census.table.has_ended(service, held):
+            if held and taken and not steal and not self._membership.table.has_ended(service, held):
                 return False, held
             link = await self._give(service, uid, held, target, persistent, deadline)
             return _is_at(link, target), link
@@ -111,7 +116,7 @@ class Moves:
         """Remove a uid's link, now or later, if `pod` (None: any) holds it; say whether it did."""
         deadline = Deadline.after(timeout_s)
         async with self._turn(service, uid, deadline):
-            held = await self._directory.read(service, uid)
+            held = await self._links.read(service, uid)
             if held is None or pod not in (None, held.pod):
                 return False
             if after_s > 0:
@@ -120,7 +125,7 @@ class Moves:
             else:
                 released = await self._release(service, {uid: held}, deadline)
             try:
-                removed = await self._directory.remove(service, uid, held, after_s)
+                removed = await self._links.remove(service, uid, held, after_s)
             except RouteError as error:
                 self._undo(service, released, error)
                 raise
@@ -133,7 +138,7 @@ class Moves:
         """Remove links that their owner has given up by itself, because nobody used them."""
         for uid, epoch in uids.items():
             link = Link(pod, incarnation, epoch, persistent=False, lease_s=0)
-            if await self._directory.remove(service, uid, link, 0):
+            if await self._links.remove(service, uid, link, 0):
                 self._stale(service, {uid: epoch})
 
     async def hand_over(self, service: str, links: dict[str, Link], timeout_s: float) -> int:
@@ -152,7 +157,7 @@ class Moves:
         moved = {uid: link.epoch for uid, link in released.links.items() if uid not in kept}
         self._stale(service, moved)
         if kept:
-            self._undo(service, Released(kept, released.order), errors[0] if errors else None)
+            self._undo(service, Released(kept, released.release), errors[0] if errors else None)
         if errors:
             raise errors[0]
         return len(moved)
@@ -171,7 +176,7 @@ class Moves:
         if held is not None and not _is_at(held, target):
             released = await self._release(service, {uid: held}, deadline)
         try:
-            link = await self._directory.set(service, uid, target, held, persistent=persistent)
+            link = await self._links.set(service, uid, target, held, persistent=persistent)
         except RouteError as error:
             self._undo(service, released, error)
             raise
@@ -185,21 +190,21 @@ class Moves:
         Raises `PodUnavailableError` if it kept them all or did not answer.
         """
         some = next(iter(links.values()))
-        if self._census.table.has_ended(service, some):
+        if self._membership.table.has_ended(service, some):
             return Released(links, None)
         uids = {uid: link.epoch for uid, link in links.items()}
-        order = Release(next(self._orders), uids, deadline.remaining() * _FOR_CALLS)
+        release = Release(next(self._numbers), uids, deadline.remaining() * _FOR_CALLS)
         address = (service, some.pod, some.incarnation)
         asked_at = now()
         try:
-            given_up: list[str] = await self._mailboxes.ask(address, order, deadline.remaining())
+            given_up: list[str] = await self._mailboxes.ask(address, release, deadline.remaining())
         except NoAnswerError as error:
-            if self._census.table.has_ended(service, some):
+            if self._membership.table.has_ended(service, some):
                 return Released(links, None)
-            self._reopen(service, Released(links, order))
+            self._reopen(service, Released(links, release))
             raise self._kept(service, links, str(error)) from error
-        released = Released({uid: links[uid] for uid in given_up}, order)
-        if now() - asked_at > _ACT_WITHIN_S:  # this process was frozen: the pod may go on by now
+        released = Released({uid: links[uid] for uid in given_up}, release)
+        if now() - asked_at > ACT_WITHIN_S:  # this process was frozen: the pod may go on by now
             self._reopen(service, released)
             raise self._kept(service, links, "its answer came too late")
         if not given_up:
@@ -208,11 +213,11 @@ class Moves:
 
     def _kept(self, service: str, links: dict[str, Link], why: str) -> PodUnavailableError:
         uid, link = next(iter(links.items()))
-        return self._census.unavailable(service, link.pod, f"it kept the uid: {why}", uid)
+        return self._membership.unavailable(service, link.pod, f"it kept the uid: {why}", uid)
 
     def _undo(self, service: str, released: Released, error: RouteError | None) -> None:
         """Give uids back whose link was not changed, at once if that is certain."""
-        if released.order is None or not released.links:
+        if released.release is None or not released.links:
             return
         if not isinstance(error, StoreUnavailableError):
             self._reopen(service, released)
@@ -232,31 +237,31 @@ class Moves:
             await asyncio.sleep(_DOUBT_S)
             epochs = {uid: link.epoch for uid, link in released.links.items()}
             try:
-                await self._directory.not_held(service, epochs)
+                await self._links.not_held(service, epochs)
                 await asyncio.sleep(_DOUBT_S)
-                changed = await self._directory.not_held(service, epochs)
+                changed = await self._links.not_held(service, epochs)
             except RouteError:
                 continue
             unchanged = {u: link for u, link in released.links.items() if u not in changed}
             break
-        self._reopen(service, Released(unchanged, released.order))
+        self._reopen(service, Released(unchanged, released.release))
 
     def _reopen(self, service: str, released: Released) -> None:
         """Let the owner serve uids again."""
-        if released.order is None or not released.links:
+        if released.release is None or not released.links:
             return
         some = next(iter(released.links.values()))
         epochs = {uid: link.epoch for uid, link in released.links.items()}
         address = (service, some.pod, some.incarnation)
-        self._mailboxes.post(address, Reopen(released.order.order, epochs))
+        self._mailboxes.post(address, Reopen(released.release.number, epochs))
 
     async def _cap(self, service: str, uid: str, held: Link, lease_s: float) -> None:
         """Let the owner's own lease end with the link's."""
-        if self._census.table.has_ended(service, held):
+        if self._membership.table.has_ended(service, held):
             return
-        order = Cap({uid: held.epoch}, lease_s)
+        command = Cap({uid: held.epoch}, lease_s)
         try:
-            await self._mailboxes.ask((service, held.pod, held.incarnation), order, _ANSWER_S)
+            await self._mailboxes.ask((service, held.pod, held.incarnation), command, _ANSWER_S)
         except NoAnswerError as error:
             raise self._kept(service, {uid: held}, str(error)) from error
 

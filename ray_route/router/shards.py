@@ -1,7 +1,7 @@
 """Runs verbs over many uids: one script call per shard, all of them in one round trip.
 
 Remembers the highest counter of every shard, which is how a loss of writes is noticed. What meets
-one waits until it has been replayed, and runs then.
+one waits until it has been recovered, and runs then.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 from ray_route.clock import now
 from ray_route.errors import LostWritesError, RouteError
-from ray_route.metrics import STORE_SECONDS, meter
 from ray_route.model import Link
+from ray_route.runtime.metrics import STORE_SECONDS, meter
 from ray_route.store.connect import AsyncStore
 from ray_route.store.keys import Keys
 from ray_route.store.links import MAX_UIDS, LinkCalls, Writer, parse_counter
-from ray_route.store.scripts import Call, command, script_call
+from ray_route.store.scripts import Call, plain_call, script_call
 
 Build = Callable[[Writer, int, list[str]], Call]
 Recover = Callable[[Iterable[int]], Awaitable[None]]
@@ -80,9 +80,9 @@ class Shards:
         seen = list(self.seen)
         keys = [self._keys.counter(shard) for shard in range(self._keys.shards)]
         if self._store.is_cluster:
-            stored = await self._store.run([command("GET", key) for key in keys])
+            stored = await self._store.run([plain_call("GET", key) for key in keys])
         else:
-            stored = await self._store.one(command("MGET", keys[0], *keys[1:]))
+            stored = await self._store.one(plain_call("MGET", keys[0], *keys[1:]))
         for counter in stored:
             if isinstance(counter, RouteError):
                 raise counter
@@ -104,7 +104,7 @@ class Shards:
         return outcomes
 
     async def _recovered(self, uids: list[str], build: Build) -> dict[str, Outcome | RouteError]:
-        """Run what was refused once more, after the replay of its shards."""
+        """Run what was refused once more, after the recovery of its shards."""
         try:
             await self.recover({self._keys.shard(uid) for uid in uids})
         except RouteError as error:

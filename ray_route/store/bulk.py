@@ -42,7 +42,7 @@ class Owned:
     """What a bulk read found.
 
     `codes[i]` tells of uid i: `NO_LINK`, `FAILED` (its shard is in `failed`, with the reason), or
-    the place of its owner in `owners`, as (pod, incarnation). `counters` has what shards counted
+    the index of its owner in `owners`, as (pod, incarnation). `counters` has what shards counted
     beyond what the caller had seen. `lost` are the failed shards that Redis has lost writes to.
     """
 

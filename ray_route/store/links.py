@@ -39,7 +39,7 @@ class ShardReply(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class RememberedLink:
     """What somebody remembers of a link that Redis may have lost.
 
     `removal_s` is None, or how many seconds are left until its removal, 0 if it was removed.
@@ -179,7 +179,7 @@ class LinkCalls:
         shard: int,
         service: str,
         uids: Sequence[str],
-        kept: Sequence[Kept],
+        kept: Sequence[RememberedLink],
         *,
         token: int = 1,
         first: bool = True,
@@ -187,13 +187,13 @@ class LinkCalls:
     ) -> Call:
         """Write back a part of a shard's lost links; a temporary one lives as if refreshed now.
 
-        `token` names the replay: a small number, the same for all parts of the shard.
+        `token` names the recovery: a small number, the same for all parts of the shard.
         """
         pairs = chain.from_iterable(map(self._restored, kept))
         how = ("first" if first else "next", "last" if last else "more")
         return self._call("restore", writer, shard, service, uids, token, *how, *pairs)
 
-    def _restored(self, kept: Kept) -> tuple[str, int | str]:
+    def _restored(self, kept: RememberedLink) -> tuple[str, int | str]:
         link = kept.link
         value = f"{link.pod}:{link.incarnation}:{link.epoch}"
         if kept.removal_s is None:

@@ -10,7 +10,7 @@ from ray_route.config import RouteConfig
 from ray_route.errors import ConfigError, UnsafeStoreError
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
-from ray_route.store.scripts import Call, command, script_call
+from ray_route.store.scripts import Call, plain_call, script_call
 
 LAYOUT = 1
 
@@ -58,7 +58,7 @@ def seal(keys: Keys, token: int, run_ids: list[str]) -> Call:
 
 def read_seal(keys: Keys) -> Call:
     """Read what `seal` wrote last."""
-    return command("HGET", keys.meta, "sealed")
+    return plain_call("HGET", keys.meta, "sealed")
 
 
 def look_up_namespace(store: Store, namespace: str) -> tuple[Keys, RouteConfig] | None:
@@ -66,7 +66,7 @@ def look_up_namespace(store: Store, namespace: str) -> tuple[Keys, RouteConfig] 
 
     Changes nothing, and checks nothing of the server.
     """
-    reply = store.one(command("HMGET", Keys(namespace, 1).meta, "shards", "options"))
+    reply = store.one(plain_call("HMGET", Keys(namespace, 1).meta, "shards", "options"))
     if reply[0] is None:
         return None
     shards = int(reply[0])

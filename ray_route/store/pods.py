@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ray_route.model import Life, PodRecord, RoutingState
 from ray_route.store.keys import Keys
-from ray_route.store.scripts import Call, command, script_call
+from ray_route.store.scripts import Call, plain_call, script_call
 
 logger = logging.getLogger(__name__)
 
@@ -80,11 +80,11 @@ class PodCalls:
 
     def table(self, service: str) -> Call:
         """Read all records of a service."""
-        return command("HGETALL", self.keys.pods(service))
+        return plain_call("HGETALL", self.keys.pods(service))
 
     def services(self) -> Call:
         """Read the names of all services."""
-        return command("SMEMBERS", self.keys.services)
+        return plain_call("SMEMBERS", self.keys.services)
 
 
 def parse_table(reply: list[bytes] | dict[bytes, bytes]) -> list[PodRecord]:

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
-_PRELUDES = {
-    "_links.lua": (
-        "set_if_absent",
-        "relink",
-        "set",
-        "try_set",
-        "remove",
-        "remove_if",
-        "refresh",
-        "restore",
-        "take_over",
-    ),
-    "_removal.lua": ("remove", "remove_if"),
-    "_pods.lua": ("claim", "renew", "end_life", "set_state", "restore_pod"),
-}
+_PRELUDES = re.compile(r"^-- Preludes?: (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A Lua script with its prelude. Its contract (KEYS, ARGV, returns) heads its file."""
+    """A Lua script with its preludes.
+
+    Its file begins with its contract: preludes, KEYS, ARGV, what it returns.
+    """
 
     name: str
     source: str
@@ -38,8 +28,10 @@ class Script:
 def script(name: str) -> Script:
     """Load a script by the name of its file."""
     folder = resources.files("ray_route.store") / "lua"
-    files = [prelude for prelude, users in _PRELUDES.items() if name in users]
-    source = "\n".join((folder / file).read_text() for file in [*files, f"{name}.lua"])
+    body = (folder / f"{name}.lua").read_text()
+    named = _PRELUDES.search(body)
+    preludes = named[1].split(", ") if named else []
+    source = "\n".join([*((folder / file).read_text() for file in preludes), body])
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
@@ -56,8 +48,8 @@ class Call(NamedTuple):
         return ("EVAL", self.script.source, *self.words[2:])
 
 
-def command(name: str, key: str, *args: Any) -> Call:
-    """Build a plain command on one key."""
+def plain_call(name: str, key: str, *args: Any) -> Call:
+    """Build a call of a command on one key."""
     return Call(key, (name, key, *args))
 
 

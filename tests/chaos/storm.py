@@ -51,7 +51,7 @@ class Storm:
         self._numbers = count()
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self.lease_s = client._session.config.pod_lease_s
+        self.lease_s = client._session.namespace.config.pod_lease_s
 
     def run(self, seconds: float, clients: int, faults: list[str]) -> History:
         """Call and strike for that long; return what was seen."""

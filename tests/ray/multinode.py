@@ -87,7 +87,7 @@ def a_router_moves_with_its_node(cluster: Any, node: Any, url: str) -> None:
     for number in range(30):
         name = f"router-{number}"
         with ray_route.connect(name, url) as client:
-            router = client._session.router
+            router = client._session.namespace.router
             _, where = ray.get(router.whereabouts.remote())
             if where != node.node_id:
                 ray.kill(router, no_restart=True)

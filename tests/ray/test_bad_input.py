@@ -43,7 +43,7 @@ EVERY_METHOD: dict[str, Ask] = {
 
 
 def links(client: Any) -> dict[bytes, bytes]:
-    store = client._session.store._client
+    store = client._session.namespace.store._client
     keys = store.keys(f"rr:{{{client.namespace}:*}}:l:*")
     return dict(zip(keys, store.mget(keys), strict=True)) if keys else {}
 

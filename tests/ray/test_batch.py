@@ -22,7 +22,7 @@ from ray_route.client import batch
 from ray_route.errors import InvalidInputError, PartialBatchError, RouteTimeoutError
 from ray_route.model import LinkedPods
 from ray_route.store.embedded import EmbeddedServer
-from ray_route.store.scripts import command
+from ray_route.store.scripts import plain_call
 
 Client = ray_route.RouteClient
 LookUp = Callable[..., LinkedPods]
@@ -227,10 +227,10 @@ def set_apart() -> Iterator[Apart]:
     with EmbeddedServer() as server, TcpProxy(server.port) as proxy:
         url = server.url.replace(f":{server.port}/", f":{proxy.port}/")
         with ray_route.connect(unique_name(), url, shards=8) as client:
-            store, keys = client._session.store, client._session.keys
+            store, keys = client._session.namespace.store, client._session.namespace.keys
             uids = [f"user-{number}" for number in range(300)]
             links = [keys.link(keys.shard(uid), "svc", uid) for uid in uids]
-            store.run([command("SET", key, "1:7:100") for key in links])
+            store.run([plain_call("SET", key, "1:7:100") for key in links])
             yield Apart(client, server, proxy, uids)
             end_router(client.namespace)
 
@@ -260,7 +260,7 @@ def doomed(ray_session: None, way: str) -> Iterator[Apart]:
 
 def test_a_lost_shard_is_waited_for_and_the_others_are_answered(apart: Apart):
     session, lost = apart.client._session, 3
-    session.saw(lost, session.seen(lost) + 1_000_000_000)
+    session.namespace.saw(lost, session.namespace.seen(lost) + 1_000_000_000)
     pid, _ = ray.get(router_handle(apart.client.namespace).whereabouts.remote())
     os.kill(pid, signal.SIGSTOP)  # so that nobody can replay it
     try:
@@ -269,7 +269,7 @@ def test_a_lost_shard_is_waited_for_and_the_others_are_answered(apart: Apart):
     finally:
         os.kill(pid, signal.SIGCONT)
     error = caught.value
-    of_shard = [uid for uid in apart.uids if session.keys.shard(uid) == lost]
+    of_shard = [uid for uid in apart.uids if session.namespace.keys.shard(uid) == lost]
     assert error.unanswered == of_shard
     assert error.partial == {1: [uid for uid in apart.uids if uid not in of_shard]}
     assert error.partial.missing == []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_route.bench.load import Order, Second
+from ray_route.bench.load_generator import Assignment, Second
 from ray_route.store.url import parse_url
 
 
@@ -74,8 +74,8 @@ def test_what_is_drawn_follows_seed_law_and_trace() -> None:
 
     def drawn(thread: int = 0, count: int = 2_000, **how: object) -> list[str]:
         given = {"seed": 1, "users": 50, "zipf": None, "trace": None, **how}
-        order = Order("n", "s", url, threads=2, duration_s=1, **given)  # type: ignore[arg-type]
-        uids = order.draw(thread)
+        assignment = Assignment("n", "s", url, threads=2, duration_s=1, **given)  # type: ignore[arg-type]
+        uids = assignment.draw(thread)
         return [next(uids) for _ in range(count)]
 
     assert drawn() == drawn()

@@ -94,7 +94,7 @@ def test_a_mistyped_namespace_makes_nothing(run: Run, client: Any, svc: Any) -> 
         assert f"unknown namespace '{wrong}'; known are: " in done.err
         assert client.namespace in done.err
     assert routers() == before
-    store = client._session.store._client
+    store = client._session.namespace.store._client
     assert not store.keys(f"rr:{{{wrong}*")
 
 
@@ -242,13 +242,13 @@ def findings(done: Finished) -> dict[str, dict[str, str]]:
 
 
 def test_doctor_finds_nothing_where_all_is_well(run: Run, client: Any, svc: Any) -> None:
-    before = {key for key in client._session.store._client.keys("*") if b"doctor" in key}
+    before = {key for key in client._session.namespace.store._client.keys("*") if b"doctor" in key}
     done = run("doctor", "--json")
     assert done.status == 0, done
     found = findings(done)
     assert found["permissions"]["level"] == "ok", found
     assert "3 ready of 3 alive" in found[f"pods of {client.namespace}/svc"]["found"]
-    after = {key for key in client._session.store._client.keys("*") if b"doctor" in key}
+    after = {key for key in client._session.namespace.store._client.keys("*") if b"doctor" in key}
     assert after == before == set()
 
 

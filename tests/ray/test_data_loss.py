@@ -18,10 +18,10 @@ from services import Counter
 
 import ray_route
 from ray_route.clock import Deadline
-from ray_route.steps import run
+from ray_route.runtime.waiting import run
 from ray_route.store.connect import Store
 from ray_route.store.embedded import EmbeddedServer
-from ray_route.store.scripts import Call, command
+from ray_route.store.scripts import Call, plain_call
 from ray_route.store.url import parse_url
 
 USERS = [f"user-{number}" for number in range(300)]
@@ -112,12 +112,14 @@ def test_a_loss_is_noticed_without_anyone_asking(world: World) -> None:
     flush(world)
     redis = world.redis()
     names = [
-        world.client._session.keys.link(world.client._session.keys.shard(u), "svc", u)
+        world.client._session.namespace.keys.link(
+            world.client._session.namespace.keys.shard(u), "svc", u
+        )
         for u in USERS
     ]
 
     def restored() -> bool:
-        return all(redis.run([command("GET", name) for name in names]))
+        return all(redis.run([plain_call("GET", name) for name in names]))
 
     eventually(restored, "the replay", 10)
     redis.close()
@@ -125,7 +127,7 @@ def test_a_loss_is_noticed_without_anyone_asking(world: World) -> None:
 
 def test_a_new_router_learns_from_the_pods_what_was_lost_with_the_old_one(world: World) -> None:
     before = world.counters()
-    held = [world.client._session.seen(shard) for shard in range(SHARDS)]
+    held = [world.client._session.namespace.seen(shard) for shard in range(SHARDS)]
     router = router_handle(world.client.namespace)
     pid, _ = ray.get(router.whereabouts.remote())
     world.server.stop()
@@ -155,7 +157,7 @@ def test_a_replica_that_lacks_the_last_writes_is_promoted(ray_session: None) -> 
         copies = Store(parse_url(replica.url))
 
         def copied() -> Any:
-            return copies.one(command("EXISTS", f"rr:{{{namespace}}}:meta"))
+            return copies.one(plain_call("EXISTS", f"rr:{{{namespace}}}:meta"))
 
         with (
             ray_route.deploy(
@@ -164,9 +166,9 @@ def test_a_replica_that_lacks_the_last_writes_is_promoted(ray_session: None) -> 
             ray_route.connect(namespace, redis_url=url) as client,
         ):
             early = client.compute_linked_pods(USERS[:100], "svc")
-            keys = client._session.keys
+            keys = client._session.namespace.keys
             last = keys.link(keys.shard(USERS[99]), "svc", USERS[99])
-            eventually(lambda: copied() and copies.one(command("EXISTS", last)), "the copy")
+            eventually(lambda: copied() and copies.one(plain_call("EXISTS", last)), "the copy")
             line.stall()
             world = World(primary, client, pods, {})
             client.move(USERS[0], "svc", (early[USERS[0]].pod + 1) % 3)
@@ -175,7 +177,7 @@ def test_a_replica_that_lacks_the_last_writes_is_promoted(ray_session: None) -> 
             lacking = [
                 uid
                 for uid in USERS
-                if not copies.one(command("EXISTS", keys.link(keys.shard(uid), "svc", uid)))
+                if not copies.one(plain_call("EXISTS", keys.link(keys.shard(uid), "svc", uid)))
             ]
             assert len(lacking) > 150, "the replica lags behind"
             copies.one(Call("", ("REPLICAOF", "NO", "ONE")))
@@ -223,23 +225,23 @@ def test_what_was_removed_stays_removed(world: World) -> None:
     """A promoted replica may still hold a link that was removed in the last second."""
     redis, uid = world.redis(), unique_name()
     world.client.compute_linked_pod(uid, "svc")
-    keys = world.client._session.keys
+    keys = world.client._session.namespace.keys
     name, counter = keys.link(keys.shard(uid), "svc", uid), keys.counter(keys.shard(uid))
-    old = redis.run([command("GET", name), command("GET", counter)])
+    old = redis.run([plain_call("GET", name), plain_call("GET", counter)])
     assert old[0]
 
     @ray.remote(num_cpus=0)
     def remove(namespace: str, url: str) -> bool:
         agent = ray_route.PodAgent(namespace, "other", 0, redis_url=url).start()
         try:
-            asked = agent._gateway.ask("remove_link", "svc", uid, None, after_s=0, timeout_s=5)
+            asked = agent._namespace.ask("remove_link", "svc", uid, None, after_s=0, timeout_s=5)
             return run(asked, Deadline.after(10))
         finally:
             agent.stop()
 
     assert ray.get(remove.remote(world.client.namespace, world.server.url))
-    redis.run([command("SET", name, old[0]), command("SET", counter, old[1])])
-    eventually(lambda: redis.one(command("GET", name)) is None, "the removal's replay")
+    redis.run([plain_call("SET", name, old[0]), plain_call("SET", counter, old[1])])
+    eventually(lambda: redis.one(plain_call("GET", name)) is None, "the removal's replay")
     assert world.client.get_linked_pod(uid, "svc") is None
     redis.close()
 

@@ -22,7 +22,7 @@ import ray_route
 from ray_route import stage
 from ray_route.cli.app import main
 from ray_route.demo.trace import zipf_trace
-from ray_route.hosting import RAY_NAMESPACE
+from ray_route.protocol.names import RAY_NAMESPACE
 from ray_route.store.embedded import EmbeddedServer
 
 COLLEGE = Path(__file__).parents[3] / "shared" / "data" / "college_msg.txt"
@@ -107,7 +107,7 @@ def test_what_was_there_before_stays_and_nothing_is_added(
                 assert client.call("u", "svc", "add", "u") == 1
                 done = command.run("demo", "--trace", log, "--kill", **ours)
                 assert client.call("u", "svc", "add", "u") == 2
-            keys = client._session.store._client.keys("*")
+            keys = client._session.namespace.store._client.keys("*")
         assert (done.status, done.kept) == (0, 4), done
         assert "Ray: joined" in done.out
         assert not [key for key in keys if b"rr:{demo-" in key]

@@ -26,7 +26,7 @@ from tutorial import PAGE, blocks, follow
 
 import ray_route
 from ray_route.cli.app import app, main
-from ray_route.hosting import RAY_NAMESPACE
+from ray_route.protocol.names import RAY_NAMESPACE
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

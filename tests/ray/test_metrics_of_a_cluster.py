@@ -14,8 +14,8 @@ from helpers import eventually, unique_name
 from services import Counter
 
 import ray_route
-from ray_route import telemetry
-from ray_route.metrics import meter
+from ray_route.runtime import telemetry
+from ray_route.runtime.metrics import meter
 
 
 def counted(client: ray_route.RouteClient, name: str, *labels: str) -> int:

@@ -17,7 +17,7 @@ from services import AsyncCounter, Carrier, Counter
 
 import ray_route
 from ray_route.model import RoutingState
-from ray_route.pod.fenced import Refused
+from ray_route.protocol.calls import Refused
 from ray_route.store.embedded import EmbeddedServer
 
 

@@ -259,10 +259,10 @@ def test_an_agent_that_never_got_an_index_can_be_stopped(
 ) -> None:
     agent = ray_route.PodAgent(client.namespace, unique_name(), None)
     late = ray_route.RouteTimeoutError(waiting_for="an index", timeout_s=1.0)
-    monkeypatch.setattr(agent._tenure, "begin", Mock(side_effect=late))
+    monkeypatch.setattr(agent._index_lease, "begin", Mock(side_effect=late))
     with pytest.raises(ray_route.RouteTimeoutError):
         agent.start()
-    monkeypatch.setattr(agent._gateway, "close", closed := Mock())
+    monkeypatch.setattr(agent._namespace, "close", closed := Mock())
     agent.stop()
     closed.assert_called_once()
 
@@ -298,7 +298,7 @@ def test_agents_put_one_small_command_per_heartbeat_on_redis(ray_session: None) 
             ray_route.PodAgent(name, "svc", pod, redis_url=server.url).start()
             for pod in range(pods)
         ]
-        redis = client._session.store._client
+        redis = client._session.namespace.store._client
         # Scripts alone: reading the tables and the stream is the router's and the clients'.
         before, began = redis.info("commandstats")["cmdstat_evalsha"]["calls"], time.monotonic()
         eventually(lambda: time.monotonic() - began >= 3.0, "six heartbeats pass")

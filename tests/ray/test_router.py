@@ -16,15 +16,15 @@ from helpers import end_router, eventually, router_handle, unique_name
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 import ray_route
-from ray_route.hosting import RAY_NAMESPACE
 from ray_route.model import Link
+from ray_route.protocol.names import RAY_NAMESPACE
+from ray_route.protocol.wire import pack_question, unpack_answers
 from ray_route.router.actor import Router
-from ray_route.wire import pack_question, unpack_answers
 
 
 def sets(client: Any) -> int:
     """SET commands that the server ran: one per link written, one per script call that writes."""
-    stats = client._session.store._client.info("commandstats")
+    stats = client._session.namespace.store._client.info("commandstats")
     return int(stats.get("cmdstat_set", {"calls": 0})["calls"])
 
 
@@ -44,7 +44,7 @@ def test_100_requests_for_one_unplaced_uid_cause_one_write(client: Any, u: str) 
 
 def test_many_uids_take_one_script_call_per_shard(client: Any, u: str) -> None:
     uids = [f"{u}-{number}" for number in range(1_500)]
-    shards = {client._session.keys.shard(uid) for uid in uids}
+    shards = {client._session.namespace.keys.shard(uid) for uid in uids}
     before = sets(client)
     ray.get(compute(router_handle(client.namespace), uids))
 
@@ -53,7 +53,9 @@ def test_many_uids_take_one_script_call_per_shard(client: Any, u: str) -> None:
 
 def test_there_is_one_router_however_many_clients_connect(client: Any) -> None:
     others = [ray_route.connect(client.namespace) for _ in range(5)]
-    assert {other._session.router for other in others} == {router_handle(client.namespace)}
+    assert {other._session.namespace.router for other in others} == {
+        router_handle(client.namespace)
+    }
     for other in others:
         other.close()
     named = ray.util.list_named_actors(all_namespaces=True)
@@ -217,7 +219,7 @@ def test_an_older_router_changes_nothing_and_exits(client: Any, u: str) -> None:
     younger = (
         ray.remote(Router)
         .options(name=unique_name(), namespace=RAY_NAMESPACE, num_cpus=0)
-        .remote(client.namespace, session.url, session.config)
+        .remote(client.namespace, session.namespace.url, session.namespace.config)
     )
     assert unpack_answers(ray.get(compute(younger, [u]))) == [link]
     with pytest.raises(ray_route.RouterUnavailableError):

@@ -112,8 +112,13 @@ def test_the_password_is_in_no_process_list_log_repr_or_actor_name(
         options = {"namespace": name, "service": "svc", "replicas": 1, "redis_url": server.url}
         with ray_route.deploy(Counter, **options) as deployment:
             client.compute_linked_pod("u", "svc")
-            shown = [repr(client), repr(deployment), repr(server), repr(client._session.url)]
-            shown.append(repr(client._session.store))
+            shown = [
+                repr(client),
+                repr(deployment),
+                repr(server),
+                repr(client._session.namespace.url),
+            ]
+            shown.append(repr(client._session.namespace.store))
             shown.append(str(ray.util.list_named_actors(all_namespaces=True)))
             shown.append(command_lines())
             server.stop()
@@ -129,10 +134,10 @@ def test_the_password_is_in_no_process_list_log_repr_or_actor_name(
 
 
 def test_the_embedded_server_listens_on_loopback_only(client: Any) -> None:
-    store = client._session.store._client
-    assert store.info("server")["tcp_port"] == client._session.url.nodes[0][1]
+    store = client._session.namespace.store._client
+    assert store.info("server")["tcp_port"] == client._session.namespace.url.nodes[0][1]
     assert store.config_get("bind")["bind"] == "127.0.0.1"
-    assert client._session.url.password
+    assert client._session.namespace.url.password
 
 
 def test_the_embedded_server_is_refused_where_others_could_not_reach_it(

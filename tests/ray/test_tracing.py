@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import ray_route
-from ray_route import tracing
+from ray_route.runtime import tracing
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_without_opentelemetry_nothing_happens(
 
 
 SET_UP_LATE = """
-from ray_route.tracing import span
+from ray_route.runtime.tracing import span
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 with span("early", "game") as nothing:

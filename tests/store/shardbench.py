@@ -11,7 +11,7 @@ from ray_route.model import Link
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, ShardReply, Writer
-from ray_route.store.scripts import Call, command, script_call
+from ray_route.store.scripts import Call, plain_call, script_call
 
 SERVICE = "chat"
 TTL_MS = 300_000
@@ -49,8 +49,8 @@ class Shard:
         return reply
 
     def stored(self, uids: list[str]) -> list[Link | None]:
-        values = self.store.run([command("GET", self.key(uid)) for uid in uids])
-        ttls = self.store.run([command("PTTL", self.key(uid)) for uid in uids])
+        values = self.store.run([plain_call("GET", self.key(uid)) for uid in uids])
+        ttls = self.store.run([plain_call("PTTL", self.key(uid)) for uid in uids])
         return [_link(value, ttl) for value, ttl in zip(values, ttls, strict=True)]
 
     def one(self, verb: str, uid: str, *args: Any, **options: Any) -> tuple[Link | None, bool]:
@@ -76,29 +76,29 @@ class Shard:
         return self.calls.keys.link(0, SERVICE, uid)
 
     def raw(self, uid: str) -> bytes | None:
-        return self.store.one(command("GET", self.key(uid)))
+        return self.store.one(plain_call("GET", self.key(uid)))
 
     def pttl(self, uid: str) -> int:
         """Milliseconds left, `NO_TTL` or `NO_KEY`."""
-        return self.store.one(command("PTTL", self.key(uid)))
+        return self.store.one(plain_call("PTTL", self.key(uid)))
 
     def expire(self, uid: str, ms: int) -> None:
         """Set what is left of a link's life by hand."""
-        assert self.store.one(command("PEXPIRE", self.key(uid), ms)) == 1
+        assert self.store.one(plain_call("PEXPIRE", self.key(uid), ms)) == 1
 
     def put(self, uid: str, value: bytes, link: Link) -> None:
         """Store a link by hand."""
         life = () if link.persistent else ("PX", TTL_MS)
-        self.store.one(command("SET", self.key(uid), value, *life))
+        self.store.one(plain_call("SET", self.key(uid), value, *life))
 
     def counter(self) -> tuple[int, int]:
         """The stored counter, and the router that wrote it."""
-        stored = self.store.one(command("GET", self.calls.keys.counter(0)))
+        stored = self.store.one(plain_call("GET", self.calls.keys.counter(0)))
         counter, router = stored.split(b":")
         return int(counter), int(router)
 
     def set_counter(self, counter: int, router: int = 1) -> None:
-        self.store.one(command("SET", self.calls.keys.counter(0), f"{counter}:{router}"))
+        self.store.one(plain_call("SET", self.calls.keys.counter(0), f"{counter}:{router}"))
 
     def time_us(self) -> int:
         return int(self.store.one(script_call("time", [self.calls.keys.meta], [])))
@@ -109,8 +109,8 @@ class Shard:
     def dump(self) -> dict[bytes, tuple[bytes, int]]:
         """Every key of the server with its bytes and its remaining life in seconds, rounded."""
         names = sorted(self.store.one(Call("", ("KEYS", "*"))))
-        values = self.store.run([command("DUMP", name) for name in names])
-        lives = self.store.run([command("PTTL", name) for name in names])
+        values = self.store.run([plain_call("DUMP", name) for name in names])
+        lives = self.store.run([plain_call("PTTL", name) for name in names])
         return {
             name: (value, life if life < 0 else round(life / 10_000))
             for name, value, life in zip(names, values, lives, strict=True)

@@ -14,7 +14,7 @@ from ray_route.store.connect import Store
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, Writer
-from ray_route.store.scripts import command
+from ray_route.store.scripts import plain_call
 from ray_route.store.url import parse_url
 
 SHARDS = 8
@@ -95,12 +95,12 @@ def test_owners_with_alike_digits_are_told_apart(directory: Directory):
 )
 def test_an_owner_is_read_from_any_form_of_a_link(directory: Directory, value: str):
     directory.place({"other": "5:71"})
-    directory.store.one(command("SET", link_key(directory, "u"), value))
+    directory.store.one(plain_call("SET", link_key(directory, "u"), value))
     assert directory.owners(["u", "other", "u"]) == [(5, 7), (5, 71), (5, 7)]
 
 
 def test_a_short_epoch_does_not_cut_into_the_incarnation(directory: Directory):
-    directory.store.one(command("SET", link_key(directory, "u"), "5:1795506883576934:12345678"))
+    directory.store.one(plain_call("SET", link_key(directory, "u"), "5:1795506883576934:12345678"))
     assert directory.owners(["u"]) == [(5, 1_795_506_883_576_934)]
 
 
@@ -146,13 +146,13 @@ def test_a_shard_that_has_lost_writes_fails_and_is_no_miss(
     directory.place(dict.fromkeys(uids, "0:7"))
     counter = directory.keys.counter(3)
     if loss == "last write":
-        directory.store.one(command("SET", counter, f"{directory.seen[3] - 1}:1"))
+        directory.store.one(plain_call("SET", counter, f"{directory.seen[3] - 1}:1"))
     else:
-        directory.store.one(command("DEL", counter))
+        directory.store.one(plain_call("DEL", counter))
     if loss == "everything":
         for uid in uids:
             if directory.keys.shard(uid) == 3:
-                directory.store.one(command("DEL", link_key(directory, uid)))
+                directory.store.one(plain_call("DEL", link_key(directory, uid)))
     found = directory.read(uids)
     assert found.failed.keys() == {3}
     assert "lost writes" in found.failed[3]
@@ -164,7 +164,7 @@ def test_a_shard_that_has_lost_writes_fails_and_is_no_miss(
 def test_a_higher_counter_than_is_known_is_no_loss(directory: Directory):
     directory.place({"u": "0:7"})
     shard = directory.keys.shard("u")
-    directory.store.one(command("SET", directory.keys.counter(shard), f"{2**53 - 1}:1"))
+    directory.store.one(plain_call("SET", directory.keys.counter(shard), f"{2**53 - 1}:1"))
     assert directory.read(["u"]).failed == {}
 
 
@@ -210,7 +210,7 @@ def test_a_read_that_is_cut_short_leaves_no_answers_for_the_next(directory: Dire
     for attempt in range(200):
         codes = directory.read(uids, within_s=(attempt % 20) / 1000).codes
         cut_short += FAILED in codes and codes.count(FAILED) < len(uids)
-        assert directory.store.one(command("GET", link_key(directory, "u0"))).startswith(b"0:7:")
+        assert directory.store.one(plain_call("GET", link_key(directory, "u0"))).startswith(b"0:7:")
         assert directory.owners(uids[:800]) == [(0, 7)] * 400 + [NO_LINK] * 400
         if cut_short == 3:
             return

@@ -22,7 +22,7 @@ from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, Writer
-from ray_route.store.scripts import Call, command
+from ray_route.store.scripts import Call, plain_call
 
 SERVICE = "chat"
 SHARDS = 4
@@ -186,7 +186,7 @@ def test_writes_that_go_on_while_a_slot_moves_lose_nothing(moving: Moving):
 
 def test_a_call_without_a_key_reaches_every_master(store: Store, cluster: ClusterServers):
     keys = [f"{unique_name()}-{number}" for number in range(30)]
-    store.run([command("SET", key, "v") for key in keys])
+    store.run([plain_call("SET", key, "v") for key in keys])
     found = store.one(Call("", ("KEYS", "*")))
     assert {key.encode() for key in keys} <= set(found)
     store.one(Call("", ("FLUSHALL",)))
@@ -196,7 +196,7 @@ def test_a_call_without_a_key_reaches_every_master(store: Store, cluster: Cluste
 
 def test_a_stream_is_read_at_the_master_that_holds_its_key(store: Store):
     key = Keys(unique_name(), SHARDS).log
-    entry = store.one(command("XADD", key, "*", "kind", "beat"))
+    entry = store.one(plain_call("XADD", key, "*", "kind", "beat"))
     reply = store.one(Call(key, ("XREAD", "COUNT", 1, "BLOCK", 1000, "STREAMS", key, "0-0")))
     assert entry in repr(reply).encode()
 
@@ -225,7 +225,7 @@ def test_a_promoted_replica_takes_the_place_of_its_master():
     with ClusterServers("valkey", replicas=1) as cluster:
         store = Store(cluster.store_url())
         keys = [f"k{number}" for number in range(50)]
-        store.run([command("SET", key, "v") for key in keys])
+        store.run([plain_call("SET", key, "v") for key in keys])
         eventually(
             lambda: (
                 cluster.command(cluster.nodes[-1], "DBSIZE")
@@ -236,7 +236,7 @@ def test_a_promoted_replica_takes_the_place_of_its_master():
         replace_master(cluster)
 
         def values() -> Any:
-            return store.run([command("GET", key) for key in keys])
+            return store.run([plain_call("GET", key) for key in keys])
 
         def answered() -> bool:
             try:
@@ -249,7 +249,7 @@ def test_a_promoted_replica_takes_the_place_of_its_master():
         async def ask() -> Any:
             asynchronous = AsyncStore(store.url)
             try:
-                return await asynchronous.run([command("GET", key) for key in keys])
+                return await asynchronous.run([plain_call("GET", key) for key in keys])
             finally:
                 await asynchronous.close()
 

@@ -18,7 +18,7 @@ from ray_route.store import clients
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.embedded import EmbeddedServer, free_port
 from ray_route.store.namespaces import open_namespace
-from ray_route.store.scripts import Call, command
+from ray_route.store.scripts import Call, plain_call
 from ray_route.store.url import StoreUrl, parse_url
 
 PING = Call("", ("PING",))
@@ -149,7 +149,7 @@ def test_a_user_without_the_needed_permissions_is_a_config_error_without_its_nam
     host, port = store.url.nodes[0]
     limited = Store(parse_url(f"redis://limited:{SECRET}@{host}:{port}/0"))
     with pytest.raises(ConfigError) as caught:
-        limited.one(command("GET", "k"))
+        limited.one(plain_call("GET", "k"))
     limited.close()
     store.one(Call("", ("ACL", "DELUSER", "limited")))
     assert SECRET not in texts(caught.value)
@@ -220,10 +220,10 @@ def test_a_server_ends_with_its_context():
 def test_a_killed_server_keeps_its_data_only_in_a_folder(tmp_path: Path, flavor: str, keeps):
     with EmbeddedServer(flavor, folder=tmp_path if keeps else None) as server:
         store = Store(parse_url(server.url))
-        store.one(command("SET", "k", "v"))
+        store.one(plain_call("SET", "k", "v"))
         server.stop()
         server.start()
-        assert store.one(command("GET", "k")) == (b"v" if keeps else None)
+        assert store.one(plain_call("GET", "k")) == (b"v" if keeps else None)
         store.close()
 
 

@@ -14,7 +14,7 @@ from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.embedded import EmbeddedServer, free_port
 from ray_route.store.keys import Keys
 from ray_route.store.pods import Identity, PodCalls, parse_table
-from ray_route.store.scripts import command
+from ray_route.store.scripts import plain_call
 from ray_route.store.url import StoreUrl, parse_url
 
 
@@ -25,7 +25,7 @@ def test_a_removal_in_a_links_last_millisecond_is_no_error(shard: Shard, verb: s
     args = [["1"]] if verb == "remove_if" else []
     for _ in range(3):
         shard.do("set", uids, ["1:7"] * len(uids), persistent=False)
-        ending = [command("PEXPIRE", shard.key(uid), 4) for uid in uids]
+        ending = [plain_call("PEXPIRE", shard.key(uid), 4) for uid in uids]
         removals = [shard.call(verb, [uid], *args, after_s=5) for uid in uids]
         replies = shard.store.run([*ending, *removals])
         assert [reply for reply in replies if isinstance(reply, Exception)] == []
@@ -48,14 +48,14 @@ def test_a_load_of_any_numeric_type_leaves_the_table_readable(store: Store, name
 
 
 def _one(url: StoreUrl) -> None:
-    Store(url).one(command("GET", "k"))
+    Store(url).one(plain_call("GET", "k"))
 
 
 def _one_async(url: StoreUrl) -> None:
     async def get() -> None:
         store = AsyncStore(url)
         try:
-            await store.one(command("GET", "k"))
+            await store.one(plain_call("GET", "k"))
         finally:
             await store.close()
 
@@ -95,7 +95,7 @@ def test_a_servers_folder_may_have_any_name(tmp_path: Path):
     folder.mkdir()
     with EmbeddedServer(folder=folder) as server:
         store = Store(parse_url(server.url))
-        store.one(command("SET", "k", "v"))
+        store.one(plain_call("SET", "k", "v"))
         store.close()
     assert list(folder.iterdir())
 
@@ -104,5 +104,5 @@ def test_a_servers_folder_may_have_any_name(tmp_path: Path):
 def test_a_servers_password_may_be_any_text(password: str):
     with EmbeddedServer(password=password) as server:
         store = Store(parse_url(server.url))
-        store.one(command("GET", "k"))
+        store.one(plain_call("GET", "k"))
         store.close()

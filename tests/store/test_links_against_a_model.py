@@ -19,7 +19,7 @@ from shardbench import Shard
 
 from ray_route.model import Link
 from ray_route.store.connect import Store
-from ray_route.store.links import Kept, ShardReply
+from ray_route.store.links import RememberedLink, ShardReply
 
 UIDS = st.sampled_from(["a", "b", "c:d", "{e}"])
 OWNERS = st.builds("{}:{}".format, st.sampled_from([0, 1, 10]), st.sampled_from([7, 70]))
@@ -48,9 +48,9 @@ class Held:
         pod, incarnation = self.owner.split(":")
         return Link(int(pod), int(incarnation), self.epoch, self.persistent, 0.0)
 
-    def kept(self) -> Kept:
+    def kept(self) -> RememberedLink:
         """What the router remembers of it."""
-        return Kept(self.whole(), 1_000.0 if self.marked else None)
+        return RememberedLink(self.whole(), 1_000.0 if self.marked else None)
 
     def is_meant(self, meant: str) -> bool:
         numbers = f"{self.owner}:{self.epoch}".split(":")
@@ -180,7 +180,9 @@ class LinkMachine(RuleBasedStateMachine):
                 if uid in self.older:
                     self.shard.put(uid, self.older[uid].value(), self.older[uid].link())
         remembered = [(uid, held.kept()) for uid, held in sorted(self.held.items())]
-        remembered += [(uid, Kept(held.whole(), 0.0)) for uid, held in sorted(removed.items())]
+        remembered += [
+            (uid, RememberedLink(held.whole(), 0.0)) for uid, held in sorted(removed.items())
+        ]
         self._replay(remembered)
 
     def _differs_in_kind_alone(self, uid: str) -> bool:
@@ -192,7 +194,7 @@ class LinkMachine(RuleBasedStateMachine):
         """What a promoted replica would hold from now on."""
         self.older = dict(self.held)
 
-    def _replay(self, remembered: list[tuple[str, Kept]]) -> None:
+    def _replay(self, remembered: list[tuple[str, RememberedLink]]) -> None:
         self.shard.set_counter(0)
         router = self.shard.seen_by(1, seen=self.counter)
         if self.counter:

@@ -8,7 +8,7 @@ import pytest
 from shardbench import Shard
 
 from ray_route.model import Link
-from ray_route.store.links import Kept, ShardReply
+from ray_route.store.links import RememberedLink, ShardReply
 from ray_route.store.scripts import script_call
 
 Verb = Callable[[Shard, Link], ShardReply]
@@ -37,8 +37,8 @@ RESTORE: dict[str, Verb] = {
 }
 
 
-def _newer(shard: Shard) -> Kept:
-    return Kept(Link(2, 8, shard.time_us() + 10**9, True, 0.0))
+def _newer(shard: Shard) -> RememberedLink:
+    return RememberedLink(Link(2, 8, shard.time_us() + 10**9, True, 0.0))
 
 
 def each(verbs: dict[str, Verb]) -> pytest.MarkDecorator:

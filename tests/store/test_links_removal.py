@@ -4,8 +4,8 @@ import pytest
 from helpers import eventually
 from shardbench import MARGIN_S, NO_TTL, TTL_MS, Shard, owner
 
-from ray_route.store.links import Kept
-from ray_route.store.scripts import command
+from ray_route.store.links import RememberedLink
+from ray_route.store.scripts import plain_call
 
 
 def test_remove_deletes_whoever_holds_each_uid(shard: Shard):
@@ -90,7 +90,7 @@ def test_a_removal_in_a_links_last_millisecond_is_no_error(shard: Shard, verb: s
     meant = [["1"]] if verb == "remove_if" else []
     for _ in range(2):
         shard.do("set", uids, ["1:7"] * len(uids), persistent=False)
-        ending = [command("PEXPIRE", shard.key(uid), 4) for uid in uids]
+        ending = [plain_call("PEXPIRE", shard.key(uid), 4) for uid in uids]
         removals = [shard.call(verb, [uid], *meant, after_s=5) for uid in uids]
         replies = shard.store.run([*ending, *removals])
         assert [reply for reply in replies if isinstance(reply, Exception)] == []
@@ -106,7 +106,7 @@ def test_no_use_of_a_link_undoes_its_scheduled_removal(shard: Shard, persistent)
     shard.one("set_if_absent", "u", "2:8", persistent=True)
     shard.one("relink", "u", held.epoch - 1, "2:8")
     shard.one("try_set", "u", "2:8", None, persistent=True)
-    shard.one("restore", "u", Kept(held), last=True)
+    shard.one("restore", "u", RememberedLink(held), last=True)
     assert shard.raw("u") == marked
     assert shard.pttl("u") <= 20_000
 

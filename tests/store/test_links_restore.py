@@ -1,4 +1,4 @@
-"""Replay after Redis has lost writes."""
+"""Recovery after Redis has lost writes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import pytest
 from shardbench import NO_TTL, TTL_MS, Shard
 
 from ray_route.model import Link
-from ray_route.store.links import Kept
-from ray_route.store.scripts import command
+from ray_route.store.links import RememberedLink
+from ray_route.store.scripts import plain_call
 
 
-def a_link(pod: int, epoch: int, *, persistent: bool = False) -> Kept:
-    return Kept(Link(pod, 7, epoch, persistent, 100.0))
+def a_link(pod: int, epoch: int, *, persistent: bool = False) -> RememberedLink:
+    return RememberedLink(Link(pod, 7, epoch, persistent, 100.0))
 
 
-def kept(links: list[Link | None]) -> list[Kept]:
-    return [Kept(link) for link in links if link is not None]
+def kept(links: list[Link | None]) -> list[RememberedLink]:
+    return [RememberedLink(link) for link in links if link is not None]
 
 
 def test_lost_links_come_back_as_they_were(shard: Shard):
@@ -55,14 +55,14 @@ def test_epochs_are_compared_as_numbers_not_as_text(shard: Shard):
 def test_a_link_that_is_still_there_is_lengthened(shard: Shard):
     held = shard.place("u", "1:7")
     shard.expire("u", 5_000)
-    assert shard.one("restore", "u", Kept(held), last=True) == (held, True)
+    assert shard.one("restore", "u", RememberedLink(held), last=True) == (held, True)
     assert shard.pttl("u") > TTL_MS - 5_000
 
 
 def test_a_longer_life_is_never_shortened(shard: Shard):
     held = shard.place("u", "1:7")
     shard.expire("u", 10 * TTL_MS)
-    shard.one("restore", "u", Kept(held), last=True)
+    shard.one("restore", "u", RememberedLink(held), last=True)
     assert shard.pttl("u") > 9 * TTL_MS
 
 
@@ -120,18 +120,18 @@ def test_the_next_part_of_another_replay_is_refused(shard: Shard):
 
 def test_a_removal_that_redis_has_forgotten_is_taken_back(shard: Shard):
     held = shard.place("u", "1:7")
-    assert shard.one("restore", "u", Kept(held, 0.0)) == (None, True)
+    assert shard.one("restore", "u", RememberedLink(held, 0.0)) == (None, True)
     assert shard.raw("u") is None
 
 
 def test_a_removal_never_takes_a_newer_link(shard: Shard):
     older = shard.place("u", "1:7")
     newer = shard.place("u", "2:8")
-    assert shard.one("restore", "u", Kept(older, 0.0)) == (newer, False)
+    assert shard.one("restore", "u", RememberedLink(older, 0.0)) == (newer, False)
 
 
 def test_a_removal_of_what_is_not_there_changes_nothing(shard: Shard):
-    assert shard.one("restore", "u", Kept(a_link(1, 41).link, 0.0)) == (None, False)
+    assert shard.one("restore", "u", RememberedLink(a_link(1, 41).link, 0.0)) == (None, False)
 
 
 @pytest.mark.parametrize("persistent", [False, True])
@@ -140,18 +140,18 @@ def test_a_scheduled_removal_comes_back_with_what_was_left_of_it(shard: Shard, p
     held = shard.place("u", "1:7", persistent=persistent)
     if lost:
         shard.lose_everything()
-    shard.do("restore", ["u"], [Kept(held, 20.0)])
+    shard.do("restore", ["u"], [RememberedLink(held, 20.0)])
     mark = b":p" if persistent else b":t"
     assert shard.raw("u") == f"1:7:{held.epoch}".encode() + mark
     assert 15_000 < shard.pttl("u") <= 20_000
-    assert shard.do("restore", ["u"], [Kept(held)]).written == [False]
+    assert shard.do("restore", ["u"], [RememberedLink(held)]).written == [False]
 
 
 def test_epochs_go_on_growing_after_a_replay(shard: Shard, counter_ahead: int):
     before = shard.place("u", "1:7")
     shard.lose_everything()
     router = shard.seen_by(1, seen=shard.time_us())
-    restored = router.do("restore", ["u"], [Kept(before)], last=True)
+    restored = router.do("restore", ["u"], [RememberedLink(before)], last=True)
     assert restored.counter > before.epoch > counter_ahead
     assert router.place("u", "2:8").epoch > before.epoch
     assert router.place("new", "2:8").epoch > before.epoch
@@ -174,12 +174,12 @@ def test_a_replay_may_carry_nothing_but_the_counter(shard: Shard, counter_ahead:
 def test_a_lagging_failover_is_replayed_over_what_is_left(shard: Shard):
     shard.place("u", "1:7")
     lagging = [
-        command("SET", shard.key("u"), shard.raw("u"), "PX", TTL_MS),
-        command("SET", shard.calls.keys.counter(0), f"{shard.counter()[0]}:1"),
+        plain_call("SET", shard.key("u"), shard.raw("u"), "PX", TTL_MS),
+        plain_call("SET", shard.calls.keys.counter(0), f"{shard.counter()[0]}:1"),
     ]
     moved = shard.place("u", "2:8")
     shard.store.run(lagging)
     router = shard.seen_by(1, seen=moved.epoch)
     assert router.do("set_if_absent", ["u"], ["3:9"]).status == "lost"
-    assert router.one("restore", "u", Kept(moved), last=True) == (moved, True)
+    assert router.one("restore", "u", RememberedLink(moved), last=True) == (moved, True)
     assert router.one("set_if_absent", "u", "3:9") == (moved, False)

@@ -11,27 +11,29 @@ import pytest
 
 from ray_route.config import RouteConfig
 from ray_route.model import Link, RoutingState
-from ray_route.router.census import Census
+from ray_route.protocol.commands import Release
 from ray_route.router.directory import Directory
+from ray_route.router.link_table import LinkTable
 from ray_route.router.mailbox import Mailboxes
+from ray_route.router.membership import Membership
 from ray_route.router.moves import Moves
-from ray_route.router.orders import Release
 from ray_route.router.shards import Shards
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, Writer
 from ray_route.store.pods import Identity, PodCalls
-from ray_route.store.scripts import command
+from ray_route.store.scripts import plain_call
 
 KEYS = Keys("race", 16)
 CONFIG = RouteConfig(shards=16)
 
 
 @dataclass
-class Namespace:
+class Space:
     """A router's insides on a bare event loop; its pods give up whatever they are asked for."""
 
-    census: Census
+    membership: Membership
+    links: LinkTable
     directory: Directory
     moves: Moves
     mailboxes: Mailboxes
@@ -46,37 +48,38 @@ class Namespace:
     async def obey(self, pod: int, incarnation: int) -> None:
         address = ("svc", pod, incarnation)
         while True:
-            for number, order in await self.mailboxes.fetch(address, 10):
-                if isinstance(order, Release):
-                    self.asked += [(pod, uid, epoch) for uid, epoch in order.uids.items()]
+            for number, command in await self.mailboxes.fetch(address, 10):
+                if isinstance(command, Release):
+                    self.asked += [(pod, uid, epoch) for uid, epoch in command.uids.items()]
                     await asyncio.sleep(0)
-                    self.mailboxes.answer(address, number, list(order.uids))
+                    self.mailboxes.answer(address, number, list(command.uids))
 
 
-async def opened(store: Store) -> Namespace:
+async def opened(store: Store) -> Space:
     pods = PodCalls(KEYS)
     connection = AsyncStore(store.url)
-    store.one(command("HSET", KEYS.meta, "sealed", "this-server"))
+    store.one(plain_call("HSET", KEYS.meta, "sealed", "this-server"))
     for pod in range(3):
         who = Identity("svc", pod, f"process-{pod}", "node", "")
         store.one(pods.claim(who, 60, RoutingState.READY))
     shards = Shards(connection, KEYS, LinkCalls(KEYS, CONFIG))
     await shards.claim()
     await shards.take_over()
-    census = Census(connection, KEYS, lambda *_: None)
-    directory = Directory(CONFIG, KEYS, connection, census, shards)
+    membership = Membership(connection, KEYS, lambda *_: None)
+    links = LinkTable(CONFIG, KEYS, membership, shards)
+    directory = Directory(CONFIG, links, connection, membership)
     mailboxes = Mailboxes()
-    moves = Moves(census, directory, mailboxes, lambda *_: None)
-    await census.refresh("svc")
-    return Namespace(census, directory, moves, mailboxes, [], shards.incarnation)
+    moves = Moves(membership, links, directory, mailboxes, lambda *_: None)
+    await membership.refresh("svc")
+    return Space(membership, links, directory, moves, mailboxes, [], shards.incarnation)
 
 
-def run(store: Store, work: Callable[[Namespace], Awaitable[Any]]) -> None:
+def run(store: Store, work: Callable[[Space], Awaitable[Any]]) -> None:
     async def main() -> None:
         space = await opened(store)
         obeying = [
             asyncio.create_task(space.obey(pod.pod, pod.incarnation))
-            for pod in space.census.table.available("svc")
+            for pod in space.membership.table.available("svc")
         ]
         await work(space)
         for task in obeying:
@@ -87,7 +90,7 @@ def run(store: Store, work: Callable[[Namespace], Awaitable[Any]]) -> None:
 
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
 def test_a_placement_that_a_move_overtakes_is_given_up_first(store: Store) -> None:
-    async def work(space: Namespace) -> None:
+    async def work(space: Space) -> None:
         for number in range(200):
             uid = f"u{number}"
             placed, moved = await asyncio.gather(
@@ -103,7 +106,7 @@ def test_a_placement_that_a_move_overtakes_is_given_up_first(store: Store) -> No
 
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
 def test_moves_of_one_uid_take_turns(store: Store) -> None:
-    async def work(space: Namespace) -> None:
+    async def work(space: Space) -> None:
         for number in range(60):
             uid = f"u{number}"
             first = await space.place(uid)
@@ -123,7 +126,7 @@ def test_moves_of_one_uid_take_turns(store: Store) -> None:
 
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
 def test_a_hand_over_and_a_move_never_overwrite_each_other(store: Store) -> None:
-    async def work(space: Namespace) -> None:
+    async def work(space: Space) -> None:
         for number in range(60):
             uid = f"u{number}"
             held = await space.moves.set("svc", uid, 0, persistent=False, timeout_s=10)
@@ -132,7 +135,7 @@ def test_a_hand_over_and_a_move_never_overwrite_each_other(store: Store) -> None
                 space.moves.set("svc", uid, 2, persistent=False, timeout_s=10),
                 return_exceptions=True,
             )
-            link = await space.directory.read("svc", uid)
+            link = await space.links.read("svc", uid)
             assert link is not None
             given_up = [(pod, epoch) for pod, asked, epoch in space.asked if asked == uid]
             assert (0, held.epoch) in given_up
@@ -148,15 +151,15 @@ def test_a_sweep_never_blocks_redis_for_5_ms(store: Store) -> None:
     for uid in uids:
         by_shard.setdefault(KEYS.shard(uid), []).append(uid)
 
-    async def work(space: Namespace) -> None:
-        owners = space.census.table.available("svc")
+    async def work(space: Space) -> None:
+        owners = space.membership.table.available("svc")
         for shard, some in by_shard.items():
             for start in range(0, len(some), 500):
                 part = some[start : start + 500]
                 to = [f"{owners[0].pod}:{owners[0].incarnation}"] * len(part)
                 writer = Writer(space.incarnation, 0)
                 store.one(links.set_if_absent(writer, shard, "svc", part, to))
-        assert await space.census.declare_gone("svc", owners[0], silent=False)
+        assert await space.membership.declare_gone("svc", owners[0], silent=False)
         store._client.config_resetstat()
         assert await space.directory.sweep("svc") == len(uids)
         # The mean, since a busy machine may stop the server in the middle of any one command.

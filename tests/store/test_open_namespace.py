@@ -7,7 +7,7 @@ from ray_route.errors import ConfigError, UnsafeStoreError
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
 from ray_route.store.namespaces import open_namespace, read_seal, restore_meta, seal
-from ray_route.store.scripts import command
+from ray_route.store.scripts import plain_call
 
 
 def test_every_opening_gets_the_same_options(store: Store, namespace: str):
@@ -46,17 +46,17 @@ def test_what_leases_rest_on_is_fixed_at_first_use(
 def test_an_invalid_option_is_refused_before_anything_is_written(store: Store, namespace: str):
     with pytest.raises(ConfigError, match="ttl"):
         open_namespace(store, namespace, {"ttl": 5})
-    assert store.one(command("EXISTS", Keys(namespace, 8).meta)) == 0
+    assert store.one(plain_call("EXISTS", Keys(namespace, 8).meta)) == 0
 
 
 def test_data_in_another_layout_is_refused_and_left_alone(store: Store, namespace: str):
     meta = Keys(namespace, 8).meta
-    store.one(command("HSET", meta, "layout", "2", "shards", "8"))
+    store.one(plain_call("HSET", meta, "layout", "2", "shards", "8"))
     with pytest.raises(UnsafeStoreError, match="layout 2") as caught:
         open_namespace(store, namespace, {"shards": 8})
     assert caught.value.address == store.url.address
     assert namespace in str(caught.value)
-    assert store.one(command("HMGET", meta, "layout", "shards", "options")) == [b"2", b"8", None]
+    assert store.one(plain_call("HMGET", meta, "layout", "shards", "options")) == [b"2", b"8", None]
 
 
 def test_a_namespace_is_sealed_only_if_nothing_was_lost_since_its_replay_began(
@@ -71,6 +71,6 @@ def test_a_namespace_is_sealed_only_if_nothing_was_lost_since_its_replay_began(
     assert store.one(read_seal(keys)) == b"server"
     assert store.one(seal(keys, 17, ["other"])) == b"lost"
     store.one(restore_meta(keys, config, router=5, token=19))
-    store.one(command("DEL", keys.meta))
+    store.one(plain_call("DEL", keys.meta))
     assert store.one(seal(keys, 19, ["server"])) == b"lost"
-    assert store.one(command("EXISTS", keys.meta)) == 0
+    assert store.one(plain_call("EXISTS", keys.meta)) == 0

@@ -11,7 +11,7 @@ from ray_route.model import Life, PodRecord, RoutingState
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
 from ray_route.store.pods import Identity, PodCalls, parse_table
-from ray_route.store.scripts import command, script_call
+from ray_route.store.scripts import plain_call, script_call
 
 READY, DENY_NEW = RoutingState.READY, RoutingState.DENY_NEW
 LEASE_S = 10.0
@@ -57,8 +57,8 @@ class Pods:
         return record
 
     def lose_everything(self) -> None:
-        self.store.one(command("DEL", self.calls.keys.pods("chat")))
-        self.store.one(command("DEL", self.calls.keys.services))
+        self.store.one(plain_call("DEL", self.calls.keys.pods("chat")))
+        self.store.one(plain_call("DEL", self.calls.keys.services))
 
     def services(self) -> set[bytes]:
         return set(self.store.one(self.calls.services()))
@@ -70,7 +70,7 @@ class Pods:
 @pytest.fixture
 def pods(store: Store, namespace: str) -> Pods:
     calls = PodCalls(Keys(namespace, 1))
-    store.one(command("HSET", calls.keys.meta, "sealed", "this-server"))
+    store.one(plain_call("HSET", calls.keys.meta, "sealed", "this-server"))
     return Pods(store, calls)
 
 
@@ -179,7 +179,7 @@ def test_incarnations_are_at_least_redis_time_with_all_their_digits(pods: Pods):
 def test_incarnations_grow_on_a_slow_clock_too(pods: Pods):
     ahead = pods.time_us() + 3_600_000_000
     pods.claim(FIRST)
-    pods.store.one(command("HSET", pods.calls.keys.pods("chat"), "0:incarnation", ahead))
+    pods.store.one(plain_call("HSET", pods.calls.keys.pods("chat"), "0:incarnation", ahead))
     assert [pods.claim(FIRST) for _ in range(2)] == [ahead + 1, ahead + 2]
 
 
@@ -298,12 +298,12 @@ def test_a_routing_state_is_set_on_the_living_incarnation_alone(pods: Pods):
 def test_a_renewal_brings_back_a_claim_that_redis_has_lost(pods: Pods):
     """A promoted replica may know the life before only, even that it is gone."""
     pods.claim(FIRST)
-    older = pods.store.one(command("HGETALL", pods.calls.keys.pods("chat")))
+    older = pods.store.one(plain_call("HGETALL", pods.calls.keys.pods("chat")))
     pods.resign(FIRST, pods.record().incarnation)
     claimed = pods.claim(SECOND)
     pods.lose_everything()
     flat = [part for pair in older.items() for part in pair] if isinstance(older, dict) else older
-    pods.store.one(command("HSET", pods.calls.keys.pods("chat"), *flat))
+    pods.store.one(plain_call("HSET", pods.calls.keys.pods("chat"), *flat))
     assert pods.renew(SECOND, claimed, load=3.0) == b"ok"
     assert (pods.record().incarnation, pods.record().process) == (claimed, SECOND.process)
     assert pods.record().life is Life.ALIVE
@@ -338,6 +338,6 @@ def test_a_younger_life_stays_when_an_older_one_is_written_back(pods: Pods):
 
 
 def test_an_index_is_claimed_in_a_sealed_namespace_only(pods: Pods):
-    pods.store.one(command("DEL", pods.calls.keys.meta))
+    pods.store.one(plain_call("DEL", pods.calls.keys.meta))
     assert pods.try_claim(FIRST)[0] == b"unsealed"
     assert pods.table() == []

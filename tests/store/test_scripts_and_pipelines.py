@@ -13,7 +13,7 @@ from shardbench import Shard
 from ray_route.errors import RouteError, StoreUnavailableError
 from ray_route.store.connect import AsyncStore
 from ray_route.store.embedded import EmbeddedServer
-from ray_route.store.scripts import Call, command, script
+from ray_route.store.scripts import Call, plain_call, script
 from ray_route.store.url import parse_url
 
 FORGET = Call("", ("SCRIPT", "FLUSH"))
@@ -48,11 +48,11 @@ def test_a_script_that_the_server_has_forgotten_is_sent_again(shard: Shard, run:
 
 def test_forgotten_scripts_in_a_pipeline_are_answered_in_their_places(shard: Shard, run: Run):
     calls = [
-        command("SET", "plain", "x"),
+        plain_call("SET", "plain", "x"),
         shard.call("set_if_absent", ["a"], ["1:7"]),
-        command("GET", "plain"),
+        plain_call("GET", "plain"),
         shard.call("set_if_absent", ["b"], ["2:8"]),
-        command("STRLEN", "plain"),
+        plain_call("STRLEN", "plain"),
     ]
     replies = run(calls)
     assert [shard.calls.parse(replies[index]).links[0].pod for index in (1, 3)] == [1, 2]
@@ -69,14 +69,14 @@ def test_a_server_that_forgets_in_the_middle_of_a_pipeline_loses_nothing(shard: 
 
 
 def test_a_stream_is_read_by_the_key_that_the_call_names(run: Run):
-    (entry,) = run([command("XADD", "stream", "*", "kind", "beat")])
+    (entry,) = run([plain_call("XADD", "stream", "*", "kind", "beat")])
     words = ("XREAD", "COUNT", 1, "BLOCK", 10, "STREAMS", "stream", "0-0")
     (reply,) = run([Call("stream", words)])
     assert entry.decode() in repr(reply)
 
 
 def test_one_call_that_fails_fails_alone(shard: Shard, run: Run):
-    shard.store.one(command("RPUSH", shard.key("broken"), "no link"))
+    shard.store.one(plain_call("RPUSH", shard.key("broken"), "no link"))
     calls = [shard.call("set_if_absent", [uid], ["1:7"]) for uid in ("a", "broken", "b")]
     first, broken, second = run(calls)
     assert shard.calls.parse(first).written == shard.calls.parse(second).written == [True]
@@ -85,7 +85,7 @@ def test_one_call_that_fails_fails_alone(shard: Shard, run: Run):
 
 
 def test_the_error_of_a_single_call_is_raised(shard: Shard):
-    shard.store.one(command("RPUSH", shard.key("broken"), "no link"))
+    shard.store.one(plain_call("RPUSH", shard.key("broken"), "no link"))
     with pytest.raises(RouteError, match="WRONGTYPE"):
         shard.do("remove", ["broken"])
 

@@ -16,7 +16,7 @@ from ray_route.store.bulk import FAILED, BulkReader
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.keys import Keys
 from ray_route.store.namespaces import open_namespace
-from ray_route.store.scripts import command
+from ray_route.store.scripts import plain_call
 from ray_route.store.url import parse_url
 
 
@@ -35,7 +35,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 def test_a_sentinel_with_a_password_lets_nobody_in_without_it(servers: SentinelServers):
     store = Store(parse_url(servers.url_without_sentinel_password))
     with pytest.raises(RouteError) as caught:
-        store.one(command("GET", "k"))
+        store.one(plain_call("GET", "k"))
     store.close()
     texts = "\n".join(f"{link!s} {link!r}" for link in chain(caught.value))
     assert servers.password not in texts
@@ -60,17 +60,17 @@ def test_a_promoted_replica_takes_the_place_of_its_primary(servers: SentinelServ
     store = Store(servers.store_url())
     keys = Keys("promotion", 4)
     links = [keys.link(keys.shard(uid), "chat", uid) for uid in ("a", "b", "c")]
-    store.run([command("SET", link, "1:7:8") for link in links])
+    store.run([plain_call("SET", link, "1:7:8") for link in links])
     replica = next(server for server in servers.servers if server is not servers.primary())
     own = Store(parse_url(replica.url))
-    eventually(lambda: own.one(command("GET", links[-1])), "the replica has everything")
+    eventually(lambda: own.one(plain_call("GET", links[-1])), "the replica has everything")
     own.close()
     servers.primary().stop()
     eventually(lambda: servers.primary() is replica, "the replica is promoted", within_s=20)
 
     def writes() -> bool:
         try:
-            return bool(store.one(command("SET", "after", "1")))
+            return bool(store.one(plain_call("SET", "after", "1")))
         except StoreUnavailableError:
             return False
 
@@ -82,7 +82,7 @@ def test_a_promoted_replica_takes_the_place_of_its_primary(servers: SentinelServ
     async def ask() -> Any:
         asynchronous = AsyncStore(store.url)
         try:
-            return await asynchronous.one(command("GET", links[0]))
+            return await asynchronous.one(plain_call("GET", links[0]))
         finally:
             await asynchronous.close()
 

@@ -17,7 +17,7 @@ from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, Writer
-from ray_route.store.scripts import Call, command
+from ray_route.store.scripts import Call, plain_call
 from ray_route.store.url import parse_url
 
 T = TypeVar("T")
@@ -138,7 +138,7 @@ def test_no_uids_are_no_work(routers: Routers):
 
 def test_taking_over_reaches_every_shard(routers: Routers, store: Store):
     async def work(shards: Shards) -> list[int]:
-        stored = [store.one(command("GET", routers.keys.counter(n))) for n in range(SHARDS)]
+        stored = [store.one(plain_call("GET", routers.keys.counter(n))) for n in range(SHARDS)]
         counters = [int(entry.split(b":")[0]) for entry in stored]
         assert counters == shards.seen
         assert {int(entry.split(b":")[1]) for entry in stored} == {shards.incarnation}
@@ -153,7 +153,7 @@ def test_the_counters_in_memory_are_the_stored_ones(routers: Routers, store: Sto
         before = list(shards.seen)
         await shards.run([routers.a_uid_of(3)], routers.place_on("1:7"))
         assert [n for n in range(SHARDS) if shards.seen[n] != before[n]] == [3]
-        stored = store.one(command("GET", routers.keys.counter(3)))
+        stored = store.one(plain_call("GET", routers.keys.counter(3)))
         assert stored == f"{shards.seen[3]}:{shards.incarnation}".encode()
 
     routers.run(work)
@@ -189,7 +189,7 @@ def test_a_router_that_comes_too_late_can_not_take_over(routers: Routers):
 
 def test_one_shard_that_fails_costs_no_other_its_answer(routers: Routers, store: Store):
     broken = routers.a_uid_of(3)
-    store.one(command("RPUSH", routers.keys.link(3, SERVICE, broken), "no link"))
+    store.one(plain_call("RPUSH", routers.keys.link(3, SERVICE, broken), "no link"))
     outcomes = routers.run(lambda shards: shards.run(UIDS, routers.place_on("1:7")))
     assert outcomes.keys() == set(UIDS)
     failed = {uid for uid, outcome in outcomes.items() if not isinstance(outcome, Outcome)}
@@ -203,8 +203,8 @@ def test_a_shard_that_lost_its_writes_is_an_error_and_not_a_miss(
 ):
     async def work(shards: Shards) -> dict[str, Any]:
         await shards.run(UIDS, routers.place_on("1:7"))
-        store.one(command("DEL", routers.keys.counter(3)))
-        store.one(command("DEL", routers.keys.link(3, SERVICE, routers.a_uid_of(3))))
+        store.one(plain_call("DEL", routers.keys.counter(3)))
+        store.one(plain_call("DEL", routers.keys.link(3, SERVICE, routers.a_uid_of(3))))
         if verb == "read":
             return await shards.read(SERVICE, UIDS)
         return await shards.run(UIDS, routers.place_on("2:8"))
@@ -224,7 +224,7 @@ def test_a_counter_of_a_lost_shard_is_not_forgotten(routers: Routers, store: Sto
         uid = routers.a_uid_of(3)
         await shards.run([uid], routers.place_on("1:7"))
         seen = shards.seen[3]
-        store.one(command("DEL", routers.keys.counter(3)))
+        store.one(plain_call("DEL", routers.keys.counter(3)))
         for _ in range(2):
             outcome = (await shards.read(SERVICE, [uid]))[uid]
             assert isinstance(outcome, StoreUnavailableError)

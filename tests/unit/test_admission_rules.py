@@ -7,78 +7,78 @@ from helpers import ManualClock, eventually
 
 from ray_route.clock import Deadline
 from ray_route.model import Link
-from ray_route.pod.admission import Admissions, Membership, Verdict
+from ray_route.pod.admission import Admissions, PodLease, Verdict
 
 LEASE_S = 10.0
 SAFE_S = 9.0  # a pod stops a tenth of the lease before anybody may call it ended
 
 
 @pytest.fixture
-def membership(clock: ManualClock) -> Membership:
-    return Membership(7, LEASE_S, clock(), clock)
+def lease(clock: ManualClock) -> PodLease:
+    return PodLease(7, LEASE_S, clock(), clock)
 
 
 @pytest.fixture
-def admissions(membership: Membership, clock: ManualClock) -> Admissions:
+def admissions(lease: PodLease, clock: ManualClock) -> Admissions:
     """Pod 0, which holds "u" under epoch 100 for 5 s."""
-    serving = Admissions(0, membership, clock)
+    serving = Admissions(0, lease, clock)
     assert serving.hold("u", 100, clock() + 5) == ""
     return serving
 
 
-class TestMembership:
-    def test_it_ends_a_tenth_before_its_lease(self, membership: Membership, clock: ManualClock):
+class TestPodLease:
+    def test_it_ends_a_tenth_before_its_lease(self, lease: PodLease, clock: ManualClock):
         clock.tick(SAFE_S - 0.001)
-        assert membership.is_alive()
+        assert lease.is_alive()
         clock.tick(0.001)
-        assert not membership.is_alive()
+        assert not lease.is_alive()
 
     def test_a_renewal_in_time_counts_from_before_it_was_sent(
-        self, membership: Membership, clock: ManualClock
+        self, lease: PodLease, clock: ManualClock
     ):
         clock.tick(5)
         asked_at = clock()
         clock.tick(2)
-        assert membership.renewed(asked_at)
+        assert lease.renewed(asked_at)
         clock.tick(SAFE_S - 2 - 0.001)
-        assert membership.is_alive()
+        assert lease.is_alive()
         clock.tick(0.001)
-        assert not membership.is_alive()
+        assert not lease.is_alive()
 
     def test_a_claim_that_took_long_has_used_up_its_lease(self, clock: ManualClock):
-        assert not Membership(7, LEASE_S, clock() - SAFE_S, clock).is_alive()
+        assert not PodLease(7, LEASE_S, clock() - SAFE_S, clock).is_alive()
 
-    def test_a_late_renewal_ends_it_for_ever(self, membership: Membership, clock: ManualClock):
+    def test_a_late_renewal_ends_it_for_ever(self, lease: PodLease, clock: ManualClock):
         asked_at = clock()
         clock.tick(SAFE_S)
-        assert not membership.renewed(asked_at)
-        assert not membership.renewed(clock())
-        assert not membership.is_alive()
+        assert not lease.renewed(asked_at)
+        assert not lease.renewed(clock())
+        assert not lease.is_alive()
 
     def test_a_renewal_that_was_sent_in_time_and_came_late_ends_it_too(
-        self, membership: Membership, clock: ManualClock
+        self, lease: PodLease, clock: ManualClock
     ):
         clock.tick(SAFE_S - 1)
         asked_at = clock()
         clock.tick(2)
-        assert not membership.renewed(asked_at)
-        assert not membership.is_alive()
+        assert not lease.renewed(asked_at)
+        assert not lease.is_alive()
 
     def test_an_older_renewal_that_was_overtaken_shortens_nothing(
-        self, membership: Membership, clock: ManualClock
+        self, lease: PodLease, clock: ManualClock
     ):
         early = clock()
         clock.tick(5)
-        membership.renewed(clock())
-        membership.renewed(early)
+        lease.renewed(clock())
+        lease.renewed(early)
         clock.tick(SAFE_S - 0.001)
-        assert membership.is_alive()
+        assert lease.is_alive()
 
-    def test_an_end_is_final(self, membership: Membership, clock: ManualClock):
-        membership.end()
-        assert not membership.is_alive()
-        assert not membership.renewed(clock())
-        assert not membership.is_alive()
+    def test_an_end_is_final(self, lease: PodLease, clock: ManualClock):
+        lease.end()
+        assert not lease.is_alive()
+        assert not lease.renewed(clock())
+        assert not lease.is_alive()
 
 
 class TestAdmissions:
@@ -115,23 +115,21 @@ class TestAdmissions:
         assert admissions.hold("u", 100, clock() + 1) == ""
         assert verdict(admissions) is Verdict.ADMIT
 
-    def test_nothing_is_admitted_or_taken_in_after_the_membership(
-        self, admissions: Admissions, membership: Membership, clock: ManualClock
+    def test_nothing_is_admitted_or_taken_in_after_the_lease(
+        self, admissions: Admissions, lease: PodLease, clock: ManualClock
     ):
         admissions.hold("u", 100, clock() + 1_000)
         clock.tick(SAFE_S)
         for uid in ("u", "unknown"):
             judged, reason = admissions.enter(uid, 100, 7)
             assert judged is Verdict.REFUSE
-            assert "membership" in reason
-        assert "membership" in admissions.hold("v", 100, clock() + 5)
-        assert not membership.renewed(clock())
+            assert "lease" in reason
+        assert "lease" in admissions.hold("v", 100, clock() + 5)
+        assert not lease.renewed(clock())
         assert verdict(admissions) is Verdict.REFUSE
 
-    def test_an_ended_membership_refuses_at_once(
-        self, admissions: Admissions, membership: Membership
-    ):
-        membership.end()
+    def test_an_ended_lease_refuses_at_once(self, admissions: Admissions, lease: PodLease):
+        lease.end()
         assert verdict(admissions) is Verdict.REFUSE
 
     @pytest.mark.parametrize(
@@ -213,7 +211,7 @@ class TestAdmissions:
         release_now(admissions, "u", 100)
         assert "released" in admissions.take("u", 100, clock() + 5)
         clock.tick(SAFE_S)
-        assert "membership" in admissions.take("w", 100, clock() + 5)
+        assert "lease" in admissions.take("w", 100, clock() + 5)
         assert admissions.running == 0
 
     def test_a_drained_pod_waits_until_no_call_runs(self, admissions: Admissions):
@@ -246,7 +244,7 @@ class TestCallsThatHaveRun:
         clock.tick(5)
         assert admissions.still("u", 100)[0] is Verdict.CONFIRM
 
-    def test_a_call_that_outlived_the_membership_is_refused(
+    def test_a_call_that_outlived_the_lease_is_refused(
         self, admissions: Admissions, clock: ManualClock
     ):
         admissions.hold("u", 100, clock() + 1_000)
@@ -329,26 +327,26 @@ class TestRelease:
         assert verdict(admissions) is Verdict.ADMIT
 
     def test_a_release_can_be_taken_back(self, admissions: Admissions):
-        admissions.release("u", 100, Deadline.after(0), order=1)
-        admissions.reopen(["u"], order=2)
+        admissions.release("u", 100, Deadline.after(0), number=1)
+        admissions.reopen(["u"], number=2)
         assert verdict(admissions) is Verdict.REFUSE
-        admissions.reopen(["u"], order=1)
+        admissions.reopen(["u"], number=1)
         assert verdict(admissions) is Verdict.ADMIT
 
-    def test_a_release_taken_back_leaves_that_of_another_order(self, admissions: Admissions):
+    def test_a_release_taken_back_leaves_another(self, admissions: Admissions):
         admissions.enter("u", 100, 7)
-        assert not admissions.release("u", 100, Deadline.after(0), order=1)
+        assert not admissions.release("u", 100, Deadline.after(0), number=1)
         admissions.leave("u")
-        assert admissions.release("u", 100, Deadline.after(0), order=2)
-        assert admissions.release("u", 99, Deadline.after(0), order=3)
-        admissions.reopen(["u"], order=3)
+        assert admissions.release("u", 100, Deadline.after(0), number=2)
+        assert admissions.release("u", 99, Deadline.after(0), number=3)
+        admissions.reopen(["u"], number=3)
         assert verdict(admissions) is Verdict.REFUSE
 
     def test_a_release_that_was_cancelled_before_it_began_does_nothing(
         self, admissions: Admissions
     ):
-        admissions.reopen(["u"], order=1)
-        assert not admissions.release("u", 100, Deadline.after(0), order=1)
+        admissions.reopen(["u"], number=1)
+        assert not admissions.release("u", 100, Deadline.after(0), number=1)
         assert verdict(admissions) is Verdict.ADMIT
 
     def test_opening_again_spares_releases_under_way(self, admissions: Admissions):

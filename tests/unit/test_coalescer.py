@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ray_route.client.coalesce import _MAX_UIDS, Coalescer
+from ray_route.client.coalescer import _MAX_UIDS, Coalescer
 
 
 class Ref:
@@ -29,10 +29,10 @@ class Ref:
 
 
 def ask(coalescer: Coalescer, uid: str, service: str = "chat", min_epoch: int = 0) -> Future[Any]:
-    """Board and leave, as a thread does."""
-    load = coalescer.board(service, uid, min_epoch)
-    load.depart()
-    return load.answers
+    """Join a batch and have it sent, as a thread does."""
+    batch = coalescer.join(service, uid, min_epoch)
+    batch.send()
+    return batch.answers
 
 
 class Router:
@@ -178,7 +178,7 @@ def test_every_answer_is_kept_once_before_anybody_hears_of_it():
 
 def test_leases_count_from_before_the_call_was_sent(monkeypatch: pytest.MonkeyPatch):
     moment = [100.0]
-    monkeypatch.setattr("ray_route.client.coalesce.now", lambda: moment[0])
+    monkeypatch.setattr("ray_route.client.coalescer.now", lambda: moment[0])
     router = Router()
     router.ask("a")
     router.ask("b")
@@ -221,9 +221,9 @@ def test_a_crowd_is_split_into_calls_of_bounded_size(router: Router):
 
 def board_soon(router: Router, uid: str) -> Future[Any]:
     """Board as a task does."""
-    load = router.coalescer.board("chat", uid)
-    load.depart_soon(asyncio.get_running_loop())
-    return load.answers
+    batch = router.coalescer.join("chat", uid)
+    batch.send_soon(asyncio.get_running_loop())
+    return batch.answers
 
 
 def test_tasks_that_miss_in_one_tick_travel_in_one_call(router: Router):
@@ -253,8 +253,8 @@ def test_a_task_that_misses_alone_leaves_at_the_end_of_its_tick(router: Router):
 
 def test_who_boards_a_load_of_a_loop_that_ended_leaves_all_the_same(router: Router):
     ended = asyncio.new_event_loop()
-    stranded = router.coalescer.board("chat", "a")
-    stranded.depart_soon(ended)
+    stranded = router.coalescer.join("chat", "a")
+    stranded.send_soon(ended)
     ended.close()
 
     async def main() -> None:

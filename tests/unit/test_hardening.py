@@ -6,13 +6,13 @@ import pytest
 from helpers import ManualClock, eventually
 from test_admission_rules import verdict
 
-from ray_route.client.coalesce import Coalescer
+from ray_route.client.coalescer import Coalescer
 from ray_route.clock import Deadline
 from ray_route.config import RouteConfig
 from ray_route.errors import ConfigError
 from ray_route.model import Life, PodRecord, RoutingState
-from ray_route.pod.admission import Admissions, Membership, Verdict
-from ray_route.podtable import SilenceWatch
+from ray_route.pod.admission import Admissions, PodLease, Verdict
+from ray_route.router.failure_detector import HeartbeatMonitor
 from ray_route.store.url import parse_url
 
 SECRET = "hunter2"
@@ -47,7 +47,7 @@ def test_a_ttl_must_be_at_least_a_millisecond():
 
 @pytest.fixture
 def admissions(clock: ManualClock) -> Admissions:
-    serving = Admissions(0, Membership(7, 10.0, clock(), clock), clock)
+    serving = Admissions(0, PodLease(7, 10.0, clock(), clock), clock)
     serving.hold("u", 100, clock() + 5)
     return serving
 
@@ -86,17 +86,17 @@ class Ref:
 def test_nobody_waits_for_an_answer_that_will_not_come(answers):
     sent = []
     coalescer = Coalescer(lambda *_: sent.append(Ref()) or sent[-1], lambda *_: None)
-    loads = [coalescer.board("chat", "first")]
-    loads[0].depart()
-    loads += [coalescer.board("chat", uid) for uid in ("a", "b", "c")]
+    batches = [coalescer.join("chat", "first")]
+    batches[0].send()
+    batches += [coalescer.join("chat", uid) for uid in ("a", "b", "c")]
     sent[0].landed.set_result({"first": 0})
     sent[1].landed.set_result(answers)
-    assert all(load.answers.done() for load in loads)
+    assert all(load.answers.done() for load in batches)
 
 
 def test_time_in_which_a_pod_was_absent_is_not_silence():
     pod = PodRecord(0, 7, RoutingState.READY, Life.ALIVE, 0.0, "n", "p", "a", 1_000)
-    watch = SilenceWatch(lease_s=10.0, max_gap_s=3.0)
+    watch = HeartbeatMonitor(lease_s=10.0, max_gap_s=3.0)
     watch.look(0.0, [("chat", pod)])
     for at in range(1, 20):
         watch.look(float(at), [])

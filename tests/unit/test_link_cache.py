@@ -13,9 +13,9 @@ from helpers import ManualClock
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ray_route.cache import _ANSWER_S, LinkCache
 from ray_route.clock import now
 from ray_route.model import Link
+from ray_route.state.link_cache import _ANSWER_S, LinkCache
 
 S = "chat"
 LINK = Link(0, 7, 100, persistent=False, lease_s=10.0)

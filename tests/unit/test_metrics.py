@@ -11,7 +11,7 @@ from timeit import repeat
 import pytest
 import yaml
 
-from ray_route.metrics import (
+from ray_route.runtime.metrics import (
     CALL_REPEATS,
     CALL_SECONDS,
     LOOKUPS,
@@ -105,7 +105,7 @@ def test_no_count_is_lost_between_threads():
 def test_a_tally_stays_counted_when_its_owner_goes():
     meter, hits = Meter("n"), [7]
     meter.tally(LOOKUPS, ("near", "hit"), lambda: hits[0])
-    meter.watch(NEAR_CACHE_LINKS, lambda: [((), 1)])
+    meter.gauge(NEAR_CACHE_LINKS, lambda: [((), 1)])
     meter.forget(LOOKUPS, NEAR_CACHE_LINKS)
     hits[0] = 99
     assert meter.counts["route_lookups", ("near", "hit")] == 7

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_route.model import check_name, check_uid
-from ray_route.serving.names import service_name, session_uid
+from ray_route.serve.names import service_name, session_uid
 
 
 def test_a_plain_deployments_service_is_readable():

@@ -306,7 +306,7 @@ def test_many_offenders_are_named_in_short():
 
 @pytest.mark.parametrize(("seen", "status"), [(PLAIN, 0), (replace(PLAIN, links={}), 1)])
 def test_the_exit_status_is_the_verdict(monkeypatch, capsys, seen, status):
-    class Stage:
+    class Bootstrap:
         def __enter__(self) -> str:
             return "a stage"
 
@@ -314,7 +314,7 @@ def test_the_exit_status_is_the_verdict(monkeypatch, capsys, seen, status):
             pass
 
     living = {owner.pod: pod(owner) for owner in seen.records}
-    monkeypatch.setattr("ray_route.cli.demo.set_stage", lambda _: Stage())
+    monkeypatch.setattr("ray_route.cli.demo.bootstrap", lambda _: Bootstrap())
     monkeypatch.setattr("ray_route.cli.demo.perform", lambda *_: Outcome(seen, 1.0, living))
     with pytest.raises(SystemExit) as caught:
         cli.main(["demo", "--seed", "1"])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ray_route.errors import NoAvailablePodError, PodRestartingError, RouteError
 from ray_route.model import MAX_POD, Link
-from ray_route.wire import pack_answers, pack_question, unpack_answers, unpack_question
+from ray_route.protocol.wire import pack_answers, pack_question, unpack_answers, unpack_question
 
 NUMBERS = st.integers(0, 2**53)
 LINKS = st.builds(

@@ -1,6 +1,7 @@
 -- Claims a pod index for a process and gives it a new incarnation. Refused while the lease of
 -- another process runs, unless that one resigned or was declared gone; and while the namespace is
 -- not sealed: then Redis has lost the pod tables, and the lease of another may run unseen.
+-- Prelude: _pods.lua
 -- KEYS  1 pod table; 2 the namespace's set of services; 3 meta
 -- ARGV  1 pod; 2 process; 3 lease_ms; 4 service; 5 node; 6 actor; 7 routing state
 -- Returns {'ok', incarnation}, {'held', ms until that lease ends} or {'unsealed', '50'}

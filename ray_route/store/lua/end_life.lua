@@ -1,5 +1,6 @@
 -- Ends an incarnation for ever: a router declares it gone, or the pod itself resigns. A renewal
 -- of it fails from now on.
+-- Prelude: _pods.lua
 -- KEYS  1 pod table
 -- ARGV  1 pod; 2 incarnation; 3 'gone' or 'resigned'; 4 the heartbeat that was seen standing
 --       still (empty: any, the process is known to have ended)

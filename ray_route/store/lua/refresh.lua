@@ -1,4 +1,5 @@
 -- Lengthens the life of links in use: of each uid whose epoch is still the expected one.
+-- Prelude: _links.lua
 -- KEYS  see _links.lua
 -- ARGV  3 ttl_ms; 4.. one expected epoch per uid
 -- Returns {status, counter, then per uid: value, ttl_ms or nil, 1 if lengthened}

@@ -1,5 +1,6 @@
 -- Gives each uid to another owner if its epoch is still the expected one, or if it has no link.
 -- Keeps the link's kind, and clears a scheduled removal; an absent link becomes a temporary one.
+-- Prelude: _links.lua
 -- KEYS  see _links.lua
 -- ARGV  3 ttl_ms; then per uid: expected epoch, "pod:incarnation"
 -- Returns {status, counter, then per uid: value, ttl_ms or nil, 1 if written}

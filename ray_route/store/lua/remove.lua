@@ -1,4 +1,5 @@
 -- Removes each uid's link, whoever holds it, now or after a delay.
+-- Preludes: _links.lua, _removal.lua
 -- KEYS  see _links.lua
 -- ARGV  3 after_ms
 -- Returns {status, counter, then per uid: value, ttl_ms or nil, 1 if there was one}

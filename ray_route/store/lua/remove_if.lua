@@ -1,4 +1,5 @@
 -- Removes each uid's link if its owner is the one that was meant, now or after a delay.
+-- Preludes: _links.lua, _removal.lua
 -- KEYS  see _links.lua
 -- ARGV  3 after_ms; 4.. per uid what was meant: "pod", "pod:incarnation" or
 --       "pod:incarnation:epoch"

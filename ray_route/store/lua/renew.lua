@@ -1,5 +1,6 @@
 -- Renews a pod's lease and reports its load. A record that Redis has lost, or an older one than
 -- the caller's claim, which it has lost then, is written back whole: absence is never death.
+-- Prelude: _pods.lua
 -- KEYS  1 pod table; 2 the namespace's set of services
 -- ARGV  1 pod; 2 incarnation; 3 load; 4 service; 5 process; 6 node; 7 actor; 8 routing state
 -- Returns 'ok'; 'gone' if this incarnation's life has ended; 'superseded' if another has come

@@ -1,7 +1,8 @@
 -- Writes back links that Redis has lost, and takes back removals that it has forgotten. Never lowers
 -- an epoch, never shortens a life. Until the call that says 'last' the counter holds the token of the
--- replay, which is lower than any counter: every other writer stays refused meanwhile, and a second
+-- recovery, which is lower than any counter: every other writer stays refused meanwhile, and a second
 -- loss in its midst takes the token with it.
+-- Prelude: _links.lua
 -- KEYS  see _links.lua
 -- ARGV  3 token; 4 'first' or 'next'; 5 'more' or 'last'; then per uid: value, ttl_ms (empty:
 --       persistent; 0: removed)

@@ -1,8 +1,8 @@
 -- Writes back what the namespace runs with, over what a newcomer may have written meanwhile, and
--- opens it for a replay: it is not sealed until that is through.
+-- opens it for a recovery: it is not sealed until that is through.
 -- KEYS  1 meta, a hash
 -- ARGV  1 layout version; 2 shards; 3 options as JSON; 4 incarnation of the calling router;
---       5 token of the replay
+--       5 token of the recovery
 -- Returns 'ok'
 redis.call('HSET', KEYS[1], 'layout', ARGV[1], 'shards', ARGV[2], 'options', ARGV[3],
   'replay', ARGV[5])

@@ -1,5 +1,6 @@
 -- Writes back what a router knows of a pod and Redis may have lost: its record, that its life has
 -- ended, or its routing state. Whatever a younger incarnation has written stays.
+-- Prelude: _pods.lua
 -- KEYS  1 pod table; 2 the namespace's set of services
 -- ARGV  1 pod; 2 incarnation; 3 life; 4 routing state; 5 load; 6 heartbeat; 7 service; 8 process;
 --       9 node; 10 actor

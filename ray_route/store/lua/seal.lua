@@ -1,7 +1,7 @@
 -- Notes that the namespace is whole: its pod tables are what they should be. Not if Redis has lost
--- what the replay of that token had written before them.
+-- what the recovery of that token had written before them.
 -- KEYS  1 meta, a hash
--- ARGV  1 token of the replay; 2 what names the server processes
+-- ARGV  1 token of the recovery; 2 what names the server processes
 -- Returns 'ok' or 'lost'
 if redis.call('HGET', KEYS[1], 'replay') ~= ARGV[1] then return 'lost' end
 redis.call('HDEL', KEYS[1], 'replay')

@@ -1,5 +1,6 @@
 -- Links each uid to the given owner, whoever held it, and clears a scheduled removal; but only if
 -- the link is still the one that the caller has dealt with.
+-- Prelude: _links.lua
 -- KEYS  see _links.lua
 -- ARGV  3 ttl_ms; 4 'temporary' or 'persistent'; then per uid: "pod:incarnation", the epoch that
 --       the caller has dealt with (empty: that it has no link; '*': whatever it has)

@@ -1,5 +1,6 @@
 -- Links each uid that has no link. A live link wins: a temporary one gets its TTL refreshed and is
 -- never upgraded, a persistent one is never shortened.
+-- Prelude: _links.lua
 -- KEYS  see _links.lua
 -- ARGV  3 ttl_ms; 4 'temporary' or 'persistent'; 5.. one "pod:incarnation" per uid
 -- Returns {status, counter, then per uid: value, ttl_ms or nil, 1 if written}

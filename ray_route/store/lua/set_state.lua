@@ -1,4 +1,5 @@
 -- Sets the routing state of a living incarnation.
+-- Prelude: _pods.lua
 -- KEYS  1 pod table
 -- ARGV  1 pod; 2 incarnation; 3 routing state
 -- Returns 'ok', 'gone', 'superseded' or 'absent'

@@ -1,4 +1,5 @@
 -- Makes the calling router the shard's writer: older ones can change nothing here any more.
+-- Prelude: _links.lua
 -- KEYS  1 the shard's counter (see _links.lua)
 -- Returns {status, counter}
 local status = begin()

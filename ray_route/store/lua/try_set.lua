@@ -1,6 +1,7 @@
 -- Links each uid to the given owner, unless another pod holds it. A holder gives way if its epoch
 -- is the replaceable one (the caller knows that pod to be gone), or to 'steal'. A scheduled
 -- removal of the owner's own link stays scheduled.
+-- Prelude: _links.lua
 -- KEYS  see _links.lua
 -- ARGV  3 ttl_ms; 4 'temporary' or 'persistent'; 5 'steal' or 'keep';
 --       then per uid: "pod:incarnation", replaceable epoch (empty: none)

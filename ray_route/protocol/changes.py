@@ -1,0 +1,55 @@
+"""Entries of the change stream, and positions in it.
+
+Every entry carries the writing router's incarnation and a number that grows by one, so that a
+reader knows when it has missed something.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ray_route.model import Life, PodRecord, RoutingState
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A position in the stream: the last entry's id, and who wrote it under which number."""
+
+    entry: str
+    router: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One entry.
+
+    `kind` is "pod" (a record changed), "link" (links up to an epoch are stale) or "beat".
+    """
+
+    kind: str
+    service: str = ""
+    pod: PodRecord | None = None
+    stale: dict[str, int] | None = None
+
+    def encode(self) -> str:
+        """Write the payload as JSON."""
+        if self.pod is not None:
+            return json.dumps(asdict(self.pod))
+        return json.dumps(self.stale or {})
+
+    @classmethod
+    def decode(cls, kind: str, service: str, payload: str) -> Change:
+        """Read what `encode` wrote."""
+        content: dict[str, Any] = json.loads(payload)
+        if kind == "pod":
+            content["state"] = RoutingState(content["state"])
+            content["life"] = Life(content["life"])
+            return cls(kind, service, pod=PodRecord(**content))
+        return cls(kind, service, stale=content)
+
+
+BEAT = Change("beat")
+"""Nothing has changed: the router is there, and so is the stream."""

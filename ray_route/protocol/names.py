@@ -1,0 +1,32 @@
+"""The names of Ray actors, in one place: of routers, of pods, and of the embedded server."""
+
+from __future__ import annotations
+
+RAY_NAMESPACE = "ray_route"
+"""The Ray namespace that all of them are in."""
+
+EMBEDDED_SERVER = "ray_route:store"
+
+_ROUTER = "router"
+
+
+def router_name(namespace: str) -> str:
+    """Return the name of a namespace's router."""
+    return f"ray_route:{namespace}:{_ROUTER}"
+
+
+def pod_name(namespace: str, service: str, pod: int) -> str:
+    """Return the name of a deployed pod."""
+    return f"ray_route:{namespace}:{service}:{pod}"
+
+
+def namespace_of_router(name: str) -> str | None:
+    """Return the namespace whose router has this name; None if it is no router's."""
+    parts = name.split(":")
+    return parts[1] if len(parts) == 3 and parts[2] == _ROUTER else None
+
+
+def is_pod_of(namespace: str, name: str) -> bool:
+    """Say whether this is the name of a deployed pod of a namespace."""
+    parts = name.split(":")
+    return len(parts) == 4 and parts[:2] == ["ray_route", namespace]

@@ -1,0 +1,293 @@
+"""Links as the router reads and writes them: what holds is kept, and why it was decided.
+
+Below `directory`, which decides: here what was decided is written, for one uid or for many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
+
+from cachetools import TLRUCache
+
+from ray_route.clock import now
+from ray_route.config import RouteConfig
+from ray_route.errors import RouteError, RouterUnavailableError
+from ray_route.model import Link, PodRecord
+from ray_route.router.membership import Membership
+from ray_route.router.placer import Proposal, owner_of
+from ray_route.router.shards import Build, Outcome, Shards, SupersededError
+from ray_route.runtime.metrics import LINKS, meter
+from ray_route.state.link_cache import LinkCache
+from ray_route.store.keys import Keys
+from ray_route.store.links import LinkCalls, RememberedLink, Writer
+from ray_route.store.scripts import Call
+
+Outcomes = Mapping[str, Outcome | RouteError]
+
+_DECISIONS_KEPT = 20_000
+# Removals are remembered, so that a recovery does not bring back what was removed.
+_REMOVALS_KEPT = 100_000
+_REMEMBERED_S = 300.0
+
+_Removal = tuple[Link, float]
+
+
+class LinkTable:
+    """The router's only way to links. Belongs to one event loop."""
+
+    def __init__(
+        self, config: RouteConfig, keys: Keys, membership: Membership, shards: Shards
+    ) -> None:
+        self.keys = keys
+        # A cached link to a life that has ended is a miss.
+        self.cache = LinkCache(config.router_cache_size, serving=membership.table.serving)
+        self.superseded = asyncio.Event()
+        self.decisions = Decisions()
+        self.meter = meter(keys.namespace)
+        self._membership = membership
+        self._shards = shards
+        self._calls = LinkCalls(keys, config)
+        self._removals: TLRUCache[tuple[str, str], _Removal] = TLRUCache(
+            _REMOVALS_KEPT,
+            ttu=lambda _, removal, at: max(at, removal[1]) + _REMEMBERED_S,
+            timer=now,
+        )
+
+    # One uid.
+
+    async def read(self, service: str, uid: str) -> Link | None:
+        """Return what Redis holds; raise what stands in the way."""
+        return (await self._one(uid, self.read_many(service, [uid]))).link
+
+    async def set_if_absent(
+        self, service: str, uid: str, target: PodRecord, *, persistent: bool
+    ) -> Link:
+        """Link a uid to a chosen pod unless it has a link; return the link that holds."""
+        outcome = await self._write_one(
+            service,
+            uid,
+            lambda writer, shard, some: self._calls.set_if_absent(
+                writer, shard, service, some, [owner_of(target)], persistent=persistent
+            ),
+        )
+        return self._counted(service, uid, outcome, "set if absent:")
+
+    async def set(
+        self, service: str, uid: str, target: PodRecord, held: Link | None, *, persistent: bool
+    ) -> Link:
+        """Link a uid to a pod if `held` is still its link; return the link that holds then.
+
+        A living owner must have given it up before.
+        """
+        expected = held.epoch if held else None
+        outcome = await self._write_one(
+            service,
+            uid,
+            lambda writer, shard, some: self._calls.set(
+                writer,
+                shard,
+                service,
+                some,
+                [owner_of(target)],
+                [expected],
+                persistent=persistent,
+            ),
+        )
+        if outcome.link is None:  # it ended meanwhile
+            return await self.set(service, uid, target, None, persistent=persistent)
+        return self._counted(service, uid, outcome, "set:")
+
+    async def remove(self, service: str, uid: str, held: Link, after_s: float) -> bool:
+        """Remove exactly that link, now or later; say whether it was there."""
+        meant = f"{held.pod}:{held.incarnation}:{held.epoch}"
+        outcome = await self._write_one(
+            service,
+            uid,
+            lambda writer, shard, some: self._calls.remove_if(
+                writer, shard, service, some, [meant], after_s
+            ),
+        )
+        self.cache.drop(service, uid, held.epoch)
+        self._removals[service, uid] = (held, now() + after_s)
+        when = f" in {after_s:g} s" if after_s else ""
+        self.decisions.note(service, {uid: held}, f"removed{when} from")
+        self.meter.count(LINKS, service, "removed", by=int(outcome.written))
+        return outcome.written
+
+    # Many uids.
+
+    async def read_many(self, service: str, uids: Sequence[str]) -> Outcomes:
+        """Return what Redis holds of each uid; fills no cache."""
+        return await self._guarded(self._shards.read(service, uids))
+
+    async def place(self, service: str, proposal: Proposal) -> Outcomes:
+        """Link each uid to the pod proposed for it, unless it has a link: that wins."""
+
+        def build(writer: Writer, shard: int, some: list[str]) -> Call:
+            owners = proposal.owners(some)
+            return self._calls.set_if_absent(writer, shard, service, some, owners)
+
+        outcomes = await self._write_proposed(service, proposal, build)
+        placed = {
+            uid: outcome.link
+            for uid, outcome in outcomes.items()
+            if isinstance(outcome, Outcome) and outcome.written and outcome.link
+        }
+        if placed:
+            self._count(service, placed, "placed:")
+        return outcomes
+
+    async def relink(
+        self, service: str, proposal: Proposal, lost: Mapping[str, Link], reason: str
+    ) -> dict[str, Link | RouteError]:
+        """Link each uid to the pod proposed for it, if its epoch is still that of `lost`."""
+
+        def build(writer: Writer, shard: int, some: list[str]) -> Call:
+            expected = [lost[uid].epoch for uid in some]
+            owners = proposal.owners(some)
+            return self._calls.relink(writer, shard, service, some, expected, owners)
+
+        outcomes = await self._write_proposed(service, proposal, build)
+        return {
+            uid: outcome
+            if isinstance(outcome, RouteError)
+            else self._counted(service, uid, outcome, f"{reason} from pod {lost[uid].pod}:")
+            for uid, outcome in outcomes.items()
+        }
+
+    async def refresh(self, service: str, uids: Mapping[str, int]) -> dict[str, int]:
+        """Lengthen the lives of links in use; return those whose link is no longer that one."""
+
+        def build(writer: Writer, shard: int, some: list[str]) -> Call:
+            return self._calls.refresh(writer, shard, service, some, [uids[uid] for uid in some])
+
+        outcomes = await self._guarded(self._shards.run(list(uids), build))
+        return _not_held(uids, outcomes)
+
+    async def not_held(self, service: str, uids: Mapping[str, int]) -> dict[str, int]:
+        """Return those uids whose link in Redis is no longer the one of that epoch."""
+        return _not_held(uids, await self.read_many(service, list(uids)))
+
+    # What a recovery writes back.
+
+    def memory(self, shards: Collection[int]) -> Iterator[tuple[str, str, RememberedLink]]:
+        """Yield (service, uid, what is known) of every link remembered in some shards."""
+        shard_of = self.keys.shard
+        for service, uid, link in self.cache.links():
+            if shard_of(uid) in shards:
+                yield service, uid, RememberedLink(link)
+        at = now()
+        for (service, uid), (link, due_at) in list(self._removals.items()):
+            if shard_of(uid) in shards:
+                yield service, uid, RememberedLink(link, max(0.0, due_at - at))
+
+    # Writing.
+
+    async def _write_proposed(self, service: str, proposal: Proposal, build: Build) -> Outcomes:
+        """Run a verb that links uids to owners; meanwhile they count as the owners' load."""
+        arrivals = proposal.arrivals()
+        for pod, links in arrivals:
+            self._membership.loads.propose(service, pod, links)
+        try:
+            return await self._write(service, list(proposal.chosen), build)
+        finally:
+            for pod, links in arrivals:
+                self._membership.loads.settle(service, pod, links)
+
+    async def _write(self, service: str, uids: list[str], build: Build) -> Outcomes:
+        """Run a verb and keep what holds afterwards."""
+        asked_at = now()
+        outcomes = await self._guarded(self._shards.run(uids, build))
+        held = {
+            uid: outcome.link
+            for uid, outcome in outcomes.items()
+            if isinstance(outcome, Outcome) and outcome.link is not None
+        }
+        self.cache.put_all(service, held, asked_at)
+        return outcomes
+
+    async def _write_one(self, service: str, uid: str, build: Build) -> Outcome:
+        return await self._one(uid, self._write(service, [uid], build))
+
+    async def _one(self, uid: str, running: Awaitable[Outcomes]) -> Outcome:
+        outcome = (await running)[uid]
+        if isinstance(outcome, RouteError):
+            raise outcome
+        return outcome
+
+    async def _guarded(self, running: Awaitable[Outcomes]) -> Outcomes:
+        try:
+            return await running
+        except SupersededError as error:
+            self.superseded.set()
+            raise self.taken_over() from error
+
+    def taken_over(self) -> RouterUnavailableError:
+        """Make the error of a router that must not go on."""
+        return RouterUnavailableError(
+            namespace=self.keys.namespace, reason="a younger router has taken over"
+        )
+
+    # Counting.
+
+    def _counted(self, service: str, uid: str, outcome: Outcome, decision: str) -> Link:
+        """Return the link that holds; if this call wrote it, count it and remember why."""
+        assert outcome.link is not None
+        if outcome.written:
+            self._count(service, {uid: outcome.link}, decision)
+        return outcome.link
+
+    def _count(self, service: str, written: Mapping[str, Link], decision: str) -> None:
+        """Count links that were just written, and remember why they were."""
+        if self._removals:
+            for uid in written:
+                self._removals.pop((service, uid), None)
+        epochs: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        for link in written.values():
+            epochs[link.pod, link.incarnation].append(link.epoch)
+        for (pod, incarnation), placed in epochs.items():
+            record = self._membership.table.get(service, pod)
+            if record is not None and record.incarnation == incarnation:
+                self._membership.loads.placed(service, record, placed)
+        self.decisions.note(service, written, decision)
+        self.meter.count(LINKS, service, decision.partition(" ")[0].rstrip(":"), by=len(written))
+
+
+class Decisions:
+    """The router's last decisions about links, for whoever asks why a uid is where it is."""
+
+    def __init__(self) -> None:
+        self._noted: deque[tuple[float, str, str, str, int]] = deque(maxlen=_DECISIONS_KEPT)
+
+    def note(self, service: str, links: Mapping[str, Link], decision: str) -> None:
+        """Note what has been decided about uids, and the pods of their links."""
+        at = time.time()
+        self._noted.extend((at, service, uid, decision, link.pod) for uid, link in links.items())
+
+    def about(self, service: str, uid: str) -> tuple[str, ...]:
+        """Return what was decided about a uid, oldest first, with the router's local time."""
+        return tuple(
+            f"{time.strftime('%H:%M:%S', time.localtime(at))} {decision} pod {pod}"
+            for at, of_service, of_uid, decision, pod in self._noted
+            if of_uid == uid and of_service == service
+        )
+
+
+def _not_held(uids: Mapping[str, int], outcomes: Outcomes) -> dict[str, int]:
+    """Return the uids whose link is another, or none; raise what could not be read."""
+    return {uid: epoch for uid, epoch in uids.items() if _epoch(outcomes[uid]) != epoch}
+
+
+def _epoch(outcome: Outcome | RouteError) -> int | None:
+    link = linked(outcome)
+    return link.epoch if link else None
+
+
+def linked(outcome: Outcome | RouteError) -> Link | None:
+    """Return the link that holds; raise what stood in the way of knowing."""
+    if isinstance(outcome, RouteError):
+        raise outcome
+    return outcome.link

@@ -1,0 +1,154 @@
+"""Membership: which pods there are, as the tables in Redis say, and who must hear of changes."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+from ray_route.clock import now
+from ray_route.errors import InvalidInputError, PodUnavailableError, RouteError
+from ray_route.model import Life, Pod, PodRecord, RoutingState
+from ray_route.runtime.metrics import PODS, meter
+from ray_route.state.load_book import LoadBook
+from ray_route.state.pod_table import PodTable
+from ray_route.store.connect import AsyncStore
+from ray_route.store.keys import Keys
+from ray_route.store.pods import PodCalls, parse_table
+from ray_route.store.scripts import script_call
+
+logger = logging.getLogger(__name__)
+
+_STATES = [*(state.value for state in RoutingState), Life.GONE.value, Life.RESIGNED.value]
+
+OnChange = Callable[[str, PodRecord], None]
+
+
+class Membership:
+    """Reads the pod tables. `on_change` hears every change of a pod's routing, exactly once."""
+
+    def __init__(self, store: AsyncStore, keys: Keys, on_change: OnChange) -> None:
+        self.table = PodTable()
+        self.loads = LoadBook()
+        self._gone_at: dict[tuple[str, int], float] = {}
+        self._store = store
+        self._keys = keys
+        self._on_change = on_change
+        self._calls = PodCalls(keys)
+        self.meter = meter(keys.namespace)
+        self.meter.gauge(PODS, self._by_state)
+
+    def _by_state(self) -> Iterator[tuple[tuple[str, str], int]]:
+        """Count pods by state; a state that has none is told too, or its gauge would stay."""
+        for service in self.table.services():
+            found = Counter(pod.describe() for pod in self.table.pods(service).copy().values())
+            for state in _STATES:
+                yield (service, state), found[state]
+
+    async def refresh(self, service: str) -> None:
+        """Read a service's pod table; raise `StoreUnavailableError`."""
+        self._take_in(service, parse_table(await self._store.one(self._calls.table(service))))
+
+    async def refresh_all(self) -> list[tuple[str, PodRecord]]:
+        """Read the pod tables of all services; return every record just read."""
+        names = sorted(name.decode() for name in await self._store.one(self._calls.services()))
+        replies = await self._store.run([self._calls.table(name) for name in names])
+        read: list[tuple[str, PodRecord]] = []
+        for name, reply in zip(names, replies, strict=True):
+            if isinstance(reply, RouteError):
+                raise reply
+            records = parse_table(reply)
+            self._take_in(name, records)
+            read.extend((name, record) for record in records)
+        return read
+
+    def _take_in(self, service: str, records: Iterable[PodRecord]) -> None:
+        for record in records:
+            changed = self.table.update(service, record)
+            if self.table.get(service, record.pod) is record:
+                self.loads.report(service, record)
+            if changed:
+                self._gone_at.pop((service, record.pod), None)
+                if record.life is Life.GONE:
+                    self._gone_at[service, record.pod] = now()
+                self._on_change(service, record)
+
+    def gone_for_s(self, service: str, pod: int) -> float:
+        """Seconds since a pod was seen to be gone; infinite if it is not, or was before us."""
+        return now() - self._gone_at.get((service, pod), -math.inf)
+
+    async def declare_gone(self, service: str, pod: PodRecord, *, silent: bool) -> bool:
+        """Write an incarnation's death before anyone acts on it; say whether it is dead now."""
+        verdict = await self._store.one(self._calls.declare_gone(service, pod, silent=silent))
+        await self.refresh(service)
+        return bool(verdict in (b"ok", b"superseded"))
+
+    async def set_state(self, service: str, pod: PodRecord, state: RoutingState) -> None:
+        """Set a living pod's routing state; raise `PodUnavailableError` if its life has ended."""
+        verdict = await self._store.one(self._calls.set_state(service, pod, state))
+        await self.refresh(service)
+        if verdict != b"ok":
+            raise self.unavailable(service, pod.pod, f"the directory says {verdict.decode()}")
+
+    async def target(self, service: str, pod: int) -> PodRecord:
+        """Return a pod that new links may go to.
+
+        Raises `InvalidInputError` for an unknown one, `PodUnavailableError` for a closed one.
+        """
+        record = self.table.get(service, pod)
+        if record is None or not record.available:
+            record = await self.known(service, pod)
+        if not record.available:
+            raise self.unavailable(service, pod, f"it takes no links: {record.describe()}")
+        return record
+
+    async def known(self, service: str, pod: int) -> PodRecord:
+        """Return a pod's record, read anew; raise `InvalidInputError` for an unknown pod."""
+        await self.refresh(service)
+        record = self.table.get(service, pod)
+        if record is None:
+            known = sorted(self.table.pods(service))
+            raise InvalidInputError(
+                argument="pod",
+                value=pod,
+                reason=f"is unknown; service {service!r} has pods {known}",
+                namespace=self._keys.namespace,
+            )
+        return record
+
+    def unavailable(
+        self, service: str, pod: int, reason: str, uid: str | None = None
+    ) -> PodUnavailableError:
+        """Make the error for a pod that can't do what was asked; the call did not run."""
+        return PodUnavailableError(
+            reason=reason,
+            may_have_run=False,
+            namespace=self._keys.namespace,
+            service=service,
+            pod=pod,
+            uid=uid,
+        )
+
+    async def time_us(self) -> int:
+        """Read Redis `TIME` in microseconds."""
+        return int(await self._store.one(script_call("time", [self._keys.meta], [])))
+
+    async def pods(self, service: str) -> dict[int, Pod]:
+        """Read a service's pod table and return it as operators see it."""
+        await self.refresh(service)
+        time_us = await self.time_us()
+        return {
+            index: Pod(
+                pod=index,
+                state=record.state,
+                life=record.life,
+                load=self.loads.load(service, [record])[index],
+                links=self.loads.links(service, record),
+                node=record.node,
+                actor=record.actor,
+                incarnation=record.incarnation,
+                heartbeat_age_s=max(0, time_us - record.heartbeat_us) / 1e6,
+            )
+            for index, record in sorted(self.table.pods(service).items())
+        }

@@ -1,0 +1,92 @@
+"""Choosing a pod for each uid that needs one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ray_route.errors import ConfigError, NoAvailablePodError
+from ray_route.model import Link, PodRecord
+from ray_route.placement import Strategy
+from ray_route.router.membership import Membership
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Which pod each uid is to go to, by index."""
+
+    pods: Mapping[int, PodRecord]
+    names: Mapping[int, str]
+    chosen: Mapping[str, int]
+
+    def owners(self, uids: Iterable[str]) -> list[str]:
+        """Write the owners of some uids as the scripts do."""
+        names, chosen = self.names, self.chosen
+        return [names[chosen[uid]] for uid in uids]
+
+    def arrivals(self) -> list[tuple[PodRecord, int]]:
+        """Tell how many uids each pod is to get."""
+        return [(self.pods[index], count) for index, count in Counter(self.chosen.values()).items()]
+
+
+def owner_of(pod: PodRecord) -> str:
+    """Write a link's owner as the scripts do."""
+    return f"{pod.pod}:{pod.incarnation}"
+
+
+class Placer:
+    """Applies a placement strategy to what the membership knows."""
+
+    def __init__(self, membership: Membership, strategy: Strategy, namespace: str) -> None:
+        self._table = membership.table
+        self._loads = membership.loads
+        self._strategy = strategy
+        self._namespace = namespace
+
+    def propose(
+        self,
+        service: str,
+        uids: Iterable[str],
+        node: str | None,
+        previous: Mapping[str, Link] | None = None,
+    ) -> Proposal:
+        """Choose a pod for each uid, as if all that is under way to pods had arrived there."""
+        pods = self._table.available(service)
+        if not pods:
+            known = {pod.pod: pod.describe() for pod in self._table.pods(service).values()}
+            raise NoAvailablePodError(known=known, namespace=self._namespace, service=service)
+        by_index = {pod.pod: pod for pod in pods}
+        load = self._loads.load(service, pods)
+        chosen: dict[str, int] = {}
+        for uid in uids:
+            if previous is not None and previous[uid].pod in by_index:
+                index = previous[uid].pod
+            else:
+                index = self._chosen(service, pods, load, uid, node)
+            load[index] += 1
+            chosen[uid] = index
+        names = {index: owner_of(pod) for index, pod in by_index.items()}
+        return Proposal(by_index, names, chosen)
+
+    def _chosen(
+        self,
+        service: str,
+        pods: list[PodRecord],
+        load: Mapping[int, float],
+        uid: str,
+        node: str | None,
+    ) -> int:
+        try:
+            chosen = self._strategy(pods, load, uid, node)
+        except Exception as error:
+            raise ConfigError(
+                option="placement", reason=f"the strategy failed: {error!r}", service=service
+            ) from error
+        if chosen not in load:
+            raise ConfigError(
+                option="placement",
+                reason=f"the strategy chose {chosen!r}, which is not an available pod",
+                service=service,
+            )
+        return chosen

@@ -1,0 +1,303 @@
+"""Recovery of what Redis has lost: from what this router remembers, and what the living pods hold.
+
+Redis may be restarted without its data, or a replica promoted that lacks the last writes. Every
+write advances its shard's counter, so the first script call afterwards notices. The pod tables
+come back first, then links, and each shard's counter last: until then all others are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ray_route.clock import now
+from ray_route.config import RouteConfig
+from ray_route.errors import LostWritesError, RouteError
+from ray_route.model import Life, Link, PodRecord
+from ray_route.protocol.commands import Address, Memory, Recall
+from ray_route.router.link_table import LinkTable
+from ray_route.router.mailbox import Mailboxes, NoAnswerError
+from ray_route.router.membership import Membership
+from ray_route.router.shards import Shards, SupersededError
+from ray_route.runtime.metrics import LOST_SHARDS, RECOVERED_LINKS
+from ray_route.store.connect import AsyncStore
+from ray_route.store.links import MAX_UIDS, LinkCalls, RememberedLink
+from ray_route.store.namespaces import read_seal, restore_meta, seal
+from ray_route.store.pods import PodCalls
+from ray_route.store.scripts import Call
+
+logger = logging.getLogger(__name__)
+
+# How long whoever meets a loss waits for the recovery; a frozen pod has its lease to answer.
+_PATIENCE_S = 20.0
+_ANSWER_S = 1.0
+_PAUSE_S = 0.05
+_CALLS_PER_TRIP = 20
+_TOKENS = 2**31
+# A pod that Redis has forgotten writes itself back within a heartbeat.
+_BEATS = 2
+
+_Names = dict[tuple[str, str], RememberedLink]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some links of one shard and service, for one script call."""
+
+    shard: int
+    service: str
+    uids: list[str]
+    kept: list[RememberedLink]
+    first: bool
+    last: bool
+
+
+class Recovery:
+    """Notices losses and makes up for them. Belongs to one event loop.
+
+    `interrupt` is called at each loss: whoever counts a pod's silence must begin anew.
+    """
+
+    def __init__(
+        self,
+        config: RouteConfig,
+        store: AsyncStore,
+        membership: Membership,
+        shards: Shards,
+        links: LinkTable,
+        mailboxes: Mailboxes,
+        interrupt: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._membership = membership
+        self._shards = shards
+        self._table = links
+        self._mailboxes = mailboxes
+        self._interrupt = interrupt
+        self._links = LinkCalls(links.keys, config)
+        self._pods = PodCalls(links.keys)
+        self._logger = logging.LoggerAdapter(logger, {"namespace": links.keys.namespace})
+        self._running: asyncio.Task[None] | None = None
+        self._silent: set[Address] = set()
+
+    # While the router serves.
+
+    async def recover(self, shards: Iterable[int]) -> None:
+        """Return when nothing of these shards is lost any more.
+
+        Raises `LostWritesError` after 20 s, saying which pods were waited for, and
+        `StoreUnavailableError`.
+        """
+        try:
+            await asyncio.wait_for(asyncio.shield(self._start()), _PATIENCE_S)
+        except asyncio.TimeoutError:
+            waiting = ", ".join(f"pod {pod} of {service}" for service, pod, _ in self._silent)
+            raise LostWritesError(
+                address=self._store.url.address,
+                shards=sorted(shards),
+                reason=f"the recovery waits for {waiting or 'Redis'}",
+                namespace=self._table.keys.namespace,
+            ) from None
+        except SupersededError as error:
+            raise self._table.taken_over() from error
+
+    def _start(self) -> asyncio.Task[None]:
+        """Start to compare all counters and to restore what is lost, once for all who wait."""
+        if self._running is None:
+            self._running = asyncio.get_running_loop().create_task(self._compare_and_restore())
+            self._running.add_done_callback(self._ended)
+        return self._running
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running = None
+        if not task.cancelled() and isinstance(task.exception(), SupersededError):
+            self._table.superseded.set()
+
+    async def watch(self) -> None:
+        """Compare all counters for ever, once per heartbeat: a loss is noticed by itself too."""
+        while True:
+            await asyncio.sleep(self._config.heartbeat_s)
+            try:
+                await asyncio.shield(self._start())
+            except RouteError as error:
+                self._logger.debug("counters can't be compared: %s", error)
+
+    async def _compare_and_restore(self) -> None:
+        while (lost := await self._shards.lost()) or not await self._is_sealed():
+            await self.restore(lost)
+
+    async def _is_sealed(self) -> bool:
+        return await self._store.one(read_seal(self._table.keys)) is not None
+
+    # One recovery.
+
+    async def restore(self, lost: Collection[int]) -> None:
+        """Write back the pod tables and what is known of some shards, and seal the namespace.
+
+        Raises `RouteError` where Redis fails. What is lost meanwhile is lost again afterwards.
+        """
+        token = random.randrange(1, _TOKENS)  # noqa: S311 - no secret
+        await self._restore_tables(token)
+        if lost:
+            await self._restore_links(lost, token)
+        await self._store.one(seal(self._table.keys, token, await self._store.run_ids()))
+
+    async def _restore_links(self, lost: Collection[int], token: int) -> None:
+        began = now()
+        self._table.meter.count(LOST_SHARDS, by=len(lost))
+        self._logger.error(
+            "Redis has lost writes to %d shards: they are being recovered", len(lost)
+        )
+        self._interrupt()
+        memories = await self._recall(self._living(), Recall(frozenset(lost)))
+        names = self._union(lost, memories)
+        await self._write(lost, names, token)
+        self._table.meter.count(RECOVERED_LINKS, by=len(names))
+        took_s = now() - began
+        self._logger.error(
+            "%d links of %d shards recovered in %.2f s", len(names), len(lost), took_s
+        )
+
+    async def _restore_tables(self, token: int) -> None:
+        """Write back meta and the pod tables."""
+        keys, table = self._table.keys, self._membership.table
+        calls = [restore_meta(keys, self._config, self._shards.incarnation, token)]
+        for service in table.services():
+            calls += [self._pods.restore(service, pod) for pod in table.pods(service).values()]
+        await self._run(calls)
+
+    async def _run(self, calls: list[Call]) -> list[Any]:
+        replies = []
+        for start in range(0, len(calls), _CALLS_PER_TRIP):
+            replies += await self._store.run(calls[start : start + _CALLS_PER_TRIP])
+        for reply in replies:
+            if isinstance(reply, RouteError):
+                raise reply
+        return replies
+
+    def _union(self, lost: Collection[int], memories: dict[Address, Memory]) -> _Names:
+        """Gather what everybody remembers; the highest epoch wins, then our own word."""
+        names: _Names = {}
+        shards = frozenset(lost)
+        for service, uid, kept in self._table.memory(shards):
+            held = names.get((service, uid))
+            if held is None or kept.link.epoch >= held.link.epoch:
+                names[service, uid] = kept
+        for (service, pod, incarnation), memory in memories.items():
+            for uid, (epoch, persistent) in memory.held.items():
+                held = names.get((service, uid))
+                if held is None or epoch > held.link.epoch:
+                    names[service, uid] = RememberedLink(
+                        Link(pod, incarnation, epoch, persistent, 0)
+                    )
+        return names
+
+    async def _write(self, lost: Collection[int], names: _Names, token: int) -> None:
+        parts = self._parts(lost, names)
+        calls = [
+            self._links.restore(
+                self._shards.writer(part.shard),
+                part.shard,
+                part.service,
+                part.uids,
+                part.kept,
+                token=token,
+                first=part.first,
+                last=part.last,
+            )
+            for part in parts
+        ]
+        for part, reply in zip(parts, await self._run(calls), strict=True):
+            parsed = self._links.parse(reply)
+            if parsed.status == "superseded":
+                raise SupersededError(self._table.keys.namespace)
+            if parsed.status == "ok" and part.last:
+                self._shards.remember([(part.shard, parsed.counter)])
+
+    def _parts(self, lost: Collection[int], names: _Names) -> list[_Part]:
+        """Cut each shard's links into script calls, in order."""
+        by_shard: dict[int, dict[str, list[str]]] = {shard: {} for shard in lost}
+        for service, uid in names:
+            by_shard[self._table.keys.shard(uid)].setdefault(service, []).append(uid)
+        parts = []
+        for shard, services in by_shard.items():
+            some = [
+                (service, uids[start : start + MAX_UIDS])
+                for service, uids in services.items()
+                for start in range(0, len(uids), MAX_UIDS)
+            ] or [("", [])]
+            for number, (service, uids) in enumerate(some):
+                kept = [names[service, uid] for uid in uids]
+                first, last = number == 0, number == len(some) - 1
+                parts.append(_Part(shard, service, uids, kept, first, last))
+        return parts
+
+    # What agents remember.
+
+    def _living(self) -> list[Address]:
+        table = self._membership.table
+        return [
+            (service, pod.pod, pod.incarnation)
+            for service in table.services()
+            for pod in table.pods(service).values()
+            if pod.life is Life.ALIVE
+        ]
+
+    async def _recall(self, agents: list[Address], command: Recall) -> dict[Address, Memory]:
+        """Ask living agents, each until it has answered or its life has ended."""
+        self._silent = set(agents)
+        memories = await asyncio.gather(*(self._ask(agent, command) for agent in agents))
+        pairs = zip(agents, memories, strict=True)
+        return {agent: memory for agent, memory in pairs if memory is not None}
+
+    async def _ask(self, agent: Address, command: Recall) -> Memory | None:
+        while self._is_alive(agent):
+            try:
+                memory: Memory = await self._mailboxes.ask(agent, command, _ANSWER_S)
+            except NoAnswerError:
+                await asyncio.sleep(_PAUSE_S)
+            else:
+                self._silent.discard(agent)
+                self._shards.remember(enumerate(memory.counters))
+                return memory
+        self._silent.discard(agent)
+        return None
+
+    def _is_alive(self, agent: Address) -> bool:
+        service, pod, incarnation = agent
+        record: PodRecord | None = self._membership.table.get(service, pod)
+        alive = record is not None and record.life is Life.ALIVE
+        return alive and record is not None and record.incarnation == incarnation
+
+    # At a router's start.
+
+    async def begin(self, *, pods_expected: bool) -> None:
+        """Become the only writer, knowing at least what the living agents know.
+
+        Where the servers are the very processes that the last router saw, nothing is lost and
+        nobody need be asked. `pods_expected`: there are pods, even if Redis knows none.
+        """
+        keys = self._table.keys
+        sealed = await self._store.one(read_seal(keys))
+        if sealed is None or sealed.decode() != ",".join(await self._store.run_ids()):
+            await self._recollect(_BEATS * self._config.heartbeat_s if pods_expected else 0)
+        await self.restore(await self._shards.take_over())
+        await self._compare_and_restore()
+
+    async def _recollect(self, patience_s: float) -> None:
+        """Hear every living agent; wait for those that Redis has forgotten to show up."""
+        began = now()
+        heard: set[Address] = set()
+        while True:
+            await self._membership.refresh_all()
+            agents = [agent for agent in self._living() if agent not in heard]
+            if not agents and now() - began >= patience_s:
+                return
+            await self._recall(agents, Recall(frozenset()))
+            heard.update(agents)
+            await asyncio.sleep(_PAUSE_S)

@@ -1,0 +1,199 @@
+"""Ray and a store for as long as a command needs them, and nothing left behind afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray._private.utils import read_ray_address
+from ray.util import list_named_actors
+
+from ray_route.clock import Deadline
+from ray_route.config import RouteConfig
+from ray_route.errors import RouteError
+from ray_route.protocol.names import EMBEDDED_SERVER, RAY_NAMESPACE, router_name
+from ray_route.runtime.namespace import resolve_url
+from ray_route.store.connect import Store
+from ray_route.store.keys import Keys
+from ray_route.store.scripts import plain_call
+from ray_route.store.url import StoreUrl
+
+_STORE_S = 60.0
+_STOP_S = 5.0
+_ANSWER_S = 3.0
+_KEYS_PER_CALL = 1_000
+
+
+class RayStartError(Exception):
+    """Ray could not be started or joined."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """Ray and the store as a command found or made them."""
+
+    ray_is_ours: bool
+    store_is_ours: bool
+    url: StoreUrl
+
+    def __str__(self) -> str:
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        ray_is = "started for this" if self.ray_is_ours else "joined"
+        store_is = "embedded, started for this" if self.store_is_ours else "joined"
+        return f"Ray: {ray_is}, {cpus} CPUs; Redis: {self.url.address}, {store_is}"
+
+
+@contextlib.contextmanager
+def undoing() -> Iterator[contextlib.ExitStack]:
+    """Provide an exit stack that a second Ctrl-C does not cut short."""
+    undo = contextlib.ExitStack()
+    try:
+        yield undo
+    finally:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            undo.close()
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def bootstrap(address: str | None = None) -> Iterator[Bootstrap]:
+    """Provide Ray (that at `address`, if given) and a store; at the end stop what was not there."""
+    with undoing() as undo:
+        undo.callback(ray.shutdown)  # of a Ray that was joined it only takes leave
+        ray_is_ours = join_or_start_ray(address)
+        had_store = _actor(EMBEDDED_SERVER) is not None
+        if not had_store:
+            undo.callback(_stop_unused_store)
+        url = resolve_url(None, Deadline.after(_STORE_S))
+        yield Bootstrap(ray_is_ours, not had_store and _actor(EMBEDDED_SERVER) is not None, url)
+
+
+def join_or_start_ray(address: str | None = None) -> bool:
+    """Join the Ray at `address`, or that of `RAY_ADDRESS` or `ray start`; without any, start one.
+
+    Says whether it started one. Never joins, unasked, a Ray that another program has started for
+    itself: that ends with the program. Raises `RayStartError`.
+    """
+    if address is not None:
+        join_ray(address)
+    else:
+        _init(_running_ray() or "local", "Ray did not start", include_dashboard=False)
+    # Ray puts its starter's process id at the end of a session's name.
+    name: str = ray.get_runtime_context().get_session_name()
+    return name.endswith(f"_{os.getpid()}")
+
+
+def join_ray(address: str | None) -> None:
+    """Join the Ray at an address, else at `RAY_ADDRESS`, else the one on this machine.
+
+    Starts none. Raises `RayStartError`.
+    """
+    if address and not _may_answer(address):
+        raise RayStartError(f"no Ray answers at {address}")
+    failed = "no Ray could be joined"
+    if "RAY_AUTH_MODE" not in os.environ:
+        failed += " (one with token authentication wants RAY_AUTH_MODE=token)"
+    _init(address or _running_ray() or "auto", failed)
+
+
+def _init(address: str, failed: str, **options: Any) -> None:
+    try:
+        # Interrupted half-way, Ray would leave processes of its own behind.
+        with _interrupts_later():
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise RayStartError(f"{failed}: {error}") from error
+
+
+def _running_ray() -> str | None:
+    """Return the address of the Ray to join, if there is one."""
+    given = os.environ.get("RAY_ADDRESS")
+    if given and not _may_answer(given):
+        raise RayStartError(f"no Ray answers at RAY_ADDRESS={given}")
+    if given:
+        return given
+    left = read_ray_address()
+    # `ray start` leaves this behind, also when that Ray has been killed since.
+    return left if left and _may_answer(left) else None
+
+
+def _may_answer(address: str) -> bool:
+    """Say False where nothing listens: Ray itself would try for more than six minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or "//" in address:
+        return True  # a word of Ray's, like auto
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S):
+            return True
+    except (OSError, OverflowError):
+        return False
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Hold back a Ctrl-C until the end of this."""
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        raise KeyboardInterrupt
+
+
+def clear_namespace(url: StoreUrl, namespace: str, service: str, uids: Iterable[str]) -> None:
+    """Stop a namespace's router and delete its keys, once its pods are stopped.
+
+    Only links of `uids` are deleted. Raises `StoreUnavailableError` where that can't be done.
+    """
+    _stop_actor(router_name(namespace))
+    keys = Keys(namespace, RouteConfig().shards)
+    names = [keys.link(keys.shard(uid), service, uid) for uid in uids]
+    names += [keys.counter(shard) for shard in range(keys.shards)]
+    names += [keys.pods(service), keys.services, keys.log, keys.meta]
+    store = Store(url)
+    try:
+        for start in range(0, len(names), _KEYS_PER_CALL):
+            _delete(store, names[start : start + _KEYS_PER_CALL])
+    finally:
+        store.close()
+
+
+def _delete(store: Store, names: list[str]) -> None:
+    for reply in store.run([plain_call("DEL", name) for name in names]):
+        if isinstance(reply, RouteError):
+            raise reply
+
+
+def _stop_unused_store() -> None:
+    """Stop the embedded server that came with this command, unless others use it by now."""
+    named = list_named_actors(all_namespaces=True)
+    ours = [actor["name"] for actor in named if actor["namespace"] == RAY_NAMESPACE]
+    if not set(ours) - {EMBEDDED_SERVER}:
+        _stop_actor(EMBEDDED_SERVER)
+
+
+def _stop_actor(name: str) -> None:
+    """Kill an actor for good, and wait until Ray has seen it end: it writes nothing any more."""
+    handle = _actor(name)
+    if handle is not None:
+        ray.kill(handle, no_restart=True)
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(handle.__ray_ready__.remote(), timeout=_STOP_S)
+
+
+def _actor(name: str) -> Any:
+    try:
+        return ray.get_actor(name, namespace=RAY_NAMESPACE)
+    except ValueError:
+        return None

@@ -1,0 +1,167 @@
+"""The way into a namespace: its store, its layout, its router.
+
+What clients and agents both need before anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import ray
+
+from ray_route.clock import Deadline, now
+from ray_route.config import RouteConfig
+from ray_route.errors import RouterUnavailableError
+from ray_route.model import Link, check_name
+from ray_route.protocol.names import RAY_NAMESPACE, router_name
+from ray_route.protocol.welcome import Welcome
+from ray_route.runtime.embedded_actor import embedded_url
+from ray_route.runtime.waiting import Blocking, Operation, Pause, Remote, Wait, run
+from ray_route.store.connect import Store
+from ray_route.store.keys import Keys
+from ray_route.store.links import LinkCalls
+from ray_route.store.namespaces import check_options, open_namespace
+from ray_route.store.url import StoreUrl, parse_url
+
+URL_VARIABLE = "RAY_ROUTE_REDIS_URL"
+
+# By name: whoever comes first makes the router, client or pod, and neither is built on it.
+_ROUTER_CLASS = "ray_route.router.actor:Router"
+_ROUTER_CONCURRENCY = 10_000
+
+_BACKOFF_S = 0.02
+_MAX_BACKOFF_S = 0.5
+
+
+def resolve_url(redis_url: str | StoreUrl | None, deadline: Deadline) -> StoreUrl:
+    """Return the store's URL, starting Ray if this process has none.
+
+    Without a URL: `RAY_ROUTE_REDIS_URL`, else the Ray session's embedded server.
+    """
+    url = redis_url or os.environ.get(URL_VARIABLE)
+    parsed = parse_url(url) if isinstance(url, str) else url
+    if not ray.is_initialized():
+        ray.init()
+    return parsed or parse_url(embedded_url(deadline))
+
+
+class Namespace:
+    """An open namespace: safe store, fixed layout, running router."""
+
+    def __init__(
+        self, name: str, url: StoreUrl, options: dict[str, Any], deadline: Deadline
+    ) -> None:
+        self.name = check_name("namespace", name)
+        self.url = url
+        RouteConfig.of(options)
+        self.store = Store(url)
+        self.config = open_namespace(self.store, name, options)
+        self.find_router()
+        self.asked_at = now()
+        self.welcome: Welcome = run(self.ask("hello"), deadline)
+        self.config = self.welcome.config
+        check_options(name, self.config, options)
+        self.keys = Keys(name, self.config.shards)
+        self.links = LinkCalls(self.keys, self.config)
+        self._seen: list[int] = list(self.welcome.seen)
+        self._seen_lock = threading.Lock()
+        self.node: str = ray.get_runtime_context().get_node_id()
+
+    # The router.
+
+    def find_router(self) -> None:
+        """Look the router up, and make one if Ray has none."""
+        self.router = _router_of(self.name, self.url, self.config)
+
+    def ask(self, method: str, *args: Any, **kwargs: Any) -> Operation[Any]:
+        """Ask the router; while it is being restarted, ask again until the deadline."""
+
+        def send(what: str) -> Wait:
+            return Remote(getattr(self.router, method).remote(*args, **kwargs), what)
+
+        return self.until_answered(send, f"the router of namespace {self.name!r} ({method})")
+
+    def until_answered(self, send: Callable[[str], Wait], what: str) -> Operation[Any]:
+        """Wait for a router's answer; send again while there is no router, until the deadline.
+
+        `send` is told what is waited for, in words, and returns the wait for one attempt.
+        """
+        backoff_s, asked = _BACKOFF_S, what
+        while True:
+            try:
+                return (yield send(what))
+            except (ray.exceptions.RayActorError, RouterUnavailableError) as error:
+                what = f"{asked}, which said: {_first_line(error)}"
+                yield Pause(backoff_s, what)
+                backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
+                yield Blocking(self.find_router, what)
+
+    # Links straight from Redis.
+
+    def read(self, shard: int, names: Sequence[tuple[str, str]]) -> Operation[list[Link | None]]:
+        """Read the links of (service, uid) names of one shard straight from Redis.
+
+        Where Redis has lost writes, have them recovered and read again: until the deadline.
+        """
+        what = f"Redis at {self.url.address}"
+        while True:
+            call = self.links.read(self.seen(shard), shard, names)
+            reply = self.links.parse((yield Blocking(partial(self.store.one, call), what)))
+            if reply.status == "ok":
+                self.saw(shard, reply.counter)
+                return reply.links
+            yield from self.recover([shard])
+
+    def recover(self, shards: Iterable[int]) -> Operation[None]:
+        """Have the router write back what Redis has lost in some shards; return when it has."""
+        lost = {shard: self.seen(shard) for shard in shards}
+        yield from self.ask("recover", lost)
+
+    # The highest counter that this process was told of each shard: how it notices lost writes.
+
+    def seen(self, shard: int) -> int:
+        """Return the highest counter or epoch that this process has seen for a shard."""
+        return self._seen[shard]
+
+    def all_seen(self) -> list[int]:
+        """Return the same for every shard."""
+        return list(self._seen)
+
+    def saw(self, shard: int, counter: int) -> None:
+        """Remember a counter or an epoch."""
+        self.saw_all(((shard, counter),))
+
+    def saw_all(self, seen: Iterable[tuple[int, int]]) -> None:
+        """Remember counters or epochs of many shards."""
+        with self._seen_lock:
+            known = self._seen
+            for shard, counter in seen:
+                known[shard] = max(known[shard], counter)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.store.close()
+
+
+def _router_of(namespace: str, url: StoreUrl, config: RouteConfig) -> Any:
+    """Return the handle of a namespace's router, making it if there is none."""
+    router: Any = ray.remote(pkgutil.resolve_name(_ROUTER_CLASS))
+    return router.options(
+        name=router_name(namespace),
+        namespace=RAY_NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        num_cpus=0,
+        max_restarts=-1,
+        max_concurrency=_ROUTER_CONCURRENCY,
+        scheduling_strategy="DEFAULT",  # not in its maker's placement group, to end with that
+    ).remote(namespace, url, config)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,82 @@
+"""The load of each pod: what it reported, and what has been placed there since."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ray_route.model import PodRecord
+
+# How long a new link may take to reach its pod, and to be counted there.
+_ARRIVAL_US = 500_000
+
+
+@dataclass(slots=True)
+class _Count:
+    incarnation: int
+    expected: float = 0.0
+    heartbeat_us: int = 0
+    proposed: int = 0
+    placed: list[int] = field(default_factory=list)
+    links: int = 0
+
+
+class LoadBook:
+    """Exact load per pod: what it reported, plus what was placed there since that report.
+
+    "Since" is decided by Redis time on both sides: a new link's epoch is at least Redis `TIME`
+    in microseconds, and so is the heartbeat that carried the report.
+
+    A link that was placed just before a report may not have reached its pod by then. It counts
+    on, unless the pod has lost as many meanwhile: else placements would crowd, once a heartbeat,
+    on the pod that has just reported.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, int], _Count] = {}
+
+    def load(self, service: str, pods: Iterable[PodRecord]) -> dict[int, float]:
+        """Load of each of the pods now."""
+        counts = ((pod.pod, self._of(service, pod)) for pod in pods)
+        return {
+            index: count.expected + len(count.placed) + count.proposed for index, count in counts
+        }
+
+    def links(self, service: str, pod: PodRecord) -> int:
+        """Links placed on this incarnation by this router."""
+        return self._of(service, pod).links
+
+    def report(self, service: str, pod: PodRecord) -> None:
+        """Take in the load that came with a heartbeat."""
+        count = self._of(service, pod)
+        count.placed.sort()  # shards count for themselves, so it is only almost sorted
+        before = bisect_right(count.placed, pod.heartbeat_us)
+        late = before - bisect_right(count.placed, pod.heartbeat_us - _ARRIVAL_US, hi=before)
+        if pod.heartbeat_us > count.heartbeat_us:
+            unreported = min(late, count.expected + before - pod.load)
+            count.expected = pod.load + max(0, unreported)
+        count.heartbeat_us = pod.heartbeat_us
+        del count.placed[:before]
+
+    def propose(self, service: str, pod: PodRecord, links: int) -> None:
+        """Count links that are being written, until `settle`."""
+        self._of(service, pod).proposed += links
+
+    def settle(self, service: str, pod: PodRecord, links: int) -> None:
+        """Stop counting proposals; those that were written are counted by `placed`."""
+        count = self._counts.get((service, pod.pod))
+        if count is not None and count.incarnation == pod.incarnation:
+            count.proposed = max(0, count.proposed - links)
+
+    def placed(self, service: str, pod: PodRecord, epochs: Sequence[int]) -> None:
+        """Count new links."""
+        count = self._of(service, pod)
+        count.links += len(epochs)
+        count.placed.extend(epochs)
+
+    def _of(self, service: str, pod: PodRecord) -> _Count:
+        count = self._counts.get((service, pod.pod))
+        if count is None or count.incarnation != pod.incarnation:
+            count = self._counts[service, pod.pod] = _Count(pod.incarnation)
+        return count

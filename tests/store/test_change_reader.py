@@ -1,0 +1,164 @@
+"""The near cache is believed only as long as the change stream is heard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from helpers import eventually
+
+from ray_route.client import change_reader
+from ray_route.client.change_reader import ChangeReader
+from ray_route.clock import now
+from ray_route.config import RouteConfig
+from ray_route.model import Link
+from ray_route.protocol.changes import BEAT, Change, Position
+from ray_route.state.link_cache import LinkCache
+from ray_route.state.pod_table import PodTable
+from ray_route.store.connect import Store
+from ray_route.store.embedded import EmbeddedServer
+from ray_route.store.keys import Keys
+from ray_route.store.scripts import plain_call
+from ray_route.store.url import parse_url
+
+S = "chat"
+LINK = Link(0, 7, 100, persistent=False, lease_s=100.0)
+STALENESS_S = 1.5
+
+
+class Stream:
+    """What a router writes, when a test says so."""
+
+    def __init__(self, store: Store, keys: Keys) -> None:
+        self._store, self._keys, self._number = store, keys, 0
+
+    def skip(self, entries: int) -> None:
+        """Lose entries, as a trimmed stream or a failover does."""
+        self._number += entries
+
+    def append(self, change: Change, router: int = 1) -> None:
+        self._number += 1
+        fields: dict[str, Any] = {
+            "router": router,
+            "number": self._number,
+            "kind": change.kind,
+            "service": change.service,
+            "payload": change.encode(),
+        }
+        flat = [part for pair in fields.items() for part in pair]
+        self._store.one(plain_call("XADD", self._keys.log, "*", *flat))
+
+
+@pytest.fixture
+def keys(namespace: str) -> Keys:
+    return Keys(namespace, 256)
+
+
+@pytest.fixture
+def stream(store: Store, keys: Keys) -> Stream:
+    return Stream(store, keys)
+
+
+@pytest.fixture
+def near(
+    server: EmbeddedServer, keys: Keys, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[LinkCache]:
+    """A near cache whose reader has just been told where the stream stands."""
+    monkeypatch.setattr(change_reader, "_BLOCK_MS", 100)  # a reader stops only between two reads
+    cache = LinkCache(100)
+    config = RouteConfig(heartbeat_s=0.5, staleness_s=STALENESS_S)
+    own = Store(parse_url(server.url), retries=0)
+    place = Position("0-0", 1, 0)
+    reader = ChangeReader(own, keys, config, PodTable(), cache, place, now())
+    reader.start()
+    yield cache
+    reader.stop()
+
+
+def test_a_silent_stream_makes_every_hit_a_miss_until_it_speaks_again(
+    near: LinkCache, stream: Stream
+) -> None:
+    near.put(S, "u", LINK, now())
+    assert near.get(S, "u") == LINK
+    eventually(lambda: near.get(S, "u") is None, "nobody believes a silent stream", 5)
+    assert now() >= near.trusted_until
+
+    def believed() -> bool:
+        stream.append(BEAT)
+        near.put(S, "u", LINK, now())
+        return near.get(S, "u") == LINK
+
+    eventually(believed, "a beat brings trust back", 5)
+
+
+def test_beats_keep_hits_alive_for_longer_than_one_beat_can(
+    near: LinkCache, stream: Stream
+) -> None:
+    near.put(S, "u", LINK, now())
+    end = now() + 1.3 * STALENESS_S
+
+    def outlived() -> bool:
+        stream.append(BEAT)
+        assert near.get(S, "u") == LINK
+        return now() > end
+
+    eventually(outlived, "the time that one beat gives has passed", 10)
+
+
+def test_a_stale_link_is_dropped_and_a_newer_one_is_not(near: LinkCache, stream: Stream) -> None:
+    near.put(S, "u", LINK, now())
+    near.put(S, "v", LINK, now())
+    stream.append(Change("link", S, stale={"u": 100, "v": 99}))
+    eventually(lambda: near.get(S, "u") is None, "the link is known to be stale", 5)
+    assert near.get(S, "v") == LINK
+
+
+def is_flushed(near: LinkCache, stream: Stream, router: int) -> None:
+    """The cache forgets all, then believes what it is told after that."""
+    eventually(lambda: near.get(S, "u") is None, "all is forgotten", 5)
+
+    def believed() -> bool:
+        stream.append(BEAT, router)
+        near.put(S, "u", LINK, now())
+        return near.get(S, "u") == LINK
+
+    eventually(believed, "what comes next is believed", 5)
+
+
+def test_a_reader_that_missed_an_entry_forgets_everything(near: LinkCache, stream: Stream) -> None:
+    stream.append(BEAT)
+    near.put(S, "u", LINK, now())
+    stream.skip(1)
+    stream.append(BEAT)
+    is_flushed(near, stream, router=1)
+
+
+def test_a_reader_that_meets_another_router_forgets_everything(
+    near: LinkCache, stream: Stream
+) -> None:
+    stream.append(BEAT)
+    near.put(S, "u", LINK, now())
+    stream.append(BEAT, router=2)
+    is_flushed(near, stream, router=2)
+
+
+def test_the_last_words_of_an_older_router_change_nothing(near: LinkCache, stream: Stream) -> None:
+    stream.append(BEAT)
+    near.put(S, "u", LINK, now())
+    stream.append(Change("link", S, stale={"u": 100}), router=0)
+    stream.skip(-1)
+    near.put(S, "v", LINK, now())
+    stream.append(Change("link", S, stale={"v": 100}))
+    eventually(lambda: near.get(S, "v") is None, "the next entry has been read", 5)
+    assert near.get(S, "u") == LINK
+
+
+def test_a_reader_whose_stream_was_lost_finds_its_place_again(
+    near: LinkCache, stream: Stream, store: Store, keys: Keys
+) -> None:
+    """The new stream may lie before the place that it reads from, for ever."""
+    stream.append(BEAT)
+    near.put(S, "u", LINK, now())
+    store.one(plain_call("DEL", keys.log))
+    is_flushed(near, stream, router=1)
