@@ -47,18 +47,18 @@ class Client:
     def cached(self, uids: Sequence[str]) -> tuple[_Took, int]:
         """Look up as a user does."""
         asked = 0
-        board = self._session.computing.join
+        join = self._session.computing.join
 
         def counted(*args: Any) -> Any:
             nonlocal asked
             asked += 1
-            return board(*args)
+            return join(*args)
 
         self._session.computing.join = counted  # type: ignore[method-assign]
         try:
             took = _each(uids, lambda uid: self._client.compute_linked_pod(uid, SERVICE))
         finally:
-            self._session.computing.join = board  # type: ignore[method-assign]
+            self._session.computing.join = join  # type: ignore[method-assign]
         return took, len(uids) - asked
 
     def by_hops(self, uids: Sequence[str]) -> tuple[_Took, int]:

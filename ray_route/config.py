@@ -26,7 +26,7 @@ class RouteConfig:
     shards: int = 256
     """Hash-tag buckets of uids; fixed for ever at a namespace's first use."""
     heartbeat_s: float = 1.0
-    """How often a pod renews, the router reads the pod table, and the watch hears something."""
+    """How often a pod renews, the router reads the pod tables, and the change stream grows."""
     pod_lease_s: float = 10.0
     """How long a silent pod keeps its users."""
     fast_failover: bool = False

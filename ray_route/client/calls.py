@@ -1,6 +1,6 @@
 """Fenced calls: to the pod that owns the uid, and after it when it moves.
 
-Written once for the sync and the async client, as steps.
+Written once for the sync and the async client, as operations.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def test_many_uids_are_placed_and_read_back(
 def test_the_near_cache_hears_the_change_stream(client: ray_route.RouteClient, svc: object):
     uid = unique_name()
     link = client.compute_linked_pod(uid, "svc")
-    eventually(lambda: client.get_linked_in_cache(uid, "svc") == link, "the watch is fresh")
+    eventually(lambda: client.get_linked_in_cache(uid, "svc") == link, "the stream is heard")
 
 
 def keys_of(server: EmbeddedServer) -> set[bytes]:

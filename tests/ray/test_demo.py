@@ -19,10 +19,10 @@ from ray.util import list_named_actors
 from services import Counter
 
 import ray_route
-from ray_route import stage
 from ray_route.cli.app import main
 from ray_route.demo.trace import zipf_trace
 from ray_route.protocol.names import RAY_NAMESPACE
+from ray_route.runtime import bootstrap
 from ray_route.store.embedded import EmbeddedServer
 
 COLLEGE = Path(__file__).parents[3] / "shared" / "data" / "college_msg.txt"
@@ -143,7 +143,7 @@ def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
         out, err = capsys.readouterr()
         return Finished(int(str(ended.value.code)), out, err)
 
-    monkeypatch.setattr(stage, "join_or_start_ray", start)
+    monkeypatch.setattr(bootstrap, "join_or_start_ray", start)
     return run
 
 

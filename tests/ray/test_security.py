@@ -125,7 +125,7 @@ def test_the_password_is_in_no_process_list_log_repr_or_actor_name(
             with pytest.raises(ray_route.StoreUnavailableError) as caught:
                 client.get_linked_pod_not_cache("u", "svc")
             shown += [str(caught.value), repr(caught.value), str(caught.value.__cause__)]
-            eventually(lambda: "watch lost" in caplog.text, "the watch says that it is cut")
+            eventually(lambda: "can't be read" in caplog.text, "the reader says that it is cut")
             server.start()
     logs = Path(ray.get_runtime_context().get_temp_dir()) / "session_latest" / "logs"
     shown += [path.read_text(errors="replace") for path in logs.glob("*") if path.is_file()]

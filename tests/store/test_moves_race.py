@@ -45,7 +45,7 @@ class Space:
         assert isinstance(link, Link)
         return link
 
-    async def obey(self, pod: int, incarnation: int) -> None:
+    async def carry_out(self, pod: int, incarnation: int) -> None:
         address = ("svc", pod, incarnation)
         while True:
             for number, command in await self.mailboxes.fetch(address, 10):
@@ -77,12 +77,12 @@ async def opened(store: Store) -> Space:
 def run(store: Store, work: Callable[[Space], Awaitable[Any]]) -> None:
     async def main() -> None:
         space = await opened(store)
-        obeying = [
-            asyncio.create_task(space.obey(pod.pod, pod.incarnation))
+        carrying_out = [
+            asyncio.create_task(space.carry_out(pod.pod, pod.incarnation))
             for pod in space.membership.table.available("svc")
         ]
         await work(space)
-        for task in obeying:
+        for task in carrying_out:
             task.cancel()
 
     asyncio.run(asyncio.wait_for(main(), 60))

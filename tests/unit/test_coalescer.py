@@ -36,7 +36,7 @@ def ask(coalescer: Coalescer, uid: str, service: str = "chat", min_epoch: int = 
 
 
 class Router:
-    """What is sent lands here and stays under way until a test answers it."""
+    """What is sent comes here and stays under way until a test answers it."""
 
     def __init__(self) -> None:
         self.sent: list[Ref] = []
@@ -220,7 +220,7 @@ def test_a_crowd_is_split_into_calls_of_bounded_size(router: Router):
 
 
 def board_soon(router: Router, uid: str) -> Future[Any]:
-    """Board as a task does."""
+    """Join a batch as a task does."""
     batch = router.coalescer.join("chat", uid)
     batch.send_soon(asyncio.get_running_loop())
     return batch.answers

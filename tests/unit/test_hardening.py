@@ -76,10 +76,10 @@ def test_a_release_that_was_taken_back_while_it_waited_is_no_error(admissions: A
 
 class Ref:
     def __init__(self) -> None:
-        self.landed: Future = Future()
+        self.reply: Future = Future()
 
     def future(self) -> Future:
-        return self.landed
+        return self.reply
 
 
 @pytest.mark.parametrize("answers", [{"a": 1}, None])
@@ -89,15 +89,15 @@ def test_nobody_waits_for_an_answer_that_will_not_come(answers):
     batches = [coalescer.join("chat", "first")]
     batches[0].send()
     batches += [coalescer.join("chat", uid) for uid in ("a", "b", "c")]
-    sent[0].landed.set_result({"first": 0})
-    sent[1].landed.set_result(answers)
+    sent[0].reply.set_result({"first": 0})
+    sent[1].reply.set_result(answers)
     assert all(load.answers.done() for load in batches)
 
 
 def test_time_in_which_a_pod_was_absent_is_not_silence():
     pod = PodRecord(0, 7, RoutingState.READY, Life.ALIVE, 0.0, "n", "p", "a", 1_000)
-    watch = HeartbeatMonitor(lease_s=10.0, max_gap_s=3.0)
-    watch.look(0.0, [("chat", pod)])
+    monitor = HeartbeatMonitor(lease_s=10.0, max_gap_s=3.0)
+    monitor.look(0.0, [("chat", pod)])
     for at in range(1, 20):
-        watch.look(float(at), [])
-    assert watch.look(20.0, [("chat", pod)]) == []
+        monitor.look(float(at), [])
+    assert monitor.look(20.0, [("chat", pod)]) == []

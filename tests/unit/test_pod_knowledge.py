@@ -242,68 +242,68 @@ class TestSilenceWatch:
     """A lease of 10 s, looked at every second; the observer may not sleep for more than 3 s."""
 
     @pytest.fixture
-    def watch(self) -> HeartbeatMonitor:
+    def monitor(self) -> HeartbeatMonitor:
         return HeartbeatMonitor(lease_s=10.0, max_gap_s=3.0)
 
-    def observe(self, watch: HeartbeatMonitor, pod: PodRecord, begin: int, end: int) -> list[int]:
+    def observe(self, monitor: HeartbeatMonitor, pod: PodRecord, begin: int, end: int) -> list[int]:
         """Look once a second; return the moments at which the pod was called silent."""
-        return [at for at in range(begin, end) if watch.look(float(at), [(S, pod)])]
+        return [at for at in range(begin, end) if monitor.look(float(at), [(S, pod)])]
 
-    def test_a_pod_is_silent_after_a_whole_lease_under_observation(self, watch: HeartbeatMonitor):
-        assert self.observe(watch, POD, 0, 12) == [10, 11]
+    def test_a_pod_is_silent_after_a_whole_lease_under_observation(self, monitor: HeartbeatMonitor):
+        assert self.observe(monitor, POD, 0, 12) == [10, 11]
 
-    def test_the_silent_pod_is_named_and_its_neighbour_is_not(self, watch: HeartbeatMonitor):
+    def test_the_silent_pod_is_named_and_its_neighbour_is_not(self, monitor: HeartbeatMonitor):
         for at in range(11):
             beating = replace(POD, pod=1, heartbeat_us=1_000 + at)
-            silent = watch.look(float(at), [(S, POD), (S, beating)])
+            silent = monitor.look(float(at), [(S, POD), (S, beating)])
         assert silent == [(S, POD)]
 
-    def test_a_heartbeat_that_moved_begins_the_count_anew(self, watch: HeartbeatMonitor):
-        assert self.observe(watch, POD, 0, 10) == []
+    def test_a_heartbeat_that_moved_begins_the_count_anew(self, monitor: HeartbeatMonitor):
+        assert self.observe(monitor, POD, 0, 10) == []
         moved = replace(POD, heartbeat_us=1_001)
-        assert self.observe(watch, moved, 10, 22) == [20, 21]
+        assert self.observe(monitor, moved, 10, 22) == [20, 21]
 
-    def test_an_old_heartbeat_alone_proves_nothing(self, watch: HeartbeatMonitor):
-        assert watch.look(1e6, [(S, replace(POD, heartbeat_us=0))]) == []
+    def test_an_old_heartbeat_alone_proves_nothing(self, monitor: HeartbeatMonitor):
+        assert monitor.look(1e6, [(S, replace(POD, heartbeat_us=0))]) == []
 
-    def test_a_new_incarnation_begins_the_count_anew(self, watch: HeartbeatMonitor):
-        self.observe(watch, POD, 0, 10)
-        assert self.observe(watch, replace(POD, incarnation=8), 10, 20) == []
+    def test_a_new_incarnation_begins_the_count_anew(self, monitor: HeartbeatMonitor):
+        self.observe(monitor, POD, 0, 10)
+        assert self.observe(monitor, replace(POD, incarnation=8), 10, 20) == []
 
-    def test_an_outage_of_the_store_begins_the_count_anew(self, watch: HeartbeatMonitor):
-        assert self.observe(watch, POD, 0, 9) == []
-        watch.interrupt()
-        assert self.observe(watch, POD, 9, 20) == [19]
+    def test_an_outage_of_the_store_begins_the_count_anew(self, monitor: HeartbeatMonitor):
+        assert self.observe(monitor, POD, 0, 9) == []
+        monitor.interrupt()
+        assert self.observe(monitor, POD, 9, 20) == [19]
 
-    def test_an_observer_that_slept_begins_the_count_anew(self, watch: HeartbeatMonitor):
-        assert self.observe(watch, POD, 0, 9) == []
-        assert self.observe(watch, POD, 30, 42) == [40, 41]
+    def test_an_observer_that_slept_begins_the_count_anew(self, monitor: HeartbeatMonitor):
+        assert self.observe(monitor, POD, 0, 9) == []
+        assert self.observe(monitor, POD, 30, 42) == [40, 41]
 
-    def test_a_gap_that_is_allowed_counts(self, watch: HeartbeatMonitor):
-        looks = [at for at in (0.0, 3.0, 6.0, 9.0, 12.0) if watch.look(at, [(S, POD)])]
+    def test_a_gap_that_is_allowed_counts(self, monitor: HeartbeatMonitor):
+        looks = [at for at in (0.0, 3.0, 6.0, 9.0, 12.0) if monitor.look(at, [(S, POD)])]
         assert looks == [12.0]
 
-    def test_a_gap_just_longer_than_allowed_does_not(self, watch: HeartbeatMonitor):
-        looks = [at for at in (0.0, 3.0, 6.1, 9.1, 12.1) if watch.look(at, [(S, POD)])]
+    def test_a_gap_just_longer_than_allowed_does_not(self, monitor: HeartbeatMonitor):
+        looks = [at for at in (0.0, 3.0, 6.1, 9.1, 12.1) if monitor.look(at, [(S, POD)])]
         assert looks == []
 
     @pytest.mark.parametrize("ending", [Life.GONE, Life.RESIGNED])
-    def test_a_pod_that_has_ended_is_not_silent(self, watch: HeartbeatMonitor, ending: Life):
-        assert self.observe(watch, replace(POD, life=ending), 0, 30) == []
+    def test_a_pod_that_has_ended_is_not_silent(self, monitor: HeartbeatMonitor, ending: Life):
+        assert self.observe(monitor, replace(POD, life=ending), 0, 30) == []
 
     def test_a_pod_that_was_away_from_the_table_is_not_silent_at_its_return(
-        self, watch: HeartbeatMonitor
+        self, monitor: HeartbeatMonitor
     ):
-        self.observe(watch, POD, 0, 2)
+        self.observe(monitor, POD, 0, 2)
         for at in range(2, 20):
-            watch.look(float(at), [])
-        assert watch.look(20.0, [(S, replace(POD, heartbeat_us=5_000))]) == []
+            monitor.look(float(at), [])
+        assert monitor.look(20.0, [(S, replace(POD, heartbeat_us=5_000))]) == []
 
-    def test_a_missed_beat_is_seen_before_the_lease_ends(self, watch: HeartbeatMonitor):
-        assert not watch.missed_beat(S, POD, 0.0, heartbeat_s=1.0)
-        watch.look(0.0, [(S, POD)])
-        assert not watch.missed_beat(S, POD, 1.0, heartbeat_s=1.0)
-        assert watch.missed_beat(S, POD, 1.1, heartbeat_s=1.0)
-        assert not watch.missed_beat(S, replace(POD, heartbeat_us=2_000), 1.1, heartbeat_s=1.0)
-        watch.interrupt()
-        assert not watch.missed_beat(S, POD, 1.1, heartbeat_s=1.0)
+    def test_a_missed_beat_is_seen_before_the_lease_ends(self, monitor: HeartbeatMonitor):
+        assert not monitor.missed_beat(S, POD, 0.0, heartbeat_s=1.0)
+        monitor.look(0.0, [(S, POD)])
+        assert not monitor.missed_beat(S, POD, 1.0, heartbeat_s=1.0)
+        assert monitor.missed_beat(S, POD, 1.1, heartbeat_s=1.0)
+        assert not monitor.missed_beat(S, replace(POD, heartbeat_us=2_000), 1.1, heartbeat_s=1.0)
+        monitor.interrupt()
+        assert not monitor.missed_beat(S, POD, 1.1, heartbeat_s=1.0)
