@@ -81,8 +81,8 @@ class CommandLoop:
                 # Not by way of `Namespace.ask`: the router's restart must be noticed at once, for
                 # a new one knows of this agent only by this call.
                 logger.debug("commands can't be fetched: %r", error)
-                self._ended.wait(_RETRY_S)
-                self._find_router()
+                if not self._ended.wait(_RETRY_S):
+                    self._find_router()
 
     def _find_router(self) -> None:
         try:

@@ -61,6 +61,8 @@ class Namespace:
         RouteConfig.of(options)
         self.store = Store(url)
         self.config = open_namespace(self.store, name, options)
+        self._finding = threading.Lock()
+        self._closed = False
         self.find_router()
         self.asked_at = now()
         self.welcome: Welcome = run(self.ask("hello"), deadline)
@@ -75,8 +77,17 @@ class Namespace:
     # The router.
 
     def find_router(self) -> None:
-        """Look the router up, and make one if Ray has none."""
-        self.router = _router_of(self.name, self.url, self.config)
+        """Look the router up, and make one if Ray has none.
+
+        Not after `close`: a thread whose last call is under way then would hear of the router's
+        end, and bring back what was ended for good. Raises `RouterUnavailableError`.
+        """
+        with self._finding:
+            if self._closed:
+                raise RouterUnavailableError(
+                    namespace=self.name, reason="this process has left the namespace"
+                )
+            self.router = _router_of(self.name, self.url, self.config)
 
     def ask(self, method: str, *args: Any, **kwargs: Any) -> Operation[Any]:
         """Ask the router; while it is being restarted, ask again until the deadline."""
@@ -144,7 +155,9 @@ class Namespace:
                 known[shard] = max(known[shard], counter)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; the router is looked for no more once this returns."""
+        with self._finding:
+            self._closed = True
         self.store.close()
 
 

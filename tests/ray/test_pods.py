@@ -11,10 +11,11 @@ from unittest.mock import Mock
 
 import pytest
 import ray
-from helpers import end_router, eventually, unique_name
+from helpers import end_router, eventually, router_handle, unique_name
 from services import Counter, by_last_digit
 
 import ray_route
+from ray_route.pod.index_lease import IndexLease
 from ray_route.store.embedded import EmbeddedServer
 
 # From the end of a process to the first served call; the design allows 1.5 s.
@@ -164,6 +165,25 @@ def test_an_agent_by_hand_refuses_what_it_does_not_own(client: Any) -> None:
     with pytest.raises(ray_route.FencedError):
         agent.admit("u", link.epoch, link.incarnation)
     assert client.pods(service)[0].life is ray_route.Life.RESIGNED
+
+
+def test_a_stopped_agent_does_not_bring_its_router_back(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The router is too busy to hear of the stop, so the agent's last call ends with it."""
+    name, before = unique_name(), set(threading.enumerate())
+    agent = ray_route.PodAgent(name, "svc", 0).start()
+    monkeypatch.setattr(IndexLease, "_ask_router", lambda *_: None)
+    agent.stop()
+    end_router(name)
+
+    def threads() -> list[str]:
+        names = [thread.name for thread in set(threading.enumerate()) - before]
+        return [name for name in names if name.startswith("ray_route-command")]
+
+    eventually(lambda: not threads(), "the agent's threads end")
+    with pytest.raises(ValueError, match=name):
+        router_handle(name)
 
 
 def test_a_claim_waits_for_the_present_owner(client: Any) -> None:
