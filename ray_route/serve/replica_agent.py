@@ -5,6 +5,7 @@ Routers start it there by `__ray_call__`, which any actor has, so the user's cla
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import threading
@@ -50,7 +51,9 @@ class ReplicaAgent:
             address.namespace, address.service, None, redis_url=address.url, actor=name or ""
         )
         self._joined = False
-        threading.Thread(target=self._run, name="ray_route-replica", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="ray_route-replica", daemon=True)
+        self._thread.start()
+        self._have_serve_wait()
 
     def use(self, links: Mapping[str, Link]) -> None:
         """Take in sessions that a router has routed here."""
@@ -73,7 +76,7 @@ class ReplicaAgent:
         """Take no new sessions, and give the others up when nothing runs any more."""
         deadline = Deadline.after(_KEPT_SHARE * self._grace_s())
         try:
-            self.agent.set_routing_state(RoutingState.DENY_NEW)
+            self.agent.set_routing_state(RoutingState.DENY_NEW, timeout=deadline.remaining())
             while self._replica.get_num_ongoing_requests() and deadline.remaining():
                 time.sleep(_POLL_S)
         except (RouteError, ray.exceptions.RayError) as error:
@@ -83,7 +86,25 @@ class ReplicaAgent:
                 self.agent.stop()
 
     # Serve tells a replica's own process of its stop by these private attributes alone. Without
-    # them the replica leaves when its process ends, which the router use_reports.
+    # them the replica leaves when its process ends, which the router notices.
+
+    def _have_serve_wait(self) -> None:
+        """Have Serve end the process not before the replica has left its service.
+
+        It kills an idle one after `graceful_shutdown_wait_loop_s`, however busy the machine is; one
+        that was about to leave would then count as dead.
+        """
+        serves = self._replica._replica_impl  # noqa: SLF001
+        shut_down = getattr(serves, "perform_graceful_shutdown", None)
+        if shut_down is None:
+            return
+
+        async def shut_down_and_leave() -> None:
+            await shut_down()
+            if self._joined:
+                await asyncio.to_thread(self._thread.join)
+
+        serves.perform_graceful_shutdown = shut_down_and_leave
 
     def _is_stopping(self) -> bool:
         return bool(getattr(self._replica._replica_impl, "_shutting_down", False))  # noqa: SLF001

@@ -1,0 +1,42 @@
+"""What a Serve replica does when it is stopped, without Serve."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+from helpers import eventually
+
+from ray_route.serve import replica_agent
+from ray_route.store.url import parse_url
+
+
+def test_serve_waits_until_the_replica_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_leave = threading.Event()
+    agent = Mock(stop=lambda: may_leave.wait(30))
+    monkeypatch.setattr(replica_agent, "ray", Mock())
+    monkeypatch.setattr(replica_agent, "PodAgent", lambda *_, **__: agent)
+    serves = SimpleNamespace(_shutting_down=False)
+
+    async def shut_down() -> None:
+        serves._shutting_down = True
+
+    serves.perform_graceful_shutdown = shut_down
+    replica: Any = SimpleNamespace(_replica_impl=serves, get_num_ongoing_requests=lambda: 0)
+    leaving = replica_agent.ReplicaAgent(
+        replica, replica_agent.ServiceAddress("n", "s", parse_url("redis://127.0.0.1:1/0"))
+    )
+    eventually(lambda: leaving._joined, "it has joined")
+
+    async def stop() -> None:
+        stopping = asyncio.create_task(serves.perform_graceful_shutdown())
+        await asyncio.to_thread(eventually, lambda: agent.set_routing_state.called, "it leaves")
+        assert not stopping.done()
+        may_leave.set()
+        await asyncio.wait_for(stopping, 10)
+
+    asyncio.run(stop())
