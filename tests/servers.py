@@ -28,7 +28,8 @@ _BUS = 10_000
 
 def port_with_bus() -> int:
     """Return a free port whose cluster bus, 10,000 above, is free too."""
-    for port in random.sample(range(20_000, 50_000), 100):
+    # Both below the ports of outgoing connections, as with `free_port`.
+    for port in random.sample(range(10_000, 20_000), 100):
         with socket.socket() as one, socket.socket() as other:
             try:
                 one.bind(("127.0.0.1", port))

@@ -28,6 +28,7 @@ from ray_route.store.url import parse_url
 
 _START_S = 20.0
 _POLL_S = 0.01
+_PORTS = range(20_000, 30_000)
 
 # A server must not outlive the process that it serves, even if that is killed: the kernel ends
 # it with its parent. Set in a process of its own, since running Python between fork and exec of
@@ -75,11 +76,16 @@ def _redis() -> Path | None:
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a loopback port that nobody listens on now.
+
+    One below those that the kernel gives to outgoing connections (from 32,768 on with Linux): any
+    of these could have the port before the server does, or while it is being restarted.
+    """
+    for port in secrets.SystemRandom().sample(_PORTS, 100):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise StoreUnavailableError(address="127.0.0.1", reason="no port is free")
 
 
 @dataclass
