@@ -127,7 +127,8 @@ def test_the_password_is_in_no_process_list_log_repr_or_actor_name(
             shown += [str(caught.value), repr(caught.value), str(caught.value.__cause__)]
             eventually(lambda: "can't be read" in caplog.text, "the reader says that it is cut")
             server.start()
-    logs = Path(ray.get_runtime_context().get_temp_dir()) / "session_latest" / "logs"
+    context = ray.get_runtime_context()
+    logs = Path(context.get_temp_dir()) / context.get_session_name() / "logs"
     shown += [path.read_text(errors="replace") for path in logs.glob("*") if path.is_file()]
     assert PASSWORD not in "\n".join([*shown, caplog.text])
     end_router(name)
