@@ -110,7 +110,7 @@ def _init(address: str, failed: str, **options: Any) -> None:
         # Interrupted half-way, Ray would leave processes of its own behind.
         with _interrupts_later():
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except Exception as error:  # Ray's own timeout of a start is a plain one
         raise RayStartError(f"{failed}: {error}") from error
 
 
