@@ -219,12 +219,13 @@ def test_links_in_use_never_end_and_unused_ones_are_released(ray_session: None) 
         used = client.compute_linked_pod("used", service)
         unused = client.compute_linked_pod("unused", service)
         admit(agent, unused, "unused")
-        ends = time.monotonic() + 5
-        while time.monotonic() < ends and not released:
+
+        def unused_has_ended() -> bool:
             admit(agent, used, "used")
-            time.sleep(0.05)
+            return bool(released) and client.get_linked_pod_not_cache("unused", service) is None
+
+        eventually(unused_has_ended, "the unused uid is released, then its link ends", 5)
         assert released == ["unused"]
-        assert client.get_linked_pod_not_cache("unused", service) is None
         assert client.get_linked_pod_not_cache("used", service) == used
         admit(agent, used, "used")
         agent.stop()

@@ -25,7 +25,8 @@ def frail(run_for_module: Run) -> Iterator[tuple[App, EmbeddedServer]]:
     with EmbeddedServer() as server:
         where = {"namespace": namespace, "redis_url": server.url}
         app = run_for_module(replicas=2, router={**where, "patience_s": 1.5, **options})
-        app.say("first")
+        # What starts may take longer than a request's patience.
+        eventually(lambda: answers(app, "first"), "the replicas have joined", 30)
         with ray_route.connect(namespace, server.url) as app.client:
             yield app, server
         end_router(namespace)
