@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SHARED := ../shared/data/college_msg.txt
 
-.PHONY: demo test long chaos soak lint type floors docs package lowest bench check clean
+.PHONY: demo unit test long chaos soak lint type floors docs package lowest bench check clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -16,8 +16,14 @@ $(READY): pyproject.toml
 demo: $(READY)  ## sticky routing at work, on a real message log where there is one
 	$(BIN)/ray-route demo --kill --scale-out $(if $(wildcard $(SHARED)),--trace $(SHARED))
 
+unit: $(READY)  ## what needs neither servers nor Ray
+	$(BIN)/python -m pytest tests/unit
+
+# One more process than a small machine has cores: half of the time a test waits, for a lease, a
+# death, a start. Each has a Ray and servers of its own; one that crashes fails the run.
+WORKERS ?= 3
 test: $(READY)  ## the whole suite, short forms of long tests included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder --max-worker-restart 0
 
 long: $(READY)  ## what is too slow for every run: load on a cluster, metrics on their way, autoscaling
 	$(BIN)/python -m pytest -m long

@@ -12,12 +12,30 @@ import hypothesis  # noqa: F401 - its plugin imports it too late for some Python
 import pytest
 import ray
 from helpers import eventually  # noqa: F401
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from ray_route.store.connect import Store
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.url import parse_url
 
+# Ray's workers yield to all else (nice 15): beside a busy process, or a test that calls without a
+# pause, pods and routers get a thirtieth of a core, and miss leases and deadlines of seconds.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own spelling
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+class ByModule(LoadScopeScheduling):
+    """Tests of one module stay in one process, for what they share; all of Serve's do."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        return "serve" if module.startswith("tests/serve/") else module
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModule:
+    return ByModule(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
