@@ -204,7 +204,7 @@ DEATH: tuple[Step, ...] = (
     Message(_REDIS, _CLIENT, "change reader: its links are misses from now on", answer=True),
     Chapter("Each of its uids moves at its next touch"),
     Message(_CLIENT, _ROUTER, "compute: the uid"),
-    Note(_ROUTER, "the new life of index 3 if it is there, else the placer's choice"),
+    Note(_ROUTER, "the new life of index 3 if it is there, else a pod by the placer"),
     Message(_ROUTER, _REDIS, "relink.lua: if the epoch is still the dead pod's"),
     Message(_REDIS, _ROUTER, "a new epoch", answer=True),
     Message(_ROUTER, _CLIENT, "the link to pod 1", answer=True),
@@ -214,7 +214,7 @@ DEATH: tuple[Step, ...] = (
 )
 
 LOSS: tuple[Step, ...] = (
-    Chapter("Somebody notices: Redis restarted empty, or a lagging replica took over"),
+    Chapter("Writes are lost: Redis restarted empty, or a lagging replica took over"),
     Message(_CLIENT, _REDIS, "a script, with the highest counter that the caller has seen"),
     Message(_REDIS, _CLIENT, "lost: its own counter is lower. It has changed nothing", answer=True),
     Message(_CLIENT, _ROUTER, "recover, and wait"),
