@@ -76,3 +76,20 @@ def test_the_page_lists_every_room() -> None:
         and (path.suffix == ".py" or (path / "__init__.py").exists())
     }
     assert named - {"lua"} == there
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md"])
+def test_what_the_pages_at_the_root_name_is_there(name: str) -> None:
+    text = (ROOT / name).read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    assert [it for it in re.findall(r"`make (\w+)`", text) if f"\n{it}:" not in makefile] == []
+    paths = [
+        *re.findall(r"`((?:ray_route|tests|docs|deploy|benchmarks)/[\w./]*)`", text),
+        *re.findall(r"\]\(([\w./]+)\)", text),
+    ]
+    assert paths
+    assert [
+        it
+        for it in paths
+        if it.endswith((".py", ".md", "/", ".json", "LICENSE")) and not (ROOT / it).exists()
+    ] == []
