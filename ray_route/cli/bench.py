@@ -42,7 +42,7 @@ def bench(
 
     Joins the Ray at --address, at RAY_ADDRESS or of `ray start`, else starts one for the time.
     Prints every second, then throughput, p50 to p99.9, hit ratio, links moved, failed calls. Exit 1
-    if a call failed. The picture needs matplotlib: pip install 'ray-route[bench]'.
+    if a call failed. The picture needs matplotlib: pip install matplotlib.
 
     \b
     Examples:
@@ -66,7 +66,7 @@ def bench(
         try:
             draw(summary, out.with_suffix(".png"))
         except ImportError:
-            click.echo("No picture: pip install 'ray-route[bench]'", err=True)
+            click.echo("No picture: pip install matplotlib", err=True)
     return _FAILED if summary["failed_calls"] else 0
 
 
