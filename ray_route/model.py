@@ -88,7 +88,11 @@ def make_link(
 
 @dataclass(frozen=True, slots=True)
 class PodRecord:
-    """A pod's row in the directory. `heartbeat_us` is Redis `TIME` at its last renewal."""
+    """A pod's row in the directory.
+
+    `heartbeat_us` is Redis `TIME` at its last renewal; clocks step, so `seq` orders the records
+    of one incarnation: every write of one counts it up.
+    """
 
     pod: int
     incarnation: int
@@ -99,6 +103,7 @@ class PodRecord:
     process: str
     actor: str
     heartbeat_us: int
+    seq: int = 0
 
     @property
     def available(self) -> bool:

@@ -36,8 +36,9 @@ class HeartbeatMonitor:
     """Tells which pods have been silent for a whole lease under unbroken observation.
 
     A heartbeat's own age proves nothing: after an outage of Redis every heartbeat is old, and
-    the pods are well. Only time during which the store answered and the heartbeat still did not
-    move counts, measured on the observer's clock.
+    the pods are well. Only time during which the store answered and the record's sequence number
+    still did not move counts, measured on the observer's clock. A router's own write of a record
+    moves it too, which delays a death by one lease at most.
     """
 
     def __init__(self, lease_s: float, max_gap_s: float) -> None:
@@ -78,7 +79,7 @@ class HeartbeatMonitor:
 
 
 def _beat(pod: PodRecord) -> tuple[int, int]:
-    return pod.incarnation, pod.heartbeat_us
+    return pod.incarnation, pod.seq
 
 
 class FailureDetector:

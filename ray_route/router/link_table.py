@@ -73,6 +73,8 @@ class LinkTable:
                 writer, shard, service, some, [owner_of(target)], persistent=persistent
             ),
         )
+        if outcome.link is None:
+            raise self._shards.full()
         return self._counted(service, uid, outcome, "set if absent:")
 
     async def set(
@@ -131,6 +133,7 @@ class LinkTable:
             return self._calls.set_if_absent(writer, shard, service, some, owners)
 
         outcomes = await self._write_proposed(service, proposal, build)
+        outcomes = {uid: self._or_full(outcome) for uid, outcome in outcomes.items()}
         placed = {
             uid: outcome.link
             for uid, outcome in outcomes.items()
@@ -217,6 +220,12 @@ class LinkTable:
         if isinstance(outcome, RouteError):
             raise outcome
         return outcome
+
+    def _or_full(self, outcome: Outcome | RouteError) -> Outcome | RouteError:
+        """Return an outcome, or the error of a uid that has no link because Redis is full."""
+        if isinstance(outcome, RouteError) or outcome.link is not None:
+            return outcome
+        return self._shards.full()
 
     async def _guarded(self, running: Awaitable[Outcomes]) -> Outcomes:
         try:

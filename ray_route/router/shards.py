@@ -11,7 +11,7 @@ from itertools import starmap
 from typing import Any, NamedTuple
 
 from ray_route.clock import now
-from ray_route.errors import LostWritesError, RouteError
+from ray_route.errors import LostWritesError, RouteError, StoreUnavailableError
 from ray_route.model import Link
 from ray_route.runtime.metrics import STORE_SECONDS, meter
 from ray_route.store.connect import AsyncStore
@@ -136,6 +136,14 @@ class Shards:
             else:
                 outcomes.update(parsed)
         return outcomes
+
+    def full(self) -> StoreUnavailableError:
+        """Make the error of a new link that a full server has refused."""
+        return StoreUnavailableError(
+            address=self._store.url.address,
+            reason="it is full: maxmemory is reached",
+            namespace=self._keys.namespace,
+        )
 
     def writer(self, shard: int) -> Writer:
         """Who writes to a shard, as its scripts want to know it."""

@@ -32,15 +32,30 @@ class PodCalls:
     def claim(self, who: Identity, lease_s: float, state: RoutingState) -> Call:
         """Claim an index.
 
-        Replies "ok" and the incarnation, "held" and the ms to wait, or "unsealed": Redis has lost
-        the tables, and the router must write them back first.
+        Replies "ok", the incarnation, the record's sequence number and the newest router's
+        incarnation; or "held" and the ms to wait; or "unsealed": Redis has lost the tables, and
+        the router must write them back first.
         """
         args = [who.pod, who.process, int(lease_s * 1000), who.service, who.node, who.actor]
         keys = [self.keys.pods(who.service), self.keys.services, self.keys.meta]
         return script_call("claim", keys, [*args, state.value])
 
-    def renew(self, who: Identity, incarnation: int, load: float, state: RoutingState) -> Call:
-        """Renew a lease. Replies "ok", "gone" or "superseded"."""
+    def renew(
+        self,
+        who: Identity,
+        incarnation: int,
+        load: float,
+        state: RoutingState,
+        seq: int,
+        *,
+        lapsed: bool,
+    ) -> Call:
+        """Renew a lease, on a full server too; `seq` is the sequence number told last.
+
+        Replies "ok", the record's new sequence number, the newest router's incarnation, and 1 if
+        Redis had lost something of the record; or "gone"; or "superseded". `lapsed` notes that
+        the pod serves nobody until a router has vouched for it.
+        """
         args = [
             who.pod,
             incarnation,
@@ -49,17 +64,20 @@ class PodCalls:
             who.process,
             who.node,
             who.actor,
+            state.value,
+            seq,
+            int(lapsed),
         ]
-        keys = [self.keys.pods(who.service), self.keys.services]
-        return script_call("renew", keys, [*args, state.value])
+        keys = [self.keys.pods(who.service), self.keys.services, self.keys.meta]
+        return script_call("renew", keys, args)
 
     def declare_gone(self, service: str, pod: PodRecord, *, silent: bool) -> Call:
-        """End an incarnation's life. If it is only silent, its heartbeat must not have moved.
+        """End an incarnation's life. If it is only silent, its record must not have moved on.
 
         Replies "ok", "superseded", "renewed" or "absent".
         """
-        beat = str(pod.heartbeat_us) if silent else ""
-        args = [pod.pod, pod.incarnation, Life.GONE.value, beat]
+        seq = str(pod.seq) if silent else ""
+        args = [pod.pod, pod.incarnation, Life.GONE.value, seq]
         return script_call("end_life", [self.keys.pods(service)], args)
 
     def resign(self, who: Identity, incarnation: int) -> Call:
@@ -75,7 +93,8 @@ class PodCalls:
     def restore(self, service: str, pod: PodRecord) -> Call:
         """Write back what Redis may have lost of a pod. Replies "written" or "known"."""
         facts = [pod.life.value, pod.state.value, repr(pod.load), pod.heartbeat_us]
-        args = [pod.pod, pod.incarnation, *facts, service, pod.process, pod.node, pod.actor]
+        whose = [service, pod.process, pod.node, pod.actor]
+        args = [pod.pod, pod.incarnation, *facts, *whose, pod.seq]
         return script_call("restore_pod", [self.keys.pods(service), self.keys.services], args)
 
     def table(self, service: str) -> Call:
@@ -118,4 +137,5 @@ def _parsed(pod: int, row: dict[str, str]) -> PodRecord:
         process=row["process"],
         actor=row["actor"],
         heartbeat_us=int(row["heartbeat"]),
+        seq=int(row.get("seq", 0)),
     )

@@ -34,11 +34,17 @@ class Pods:
     def try_claim(
         self, who: Identity, lease_s: float = LEASE_S, state: RoutingState = READY
     ) -> tuple[bytes, int]:
-        status, number = self.store.one(self.calls.claim(who, lease_s, state))
+        status, number, *_ = self.store.one(self.calls.claim(who, lease_s, state))
         return status, int(number)
 
-    def renew(self, who: Identity, incarnation: int, load: float = 0.0) -> bytes:
-        return self.store.one(self.calls.renew(who, incarnation, load, READY))
+    def renew(self, who: Identity, incarnation: int, load: float = 0.0, seq: int = 0) -> bytes:
+        return self.try_to_renew(who, incarnation, load, seq)[0]
+
+    def try_to_renew(
+        self, who: Identity, incarnation: int, load: float = 0.0, seq: int = 0
+    ) -> list[bytes]:
+        call = self.calls.renew(who, incarnation, load, READY, seq, lapsed=False)
+        return self.store.one(call)
 
     def resign(self, who: Identity, incarnation: int) -> bytes:
         return self.store.one(self.calls.resign(who, incarnation))
@@ -88,6 +94,7 @@ def test_a_claim_fills_the_record(pods: Pods):
         process="process-1",
         actor="actor-1",
         heartbeat_us=record.heartbeat_us,
+        seq=1,
     )
     assert before <= record.heartbeat_us <= pods.time_us()
 
@@ -146,7 +153,7 @@ def test_a_renewal_prolongs_the_lease(pods: Pods):
     renewed = pods.record().heartbeat_us
     eventually(lambda: pods.time_us() > renewed + 50_000, "50 ms pass")
     # In one pipeline, so that a busy machine can't come between the two.
-    renew = pods.calls.renew(FIRST, incarnation, 0.0, READY)
+    renew = pods.calls.renew(FIRST, incarnation, 0.0, READY, 1, lapsed=False)
     _, (status, _) = pods.store.run([renew, pods.calls.claim(SECOND, 0.05, READY)])
     assert status == b"held"
 
@@ -190,7 +197,9 @@ def test_a_renewal_moves_the_heartbeat_and_reports_the_load(pods: Pods):
     renewed = pods.record()
     assert renewed.load == 3.25
     assert renewed.heartbeat_us > claimed.heartbeat_us
-    assert replace(renewed, load=0.0, heartbeat_us=claimed.heartbeat_us) == claimed
+    assert renewed.seq == claimed.seq + 1
+    as_before = {"load": 0.0, "heartbeat_us": claimed.heartbeat_us, "seq": claimed.seq}
+    assert replace(renewed, **as_before) == claimed
 
 
 def test_a_renewal_does_not_undo_a_routing_state_that_an_operator_set(pods: Pods):
@@ -225,9 +234,10 @@ def test_a_record_that_was_lost_is_written_back_whole(pods: Pods):
     incarnation = pods.claim(FIRST)
     before = pods.record()
     pods.lose_everything()
-    assert pods.renew(FIRST, incarnation, 3.5) == b"ok"
+    assert pods.renew(FIRST, incarnation, 3.5, before.seq) == b"ok"
     after = pods.record()
-    assert after == replace(before, load=3.5, heartbeat_us=after.heartbeat_us)
+    fresh = {"load": 3.5, "heartbeat_us": after.heartbeat_us, "seq": before.seq + 1}
+    assert after == replace(before, **fresh)
     assert after.heartbeat_us > before.heartbeat_us
     assert pods.services() == {b"chat"}
     assert pods.try_claim(SECOND)[0] == b"held"
@@ -314,7 +324,7 @@ def test_what_a_router_knows_of_pods_is_written_back(pods: Pods):
     record = replace(pods.record(), state=DENY_NEW, load=4.0)
     pods.lose_everything()
     assert pods.store.one(pods.calls.restore("chat", record)) == b"written"
-    assert pods.record() == record
+    assert pods.record() == replace(record, seq=record.seq + 1)
     assert pods.services() == {b"chat"}
     assert pods.store.one(pods.calls.restore("chat", record)) == b"known"
 
@@ -341,3 +351,50 @@ def test_an_index_is_claimed_in_a_sealed_namespace_only(pods: Pods):
     pods.store.one(plain_call("DEL", pods.calls.keys.meta))
     assert pods.try_claim(FIRST)[0] == b"unsealed"
     assert pods.table() == []
+
+
+def test_every_write_of_a_record_counts_it_up(pods: Pods):
+    incarnation = pods.claim(FIRST)
+    writes = [
+        lambda: pods.renew(FIRST, incarnation),
+        lambda: pods.set_state(pods.record(), DENY_NEW),
+        lambda: pods.store.one(pods.calls.restore("chat", replace(pods.record(), state=READY))),
+        lambda: pods.declare_gone(pods.record(), silent=True),
+    ]
+    for count, write in enumerate(writes, start=2):
+        write()
+        assert pods.record().seq == count
+
+
+def test_a_renewal_tells_its_number_the_newest_router_and_whether_anything_was_lost(pods: Pods):
+    incarnation = pods.claim(FIRST)
+    pods.store.one(plain_call("HSET", pods.calls.keys.meta, "router", "1234567890123456"))
+    told = [b"ok", b"2", b"1234567890123456"]
+    assert pods.try_to_renew(FIRST, incarnation, seq=1) == [*told, b"0"]
+    # A replica that lacks the last renewals has become the primary.
+    assert pods.try_to_renew(FIRST, incarnation, seq=7) == [b"ok", b"8", told[2], b"1"]
+    pods.lose_everything()
+    assert pods.try_to_renew(FIRST, incarnation, seq=8) == [b"ok", b"9", told[2], b"1"]
+
+
+def test_a_claim_tells_the_records_number_and_the_newest_router(pods: Pods):
+    claim = pods.calls.claim(FIRST, LEASE_S, READY)
+    assert pods.store.one(claim)[2:] == [b"1", b"0"]
+    pods.store.one(plain_call("HSET", pods.calls.keys.meta, "router", "17"))
+    assert pods.store.one(claim)[2:] == [b"2", b"17"]
+
+
+def test_what_is_written_back_is_younger_than_what_anybody_knows(pods: Pods):
+    pods.claim(FIRST)
+    known = replace(pods.record(), seq=40)
+    pods.lose_everything()
+    pods.store.one(pods.calls.restore("chat", known))
+    assert pods.record().seq == 41
+
+
+def test_a_record_without_a_number_is_older_than_any_that_has_one(pods: Pods):
+    incarnation = pods.claim(FIRST)
+    pods.store.one(plain_call("HDEL", pods.calls.keys.pods("chat"), "0:seq"))
+    assert pods.record().seq == 0
+    assert pods.declare_gone(pods.record(), silent=True) == b"ok"
+    assert pods.renew(FIRST, incarnation) == b"gone"

@@ -4,6 +4,7 @@
 -- ARGV  1 layout version; 2 shards; 3 options as JSON; 4 incarnation of the calling router;
 --       5 token of the recovery
 -- Returns 'ok'
+redis.call('PERSIST', KEYS[1])  -- changes nothing: see _pods.lua
 redis.call('HSET', KEYS[1], 'layout', ARGV[1], 'shards', ARGV[2], 'options', ARGV[3],
   'replay', ARGV[5])
 redis.call('HDEL', KEYS[1], 'sealed')

@@ -3,12 +3,12 @@
 -- Prelude: _pods.lua
 -- KEYS  1 pod table; 2 the namespace's set of services
 -- ARGV  1 pod; 2 incarnation; 3 life; 4 routing state; 5 load; 6 heartbeat; 7 service; 8 process;
---       9 node; 10 actor
+--       9 node; 10 actor; 11 the sequence number that the router knows
 -- Returns 'written', or 'known' if nothing was lost
 local incarnation = get('incarnation')
 if not incarnation or tonumber(incarnation) < tonumber(ARGV[2]) then
   put({incarnation = ARGV[2], life = ARGV[3], state = ARGV[4], load = ARGV[5],
-    heartbeat = ARGV[6], process = ARGV[8], node = ARGV[9], actor = ARGV[10]})
+    heartbeat = ARGV[6], process = ARGV[8], node = ARGV[9], actor = ARGV[10]}, ARGV[11])
   redis.call('SADD', KEYS[2], ARGV[7])
   return 'written'
 end
@@ -16,5 +16,5 @@ if incarnation ~= ARGV[2] then return 'known' end
 local life = get('life')
 if life ~= 'alive' then return 'known' end
 if ARGV[3] == 'alive' and get('state') == ARGV[4] then return 'known' end
-put({life = ARGV[3], state = ARGV[4]})
+put({life = ARGV[3], state = ARGV[4]}, ARGV[11])
 return 'written'
