@@ -121,7 +121,7 @@ class IndexLease:
                 deadline.check("the router to write back what Redis has lost")
                 self._ask_router("recover", {})
             else:
-                deadline.check(f"the lease of the present owner of pod {index} of {self._service}")
+                deadline.check(f"the present owner of pod {index} of {self._service} to end")
                 # A crashed owner need not be waited for: the router looks for its process.
                 self._ask_router("look_for", self._service, index)
             self._stopping.wait(min(_CLAIM_RETRY_S, wait_ms / 1000))
@@ -131,7 +131,7 @@ class IndexLease:
         for index in self._free_indexes():
             asked_at = now()
             who = Identity(self._service, index, self._process, self._namespace.node, self._actor)
-            call = self._calls.claim(who, self._namespace.config.pod_lease_s, self._state)
+            call = self._calls.claim(who, self._state)
             status, number, *told = self._namespace.store.one(call)
             if status == b"ok":
                 self._seq = int(told[0])

@@ -7,6 +7,7 @@ commands (`Router.fetch_commands`) and answers them one by one (`Router.take_ans
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 # A router acts on a release within ACT_WITHIN_S, or takes it back. The pod refuses the uid for
 # REFUSED_FOR_S: several times as long, so that it never serves again while the router may still
@@ -16,6 +17,18 @@ REFUSED_FOR_S = 5 * ACT_WITHIN_S
 
 Address = tuple[str, int, int]
 """service, pod, incarnation: whom a command is for."""
+
+
+class Word(Enum):
+    """A router's answer to a pod whose lease had lapsed (`Router.confirm_life`).
+
+    SERVE: that life goes on. ENDED: it is over, and its memory is to be given up. AGAIN: nothing
+    is certain yet; renew and ask once more.
+    """
+
+    SERVE = "serve"
+    ENDED = "ended"
+    AGAIN = "again"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ Below `directory`, which decides: here what was decided is written, for one uid 
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
@@ -44,7 +43,7 @@ class LinkTable:
         self.keys = keys
         # A cached link to a life that has ended is a miss.
         self.cache = LinkCache(config.router_cache_size, serving=membership.table.serving)
-        self.superseded = asyncio.Event()
+        self.superseded = shards.superseded
         self.decisions = Decisions()
         self.meter = meter(keys.namespace)
         self._membership = membership
@@ -236,9 +235,7 @@ class LinkTable:
 
     def taken_over(self) -> RouterUnavailableError:
         """Make the error of a router that must not go on."""
-        return RouterUnavailableError(
-            namespace=self.keys.namespace, reason="a younger router has taken over"
-        )
+        return self._shards.taken_over()
 
     # Counting.
 

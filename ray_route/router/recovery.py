@@ -27,7 +27,6 @@ from ray_route.runtime.metrics import LOST_SHARDS, RECOVERED_LINKS
 from ray_route.store.connect import AsyncStore
 from ray_route.store.links import MAX_UIDS, LinkCalls, RememberedLink
 from ray_route.store.namespaces import read_seal, restore_meta, seal
-from ray_route.store.pods import PodCalls
 from ray_route.store.scripts import Call
 
 logger = logging.getLogger(__name__)
@@ -80,8 +79,9 @@ class Recovery:
         self._mailboxes = mailboxes
         self._interrupt = interrupt
         self._links = LinkCalls(links.keys, config)
-        self._pods = PodCalls(links.keys)
         self._logger = logging.LoggerAdapter(logger, {"namespace": links.keys.namespace})
+        self.is_proven = False
+        """True if nothing was lost since an earlier router's last seal: its pod tables are ours."""
         self._running: asyncio.Task[None] | None = None
         self._silent: set[Address] = set()
 
@@ -128,24 +128,31 @@ class Recovery:
                 self._logger.debug("counters can't be compared: %s", error)
 
     async def _compare_and_restore(self) -> None:
-        while (lost := await self._shards.lost()) or not await self._is_sealed():
-            await self.restore(lost)
+        while True:
+            servers = await self._store.servers()
+            lost = await self._shards.lost()
+            if not lost and await self._is_sealed(servers):
+                return
+            await self.restore(lost, servers)
 
-    async def _is_sealed(self) -> bool:
-        return await self._store.one(read_seal(self._table.keys)) is not None
+    async def _is_sealed(self, servers: str) -> bool:
+        """True if the namespace was whole on these servers; others come after a failover."""
+        sealed: bytes | None = await self._store.one(read_seal(self._table.keys))
+        return sealed is not None and sealed.decode() == servers
 
     # One recovery.
 
-    async def restore(self, lost: Collection[int]) -> None:
+    async def restore(self, lost: Collection[int], servers: str) -> None:
         """Write back the pod tables and what is known of some shards, and seal the namespace.
 
-        Raises `RouteError` where Redis fails. What is lost meanwhile is lost again afterwards.
+        `servers` were there before the loss was looked for: the seal names no later ones. Raises
+        `RouteError` where Redis fails. What is lost meanwhile is lost again afterwards.
         """
         token = random.randrange(1, _TOKENS)  # noqa: S311 - no secret
         await self._restore_tables(token)
         if lost:
             await self._restore_links(lost, token)
-        await self._store.one(seal(self._table.keys, token, await self._store.run_ids()))
+        await self._store.one(seal(self._table.keys, token, servers))
 
     async def _restore_links(self, lost: Collection[int], token: int) -> None:
         began = now()
@@ -166,10 +173,13 @@ class Recovery:
     async def _restore_tables(self, token: int) -> None:
         """Write back meta and the pod tables."""
         keys, table = self._table.keys, self._membership.table
-        calls = [restore_meta(keys, self._config, self._shards.incarnation, token)]
-        for service in table.services():
-            calls += [self._pods.restore(service, pod) for pod in table.pods(service).values()]
-        await self._run(calls)
+        meta = restore_meta(keys, self._config, self._shards.incarnation, token)
+        if await self._store.one(meta) == b"deposed":
+            raise self._shards.deposed()
+        services = table.services()
+        await self._membership.write_back(
+            (service, pod) for service in services for pod in list(table.pods(service).values())
+        )
 
     async def _run(self, calls: list[Call]) -> list[Any]:
         replies = []
@@ -282,12 +292,18 @@ class Recovery:
         Where the servers are the very processes that the last router saw, nothing is lost and
         nobody need be asked. `pods_expected`: there are pods, even if Redis knows none.
         """
-        keys = self._table.keys
-        sealed = await self._store.one(read_seal(keys))
-        if sealed is None or sealed.decode() != ",".join(await self._store.run_ids()):
+        # Again, now that the pod tables have been read: nothing may have been lost in between.
+        servers = await self._store.servers()
+        is_whole = await self._is_sealed(servers)
+        self.is_proven = self.is_proven and is_whole
+        if not is_whole:
             await self._recollect(_BEATS * self._config.heartbeat_s if pods_expected else 0)
-        await self.restore(await self._shards.take_over())
+        await self.restore(await self._shards.take_over(), servers)
         await self._compare_and_restore()
+
+    async def look_for_proof(self) -> None:
+        """Before the claim: note whether the namespace is whole as an earlier router left it."""
+        self.is_proven = await self._is_sealed(await self._store.servers())
 
     async def _recollect(self, patience_s: float) -> None:
         """Hear every living agent; wait for those that Redis has forgotten to show up."""

@@ -6,12 +6,18 @@ one waits until it has been recovered, and runs then.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import starmap
 from typing import Any, NamedTuple
 
 from ray_route.clock import now
-from ray_route.errors import LostWritesError, RouteError, StoreUnavailableError
+from ray_route.errors import (
+    LostWritesError,
+    RouteError,
+    RouterUnavailableError,
+    StoreUnavailableError,
+)
 from ray_route.model import Link
 from ray_route.runtime.metrics import STORE_SECONDS, meter
 from ray_route.store.connect import AsyncStore
@@ -44,6 +50,8 @@ class Shards:
         self.incarnation = 0
         self.seen = [0] * keys.shards
         self.recover: Recover = _nobody_recovers
+        self.superseded = asyncio.Event()
+        self._is_writer = False
         self._store = store
         self._keys = keys
         self._links = links
@@ -51,8 +59,25 @@ class Shards:
 
     async def claim(self) -> None:
         """Claim a higher incarnation than any router before."""
+        self._is_writer = False
         claim = script_call("claim_router", [self._keys.meta], [self.incarnation])
         self.incarnation = int(await self._store.one(claim))
+
+    def deposed(self) -> RouterUnavailableError:
+        """Take in that Redis knows a younger router; return the error of what was asked.
+
+        A router that has not become the writer may be that one itself: a claim without an answer
+        may have been carried out, and it claims again.
+        """
+        if self._is_writer:
+            self.superseded.set()
+        return self.taken_over()
+
+    def taken_over(self) -> RouterUnavailableError:
+        """Make the error of a router that must not go on."""
+        return RouterUnavailableError(
+            namespace=self._keys.namespace, reason="a younger router has taken over"
+        )
 
     async def take_over(self) -> list[int]:
         """Become the writer of each shard; return those whose writes Redis has lost.
@@ -68,6 +93,7 @@ class Shards:
                 lost.append(shard)
             elif isinstance(outcomes, RouteError):
                 raise outcomes
+        self._is_writer = True
         return lost
 
     def remember(self, seen: Iterable[tuple[int, int]]) -> None:
@@ -145,6 +171,15 @@ class Shards:
             namespace=self._keys.namespace,
         )
 
+    def lost_writes(self, shards: list[int]) -> LostWritesError:
+        """Make the error of shards that are to be recovered first."""
+        return LostWritesError(
+            address=self._store.url.address,
+            shards=shards,
+            reason="what is left there is not the truth",
+            namespace=self._keys.namespace,
+        )
+
     def writer(self, shard: int) -> Writer:
         """Who writes to a shard, as its scripts want to know it."""
         return Writer(self.incarnation, self.seen[shard])
@@ -168,12 +203,7 @@ class Shards:
         if parsed.status == "superseded":
             raise SupersededError(self._keys.namespace)
         if parsed.status == "lost":
-            return LostWritesError(
-                address=self._store.url.address,
-                shards=[shard],
-                reason="what is left there is not the truth",
-                namespace=self._keys.namespace,
-            )
+            return self.lost_writes([shard])
         self.seen[shard] = max(self.seen[shard], parsed.counter)
         outcomes = starmap(Outcome, zip(parsed.links, parsed.written, strict=True))
         return dict(zip(uids, outcomes, strict=True))

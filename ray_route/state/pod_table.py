@@ -34,8 +34,9 @@ class PodTable:
         return self.pods(service).get(pod)
 
     def available(self, service: str) -> list[PodRecord]:
-        """Pods that take new uids, by index."""
-        return [pod for _, pod in sorted(self.pods(service).items()) if pod.available]
+        """Pods that take new uids, by index; one whose lease has lapsed only if all have."""
+        pods = [pod for _, pod in sorted(self.pods(service).items()) if pod.available]
+        return [pod for pod in pods if not pod.lapsed] or pods
 
     def routable(self, service: str, link: Link) -> bool:
         """True if the link's own incarnation is alive and serves its links."""
@@ -56,7 +57,7 @@ class PodTable:
         return pod.incarnation > link.incarnation or not pod.routable
 
     def update(self, service: str, record: PodRecord) -> bool:
-        """Take in a record; say whether anything but load and heartbeat changed."""
+        """Take in a record; say whether anything that routing depends on changed."""
         with self._lock:
             pods = self._services.setdefault(service, {})
             held = pods.get(record.pod)

@@ -28,6 +28,7 @@ from ray_route.store.url import parse_url
 
 READY, DENY_NEW = RoutingState.READY, RoutingState.DENY_NEW
 WHO = Identity("chat", 0, "process", "node", "actor")
+ROUTER = 5
 FULL = r"maxmemory|OOM"
 
 Fill = Callable[[], None]
@@ -75,7 +76,7 @@ def keys(namespace: str) -> Keys:
 def claimed(store: Store, keys: Keys) -> tuple[PodCalls, PodRecord]:
     calls = PodCalls(keys)
     store.one(plain_call("HSET", keys.meta, "sealed", "this-server"))
-    store.one(calls.claim(WHO, 10.0, READY))
+    store.one(calls.claim(WHO, READY))
     (record,) = parse_table(store.one(calls.table("chat")))
     return calls, record
 
@@ -97,9 +98,9 @@ def test_renewals_go_on_and_use_no_more_memory(store: Store, keys: Keys, fill: F
 def test_routers_decide_on_over_pods(store: Store, keys: Keys, fill: Fill):
     calls, pod = claimed(store, keys)
     fill()
-    assert store.one(calls.set_state("chat", pod, DENY_NEW)) == b"ok"
-    assert store.one(calls.restore("chat", pod)) == b"written"
-    assert store.one(calls.declare_gone("chat", pod, silent=False)) == b"ok"
+    assert store.one(calls.set_state("chat", pod, DENY_NEW, ROUTER)) == b"ok"
+    assert store.one(calls.restore("chat", pod, ROUTER)) == b"written"
+    assert store.one(calls.declare_gone("chat", pod, ROUTER, silent=False)) == b"ok"
     (ended,) = parse_table(store.one(calls.table("chat")))
     assert (ended.life, ended.state) == (Life.GONE, READY)
 
@@ -108,7 +109,7 @@ def test_a_pod_that_was_restarted_comes_back(store: Store, keys: Keys, fill: Fil
     calls, pod = claimed(store, keys)
     fill()
     store.one(calls.resign(WHO, pod.incarnation))
-    status, incarnation, *_ = store.one(calls.claim(WHO, 10.0, READY))
+    status, incarnation, *_ = store.one(calls.claim(WHO, READY))
     assert status == b"ok"
     assert int(incarnation) > pod.incarnation
 
@@ -120,7 +121,7 @@ def test_a_router_starts_and_recovers(store: Store, keys: Keys, fill: Fill):
     config = RouteConfig(shards=4)
     router = int(store.one(script_call("claim_router", [keys.meta], [0])))
     store.one(restore_meta(keys, config, router, token=7))
-    assert store.one(seal(keys, 7, ["this-server"])) == b"ok"
+    assert store.one(seal(keys, 7, "this-server")) == b"ok"
     assert store.one(read_seal(keys)) == b"this-server"
 
 
@@ -152,6 +153,9 @@ def test_links_are_moved_removed_and_recovered(shard: Shard, fill: Fill):
         options = {} if verb == "relink" else {"persistent": False}
         reply = shard.do(verb, [uid], *args, **options)
         assert [(link.pod, link.incarnation) for link in reply.links] == [(2, 9)]
+    assert shard.do("refresh", ["lost"], [0]).written == [False], "nothing to write"
+    assert shard.do("remove_if", ["lost"], ["9:9"]).written == [False]
+    assert shard.do("remove_if", ["tried"], ["2:9"], after_s=5).written == [True]
     assert shard.remove("removed") == (None, True)
     assert shard.remove("later", after_s=5)[1]
     assert shard.do("remove_if", ["later"], ["1:7"]).written == [True]
@@ -199,7 +203,7 @@ def test_the_router_answers_the_ones_and_refuses_the_others(store: Store, keys: 
         connection = AsyncStore(store.url)
         try:
             shards = Shards(connection, keys, LinkCalls(keys, config))
-            membership = Membership(connection, keys, lambda *_: None)
+            membership = Membership(connection, keys, lambda *_: None, shards)
             links = LinkTable(config, keys, membership, shards)
             await shards.claim()
             await shards.take_over()
