@@ -6,7 +6,7 @@ commands (`Router.fetch_commands`) and answers them one by one (`Router.take_ans
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 # A router acts on a release within ACT_WITHIN_S, or takes it back. The pod refuses the uid for
@@ -89,11 +89,17 @@ class Recall:
 class Memory:
     """What an agent was told: each shard's highest counter, and its uids.
 
-    `held` maps them to their epoch and whether their link was persistent.
+    `held` maps them to their epoch and whether their link was persistent. `ago_s` names those
+    whose own lease has ended, and how many seconds ago that was. `lapsed`: the pod's own lease
+    has run out, and no router has vouched for it since; `under` is the router that was in force
+    at its last renewal before that (see `Router.confirm_life`).
     """
 
     counters: list[int]
     held: dict[str, tuple[int, bool]]
+    lapsed: bool = False
+    under: int = 0
+    ago_s: dict[str, float] = field(default_factory=dict)
 
 
 Command = Release | Reopen | Cap | Show | Close | Open | Recall

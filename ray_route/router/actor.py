@@ -30,6 +30,7 @@ from ray_route.router.link_table import LinkTable
 from ray_route.router.mailbox import Mailboxes
 from ray_route.router.membership import Membership
 from ray_route.router.moves import Moves
+from ray_route.router.placing_gate import PlacingGate
 from ray_route.router.recovery import Recovery
 from ray_route.router.resumption import Resumption
 from ray_route.router.shards import Shards
@@ -64,8 +65,10 @@ class Router:
             self._membership, self._links, self._directory, self._mailboxes, self._links_stale
         )
         self._drains = Drains(self._membership, self._directory, self._mailboxes, self._moves)
+        gate = PlacingGate(namespace, config, self._membership)
+        self._shards.may_place = gate.passed
         node: str = ray.get_runtime_context().get_node_id()
-        self._failures = FailureDetector(self._membership, config, node)
+        self._failures = FailureDetector(self._membership, gate, config, node)
         self._recovery = Recovery(
             config,
             store,
@@ -76,6 +79,7 @@ class Router:
             self._failures.begin_anew,
         )
         self._shards.recover = self._recovery.recover
+        gate.readmit = self._recovery.readmit
         self._resumption = Resumption(
             config,
             self._membership,

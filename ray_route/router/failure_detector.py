@@ -19,6 +19,7 @@ from ray_route.config import RouteConfig
 from ray_route.errors import RouteError
 from ray_route.model import Life, PodRecord
 from ray_route.router.membership import Membership
+from ray_route.router.placing_gate import PlacingGate
 from ray_route.runtime.metrics import POD_DEATHS
 from ray_route.runtime.process_ids import POLL_S, has_ended
 
@@ -117,7 +118,10 @@ class FailureDetector:
     `node` is the Ray node of this process, which can look at the processes there by itself.
     """
 
-    def __init__(self, membership: Membership, config: RouteConfig, node: str) -> None:
+    def __init__(
+        self, membership: Membership, gate: PlacingGate, config: RouteConfig, node: str
+    ) -> None:
+        self._gate = gate
         self._membership = membership
         self._config = config
         self._heartbeats = HeartbeatMonitor(config.pod_lease_s, max_gap_s=3 * config.heartbeat_s)
@@ -164,7 +168,7 @@ class FailureDetector:
 
     async def _look(self) -> None:
         # Written first: where Redis refuses this it refuses renewals, and nobody is silent.
-        await self._membership.note_look()
+        await self._gate.look()
         pods = await self._membership.refresh_all()
         seen_at = now()
         await self._repeat_ends(pods)

@@ -124,13 +124,15 @@ class Membership:
         """Seconds since a pod was seen to be gone; infinite if it is not, or was before us."""
         return now() - self._gone_at.get((service, pod), -math.inf)
 
-    async def note_look(self) -> float | None:
+    async def note_look(self, *, settled: bool) -> float | None:
         """Write that this router looks; return the seconds since one did last, None if none did.
+
+        Only a `settled` look is found by the next.
 
         Raises `StoreUnavailableError` where Redis refuses it, as it refuses renewals then, and
         `RouterUnavailableError` if a younger router decides, or this one has not begun.
         """
-        since_us = int((await self._decide(look(self._keys, self._router())))[1])
+        since_us = int((await self._decide(look(self._keys, self._router(), settled=settled)))[1])
         return since_us / 1e6 if since_us >= 0 else None
 
     async def declare_gone(self, service: str, pod: PodRecord, *, silent: bool) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,8 @@ _CALLS_PER_TRIP = 20
 _TOKENS = 2**31
 # A pod that Redis has forgotten writes itself back within a heartbeat.
 _BEATS = 2
+# Another machine's clock may go that much faster.
+_CLOCKS_APART = 1.01
 
 _Names = dict[tuple[str, str], RememberedLink]
 
@@ -162,7 +164,7 @@ class Recovery:
         )
         self._interrupt()
         memories = await self._recall(self._living(), Recall(frozenset(lost)))
-        names = self._union(lost, memories)
+        names = self._union(lost, memories, began)
         await self._write(lost, names, token)
         self._table.meter.count(RECOVERED_LINKS, by=len(names))
         took_s = now() - began
@@ -190,7 +192,9 @@ class Recovery:
                 raise reply
         return replies
 
-    def _union(self, lost: Collection[int], memories: dict[Address, Memory]) -> _Names:
+    def _union(
+        self, lost: Collection[int], memories: dict[Address, Memory], asked_at: float
+    ) -> _Names:
         """Gather what everybody remembers; the highest epoch wins, then our own word."""
         names: _Names = {}
         shards = frozenset(lost)
@@ -198,8 +202,9 @@ class Recovery:
             held = names.get((service, uid))
             if held is None or kept.link.epoch >= held.link.epoch:
                 names[service, uid] = kept
-        for (service, pod, incarnation), memory in memories.items():
-            for uid, (epoch, persistent) in memory.held.items():
+        for address, memory in memories.items():
+            service, pod, incarnation = address
+            for uid, (epoch, persistent) in self._credible(address, memory, asked_at):
                 held = names.get((service, uid))
                 if held is None or epoch > held.link.epoch:
                     names[service, uid] = RememberedLink(
@@ -283,6 +288,59 @@ class Recovery:
         record: PodRecord | None = self._membership.table.get(service, pod)
         alive = record is not None and record.life is Life.ALIVE
         return alive and record is not None and record.incarnation == incarnation
+
+    def spans(self, under: int) -> bool:
+        """True if this router knows of every end of a life since a renewal under that router.
+
+        If that was itself, each later end was written by itself: older routers' ends fail. Else it
+        knows the ends that stood in the pod tables when it began, and those were whole.
+        """
+        return under == self._shards.incarnation or self.is_proven
+
+    def _credible(
+        self, address: Address, memory: Memory, asked_at: float
+    ) -> Iterator[tuple[str, tuple[int, bool]]]:
+        """Yield what may be written back of what a pod holds.
+
+        Nothing of a lapsed life that may have been ended. A uid whose own lease had ended may have
+        been another's since: only if nothing was placed in its shard.
+        """
+        final = self._membership.denied.is_final(address)
+        if memory.lapsed and (final or not self.spans(memory.under)):
+            return
+        for uid, (epoch, persistent) in memory.held.items():
+            ago_s = max(0.0, memory.ago_s.get(uid, 0.0))
+            if persistent or not ago_s or self._stood_still(uid, asked_at, ago_s):
+                yield uid, (epoch, persistent)
+
+    def _stood_still(self, uid: str, asked_at: float, ago_s: float) -> bool:
+        """True if nothing was placed in the uid's shard since its lease ended, `ago_s` ago."""
+        placed_at = self._shards.placed_at[self._table.keys.shard(uid)]
+        return placed_at <= asked_at - _CLOCKS_APART * ago_s
+
+    # Links that have run out.
+
+    async def readmit(self, agents: Iterable[Address] | None = None) -> None:
+        """Write back links that ran out while their owner could not be reached, of all by default.
+
+        Returns when each has answered or its life has ended; raises where Redis fails.
+        """
+        asked_at = now()
+        everything = Recall(frozenset(range(self._table.keys.shards)))
+        asked = self._living() if agents is None else list(agents)
+        memories = await self._recall(asked, everything)
+        for address, memory in memories.items():
+            service, pod, incarnation = address
+            links = {
+                uid: Link(pod, incarnation, epoch, persistent=False, lease_s=0)
+                for uid, (epoch, persistent) in self._credible(address, memory, asked_at)
+                if uid in memory.ago_s
+                and not persistent
+                and not self._table.was_removed(service, uid, epoch)
+            }
+            if links:
+                written = await self._table.readmit(service, links)
+                self._table.meter.count(RECOVERED_LINKS, by=written)
 
     # At a router's start.
 

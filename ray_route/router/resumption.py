@@ -97,10 +97,11 @@ class Resumption:
         word = await self._known(address)
         if word is not None:
             return word
-        if not self._spans(under):
+        if not self._recovery.spans(under):
             await self._end(address)
             return Word.ENDED
         await self._fence.begun_now()
+        await self._recovery.readmit([address])  # before its links are looked at
         return await self._vouch(address, seq)
 
     async def _known(self, address: Address) -> Word | None:
@@ -123,14 +124,6 @@ class Resumption:
 
     def _record(self, address: Address) -> PodRecord | None:
         return self._membership.table.get(address[0], address[1])
-
-    def _spans(self, under: int) -> bool:
-        """True if this router knows of every end since a renewal under that router.
-
-        If that was itself, each later end was written by itself: older routers' ends fail. Else it
-        knows the ends that stood in the pod tables when it began, and those were whole.
-        """
-        return under == self._shards.incarnation or self._recovery.is_proven
 
     async def _end(self, address: Address) -> None:
         """End a life that may have been ended before, by a router whose word is lost."""

@@ -50,12 +50,13 @@ def restore_meta(keys: Keys, config: RouteConfig, router: int, token: int) -> Ca
     return script_call("restore_meta", [keys.meta], args)
 
 
-def look(keys: Keys, router: int) -> Call:
+def look(keys: Keys, router: int, *, settled: bool = True) -> Call:
     """Note that a router looks at its pods; Redis refuses that when it refuses renewals.
 
-    Replies "ok" and the microseconds since the last look (-1: there was none), or "deposed".
+    `settled`: the next look is to count from this one. Replies "ok" and the microseconds since the
+    last look (-1: there was none), or "deposed".
     """
-    return script_call("look", [keys.meta], [router])
+    return script_call("look", [keys.meta], [router, int(settled)])
 
 
 def seal(keys: Keys, token: int, servers: str) -> Call:
