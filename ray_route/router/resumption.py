@@ -107,7 +107,8 @@ class Resumption:
     async def _known(self, address: Address) -> Word | None:
         """Say what is known of a life without asking anybody; None if it may go on."""
         record = self._record(address)
-        if record is None or record.incarnation < address[2]:
+        lags = record is None or record.incarnation < address[2]
+        if lags or address in self._membership.denied:  # which a later record may settle
             await self._membership.refresh(address[0])
             record = self._record(address)
         if record is None or record.incarnation < address[2]:

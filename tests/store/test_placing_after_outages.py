@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from shardbench import Shard
 
+from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import RouterUnavailableError, StoreUnavailableError
 from ray_route.model import Link, PodRecord, RoutingState
@@ -324,3 +325,36 @@ def test_a_link_comes_back_under_its_epoch_where_there_is_none(shard: Shard) -> 
     assert other is not None
     assert other.epoch == moved.epoch
     assert shard.place("new", "3:3").epoch > moved.epoch
+
+
+def test_a_router_that_follows_another_after_a_while_asks_every_pod(run: Run, store: Store) -> None:
+    async def story(router: Router) -> None:
+        await router.gate.look()
+        store.one(plain_call("HINCRBY", router.keys.meta, "looked", -60_000_000))
+        later = await Router.begun(store, router.keys)
+        await later.place("new")
+        assert later.recalls == 2
+
+    run(story)
+
+
+def test_it_is_noted_where_something_was_placed_and_may_be_carried_out_late(
+    run: Run, store: Store
+) -> None:
+    async def story(router: Router) -> None:
+        shard = router.keys.shard("u")
+        long_ago = now() - 1_000
+        router.shards.placed_at = [long_ago] * CONFIG.shards
+        await router.place("u")
+        assert now() - 5 < router.shards.placed_at[shard] <= now()
+        assert router.shards.placed_at.count(long_ago) == CONFIG.shards - 1
+        await router.directory.find(SERVICE, {"u": 0})
+        store._client.config_set("min-replicas-to-write", 1)
+        try:
+            with pytest.raises(StoreUnavailableError):
+                await router.links.set_if_absent(SERVICE, "u", router.pod(0), persistent=False)
+        finally:
+            store._client.config_set("min-replicas-to-write", 0)
+        assert router.shards.placed_at[shard] > now() + 1
+
+    run(story)
