@@ -13,13 +13,14 @@ from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import RouterUnavailableError, StoreUnavailableError
 from ray_route.model import Link, PodRecord, RoutingState
-from ray_route.protocol.commands import Memory, Recall
+from ray_route.protocol.commands import Memory, Recall, Word
 from ray_route.router.directory import Directory
 from ray_route.router.link_table import LinkTable
 from ray_route.router.mailbox import Mailboxes
 from ray_route.router.membership import Membership
 from ray_route.router.placing_gate import PlacingGate
 from ray_route.router.recovery import Recovery
+from ray_route.router.resumption import Resumption
 from ray_route.router.shards import Shards
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.keys import Keys
@@ -356,5 +357,32 @@ def test_it_is_noted_where_something_was_placed_and_may_be_carried_out_late(
         finally:
             store._client.config_set("min-replicas-to-write", 0)
         assert router.shards.placed_at[shard] > now() + 1
+
+    run(story)
+
+
+def test_a_lapsed_life_has_its_links_back_before_it_goes_on(run: Run, store: Store) -> None:
+    """Its uids are confirmed by their links right afterwards; nobody need have been placed."""
+
+    async def story(router: Router) -> None:
+        link = await router.place("u")
+        pods = PodCalls(router.keys)
+        record = router.pod(link.pod)
+        who = Identity(SERVICE, link.pod, record.process, "node", "")
+        _, seq, under, _ = store.one(
+            pods.renew(who, link.incarnation, 0.0, READY, record.seq, lapsed=True)
+        )
+        router.outage()
+        router.run_out("u")
+        router.remembers(link, "u", 30.0)
+        parts = (router.membership, router.shards, router.recovery)
+        resumption = Resumption(CONFIG, *parts, lambda *_: None)
+        address = (SERVICE, link.pod, link.incarnation)
+        word = await resumption.confirm(address, int(seq), int(under), 0)
+        assert word is Word.SERVE
+        back = await router.links.read(SERVICE, "u")
+        assert back is not None
+        assert (back.pod, back.epoch) == (link.pod, link.epoch)
+        assert router.recalls == 1, "nobody else is waited for"
 
     run(story)
