@@ -88,7 +88,12 @@ def make_link(
 
 @dataclass(frozen=True, slots=True)
 class PodRecord:
-    """A pod's row in the directory. `heartbeat_us` is Redis `TIME` at its last renewal."""
+    """A pod's row in the directory.
+
+    `heartbeat_us` is Redis `TIME` at its last renewal; clocks step, so `seq` orders the records
+    of one incarnation: every write of one counts it up. `lapsed`: its lease has run out, and it
+    serves nobody until a router has vouched for it.
+    """
 
     pod: int
     incarnation: int
@@ -99,6 +104,8 @@ class PodRecord:
     process: str
     actor: str
     heartbeat_us: int
+    seq: int = 0
+    lapsed: bool = False
 
     @property
     def available(self) -> bool:

@@ -211,8 +211,9 @@ def _probes(keys: Keys) -> Iterator[Call]:
     yield script_call("open_namespace", [keys.meta], [1, 1, "{}"])
     yield script_call("claim_router", [keys.meta], [0])
     yield restore_meta(keys, config, router=1, token=1)
-    yield seal(keys, 1, ["doctor"])
-    yield pods.claim(who, config.pod_lease_s, RoutingState.READY)
+    yield seal(keys, 1, "doctor")
+    yield pods.claim(who, RoutingState.READY)
+    yield pods.renew(who, 1, 0.0, RoutingState.READY, 0, lapsed=False)
     yield pods.table(_SERVICE)
     yield pods.services()
     yield links.take_over(writer, 0)
@@ -220,7 +221,8 @@ def _probes(keys: Keys) -> Iterator[Call]:
     yield links.read(0, 0, [(_SERVICE, _UID)])
     yield plain_call("MGET", keys.counter(0), keys.link(0, _SERVICE, _UID))
     yield links.remove(writer, 0, _SERVICE, [_UID])
-    yield plain_call("XADD", keys.log, "*", "kind", "beat")
+    yield script_call("append", [keys.log], [1, "kind", "beat"])
+    yield plain_call("XADD", keys.log, "*", "kind", "beat")  # an old server names it only here
     yield Call(keys.log, ("XREAD", "COUNT", 1, "STREAMS", keys.log, "0-0"))
     yield plain_call("XREVRANGE", keys.log, "+", "-", "COUNT", 1)
 

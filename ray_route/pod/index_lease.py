@@ -71,6 +71,7 @@ class IndexLease:
         self._hooks = hooks
         self._load = load
         self._state = RoutingState.READY
+        self._seq = 0  # of the record, as told last
         self._command_loop: CommandLoop | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="ray_route-agent", daemon=True)
@@ -120,7 +121,7 @@ class IndexLease:
                 deadline.check("the router to write back what Redis has lost")
                 self._ask_router("recover", {})
             else:
-                deadline.check(f"the lease of the present owner of pod {index} of {self._service}")
+                deadline.check(f"the present owner of pod {index} of {self._service} to end")
                 # A crashed owner need not be waited for: the router looks for its process.
                 self._ask_router("look_for", self._service, index)
             self._stopping.wait(min(_CLAIM_RETRY_S, wait_ms / 1000))
@@ -130,9 +131,10 @@ class IndexLease:
         for index in self._free_indexes():
             asked_at = now()
             who = Identity(self._service, index, self._process, self._namespace.node, self._actor)
-            call = self._calls.claim(who, self._namespace.config.pod_lease_s, self._state)
-            status, number = self._namespace.store.one(call)
+            call = self._calls.claim(who, self._state)
+            status, number, *told = self._namespace.store.one(call)
             if status == b"ok":
+                self._seq = int(told[0])
                 self._become(who, int(number), asked_at)
             elif status == b"held" and self._floats:
                 continue
@@ -195,12 +197,16 @@ class IndexLease:
         if not lease.is_alive():
             self._lost("its lease ran out before it was renewed")
             return
-        call = self._calls.renew(self._who, lease.incarnation, self._load(), self.state)
-        status = self._namespace.store.one(call)
+        call = self._calls.renew(
+            self._who, lease.incarnation, self._load(), self.state, self._seq, lapsed=False
+        )
+        status, *told = self._namespace.store.one(call)
         if status != b"ok":
             lease.end()
             self._lost(f"the directory says {status.decode()}")
-        elif not lease.renewed(asked_at):
+            return
+        self._seq = int(told[0])
+        if not lease.renewed(asked_at):
             self._lost("its renewal came too late")
 
     def _lost(self, why: str) -> None:

@@ -6,7 +6,8 @@ commands (`Router.fetch_commands`) and answers them one by one (`Router.take_ans
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 
 # A router acts on a release within ACT_WITHIN_S, or takes it back. The pod refuses the uid for
 # REFUSED_FOR_S: several times as long, so that it never serves again while the router may still
@@ -16,6 +17,18 @@ REFUSED_FOR_S = 5 * ACT_WITHIN_S
 
 Address = tuple[str, int, int]
 """service, pod, incarnation: whom a command is for."""
+
+
+class Word(Enum):
+    """A router's answer to a pod whose lease had lapsed (`Router.confirm_life`).
+
+    SERVE: that life goes on. ENDED: it is over, and its memory is to be given up. AGAIN: nothing
+    is certain yet; renew and ask once more.
+    """
+
+    SERVE = "serve"
+    ENDED = "ended"
+    AGAIN = "again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +89,17 @@ class Recall:
 class Memory:
     """What an agent was told: each shard's highest counter, and its uids.
 
-    `held` maps them to their epoch and whether their link was persistent.
+    `held` maps them to their epoch and whether their link was persistent. `ago_s` names those
+    whose own lease has ended, and how many seconds ago that was. `lapsed`: the pod's own lease
+    has run out, and no router has vouched for it since; `under` is the router that was in force
+    at its last renewal before that (see `Router.confirm_life`).
     """
 
     counters: list[int]
     held: dict[str, tuple[int, bool]]
+    lapsed: bool = False
+    under: int = 0
+    ago_s: dict[str, float] = field(default_factory=dict)
 
 
 Command = Release | Reopen | Cap | Show | Close | Open | Recall

@@ -18,7 +18,7 @@ from ray_route.config import RouteConfig
 from ray_route.errors import RouteError
 from ray_route.model import DrainProgress, Explanation, Life, Link, Pod, PodRecord, RoutingState
 from ray_route.protocol.changes import Change
-from ray_route.protocol.commands import Address, Numbered
+from ray_route.protocol.commands import Address, Numbered, Word
 from ray_route.protocol.welcome import Welcome
 from ray_route.protocol.wire import pack_answers, unpack_question
 from ray_route.router.change_writer import ChangeWriter
@@ -30,7 +30,9 @@ from ray_route.router.link_table import LinkTable
 from ray_route.router.mailbox import Mailboxes
 from ray_route.router.membership import Membership
 from ray_route.router.moves import Moves
+from ray_route.router.placing_gate import PlacingGate
 from ray_route.router.recovery import Recovery
+from ray_route.router.resumption import Resumption
 from ray_route.router.shards import Shards
 from ray_route.runtime import telemetry
 from ray_route.runtime.metrics import ROUTER_CACHE_LINKS
@@ -56,14 +58,17 @@ class Router:
         self._shards = Shards(store, keys, LinkCalls(keys, config))
         self._changes = ChangeWriter(store, keys)
         self._mailboxes = Mailboxes()
-        self._membership = Membership(store, keys, self._pod_changed)
+        self._membership = Membership(store, keys, self._pod_changed, self._shards)
         self._links = LinkTable(config, keys, self._membership, self._shards)
         self._directory = Directory(config, self._links, store, self._membership)
         self._moves = Moves(
             self._membership, self._links, self._directory, self._mailboxes, self._links_stale
         )
         self._drains = Drains(self._membership, self._directory, self._mailboxes, self._moves)
-        self._failures = FailureDetector(self._membership, config)
+        gate = PlacingGate(namespace, config, self._membership)
+        self._shards.may_place = gate.passed
+        node: str = ray.get_runtime_context().get_node_id()
+        self._failures = FailureDetector(self._membership, gate, config, node)
         self._recovery = Recovery(
             config,
             store,
@@ -74,6 +79,14 @@ class Router:
             self._failures.begin_anew,
         )
         self._shards.recover = self._recovery.recover
+        gate.readmit = self._recovery.readmit
+        self._resumption = Resumption(
+            config,
+            self._membership,
+            self._shards,
+            self._recovery,
+            self._failures.begin_anew_with,
+        )
         cache = self._links.cache
         self._membership.meter.gauge(ROUTER_CACHE_LINKS, lambda: [((), cache.held)])
         telemetry.start()
@@ -226,12 +239,22 @@ class Router:
             await self._membership.refresh(service)
             record = self._membership.table.get(service, pod)
         mine = record is not None and record.incarnation == incarnation
+        if mine:
+            self._failures.hear(service, pod)
         commands = await self._mailboxes.fetch(address, wait_s) if mine else []
         record = self._membership.table.get(service, pod)
         state = record.state if record and mine else RoutingState.READY
         if not mine:
             await asyncio.sleep(_RETRY_S)
         return self._life.incarnation, state, commands
+
+    async def confirm_life(
+        self, address: Address, seq: int, under: int, heard: int
+    ) -> tuple[Word, int]:
+        """See `Resumption.confirm`; return the word, and which router gives it."""
+        await self._life.opened()
+        word = await self._resumption.confirm(address, seq, under, heard)
+        return word, self._life.incarnation
 
     async def take_answer(self, address: Address, number: int, result: Any) -> None:
         """Take in an agent's answer."""

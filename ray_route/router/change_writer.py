@@ -9,7 +9,7 @@ from ray_route.errors import RouteError
 from ray_route.protocol.changes import Change, Position
 from ray_route.store.connect import AsyncStore
 from ray_route.store.keys import Keys
-from ray_route.store.scripts import Call, plain_call
+from ray_route.store.scripts import Call, script_call
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class ChangeWriter:
             "payload": change.encode(),
         }
         flat = [part for pair in fields.items() for part in pair]
-        return plain_call("XADD", self._keys.log, "MAXLEN", "~", _ENTRIES_KEPT, "*", *flat)
+        return script_call("append", [self._keys.log], [_ENTRIES_KEPT, *flat])
 
     async def _append(self, entry: Call) -> str:
         while True:

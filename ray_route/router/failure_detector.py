@@ -19,6 +19,7 @@ from ray_route.config import RouteConfig
 from ray_route.errors import RouteError
 from ray_route.model import Life, PodRecord
 from ray_route.router.membership import Membership
+from ray_route.router.placing_gate import PlacingGate
 from ray_route.runtime.metrics import POD_DEATHS
 from ray_route.runtime.process_ids import POLL_S, has_ended
 
@@ -36,8 +37,9 @@ class HeartbeatMonitor:
     """Tells which pods have been silent for a whole lease under unbroken observation.
 
     A heartbeat's own age proves nothing: after an outage of Redis every heartbeat is old, and
-    the pods are well. Only time during which the store answered and the heartbeat still did not
-    move counts, measured on the observer's clock.
+    the pods are well. Only time during which the store answered and the record's sequence number
+    still did not move counts, measured on the observer's clock. A router's own write of a record
+    moves it too, which delays a death by one lease at most.
     """
 
     def __init__(self, lease_s: float, max_gap_s: float) -> None:
@@ -45,11 +47,36 @@ class HeartbeatMonitor:
         self._max_gap_s = max_gap_s
         self._last_look: float | None = None
         self._since: dict[tuple[str, int], tuple[int, int, float]] = {}
+        self._lapsed_since: dict[tuple[str, int], float] = {}
 
     def interrupt(self) -> None:
         """Begin anew: the store did not answer, lost data, or failed over."""
         self._since.clear()
+        self._lapsed_since.clear()
         self._last_look = None
+
+    def begin_anew(self, service: str, pod: int) -> None:
+        """Count one pod's silence from the next look on: it was vouched for."""
+        self._since.pop((service, pod), None)
+        self.hear(service, pod)
+
+    def hear(self, service: str, pod: int) -> None:
+        """Note that a pod's agent has reached the router: it is not cut off."""
+        self._lapsed_since.pop((service, pod), None)
+
+    def cut_off(self, pods: Iterable[tuple[str, PodRecord]]) -> list[tuple[str, PodRecord]]:
+        """Return, after a look, who has renewed for a whole lease without being vouched for.
+
+        Such a pod reaches Redis and not its router: it serves nobody, and would for ever.
+        """
+        lapsed = {(service, pod.pod): pod for service, pod in pods if _serves_nobody(pod)}
+        at, since = self._last_look or 0.0, self._lapsed_since
+        self._lapsed_since = {name: since.get(name, at) for name in lapsed}
+        return [
+            (name[0], lapsed[name])
+            for name, began in self._lapsed_since.items()
+            if at - began >= self._lease_s
+        ]
 
     def look(self, at: float, pods: Iterable[tuple[str, PodRecord]]) -> list[tuple[str, PodRecord]]:
         """Take in a whole table read that was asked for at `at`; return the silent pods."""
@@ -77,19 +104,29 @@ class HeartbeatMonitor:
         return at - seen[2] >= self._lease_s
 
 
+def _serves_nobody(pod: PodRecord) -> bool:
+    return pod.life is Life.ALIVE and pod.lapsed
+
+
 def _beat(pod: PodRecord) -> tuple[int, int]:
-    return pod.incarnation, pod.heartbeat_us
+    return pod.incarnation, pod.seq
 
 
 class FailureDetector:
-    """Finds out which pods are dead, and has it written. Belongs to one event loop."""
+    """Finds out which pods are dead, and has it written. Belongs to one event loop.
 
-    def __init__(self, membership: Membership, config: RouteConfig) -> None:
+    `node` is the Ray node of this process, which can look at the processes there by itself.
+    """
+
+    def __init__(
+        self, membership: Membership, gate: PlacingGate, config: RouteConfig, node: str
+    ) -> None:
+        self._gate = gate
         self._membership = membership
         self._config = config
         self._heartbeats = HeartbeatMonitor(config.pod_lease_s, max_gap_s=3 * config.heartbeat_s)
         self._checks: dict[tuple[str, int, int], asyncio.Task[bool]] = {}
-        self._node: str = ray.get_runtime_context().get_node_id()
+        self._node = node
 
     async def watch_heartbeats(self, beat: Callable[[], None]) -> None:
         """Read the pod tables for ever, once per heartbeat; call `beat` after each attempt."""
@@ -109,6 +146,14 @@ class FailureDetector:
         """Count no pod's silence from before now: Redis has lost writes."""
         self._heartbeats.interrupt()
 
+    def begin_anew_with(self, service: str, pod: int) -> None:
+        """Count one pod's silence from now on: its life was vouched for."""
+        self._heartbeats.begin_anew(service, pod)
+
+    def hear(self, service: str, pod: int) -> None:
+        """Note that a pod's agent has reached the router. That alone is no sign of life."""
+        self._heartbeats.hear(service, pod)
+
     async def watch_processes(self) -> None:
         """Notice the end of a pod's process on this node at once, before anyone calls it."""
         while True:
@@ -122,13 +167,36 @@ class FailureDetector:
         return pod.node == self._node and has_ended(pod.process)
 
     async def _look(self) -> None:
+        # Written first: where Redis refuses this it refuses renewals, and nobody is silent.
+        await self._gate.look()
         pods = await self._membership.refresh_all()
         seen_at = now()
+        await self._repeat_ends(pods)
         for service, record in self._heartbeats.look(seen_at, pods):
             await self._declare_dead(service, record, silent=True)
+        for service, record in self._heartbeats.cut_off(pods):
+            await self._declare_dead(service, record, silent=False)
         for service, record in pods:
             if self._heartbeats.missed_beat(service, record, seen_at, self._config.heartbeat_s):
                 self._check(service, record)
+
+    async def _repeat_ends(self, pods: Iterable[tuple[str, PodRecord]]) -> None:
+        """Write again each end that was decided and does not stand in Redis."""
+        table = self._membership.table
+        alive = {(service, pod.pod): pod for service, pod in pods if pod.life is Life.ALIVE}
+        for service, pod, incarnation in self._membership.denied.final():
+            record = alive.get((service, pod))
+            if record is not None and record.incarnation == incarnation:
+                await self._declare_dead(service, record, silent=False)
+        lost = [
+            (service, known)
+            for (service, pod), record in alive.items()
+            if (known := table.get(service, pod)) is not None
+            and known.incarnation == record.incarnation
+            and not known.routable
+            and record.routable
+        ]
+        await self._membership.write_back(lost)
 
     async def look_into(self, service: str, pod: int, incarnation: int, *, died: bool) -> bool:
         """Look into a pod that a caller could not reach; say whether that life has ended."""

@@ -102,6 +102,7 @@ class Lifecycle:
         pods_expected = await asyncio.to_thread(_has_pods, self._namespace)
         while True:
             try:
+                await self._recovery.look_for_proof()
                 await self._shards.claim()
                 await self._membership.refresh_all()
                 self._problem = "it waits for its pods to say what they remember"

@@ -5,7 +5,6 @@ Below `directory`, which decides: here what was decided is written, for one uid 
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
@@ -44,7 +43,7 @@ class LinkTable:
         self.keys = keys
         # A cached link to a life that has ended is a miss.
         self.cache = LinkCache(config.router_cache_size, serving=membership.table.serving)
-        self.superseded = asyncio.Event()
+        self.superseded = shards.superseded
         self.decisions = Decisions()
         self.meter = meter(keys.namespace)
         self._membership = membership
@@ -73,6 +72,8 @@ class LinkTable:
                 writer, shard, service, some, [owner_of(target)], persistent=persistent
             ),
         )
+        if outcome.link is None:
+            raise self._shards.full()
         return self._counted(service, uid, outcome, "set if absent:")
 
     async def set(
@@ -109,6 +110,7 @@ class LinkTable:
             lambda writer, shard, some: self._calls.remove_if(
                 writer, shard, service, some, [meant], after_s
             ),
+            placing=False,
         )
         self.cache.drop(service, uid, held.epoch)
         self._removals[service, uid] = (held, now() + after_s)
@@ -131,6 +133,7 @@ class LinkTable:
             return self._calls.set_if_absent(writer, shard, service, some, owners)
 
         outcomes = await self._write_proposed(service, proposal, build)
+        outcomes = {uid: self._or_full(outcome) for uid, outcome in outcomes.items()}
         placed = {
             uid: outcome.link
             for uid, outcome in outcomes.items()
@@ -173,6 +176,25 @@ class LinkTable:
 
     # What a recovery writes back.
 
+    def was_removed(self, service: str, uid: str, epoch: int) -> bool:
+        """True if a link of that epoch or a later one was removed, or is to be."""
+        removal = self._removals.get((service, uid))
+        return removal is not None and removal[0].epoch >= epoch
+
+    async def readmit(self, service: str, links: Mapping[str, Link]) -> int:
+        """Write back links that have run out, where the uid has none now; return how many.
+
+        Raises what stands in the way of any.
+        """
+
+        def build(writer: Writer, shard: int, some: list[str]) -> Call:
+            return self._calls.readmit(writer, shard, service, some, [links[uid] for uid in some])
+
+        outcomes = await self._write(service, list(links), build, placing=False)
+        written = {uid: link for uid in links if (link := _written(outcomes[uid]))}
+        self.decisions.note(service, written, "brought back to")
+        return len(written)
+
     def memory(self, shards: Collection[int]) -> Iterator[tuple[str, str, RememberedLink]]:
         """Yield (service, uid, what is known) of every link remembered in some shards."""
         shard_of = self.keys.shard
@@ -192,15 +214,17 @@ class LinkTable:
         for pod, links in arrivals:
             self._membership.loads.propose(service, pod, links)
         try:
-            return await self._write(service, list(proposal.chosen), build)
+            return await self._write(service, list(proposal.chosen), build, placing=True)
         finally:
             for pod, links in arrivals:
                 self._membership.loads.settle(service, pod, links)
 
-    async def _write(self, service: str, uids: list[str], build: Build) -> Outcomes:
-        """Run a verb and keep what holds afterwards."""
+    async def _write(
+        self, service: str, uids: list[str], build: Build, *, placing: bool
+    ) -> Outcomes:
+        """Run a verb and keep what holds afterwards; `placing`: it may give uids to others."""
         asked_at = now()
-        outcomes = await self._guarded(self._shards.run(uids, build))
+        outcomes = await self._guarded(self._shards.run(uids, build, placing=placing))
         held = {
             uid: outcome.link
             for uid, outcome in outcomes.items()
@@ -209,14 +233,22 @@ class LinkTable:
         self.cache.put_all(service, held, asked_at)
         return outcomes
 
-    async def _write_one(self, service: str, uid: str, build: Build) -> Outcome:
-        return await self._one(uid, self._write(service, [uid], build))
+    async def _write_one(
+        self, service: str, uid: str, build: Build, *, placing: bool = True
+    ) -> Outcome:
+        return await self._one(uid, self._write(service, [uid], build, placing=placing))
 
     async def _one(self, uid: str, running: Awaitable[Outcomes]) -> Outcome:
         outcome = (await running)[uid]
         if isinstance(outcome, RouteError):
             raise outcome
         return outcome
+
+    def _or_full(self, outcome: Outcome | RouteError) -> Outcome | RouteError:
+        """Return an outcome, or the error of a uid that has no link because Redis is full."""
+        if isinstance(outcome, RouteError) or outcome.link is not None:
+            return outcome
+        return self._shards.full()
 
     async def _guarded(self, running: Awaitable[Outcomes]) -> Outcomes:
         try:
@@ -227,9 +259,7 @@ class LinkTable:
 
     def taken_over(self) -> RouterUnavailableError:
         """Make the error of a router that must not go on."""
-        return RouterUnavailableError(
-            namespace=self.keys.namespace, reason="a younger router has taken over"
-        )
+        return self._shards.taken_over()
 
     # Counting.
 
@@ -284,6 +314,11 @@ def _not_held(uids: Mapping[str, int], outcomes: Outcomes) -> dict[str, int]:
 def _epoch(outcome: Outcome | RouteError) -> int | None:
     link = linked(outcome)
     return link.epoch if link else None
+
+
+def _written(outcome: Outcome | RouteError) -> Link | None:
+    link = linked(outcome)
+    return link if isinstance(outcome, Outcome) and outcome.written else None
 
 
 def linked(outcome: Outcome | RouteError) -> Link | None:

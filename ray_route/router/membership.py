@@ -6,17 +6,26 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from ray_route.clock import now
-from ray_route.errors import InvalidInputError, PodUnavailableError, RouteError
+from ray_route.errors import (
+    InvalidInputError,
+    PodUnavailableError,
+    RouteError,
+    RouterUnavailableError,
+)
 from ray_route.model import Life, Pod, PodRecord, RoutingState
+from ray_route.protocol.commands import Address
+from ray_route.router.shards import Shards
 from ray_route.runtime.metrics import PODS, meter
 from ray_route.state.load_book import LoadBook
 from ray_route.state.pod_table import PodTable
 from ray_route.store.connect import AsyncStore
 from ray_route.store.keys import Keys
+from ray_route.store.namespaces import look
 from ray_route.store.pods import PodCalls, parse_table
-from ray_route.store.scripts import script_call
+from ray_route.store.scripts import Call, script_call
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +33,49 @@ _STATES = [*(state.value for state in RoutingState), Life.GONE.value, Life.RESIG
 
 OnChange = Callable[[str, PodRecord], None]
 
+_CALLS_PER_TRIP = 20
+
+
+class Denials:
+    """Lives whose end this router has sent to Redis, until it is known what came of that."""
+
+    def __init__(self) -> None:
+        self._upto: dict[Address, float] = {}
+
+    def deny(self, address: Address, seq: int | None) -> None:
+        """Note that the end of a life is sent, for a record of that number (None: any)."""
+        upto = math.inf if seq is None else seq
+        self._upto[address] = max(upto, self._upto.get(address, -math.inf))
+
+    def __contains__(self, address: Address) -> bool:
+        return address in self._upto
+
+    def is_final(self, address: Address) -> bool:
+        """True if the end holds for any record of that life: its process has ended."""
+        return self._upto.get(address) == math.inf
+
+    def final(self) -> list[Address]:
+        """Return the lives whose end is certain and may not be written yet."""
+        return [address for address, upto in self._upto.items() if upto == math.inf]
+
+    def take_in(self, service: str, pod: PodRecord) -> None:
+        """Forget what a record settles: it has ended, or has moved on before the end reached it."""
+        for address, upto in list(self._upto.items()):
+            if address[:2] != (service, pod.pod) or address[2] > pod.incarnation:
+                continue
+            has_ended = pod.life is not Life.ALIVE or address[2] < pod.incarnation
+            if has_ended or pod.seq > upto:
+                del self._upto[address]
+
 
 class Membership:
     """Reads the pod tables. `on_change` hears every change of a pod's routing, exactly once."""
 
-    def __init__(self, store: AsyncStore, keys: Keys, on_change: OnChange) -> None:
+    def __init__(self, store: AsyncStore, keys: Keys, on_change: OnChange, shards: Shards) -> None:
         self.table = PodTable()
         self.loads = LoadBook()
+        self.denied = Denials()
+        self._shards = shards
         self._gone_at: dict[tuple[str, int], float] = {}
         self._store = store
         self._keys = keys
@@ -65,6 +110,7 @@ class Membership:
 
     def _take_in(self, service: str, records: Iterable[PodRecord]) -> None:
         for record in records:
+            self.denied.take_in(service, record)
             changed = self.table.update(service, record)
             if self.table.get(service, record.pod) is record:
                 self.loads.report(service, record)
@@ -78,18 +124,65 @@ class Membership:
         """Seconds since a pod was seen to be gone; infinite if it is not, or was before us."""
         return now() - self._gone_at.get((service, pod), -math.inf)
 
+    async def note_look(self, *, settled: bool) -> float | None:
+        """Write that this router looks; return the seconds since one did last, None if none did.
+
+        Only a `settled` look is found by the next.
+
+        Raises `StoreUnavailableError` where Redis refuses it, as it refuses renewals then, and
+        `RouterUnavailableError` if a younger router decides, or this one has not begun.
+        """
+        since_us = int((await self._decide(look(self._keys, self._router(), settled=settled)))[1])
+        return since_us / 1e6 if since_us >= 0 else None
+
     async def declare_gone(self, service: str, pod: PodRecord, *, silent: bool) -> bool:
-        """Write an incarnation's death before anyone acts on it; say whether it is dead now."""
-        verdict = await self._store.one(self._calls.declare_gone(service, pod, silent=silent))
+        """Write an incarnation's death before anyone acts on it; say whether it is dead now.
+
+        The life is denied before, so that nobody vouches for it while the outcome is unknown.
+        """
+        call = self._calls.declare_gone(service, pod, self._router(), silent=silent)
+        self.denied.deny((service, pod.pod, pod.incarnation), pod.seq if silent else None)
+        verdict = await self._decide(call)
         await self.refresh(service)
         return bool(verdict in (b"ok", b"superseded"))
 
     async def set_state(self, service: str, pod: PodRecord, state: RoutingState) -> None:
         """Set a living pod's routing state; raise `PodUnavailableError` if its life has ended."""
-        verdict = await self._store.one(self._calls.set_state(service, pod, state))
+        call = self._calls.set_state(service, pod, state, self._router())
+        verdict = await self._decide(call)
         await self.refresh(service)
         if verdict != b"ok":
             raise self.unavailable(service, pod.pod, f"the directory says {verdict.decode()}")
+
+    async def vouch(self, address: Address, seq: int) -> str:
+        """Write that a life serves again; return "ok", "ended", "superseded" or "lost"."""
+        verdict: bytes = await self._decide(self._calls.vouch(address, seq, self._router()))
+        return verdict.decode()
+
+    async def write_back(self, pods: Iterable[tuple[str, PodRecord]]) -> None:
+        """Write back what Redis may have lost of some pods."""
+        router = self._router()
+        calls = [self._calls.restore(service, pod, router) for service, pod in pods]
+        for start in range(0, len(calls), _CALLS_PER_TRIP):
+            for reply in await self._store.run(calls[start : start + _CALLS_PER_TRIP]):
+                if isinstance(reply, RouteError):
+                    raise reply
+                self._check(reply)
+
+    async def _decide(self, call: Call) -> Any:
+        """Send what only the newest router may do; return the reply."""
+        return self._check(await self._store.one(call))
+
+    def _check(self, reply: Any) -> Any:
+        if (reply[0] if isinstance(reply, list) else reply) == b"deposed":
+            raise self._shards.deposed()
+        return reply
+
+    def _router(self) -> int:
+        """Return this router's incarnation; raise `RouterUnavailableError` if it has none yet."""
+        if not self._shards.incarnation:
+            raise RouterUnavailableError(namespace=self._keys.namespace, reason="it is starting")
+        return self._shards.incarnation
 
     async def target(self, service: str, pod: int) -> PodRecord:
         """Return a pod that new links may go to.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,6 @@ from ray_route.runtime.metrics import LOST_SHARDS, RECOVERED_LINKS
 from ray_route.store.connect import AsyncStore
 from ray_route.store.links import MAX_UIDS, LinkCalls, RememberedLink
 from ray_route.store.namespaces import read_seal, restore_meta, seal
-from ray_route.store.pods import PodCalls
 from ray_route.store.scripts import Call
 
 logger = logging.getLogger(__name__)
@@ -40,6 +39,8 @@ _CALLS_PER_TRIP = 20
 _TOKENS = 2**31
 # A pod that Redis has forgotten writes itself back within a heartbeat.
 _BEATS = 2
+# Another machine's clock may go that much faster.
+_CLOCKS_APART = 1.01
 
 _Names = dict[tuple[str, str], RememberedLink]
 
@@ -80,8 +81,9 @@ class Recovery:
         self._mailboxes = mailboxes
         self._interrupt = interrupt
         self._links = LinkCalls(links.keys, config)
-        self._pods = PodCalls(links.keys)
         self._logger = logging.LoggerAdapter(logger, {"namespace": links.keys.namespace})
+        self.is_proven = False
+        """True if nothing was lost since an earlier router's last seal: its pod tables are ours."""
         self._running: asyncio.Task[None] | None = None
         self._silent: set[Address] = set()
 
@@ -128,24 +130,31 @@ class Recovery:
                 self._logger.debug("counters can't be compared: %s", error)
 
     async def _compare_and_restore(self) -> None:
-        while (lost := await self._shards.lost()) or not await self._is_sealed():
-            await self.restore(lost)
+        while True:
+            servers = await self._store.servers()
+            lost = await self._shards.lost()
+            if not lost and await self._is_sealed(servers):
+                return
+            await self.restore(lost, servers)
 
-    async def _is_sealed(self) -> bool:
-        return await self._store.one(read_seal(self._table.keys)) is not None
+    async def _is_sealed(self, servers: str) -> bool:
+        """True if the namespace was whole on these servers; others come after a failover."""
+        sealed: bytes | None = await self._store.one(read_seal(self._table.keys))
+        return sealed is not None and sealed.decode() == servers
 
     # One recovery.
 
-    async def restore(self, lost: Collection[int]) -> None:
+    async def restore(self, lost: Collection[int], servers: str) -> None:
         """Write back the pod tables and what is known of some shards, and seal the namespace.
 
-        Raises `RouteError` where Redis fails. What is lost meanwhile is lost again afterwards.
+        `servers` were there before the loss was looked for: the seal names no later ones. Raises
+        `RouteError` where Redis fails. What is lost meanwhile is lost again afterwards.
         """
         token = random.randrange(1, _TOKENS)  # noqa: S311 - no secret
         await self._restore_tables(token)
         if lost:
             await self._restore_links(lost, token)
-        await self._store.one(seal(self._table.keys, token, await self._store.run_ids()))
+        await self._store.one(seal(self._table.keys, token, servers))
 
     async def _restore_links(self, lost: Collection[int], token: int) -> None:
         began = now()
@@ -155,7 +164,7 @@ class Recovery:
         )
         self._interrupt()
         memories = await self._recall(self._living(), Recall(frozenset(lost)))
-        names = self._union(lost, memories)
+        names = self._union(lost, memories, began)
         await self._write(lost, names, token)
         self._table.meter.count(RECOVERED_LINKS, by=len(names))
         took_s = now() - began
@@ -166,10 +175,13 @@ class Recovery:
     async def _restore_tables(self, token: int) -> None:
         """Write back meta and the pod tables."""
         keys, table = self._table.keys, self._membership.table
-        calls = [restore_meta(keys, self._config, self._shards.incarnation, token)]
-        for service in table.services():
-            calls += [self._pods.restore(service, pod) for pod in table.pods(service).values()]
-        await self._run(calls)
+        meta = restore_meta(keys, self._config, self._shards.incarnation, token)
+        if await self._store.one(meta) == b"deposed":
+            raise self._shards.deposed()
+        services = table.services()
+        await self._membership.write_back(
+            (service, pod) for service in services for pod in list(table.pods(service).values())
+        )
 
     async def _run(self, calls: list[Call]) -> list[Any]:
         replies = []
@@ -180,7 +192,9 @@ class Recovery:
                 raise reply
         return replies
 
-    def _union(self, lost: Collection[int], memories: dict[Address, Memory]) -> _Names:
+    def _union(
+        self, lost: Collection[int], memories: dict[Address, Memory], asked_at: float
+    ) -> _Names:
         """Gather what everybody remembers; the highest epoch wins, then our own word."""
         names: _Names = {}
         shards = frozenset(lost)
@@ -188,8 +202,9 @@ class Recovery:
             held = names.get((service, uid))
             if held is None or kept.link.epoch >= held.link.epoch:
                 names[service, uid] = kept
-        for (service, pod, incarnation), memory in memories.items():
-            for uid, (epoch, persistent) in memory.held.items():
+        for address, memory in memories.items():
+            service, pod, incarnation = address
+            for uid, (epoch, persistent) in self._credible(address, memory, asked_at):
                 held = names.get((service, uid))
                 if held is None or epoch > held.link.epoch:
                     names[service, uid] = RememberedLink(
@@ -274,6 +289,59 @@ class Recovery:
         alive = record is not None and record.life is Life.ALIVE
         return alive and record is not None and record.incarnation == incarnation
 
+    def spans(self, under: int) -> bool:
+        """True if this router knows of every end of a life since a renewal under that router.
+
+        If that was itself, each later end was written by itself: older routers' ends fail. Else it
+        knows the ends that stood in the pod tables when it began, and those were whole.
+        """
+        return under == self._shards.incarnation or self.is_proven
+
+    def _credible(
+        self, address: Address, memory: Memory, asked_at: float
+    ) -> Iterator[tuple[str, tuple[int, bool]]]:
+        """Yield what may be written back of what a pod holds.
+
+        Nothing of a lapsed life that may have been ended. A uid whose own lease had ended may have
+        been another's since: only if nothing was placed in its shard.
+        """
+        final = self._membership.denied.is_final(address)
+        if memory.lapsed and (final or not self.spans(memory.under)):
+            return
+        for uid, (epoch, persistent) in memory.held.items():
+            ago_s = max(0.0, memory.ago_s.get(uid, 0.0))
+            if persistent or not ago_s or self._stood_still(uid, asked_at, ago_s):
+                yield uid, (epoch, persistent)
+
+    def _stood_still(self, uid: str, asked_at: float, ago_s: float) -> bool:
+        """True if nothing was placed in the uid's shard since its lease ended, `ago_s` ago."""
+        placed_at = self._shards.placed_at[self._table.keys.shard(uid)]
+        return placed_at <= asked_at - _CLOCKS_APART * ago_s
+
+    # Links that have run out.
+
+    async def readmit(self, agents: Iterable[Address] | None = None) -> None:
+        """Write back links that ran out while their owner could not be reached, of all by default.
+
+        Returns when each has answered or its life has ended; raises where Redis fails.
+        """
+        asked_at = now()
+        everything = Recall(frozenset(range(self._table.keys.shards)))
+        asked = self._living() if agents is None else list(agents)
+        memories = await self._recall(asked, everything)
+        for address, memory in memories.items():
+            service, pod, incarnation = address
+            links = {
+                uid: Link(pod, incarnation, epoch, persistent=False, lease_s=0)
+                for uid, (epoch, persistent) in self._credible(address, memory, asked_at)
+                if uid in memory.ago_s
+                and not persistent
+                and not self._table.was_removed(service, uid, epoch)
+            }
+            if links:
+                written = await self._table.readmit(service, links)
+                self._table.meter.count(RECOVERED_LINKS, by=written)
+
     # At a router's start.
 
     async def begin(self, *, pods_expected: bool) -> None:
@@ -282,12 +350,18 @@ class Recovery:
         Where the servers are the very processes that the last router saw, nothing is lost and
         nobody need be asked. `pods_expected`: there are pods, even if Redis knows none.
         """
-        keys = self._table.keys
-        sealed = await self._store.one(read_seal(keys))
-        if sealed is None or sealed.decode() != ",".join(await self._store.run_ids()):
+        # Again, now that the pod tables have been read: nothing may have been lost in between.
+        servers = await self._store.servers()
+        is_whole = await self._is_sealed(servers)
+        self.is_proven = self.is_proven and is_whole
+        if not is_whole:
             await self._recollect(_BEATS * self._config.heartbeat_s if pods_expected else 0)
-        await self.restore(await self._shards.take_over())
+        await self.restore(await self._shards.take_over(), servers)
         await self._compare_and_restore()
+
+    async def look_for_proof(self) -> None:
+        """Before the claim: note whether the namespace is whole as an earlier router left it."""
+        self.is_proven = await self._is_sealed(await self._store.servers())
 
     async def _recollect(self, patience_s: float) -> None:
         """Hear every living agent; wait for those that Redis has forgotten to show up."""

@@ -6,12 +6,18 @@ one waits until it has been recovered, and runs then.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import starmap
 from typing import Any, NamedTuple
 
 from ray_route.clock import now
-from ray_route.errors import LostWritesError, RouteError
+from ray_route.errors import (
+    LostWritesError,
+    RouteError,
+    RouterUnavailableError,
+    StoreUnavailableError,
+)
 from ray_route.model import Link
 from ray_route.runtime.metrics import STORE_SECONDS, meter
 from ray_route.store.connect import AsyncStore
@@ -20,10 +26,14 @@ from ray_route.store.links import MAX_UIDS, LinkCalls, Writer, parse_counter
 from ray_route.store.scripts import Call, plain_call, script_call
 
 Build = Callable[[Writer, int, list[str]], Call]
+MayPlace = Callable[[], Awaitable[None]]
 Recover = Callable[[Iterable[int]], Awaitable[None]]
 
 # Uids per round trip: enough to fill a pipeline, few enough to let others in between.
 _UIDS_PER_TRIP = 5_000
+
+# A server that stalls may carry out late what it has received: its sender's tries and time-outs.
+_CARRIED_OUT_S = 10.0
 
 
 class SupersededError(Exception):
@@ -44,6 +54,11 @@ class Shards:
         self.incarnation = 0
         self.seen = [0] * keys.shards
         self.recover: Recover = _nobody_recovers
+        self.may_place: MayPlace = _anybody_may
+        self.placed_at = [now()] * keys.shards
+        """When a uid of each shard was last given to somebody, at the latest."""
+        self.superseded = asyncio.Event()
+        self._is_writer = False
         self._store = store
         self._keys = keys
         self._links = links
@@ -51,8 +66,26 @@ class Shards:
 
     async def claim(self) -> None:
         """Claim a higher incarnation than any router before."""
+        self._is_writer = False
+        self.placed_at = [now()] * self._keys.shards  # by the router before, for all we know
         claim = script_call("claim_router", [self._keys.meta], [self.incarnation])
         self.incarnation = int(await self._store.one(claim))
+
+    def deposed(self) -> RouterUnavailableError:
+        """Take in that Redis knows a younger router; return the error of what was asked.
+
+        A router that has not become the writer may be that one itself: a claim without an answer
+        may have been carried out, and it claims again.
+        """
+        if self._is_writer:
+            self.superseded.set()
+        return self.taken_over()
+
+    def taken_over(self) -> RouterUnavailableError:
+        """Make the error of a router that must not go on."""
+        return RouterUnavailableError(
+            namespace=self._keys.namespace, reason="a younger router has taken over"
+        )
 
     async def take_over(self) -> list[int]:
         """Become the writer of each shard; return those whose writes Redis has lost.
@@ -68,6 +101,7 @@ class Shards:
                 lost.append(shard)
             elif isinstance(outcomes, RouteError):
                 raise outcomes
+        self._is_writer = True
         return lost
 
     def remember(self, seen: Iterable[tuple[int, int]]) -> None:
@@ -89,27 +123,33 @@ class Shards:
         pairs = enumerate(zip(seen, stored, strict=True))
         return [shard for shard, (least, counter) in pairs if parse_counter(counter) < least]
 
-    async def run(self, uids: Sequence[str], build: Build) -> dict[str, Outcome | RouteError]:
+    async def run(
+        self, uids: Sequence[str], build: Build, *, placing: bool = False
+    ) -> dict[str, Outcome | RouteError]:
         """Call one script per shard and 500 uids; return every uid's outcome or its error.
 
-        Raises `SupersededError` if another router has taken over: then nothing was changed.
+        `placing`: it may give a uid to another owner, which waits until that may be. Raises
+        `SupersededError` if another router has taken over: then nothing was changed.
         """
         outcomes: dict[str, Outcome | RouteError] = {}
         for start in range(0, len(uids), _UIDS_PER_TRIP):
-            some = await self._trip(uids[start : start + _UIDS_PER_TRIP], build)
+            part = uids[start : start + _UIDS_PER_TRIP]
+            some = await self._trip(part, build, placing=placing)
             outcomes.update(some)
             lost = [uid for uid, outcome in some.items() if isinstance(outcome, LostWritesError)]
             if lost:
-                outcomes.update(await self._recovered(lost, build))
+                outcomes.update(await self._recovered(lost, build, placing=placing))
         return outcomes
 
-    async def _recovered(self, uids: list[str], build: Build) -> dict[str, Outcome | RouteError]:
+    async def _recovered(
+        self, uids: list[str], build: Build, *, placing: bool
+    ) -> dict[str, Outcome | RouteError]:
         """Run what was refused once more, after the recovery of its shards."""
         try:
             await self.recover({self._keys.shard(uid) for uid in uids})
         except RouteError as error:
             return dict.fromkeys(uids, error)
-        return await self._trip(uids, build)
+        return await self._trip(uids, build, placing=placing)
 
     async def read(self, service: str, uids: Sequence[str]) -> dict[str, Outcome | RouteError]:
         """Read links without changing anything."""
@@ -119,27 +159,58 @@ class Shards:
 
         return await self.run(uids, build)
 
-    async def _trip(self, uids: Sequence[str], build: Build) -> dict[str, Outcome | RouteError]:
+    async def _trip(
+        self, uids: Sequence[str], build: Build, *, placing: bool
+    ) -> dict[str, Outcome | RouteError]:
         parts = list(self._parts(uids))
-        calls = [build(self.writer(shard), shard, some) for shard, some in parts]
         asked_at = now()
         try:
+            if placing:
+                await self.may_place()  # nothing is awaited between this and the sending
+            calls = [build(self.writer(shard), shard, some) for shard, some in parts]
             replies = await self._store.run(calls)
             self._meter.observe(STORE_SECONDS, now() - asked_at)
         except RouteError as error:
+            if placing:
+                self._note_placing((shard for shard, _ in parts), late=True)
             return dict.fromkeys(uids, error)
         outcomes: dict[str, Outcome | RouteError] = {}
         for (shard, some), reply in zip(parts, replies, strict=True):
             parsed = self._outcomes(shard, some, reply)
+            if placing:
+                self._note_placing([shard], late=isinstance(reply, RouteError))
             if isinstance(parsed, RouteError):
                 outcomes.update(dict.fromkeys(some, parsed))
             else:
                 outcomes.update(parsed)
         return outcomes
 
+    def full(self) -> StoreUnavailableError:
+        """Make the error of a new link that a full server has refused."""
+        return StoreUnavailableError(
+            address=self._store.url.address,
+            reason="it is full: maxmemory is reached",
+            namespace=self._keys.namespace,
+        )
+
+    def lost_writes(self, shards: list[int]) -> LostWritesError:
+        """Make the error of shards that are to be recovered first."""
+        return LostWritesError(
+            address=self._store.url.address,
+            shards=shards,
+            reason="what is left there is not the truth",
+            namespace=self._keys.namespace,
+        )
+
     def writer(self, shard: int) -> Writer:
         """Who writes to a shard, as its scripts want to know it."""
         return Writer(self.incarnation, self.seen[shard])
+
+    def _note_placing(self, shards: Iterable[int], *, late: bool) -> None:
+        """Note the latest moment at which what was sent may have been carried out."""
+        at = now() + (_CARRIED_OUT_S if late else 0)
+        for shard in shards:
+            self.placed_at[shard] = max(at, self.placed_at[shard])
 
     def _parts(self, uids: Sequence[str]) -> list[tuple[int, list[str]]]:
         by_shard: dict[int, list[str]] = {}
@@ -160,15 +231,14 @@ class Shards:
         if parsed.status == "superseded":
             raise SupersededError(self._keys.namespace)
         if parsed.status == "lost":
-            return LostWritesError(
-                address=self._store.url.address,
-                shards=[shard],
-                reason="what is left there is not the truth",
-                namespace=self._keys.namespace,
-            )
+            return self.lost_writes([shard])
         self.seen[shard] = max(self.seen[shard], parsed.counter)
         outcomes = starmap(Outcome, zip(parsed.links, parsed.written, strict=True))
         return dict(zip(uids, outcomes, strict=True))
+
+
+async def _anybody_may() -> None:
+    """Let every placement through."""
 
 
 async def _nobody_recovers(_: Iterable[int]) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from threading import Lock
 
-from ray_route.model import Life, Link, PodRecord
+from ray_route.model import Life, Link, PodRecord, RoutingState
 
 
 class PodTable:
     """The last known record of every pod, by service. Knowledge never goes back.
 
-    A record of an older incarnation, or one that brings a dead incarnation back to life, is
-    ignored: answers may overtake each other on the way here.
+    A record of an older incarnation or with a lower sequence number is ignored, and so is one
+    that brings a dead incarnation back to life, or one that has shut down back into service:
+    answers may overtake each other on the way here, and Redis may have lost what came last.
     """
 
     def __init__(self) -> None:
@@ -33,8 +34,9 @@ class PodTable:
         return self.pods(service).get(pod)
 
     def available(self, service: str) -> list[PodRecord]:
-        """Pods that take new uids, by index."""
-        return [pod for _, pod in sorted(self.pods(service).items()) if pod.available]
+        """Pods that take new uids, by index; one whose lease has lapsed only if all have."""
+        pods = [pod for _, pod in sorted(self.pods(service).items()) if pod.available]
+        return [pod for pod in pods if not pod.lapsed] or pods
 
     def routable(self, service: str, link: Link) -> bool:
         """True if the link's own incarnation is alive and serves its links."""
@@ -55,7 +57,7 @@ class PodTable:
         return pod.incarnation > link.incarnation or not pod.routable
 
     def update(self, service: str, record: PodRecord) -> bool:
-        """Take in a record; say whether anything but load and heartbeat changed."""
+        """Take in a record; say whether anything that routing depends on changed."""
         with self._lock:
             pods = self._services.setdefault(service, {})
             held = pods.get(record.pod)
@@ -75,7 +77,11 @@ def _goes_back(held: PodRecord, record: PodRecord) -> bool:
         return record.incarnation < held.incarnation
     if held.life is not Life.ALIVE:
         return record.life is Life.ALIVE
-    return record.life is Life.ALIVE and record.heartbeat_us < held.heartbeat_us
+    if record.life is not Life.ALIVE:
+        return False
+    if held.state is RoutingState.SHUTDOWN and record.state is not RoutingState.SHUTDOWN:
+        return True
+    return record.seq < held.seq
 
 
 def _routing(record: PodRecord) -> tuple[object, ...]:

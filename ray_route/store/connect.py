@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import hiredis
@@ -104,6 +104,15 @@ async def _reply(connection: Any) -> Any:
         return await connection.read_response()
     except ResponseError as refusal:
         return refusal
+
+
+def _info_of(node: Any) -> Callable[[str], Awaitable[dict[str, Any]]]:
+    return lambda section: node.execute_command("INFO", section)
+
+
+async def _identity(info: Callable[[str], Awaitable[dict[str, Any]]]) -> str:
+    process, replication = await info("server"), await info("replication")
+    return f"{process['run_id']}:{replication['master_replid']}"
 
 
 class Store:
@@ -307,21 +316,25 @@ class AsyncStore:
         asked = [node.execute_command(*words) for node in self._client.get_primaries()]
         return _joined(await asyncio.gather(*asked, return_exceptions=True))
 
-    async def run_ids(self) -> list[str]:
-        """Return what names the server's process, or that of every master of a Cluster.
+    async def servers(self) -> str:
+        """Name the server, or every master of a Cluster: its process, and its time as a primary.
 
-        Another process may have lost writes that this one had taken.
+        Another process may have lost writes that this one had taken; so may the same one that
+        was a replica meanwhile.
         """
-        try:
-            if not self.is_cluster:
-                return [str((await self._client.info("server"))["run_id"])]
-            await self._client.initialize()
-            asked = [
-                node.execute_command("INFO", "server") for node in self._client.get_primaries()
-            ]
-            return sorted(str(info["run_id"]) for info in await asyncio.gather(*asked))
-        except DRIVER_ERRORS as error:
-            raise translated(self.url, error) from error
+        with self._circuit.attempt():
+            try:
+                return await self._named()
+            except DRIVER_ERRORS as error:
+                raise translated(self.url, error) from error
+
+    async def _named(self) -> str:
+        if not self.is_cluster:
+            return await _identity(self._client.info)
+        await self._client.initialize()
+        nodes = self._client.get_primaries()
+        named = await asyncio.gather(*(_identity(_info_of(node)) for node in nodes))
+        return ",".join(sorted(named))
 
     async def scan(self, pattern: str) -> AsyncIterator[str]:
         """Find keys, of every master, in pieces that block a server for well under 1 ms each."""

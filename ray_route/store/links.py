@@ -173,6 +173,18 @@ class LinkCalls:
         """Lengthen the life of links in use."""
         return self._call("refresh", writer, shard, service, uids, self._ttl_ms, *expected)
 
+    def readmit(
+        self,
+        writer: Writer,
+        shard: int,
+        service: str,
+        uids: Sequence[str],
+        links: Sequence[Link],
+    ) -> Call:
+        """Write temporary links back that have run out, where the uid has none now."""
+        values = [f"{link.pod}:{link.incarnation}:{link.epoch}" for link in links]
+        return self._call("readmit", writer, shard, service, uids, self._ttl_ms, *values)
+
     def restore(
         self,
         writer: Writer,

@@ -42,18 +42,31 @@ def open_namespace(store: Store, namespace: str, options: dict[str, Any]) -> Rou
 
 
 def restore_meta(keys: Keys, config: RouteConfig, router: int, token: int) -> Call:
-    """Write back what a namespace runs with, after Redis may have lost it, and unseal it."""
+    """Write back what a namespace runs with, after Redis may have lost it, and unseal it.
+
+    Replies "ok", or "deposed": a younger router decides.
+    """
     args = [LAYOUT, config.shards, json.dumps(config.durable()), router, token]
     return script_call("restore_meta", [keys.meta], args)
 
 
-def seal(keys: Keys, token: int, run_ids: list[str]) -> Call:
-    """Note that the namespace is whole on these server processes, after a replay's last write.
+def look(keys: Keys, router: int, *, settled: bool = True) -> Call:
+    """Note that a router looks at its pods; Redis refuses that when it refuses renewals.
 
-    Pods claim their indexes only in a sealed namespace, and a router that starts on the same
-    processes knows that nothing is lost. Replies "ok", or "lost": begin anew.
+    `settled`: the next look is to count from this one. Replies "ok" and the microseconds since the
+    last look (-1: there was none), or "deposed".
     """
-    return script_call("seal", [keys.meta], [token, ",".join(run_ids)])
+    return script_call("look", [keys.meta], [router, int(settled)])
+
+
+def seal(keys: Keys, token: int, servers: str) -> Call:
+    """Note that the namespace is whole on these servers (see `AsyncStore.servers`).
+
+    After a replay's last write; `servers` were read before it began. Pods claim their indexes
+    only in a sealed namespace, and a router that starts on the same servers knows that nothing is
+    lost. Replies "ok", or "lost": begin anew.
+    """
+    return script_call("seal", [keys.meta], [token, servers])
 
 
 def read_seal(keys: Keys) -> Call:

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from ray_route.model import Life, PodRecord, RoutingState
+from ray_route.protocol.commands import Address
 from ray_route.store.keys import Keys
 from ray_route.store.scripts import Call, plain_call, script_call
 
@@ -29,18 +30,34 @@ class PodCalls:
 
     keys: Keys
 
-    def claim(self, who: Identity, lease_s: float, state: RoutingState) -> Call:
+    def claim(self, who: Identity, state: RoutingState) -> Call:
         """Claim an index.
 
-        Replies "ok" and the incarnation, "held" and the ms to wait, or "unsealed": Redis has lost
-        the tables, and the router must write them back first.
+        Replies "ok", the incarnation, the record's sequence number and the newest router's
+        incarnation; or, with the ms to wait before another attempt, "held": another process has
+        the index, and its life has not ended; or "unsealed": Redis has lost the tables, and the
+        router must write them back first.
         """
-        args = [who.pod, who.process, int(lease_s * 1000), who.service, who.node, who.actor]
+        args = [who.pod, who.process, who.service, who.node, who.actor]
         keys = [self.keys.pods(who.service), self.keys.services, self.keys.meta]
         return script_call("claim", keys, [*args, state.value])
 
-    def renew(self, who: Identity, incarnation: int, load: float, state: RoutingState) -> Call:
-        """Renew a lease. Replies "ok", "gone" or "superseded"."""
+    def renew(
+        self,
+        who: Identity,
+        incarnation: int,
+        load: float,
+        state: RoutingState,
+        seq: int,
+        *,
+        lapsed: bool,
+    ) -> Call:
+        """Renew a lease, on a full server too; `seq` is the sequence number told last.
+
+        Replies "ok", the record's new sequence number, the newest router's incarnation, and 1 if
+        Redis had lost something of the record; or "gone"; or "superseded". `lapsed` notes that
+        the pod serves nobody until a router has vouched for it.
+        """
         args = [
             who.pod,
             incarnation,
@@ -49,34 +66,56 @@ class PodCalls:
             who.process,
             who.node,
             who.actor,
+            state.value,
+            seq,
+            int(lapsed),
         ]
-        keys = [self.keys.pods(who.service), self.keys.services]
-        return script_call("renew", keys, [*args, state.value])
+        keys = [self.keys.pods(who.service), self.keys.services, self.keys.meta]
+        return script_call("renew", keys, args)
 
-    def declare_gone(self, service: str, pod: PodRecord, *, silent: bool) -> Call:
-        """End an incarnation's life. If it is only silent, its heartbeat must not have moved.
+    def declare_gone(self, service: str, pod: PodRecord, router: int, *, silent: bool) -> Call:
+        """End an incarnation's life. If it is only silent, its record must not have moved on.
 
-        Replies "ok", "superseded", "renewed" or "absent".
+        Replies "ok", "superseded", "renewed", "absent", or "deposed": a younger router decides.
         """
-        beat = str(pod.heartbeat_us) if silent else ""
-        args = [pod.pod, pod.incarnation, Life.GONE.value, beat]
-        return script_call("end_life", [self.keys.pods(service)], args)
+        seq = str(pod.seq) if silent else ""
+        args = [pod.pod, pod.incarnation, Life.GONE.value, seq, router]
+        return script_call("end_life", self._table(service), args)
 
     def resign(self, who: Identity, incarnation: int) -> Call:
         """End one's own life, so that the index is free at once."""
-        args = [who.pod, incarnation, Life.RESIGNED.value, ""]
-        return script_call("end_life", [self.keys.pods(who.service)], args)
+        args = [who.pod, incarnation, Life.RESIGNED.value, "", ""]
+        return script_call("end_life", self._table(who.service), args)
 
-    def set_state(self, service: str, pod: PodRecord, state: RoutingState) -> Call:
-        """Set a pod's routing state. Replies "ok", "gone", "superseded" or "absent"."""
-        args = [pod.pod, pod.incarnation, state.value]
-        return script_call("set_state", [self.keys.pods(service)], args)
+    def set_state(self, service: str, pod: PodRecord, state: RoutingState, router: int) -> Call:
+        """Set a pod's routing state; nothing takes back SHUTDOWN.
 
-    def restore(self, service: str, pod: PodRecord) -> Call:
-        """Write back what Redis may have lost of a pod. Replies "written" or "known"."""
+        Replies "ok", "gone", "superseded", "absent" or "deposed".
+        """
+        args = [pod.pod, pod.incarnation, state.value, router]
+        return script_call("set_state", self._table(service), args)
+
+    def vouch(self, address: Address, seq: int, router: int) -> Call:
+        """Write that a life serves again after a lapse, if the renewal of that number is there.
+
+        Replies "ok", "deposed", "ended", "superseded" or "lost".
+        """
+        service, pod, incarnation = address
+        return script_call("vouch", self._table(service), [pod, incarnation, seq, router])
+
+    def _table(self, service: str) -> list[str]:
+        return [self.keys.pods(service), self.keys.meta]
+
+    def restore(self, service: str, pod: PodRecord, router: int) -> Call:
+        """Write back what Redis may have lost of a pod.
+
+        Replies "written", "known" or "deposed".
+        """
         facts = [pod.life.value, pod.state.value, repr(pod.load), pod.heartbeat_us]
-        args = [pod.pod, pod.incarnation, *facts, service, pod.process, pod.node, pod.actor]
-        return script_call("restore_pod", [self.keys.pods(service), self.keys.services], args)
+        whose = [service, pod.process, pod.node, pod.actor]
+        args = [pod.pod, pod.incarnation, *facts, *whose, pod.seq, router]
+        keys = [self.keys.pods(service), self.keys.services, self.keys.meta]
+        return script_call("restore_pod", keys, args)
 
     def table(self, service: str) -> Call:
         """Read all records of a service."""
@@ -118,4 +157,6 @@ def _parsed(pod: int, row: dict[str, str]) -> PodRecord:
         process=row["process"],
         actor=row["actor"],
         heartbeat_us=int(row["heartbeat"]),
+        seq=int(row.get("seq", 0)),
+        lapsed=row.get("lapsed") == "1",
     )

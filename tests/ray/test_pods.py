@@ -189,7 +189,7 @@ def test_a_stopped_agent_does_not_bring_its_router_back(
 def test_a_claim_waits_for_the_present_owner(client: Any) -> None:
     service = unique_name()
     first = ray_route.PodAgent(client.namespace, service, 0).start()
-    with pytest.raises(ray_route.RouteTimeoutError, match="lease of the present owner"):
+    with pytest.raises(ray_route.RouteTimeoutError, match="present owner"):
         ray_route.PodAgent(client.namespace, service, 0).start(timeout=1.0)
     first.stop()
     second = ray_route.PodAgent(client.namespace, service, 0).start(timeout=1.0)
@@ -325,7 +325,8 @@ def test_agents_put_one_small_command_per_heartbeat_on_redis(ray_session: None) 
         scripts = redis.info("commandstats")["cmdstat_evalsha"]["calls"] - before
         beats = (time.monotonic() - began) / beats_s
         print(f"{scripts} scripts in {beats:.1f} heartbeats of {pods} idle pods")
-        assert pods * (beats - 2) <= scripts <= pods * (beats + 1)
+        by_router = 2  # a heartbeat: its look, and its beat to the change stream
+        assert pods * (beats - 2) <= scripts <= (pods + by_router) * (beats + 1)
         for agent in agents:
             agent.stop()
     end_router(name)

@@ -228,7 +228,8 @@ def test_an_older_router_changes_nothing_and_exits(client: Any, u: str) -> None:
         .remote(client.namespace, session.namespace.url, session.namespace.config)
     )
     assert unpack_answers(ray.get(compute(younger, [u]))) == [link]
-    with pytest.raises(ray_route.RouterUnavailableError):
+    # Its own look may have told it before: then it is on its way out, or gone.
+    with pytest.raises((ray_route.RouterUnavailableError, ray.exceptions.RayActorError)):
         ray.get(compute(older, [f"{u}-2"]))
     assert client.get_linked_pod_not_cache(f"{u}-2", "svc") is None
 

@@ -42,8 +42,8 @@ class Odd(float):
 def test_a_load_of_any_numeric_type_leaves_the_table_readable(store: Store, namespace: str, load):
     pods = PodCalls(Keys(namespace, 1))
     who = Identity("chat", 0, "process", "node", "actor")
-    _, incarnation = store.one(pods.claim(who, 10.0, RoutingState.READY))
-    store.one(pods.renew(who, int(incarnation), load, RoutingState.READY))
+    _, incarnation, *_ = store.one(pods.claim(who, RoutingState.READY))
+    store.one(pods.renew(who, int(incarnation), load, RoutingState.READY, 0, lapsed=False))
     assert parse_table(store.one(pods.table("chat")))[0].load == float(load)
 
 

@@ -61,11 +61,11 @@ async def opened(store: Store) -> Space:
     store.one(plain_call("HSET", KEYS.meta, "sealed", "this-server"))
     for pod in range(3):
         who = Identity("svc", pod, f"process-{pod}", "node", "")
-        store.one(pods.claim(who, 60, RoutingState.READY))
+        store.one(pods.claim(who, RoutingState.READY))
     shards = Shards(connection, KEYS, LinkCalls(KEYS, CONFIG))
     await shards.claim()
     await shards.take_over()
-    membership = Membership(connection, KEYS, lambda *_: None)
+    membership = Membership(connection, KEYS, lambda *_: None, shards)
     links = LinkTable(CONFIG, KEYS, membership, shards)
     directory = Directory(CONFIG, links, connection, membership)
     mailboxes = Mailboxes()

@@ -13,11 +13,19 @@ end
 
 local function get(attribute) return redis.call('HGET', KEYS[1], pod .. ':' .. attribute) end
 
-local function put(attributes)
+-- Writes attributes, and counts the record's sequence number up: readers order records by it, since
+-- the server's clock may step. 'least' is a number that it must exceed (nil: none known).
+-- A full server refuses a script's first write, but not one after a write that needs no memory:
+-- PERSIST changes nothing here. So it comes first, and who is there stays known.
+local function put(attributes, least)
+  redis.call('PERSIST', KEYS[1])
+  local seq = text(math.max(tonumber(get('seq') or '0'), tonumber(least or '0')) + 1)
+  attributes.seq = seq
   local flat = {}
   for name, value in pairs(attributes) do
     flat[#flat + 1] = pod .. ':' .. name
     flat[#flat + 1] = value
   end
   redis.call('HSET', KEYS[1], unpack(flat))
+  return seq
 end

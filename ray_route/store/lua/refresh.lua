@@ -5,6 +5,7 @@
 -- Returns {status, counter, then per uid: value, ttl_ms or nil, 1 if lengthened}
 local status = begin()
 if status ~= 'ok' then return {status, text(counter)} end
+allow_full()
 for i = 2, #KEYS do
   local held = read(KEYS[i])
   report(held, held and held.epoch == ARGV[i + 2] and refresh(KEYS[i], held, ARGV[3]))

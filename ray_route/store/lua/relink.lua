@@ -6,6 +6,7 @@
 -- Returns {status, counter, then per uid: value, ttl_ms or nil, 1 if written}
 local status = begin()
 if status ~= 'ok' then return {status, text(counter)} end
+allow_full()
 for i = 2, #KEYS do
   local expected, owner = ARGV[2 * i], ARGV[2 * i + 1]
   local held = read(KEYS[i])

@@ -5,6 +5,7 @@
 -- Returns {status, counter, then per uid: value, ttl_ms or nil, 1 if there was one}
 local status = begin()
 if status ~= 'ok' then return {status, text(counter)} end
+allow_full()
 for i = 2, #KEYS do
   local held = read(KEYS[i])
   if held then report(remove(KEYS[i], held, tonumber(ARGV[3])), true) else report(nil, false) end

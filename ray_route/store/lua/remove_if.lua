@@ -6,6 +6,7 @@
 -- Returns {status, counter, then per uid: value, ttl_ms or nil, 1 if it was the one}
 local status = begin()
 if status ~= 'ok' then return {status, text(counter)} end
+allow_full()
 local function is_meant(link, meant)
   local whole = link.owner .. ':' .. link.epoch .. ':'
   return string.sub(whole, 1, #meant + 1) == meant .. ':'

@@ -1,17 +1,23 @@
 -- Renews a pod's lease and reports its load. A record that Redis has lost, or an older one than
--- the caller's claim, which it has lost then, is written back whole: absence is never death.
+-- the caller's claim, is written back whole: absence is never death.
 -- Prelude: _pods.lua
--- KEYS  1 pod table; 2 the namespace's set of services
--- ARGV  1 pod; 2 incarnation; 3 load; 4 service; 5 process; 6 node; 7 actor; 8 routing state
--- Returns 'ok'; 'gone' if this incarnation's life has ended; 'superseded' if another has come
+-- KEYS  1 pod table; 2 the namespace's set of services; 3 meta
+-- ARGV  1 pod; 2 incarnation; 3 load; 4 service; 5 process; 6 node; 7 actor; 8 routing state;
+--       9 the sequence number that the caller was told last; 10 '1' if its lease has lapsed
+-- Returns {'ok', sequence number, the newest router's incarnation, '1' if Redis had lost something
+-- of the record}; {'gone'} if this life has ended; {'superseded'} if another has come
 local incarnation = get('incarnation')
+local router = redis.call('HGET', KEYS[3], 'router') or '0'
 if not incarnation or tonumber(incarnation) < tonumber(ARGV[2]) then
-  put({incarnation = ARGV[2], process = ARGV[5], heartbeat = text(now_us()), node = ARGV[6],
-    actor = ARGV[7], state = ARGV[8], life = 'alive', load = ARGV[3]})
+  local seq = put({incarnation = ARGV[2], process = ARGV[5], heartbeat = text(now_us()),
+    node = ARGV[6], actor = ARGV[7], state = ARGV[8], life = 'alive', load = ARGV[3],
+    lapsed = ARGV[10]}, ARGV[9])
   redis.call('SADD', KEYS[2], ARGV[4])
-  return 'ok'
+  return {'ok', seq, router, '1'}
 end
-if incarnation ~= ARGV[2] then return 'superseded' end
-if get('life') ~= 'alive' then return 'gone' end
-put({heartbeat = text(now_us()), load = ARGV[3]})
-return 'ok'
+if incarnation ~= ARGV[2] then return {'superseded'} end
+if get('life') ~= 'alive' then return {'gone'} end
+local is_behind = tonumber(get('seq') or '0') < tonumber(ARGV[9])
+local changes = {heartbeat = text(now_us()), load = ARGV[3]}
+if ARGV[10] == '1' or get('lapsed') == '1' then changes.lapsed = ARGV[10] end
+return {'ok', put(changes, ARGV[9]), router, is_behind and '1' or '0'}

@@ -8,6 +8,7 @@
 --       persistent; 0: removed)
 -- Returns {status, counter, then per uid: value, ttl_ms or nil, 1 if written}; 'lost': begin anew
 if begin() == 'superseded' then return {'superseded', text(counter)} end
+allow_full()
 if ARGV[4] == 'next' and counter ~= tonumber(ARGV[3]) then return {'lost', text(counter)} end
 local function is_behind(held, epoch, mark, ttl)
   if not held then return ttl ~= '0' end

@@ -4,6 +4,7 @@
 -- ARGV  1 token of the recovery; 2 what names the server processes
 -- Returns 'ok' or 'lost'
 if redis.call('HGET', KEYS[1], 'replay') ~= ARGV[1] then return 'lost' end
+-- HDEL first: a full server takes what follows it (see _pods.lua).
 redis.call('HDEL', KEYS[1], 'replay')
 redis.call('HSET', KEYS[1], 'sealed', ARGV[2])
 return 'ok'

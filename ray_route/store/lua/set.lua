@@ -13,6 +13,7 @@ for i = 2, #KEYS do
   if expected ~= '*' and expected ~= (held and held.epoch or '') then
     report(held, false)
   else
+    if held then allow_full() end
     report(assign(KEYS[i], held, owner, ARGV[4] == 'persistent', ARGV[3]), true)
   end
 end

@@ -4,5 +4,6 @@
 -- Returns {status, counter}
 local status = begin()
 if status ~= 'ok' then return {status, text(counter)} end
+allow_full()
 advance()
 return finish()

@@ -25,6 +25,7 @@ for i = 2, #KEYS do
     report(held, false)
   elseif not held or ARGV[5] == 'steal' or held.epoch == replaceable
       or is_own(held, owner) then
+    if held then allow_full() end
     report(assign(KEYS[i], held, owner, ARGV[4] == 'persistent', ARGV[3]), true)
   else
     report(held, false)
