@@ -6,11 +6,13 @@ import contextlib
 import inspect
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import ray
 
 from ray_route.client.base import DRAIN_S
+from ray_route.client.scaling import ScalingTurn, scaling_turn
 from ray_route.client.session import Session, close_session, open_session
 from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
@@ -20,16 +22,25 @@ from ray_route.errors import (
     PodUnavailableError,
     RouteError,
     RouteTimeoutError,
+    UnsafeStoreError,
 )
 from ray_route.model import DrainProgress, Life, Pod, RoutingState, check_name
 from ray_route.pod.pod_actor import CONTROL_GROUP, PodSpec, pod_class
+from ray_route.protocol.calls import Refused
 from ray_route.protocol.names import RAY_NAMESPACE, pod_name
 from ray_route.runtime.waiting import run
 from ray_route.store.url import StoreUrl
 
 _DEPLOY_S = 60.0
+GRACE_S = 20.0
+"""How long a pod may take to release its uids when it is to end, in seconds."""
 _STOP_S = 5.0
-_RETRY_S = 0.2
+_STOPPED_AT_ONCE = 16
+_RETRY_S = 0.1
+_POLL_S = 0.02
+
+# What a pod may meet that stays so until somebody mends it.
+_NEVER_MENDED = (ConfigError, UnsafeStoreError)
 
 
 class Deployment:
@@ -57,30 +68,53 @@ class Deployment:
     def scale(self, replicas: int, deadline_s: float = DRAIN_S, timeout: float = _DEPLOY_S) -> None:
         """Add pods, which moves no uid, or drain and end those of the highest indexes.
 
-        Afterwards indexes 0 … `replicas` - 1 are alive. Raises `PodUnavailableError` if a pod
-        could not be drained within `deadline_s` seconds: it and those below it stay.
+        Afterwards indexes 0 … `replicas` - 1 are alive, and no others. Missing ones and those that
+        were drained before are made first, within `timeout` seconds; only when they serve are
+        others drained. Callers that scale one service at once do so one after the other.
+
+        Raises `PodUnavailableError` if a pod could not be drained within `deadline_s` seconds (it
+        and those below it stay) or if one fails to start, `RouteTimeoutError` if the turn did not
+        come or the pods did not serve within `timeout`. Then only pods that this very call made
+        are ended again.
         """
         _check_replicas(replicas)
-        pods = self.pods(timeout)
-        living = {index for index, pod in pods.items() if pod.life is Life.ALIVE}
-        for index in sorted(living & set(range(replicas))):
+        deadline = Deadline.after(timeout)
+        with scaling_turn(self._session, self.service, deadline) as turn:
+            self._grow(replicas, deadline)
+            self._shrink(replicas, deadline_s, turn)
+
+    def _grow(self, replicas: int, deadline: Deadline) -> None:
+        pods = self.pods(deadline.remaining())
+        missing = set(range(replicas))
+        for index in sorted(missing & pods.keys()):
+            if pods[index].life is not Life.ALIVE:
+                continue
             if pods[index].state is RoutingState.SHUTDOWN:  # drained before, and wanted again
                 _stop(pods[index].actor)
-                living.remove(index)
-        for index in sorted(living - set(range(replicas)), reverse=True):
-            for progress in self.drain(index, deadline_s):
-                if progress.problem:
-                    raise PodUnavailableError(
-                        reason=f"it could not be drained: {progress.problem}",
-                        may_have_run=False,
-                        namespace=self.namespace,
-                        service=self.service,
-                        pod=index,
-                    )
-            _stop(pods[index].actor)
-        missing = sorted(set(range(replicas)) - living)
+            else:
+                missing.remove(index)
         if missing:
-            self._make.pods(missing, Deadline.after(timeout), or_existing=True)
+            self._make.pods(sorted(missing), deadline, or_existing=True)
+
+    def _shrink(self, replicas: int, deadline_s: float, turn: ScalingTurn) -> None:
+        for index, pod in sorted(self.pods().items(), reverse=True):
+            if index < replicas:
+                return
+            if pod.life is Life.ALIVE:
+                self._drain_fully(index, deadline_s)
+            turn.check()
+            _stop(pod.actor)  # also one that Ray is just restarting
+
+    def _drain_fully(self, pod: int, deadline_s: float) -> None:
+        for progress in self.drain(pod, deadline_s):
+            if progress.problem:
+                raise PodUnavailableError(
+                    reason=f"it could not be drained: {progress.problem}",
+                    may_have_run=False,
+                    namespace=self.namespace,
+                    service=self.service,
+                    pod=pod,
+                )
 
     def drain(
         self, pod: int, deadline_s: float = DRAIN_S, *, go_on: bool = False
@@ -88,13 +122,16 @@ class Deployment:
         """Drain one pod; see `RouteClient.drain`. Its actor stays, and serves nothing."""
         return RouteClient(self._session).drain(self.service, pod, deadline_s, go_on=go_on)
 
-    def shutdown(self) -> None:
-        """Stop all pods and give their indexes back. Links stay until their TTL ends."""
+    def shutdown(self, grace_s: float = GRACE_S) -> None:
+        """Stop all pods, each after `on_release` of all its uids, and give their indexes back.
+
+        What can't be released within `grace_s` seconds is lost, logged and counted. Links stay
+        until their TTL ends.
+        """
         with contextlib.suppress(RouteError):
             run(self._session.refresh(self.service), Deadline.after(_STOP_S))
-        for record in self._session.table.pods(self.service).values():
-            if record.actor:
-                _stop(record.actor)
+        pods = self._session.table.pods(self.service).values()
+        _stop_all([record.actor for record in pods if record.actor], grace_s)
         close_session(self._session)
 
     def __enter__(self) -> Deployment:
@@ -104,14 +141,29 @@ class Deployment:
         self.shutdown()
 
 
-def _stop(actor: str) -> None:
+def _stop_all(actors: list[str], grace_s: float) -> None:
+    """End pods, side by side, each after it has released what it holds."""
+    if actors:
+        with ThreadPoolExecutor(min(len(actors), _STOPPED_AT_ONCE)) as pool:
+            list(pool.map(lambda actor: _stop(actor, grace_s), actors))
+
+
+def _stop(actor: str, grace_s: float = GRACE_S) -> None:
     with contextlib.suppress(ValueError, ray.exceptions.RayError):
         handle = ray.get_actor(actor, namespace=RAY_NAMESPACE)
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(handle._ray_route_stop.remote(), timeout=2 * _STOP_S)
+            ray.get(handle._ray_route_stop.remote(grace_s), timeout=grace_s + _STOP_S)
             # Queued calls are refused and follow their uids; killed ones would be in doubt.
             ray.get(handle._ray_route_flush.remote(), timeout=_STOP_S)
         ray.kill(handle, no_restart=True)
+        _wait_gone(actor, Deadline.after(_STOP_S))
+
+
+def _wait_gone(actor: str, deadline: Deadline) -> None:
+    """Wait until Ray has given the name of a killed actor free."""
+    while deadline.remaining():
+        ray.get_actor(actor, namespace=RAY_NAMESPACE)  # ValueError once it is free
+        time.sleep(_POLL_S)
 
 
 class _Maker:
@@ -126,7 +178,9 @@ class _Maker:
         options: Mapping[str, Any],
         cpu_factor: float,
         grace_s: float,
-        exit_when_fenced: bool,  # noqa: FBT001 - all options of one call
+        *,
+        exit_when_fenced: bool,
+        release_s: float | None,
     ) -> None:
         self._session = session
         self._service = service
@@ -139,26 +193,42 @@ class _Maker:
         self._cpu_factor = cpu_factor
         self._grace_s = grace_s
         self._exit_when_fenced = exit_when_fenced
+        self._release_s = release_s
 
     def pods(self, indexes: list[int], deadline: Deadline, *, or_existing: bool = False) -> None:
-        """Make the pods of these indexes and wait until all serve; undo all if one fails.
+        """Make the pods of these indexes and wait until all serve; if one fails, end those made.
 
-        With `or_existing` an actor that Ray is restarting is waited for instead.
+        With `or_existing` an actor that Ray is restarting is waited for instead, and never ended.
         """
-        made: list[Any] = []
+        made: dict[int, Any] = {}
+        found: dict[int, Any] = {}
         try:
-            made.extend(self._pod(index, or_existing=or_existing) for index in indexes)
+            for index in indexes:
+                handle = self._found(index) if or_existing else None
+                if handle is not None:
+                    found[index] = handle
+                else:
+                    made[index] = self._made(index)
             what = f"pods {indexes} of service {self._service!r}"
-            _wait_ready(made, what, deadline)
+            _wait_ready({**made, **found}, what, deadline)
         except BaseException:
-            for handle in made:
+            for handle in made.values():
                 ray.kill(handle, no_restart=True)
             raise
         # The router must know them before anyone places a uid on the strength of this.
         run(self._session.refresh(self._service), deadline)
 
-    def _pod(self, index: int, *, or_existing: bool) -> Any:
-        name = pod_name(self._session.namespace.name, self._service, index)
+    def _name(self, index: int) -> str:
+        return pod_name(self._session.namespace.name, self._service, index)
+
+    def _found(self, index: int) -> Any:
+        try:
+            return ray.get_actor(self._name(index), namespace=RAY_NAMESPACE)
+        except ValueError:
+            return None
+
+    def _made(self, index: int) -> Any:
+        name = self._name(index)
         spec = PodSpec(
             namespace=self._session.namespace.name,
             service=self._service,
@@ -168,13 +238,10 @@ class _Maker:
             cpu_factor=self._cpu_factor,
             grace_s=self._grace_s,
             exit_when_fenced=self._exit_when_fenced,
+            takes_turns=self._options.get("max_concurrency", 1) == 1,
+            release_s=self._release_s,
         )
-        fixed = {
-            "name": name,
-            "namespace": RAY_NAMESPACE,
-            "lifetime": "detached",
-            "get_if_exists": or_existing,
-        }
+        fixed = {"name": name, "namespace": RAY_NAMESPACE, "lifetime": "detached"}
         try:
             return self._actor_class.options(**self._options, **fixed).remote(
                 spec, *self._args, **self._kwargs
@@ -191,23 +258,35 @@ class _Maker:
             ) from error
 
 
-def _wait_ready(handles: list[Any], what: str, deadline: Deadline) -> None:
-    """Wait until all pods serve, also those that Ray is just restarting."""
-    while True:
+def _wait_ready(handles: Mapping[int, Any], what: str, deadline: Deadline) -> None:
+    """Wait until all pods serve, also those that Ray is just restarting.
+
+    Raises at once what no waiting mends, and at the deadline says what was in the way.
+    """
+    waiting, seen = dict(handles), ""
+    while waiting:
+        answers: dict[int, Any] = {}
         try:
-            asked = [handle._ray_route_ready.remote() for handle in handles]
-            ray.get(asked, timeout=deadline.remaining())
+            asked = {index: pod._ray_route_ready.remote() for index, pod in waiting.items()}
+            values = ray.get(list(asked.values()), timeout=deadline.remaining())
+            answers = dict(zip(asked, values, strict=True))
         except ray.exceptions.ActorUnavailableError:
-            deadline.check(what)
-            time.sleep(_RETRY_S)
+            pass
         except ray.exceptions.GetTimeoutError:
-            raise RouteTimeoutError(waiting_for=what, timeout_s=deadline.timeout_s) from None
+            raise RouteTimeoutError(waiting_for=what + seen, timeout_s=deadline.timeout_s) from None
         except ray.exceptions.RayActorError as error:
             raise PodUnavailableError(
                 reason=f"{what} failed to start: {_last_line(error)}", may_have_run=False
             ) from error
-        else:
-            return
+        waiting = {index: pod for index, pod in waiting.items() if answers.get(index) is not True}
+        for index, answer in answers.items():
+            if isinstance(answer, Refused):
+                if isinstance(answer.error, _NEVER_MENDED):
+                    raise answer.error
+                seen = f"; pod {index} can't join: {answer.error}"
+        if waiting:
+            deadline.check(what + seen)
+            time.sleep(min(_RETRY_S, deadline.remaining()))
 
 
 def _last_line(error: Exception) -> str:
@@ -232,8 +311,9 @@ def deploy(
     kwargs: Mapping[str, Any] | None = None,
     ray_actor_options: Mapping[str, Any] | None = None,
     cpu_factor: float = 0.0,
-    grace_s: float = 20.0,
-    exit_when_fenced: bool = True,
+    grace_s: float = GRACE_S,
+    exit_when_fenced: bool = False,
+    release_s: float | None = None,
     redis_url: str | StoreUrl | None = None,
     timeout: float = _DEPLOY_S,
     **options: Any,
@@ -241,18 +321,28 @@ def deploy(
     """Make N pod actors of an unmodified class, each with an agent in its process.
 
     The class may define `on_acquire(uid)`, called before a uid's first call under a new epoch,
-    and `on_release(uid)`, called after its last one here and before it is anyone else's, both
-    sync or async. A pod whose process gets SIGTERM is drained first, within `grace_s` seconds.
-    One that was frozen or cut off for longer than its lease exits, so that its memory serves
-    nobody; with `exit_when_fenced=False` it releases its uids and claims its index anew.
+    `on_release(uid)`, called after its last one here and before it is anyone else's, and
+    `on_lost(uid)`, called instead if it is another's already: there is nothing to save. All may
+    be sync or async; a hook runs once, never beside a call of its uid, to its end or for
+    `release_s` seconds (see `Hooks`), and takes turns with calls where these do
+    (`max_concurrency` 1, the default of a class without coroutines).
+
+    A pod whose process gets SIGTERM is drained first, within `grace_s` seconds. One that could
+    not renew its lease in time (the store was away, it was frozen or cut off) serves nobody and
+    keeps its memory; it goes on where it was when the store is back, unless its life was ended
+    meanwhile: then it exits, so that its memory serves nobody. With `exit_when_fenced=True` it
+    exits as soon as its lease has run out.
+
     Every instance gets `args` and `kwargs`. The actors are named
     `ray_route:<namespace>:<service>:<pod>` in Ray namespace `ray_route`, detached, and restarted
     by Ray without end unless `ray_actor_options` says otherwise; a restarted pod has the same
-    index, empty memory and a new incarnation.
+    index, empty memory and a new incarnation. It waits for a store that is away, serving nobody,
+    and is made again with a back-off if its `__init__` fails.
 
     Raises `InvalidInputError` for a class that is an actor class already or for bad names,
     `ConfigError` if the service is deployed already, `PodUnavailableError` if an `__init__`
-    fails, `RouteTimeoutError` after `timeout` seconds, and what `connect` raises.
+    fails, `RouteTimeoutError` after `timeout` seconds, which names what kept a pod from joining,
+    and what `connect` raises, at once also if only a pod meets it.
     """
     check_name("service", service)
     _check_replicas(replicas)
@@ -277,7 +367,8 @@ def deploy(
             ray_actor_options or {},
             cpu_factor,
             grace_s,
-            exit_when_fenced,
+            exit_when_fenced=exit_when_fenced,
+            release_s=release_s,
         )
         make.pods(list(range(replicas)), deadline)
     except BaseException:

@@ -273,3 +273,13 @@ def check_pod(pod: object) -> int:
             argument="pod", value=pod, reason="must be an integer index from 0 on"
         )
     return pod
+
+
+def check_routing_state(state: object) -> RoutingState:
+    """Return a routing state, also of its name, or raise `InvalidInputError`."""
+    try:
+        return RoutingState(state)
+    except ValueError as error:
+        raise InvalidInputError(
+            argument="state", value=state, reason="must be READY, DENY_NEW or SHUTDOWN"
+        ) from error

@@ -181,6 +181,7 @@ class SentinelServers:
     """A primary, its replica, and one Sentinel with a password of its own that watches them."""
 
     flavor: str
+    down_after_ms: int = 500
     port: int = field(default_factory=free_port)
     password: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
     sentinel_password: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
@@ -228,7 +229,7 @@ class SentinelServers:
             f"requirepass {self.sentinel_password}",
             f"sentinel monitor {SERVICE} 127.0.0.1 {primary.port} 1",
             f"sentinel auth-pass {SERVICE} {self.password}",
-            f"sentinel down-after-milliseconds {SERVICE} 500",
+            f"sentinel down-after-milliseconds {SERVICE} {self.down_after_ms}",
             f"sentinel failover-timeout {SERVICE} 3000",
         ]
         settings = folder / "sentinel.conf"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -47,6 +48,12 @@ class Counter:
 
     def fail(self, text: str) -> None:
         raise KeyError(text)
+
+    def sys_exit(self) -> None:
+        sys.exit(0)
+
+    def interrupt(self) -> None:
+        raise KeyboardInterrupt
 
 
 class Carrier(Counter):
@@ -99,6 +106,61 @@ class AsyncCounter:
             self.all_here.set()
         await asyncio.wait_for(self.all_here.wait(), 10)
         return self.met
+
+    async def sys_exit(self) -> None:
+        sys.exit(0)
+
+    async def interrupt(self) -> None:
+        await asyncio.sleep(0)
+        raise KeyboardInterrupt
+
+    async def interrupt_loop(self) -> None:
+        """Have a task of its own end the loop, once this has been answered."""
+
+        async def later() -> None:
+            await asyncio.sleep(0.3)
+            raise KeyboardInterrupt
+
+        self.task = asyncio.create_task(later())
+
+
+class ExitsInHook(Counter):
+    """Its code ends the process before one uid's first call."""
+
+    def on_acquire(self, uid: str) -> None:
+        super().on_acquire(uid)
+        if uid == "poison":
+            sys.exit(0)
+
+
+class ExitsInAsyncHook(AsyncCounter):
+    """The same with coroutines."""
+
+    async def on_acquire(self, uid: str) -> None:
+        await super().on_acquire(uid)
+        if uid == "poison":
+            raise KeyboardInterrupt
+
+
+class FailsToRestart(Counter):
+    """Its constructor fails a few times after the first; a file counts."""
+
+    def __init__(self, starts: str, failures: int) -> None:
+        super().__init__()
+        with Path(starts).open("a") as noted:
+            noted.write(".")
+        if 2 <= len(Path(starts).read_text()) < 2 + failures:
+            raise RuntimeError("not yet")
+
+
+class Gated(Counter):
+    """Its constructor says that it runs, and waits to be let go on."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        (Path(folder) / "made").touch()
+        while not (Path(folder) / "go").exists():
+            time.sleep(0.02)
 
 
 def by_last_digit(pods: Any, load: Any, uid: str, node: str | None) -> int:

@@ -42,7 +42,7 @@ def demo(
     """Replay a log of messages, each counted by the pod of its recipient, and check the outcome.
 
     The log has one header line, then "src dst unix-seconds" a line; without --trace one of
-    59,835 messages to 1,899 people is drawn, their popularity Zipf-distributed.
+    59,835 messages among 1,899 people is drawn, their popularity Zipf-distributed.
 
     Ray is joined at --address, at RAY_ADDRESS, or where `ray start` has run, else started and shut
     down at the end. Links go to RAY_ROUTE_REDIS_URL, else to an embedded server; the demo deletes

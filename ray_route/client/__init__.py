@@ -1,1 +1,1 @@
-"""What runs in a client process: the driver, its near cache, and calls that follow a uid."""
+"""What runs in a client process: clients, their near cache, and calls that follow a uid."""

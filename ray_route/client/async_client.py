@@ -174,13 +174,12 @@ class AsyncRouteClient(ClientBase):
         timeout: float | None = None,
     ) -> AsyncIterator[DrainProgress]:
         """See `RouteClient.drain`; begins with the iteration."""
-        await self._run(
+        begun = await self._run(
             operations.begin_drain(self._session, service, pod, deadline_s, go_on=go_on), timeout
         )
         done = False
         while not done:
-            asked = operations.watch_drain(self._session, service, pod, deadline_s, go_on=go_on)
-            progress = await self._run(asked, timeout)
+            progress = await self._run(operations.watch_drain(self._session, begun), timeout)
             done = progress.done
             yield progress
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -28,6 +28,7 @@ from ray_route.model import (
     Link,
     LinkedPods,
     Pod,
+    RoutingState,
     check_duration,
     check_name,
     check_pod,
@@ -261,29 +262,55 @@ def pods(session: Session, service: str) -> Operation[dict[int, Pod]]:
     return pods
 
 
+@dataclass(slots=True)
+class Drain:
+    """A drain as the client that asked for it sees it.
+
+    `found` is the pod's routing state before it, for a router that takes the drain up after
+    another; None while the drain is another caller's.
+    """
+
+    service: str
+    pod: int
+    deadline: Deadline
+    go_on: bool
+    found: RoutingState | None = None
+
+
 def begin_drain(
     session: Session, service: str, pod: int, deadline_s: float, *, go_on: bool
-) -> Operation[None]:
-    """Begin to drain a pod, unless that is under way."""
+) -> Operation[Drain]:
+    """Begin to drain a pod, or join the drain of it that is under way."""
     check_name("service", service)
     check_pod(pod)
     check_duration("deadline_s", deadline_s)
-    yield from session.namespace.ask("drain", service, pod, deadline_s, go_on=go_on)
+    drain = Drain(service, pod, Deadline.after(deadline_s), go_on)
+    drain.found = yield from session.namespace.ask("drain", service, pod, deadline_s, go_on=go_on)
+    return drain
 
 
-def watch_drain(
-    session: Session, service: str, pod: int, deadline_s: float, *, go_on: bool
-) -> Operation[DrainProgress]:
+def watch_drain(session: Session, drain: Drain) -> Operation[DrainProgress]:
     """Return how far a drain has come, a moment later; take it up again with a new router."""
-    what = f"the drain of pod {pod} of {service!r}"
+    service, pod = drain.service, drain.pod
     while True:
-        yield Pause(_DRAIN_POLL_S, what)
+        yield Pause(_DRAIN_POLL_S, f"the drain of pod {pod} of {service!r}")
         progress: DrainProgress | None = yield from session.namespace.ask(
             "drain_progress", service, pod
         )
         if progress is not None:
-            return progress
-        yield from begin_drain(session, service, pod, deadline_s, go_on=go_on)
+            return _by_then(progress, drain)
+        left_s = drain.deadline.remaining()
+        drain.found = yield from session.namespace.ask(
+            "drain", service, pod, left_s, go_on=drain.go_on, found=drain.found
+        )
+
+
+def _by_then(progress: DrainProgress, drain: Drain) -> DrainProgress:
+    """Return how far a drain has come; if it is another's, one's own deadline ends the watching."""
+    if progress.done or drain.found or drain.go_on or drain.deadline.remaining():
+        return progress
+    problem = f"another caller's drain of it still goes on after {drain.deadline.timeout_s:g} s"
+    return replace(progress, done=True, problem=problem)
 
 
 def sweep(session: Session, service: str) -> Operation[int]:

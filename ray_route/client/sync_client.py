@@ -225,22 +225,23 @@ class RouteClient(ClientBase):
         """Drain one pod: no new uids, then uid by uid to others, then no calls any more.
 
         Begins at once and costs no call: running ones end, others follow their uid. Yields
-        progress until one is `done`; stopping to iterate does not stop the drain. Past
-        `deadline_s` seconds it goes on if told so, else it stops with a `problem`: the pod then
-        serves what it has left and takes no new uids. `timeout` is for each answer.
+        progress until one is `done`; stopping to iterate does not stop the drain.
+
+        A drain that did not empty the pod ends with a `problem`, and the pod serves what it has
+        left and takes new uids again: at once, having changed nothing, if no other pod is READY
+        and none is being restarted; past `deadline_s` seconds, unless it is told to `go_on`; when
+        the last of the others is gone. A drain that another caller has begun is joined, until
+        one's own `deadline_s`. `timeout` is for each answer.
         """
-        self._run(
+        begun = self._run(
             operations.begin_drain(self._session, service, pod, deadline_s, go_on=go_on), timeout
         )
-        return self._drained(service, pod, deadline_s, timeout, go_on=go_on)
+        return self._drained(begun, timeout)
 
-    def _drained(
-        self, service: str, pod: int, deadline_s: float, timeout: float | None, *, go_on: bool
-    ) -> Iterator[DrainProgress]:
+    def _drained(self, drain: operations.Drain, timeout: float | None) -> Iterator[DrainProgress]:
         done = False
         while not done:
-            asked = operations.watch_drain(self._session, service, pod, deadline_s, go_on=go_on)
-            progress = self._run(asked, timeout)
+            progress = self._run(operations.watch_drain(self._session, drain), timeout)
             done = progress.done
             yield progress
 

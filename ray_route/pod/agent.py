@@ -7,17 +7,28 @@ Redis, and one read per uid at its first call and whenever that uid's lease has 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ray_route.clock import Deadline, shorter
-from ray_route.errors import InvalidInputError, PodUnavailableError
-from ray_route.model import DrainProgress, Link, RoutingState, check_name, check_pod, check_uid
-from ray_route.pod.admission import Admissions
-from ray_route.pod.command_loop import Hook
+from ray_route.clock import Deadline
+from ray_route.errors import FencedError, PodUnavailableError, RouteError
+from ray_route.model import (
+    DrainProgress,
+    Link,
+    RoutingState,
+    check_duration,
+    check_name,
+    check_pod,
+    check_routing_state,
+)
 from ray_route.pod.gate import Gate
-from ray_route.pod.index_lease import CLAIM_S, Hooks, IndexLease
+from ray_route.pod.holdings import Holdings
+from ray_route.pod.hooks import Hook, Hooks
+from ray_route.pod.incarnations import Incarnations
+from ray_route.pod.index_lease import CLAIM_S, IndexLease, OfPod
+from ray_route.pod.joining import Joiner
+from ray_route.pod.link_writes import LinkWrites
+from ray_route.pod.load_state import LoadState
 from ray_route.runtime import telemetry
 from ray_route.runtime.metrics import POD_RUNNING_CALLS, POD_UIDS, meter
 from ray_route.runtime.namespace import Namespace, resolve_url
@@ -25,6 +36,7 @@ from ray_route.runtime.waiting import Operation, Pause, run
 from ray_route.store.url import StoreUrl
 
 DEFAULT_TIMEOUT_S = 30.0
+STOP_S = 5.0
 _SOONER_S = 5.0
 _POLL_S = 0.05
 
@@ -44,8 +56,13 @@ class PodAgent:
         on_acquire: called with the uid before its first call under a new epoch.
         on_release: called with the uid after its last call here, before it is anyone else's;
             also when its link has ended unused.
-        on_lost: called once when an incarnation ends against the agent's will (frozen for too
-            long, declared gone). Without it the agent claims the index anew.
+        on_uid_lost: called with a uid that is another's already, or nobody's: nothing of it is to
+            be saved.
+        on_lost: called once when an incarnation was ended by others (its process was thought
+            dead, or it was silent for its whole lease). Without it the agent claims the index
+            anew, with nothing.
+        release_s: how long `on_release` may take; None: as long as it takes. What is over the
+            limit is logged and counted, and waited for: it can't be ended.
         cpu_factor: weight of running calls in the load, 0 to 1; the rest is the load state.
         options: of `RouteConfig`.
 
@@ -61,29 +78,37 @@ class PodAgent:
         actor: str = "",
         on_acquire: Hook | None = None,
         on_release: Hook | None = None,
+        on_uid_lost: Hook | None = None,
         on_lost: Callable[[], None] | None = None,
+        release_s: float | None = None,
         cpu_factor: float = 0.0,
+        _of_pod: OfPod | None = None,
         **options: Any,
     ) -> None:
         self.namespace = check_name("namespace", namespace)
         self.service = check_name("service", service)
+        if release_s is not None:
+            check_duration("release_s", release_s)
+        own = Hooks(on_acquire, on_release, on_uid_lost, release_s=release_s)
         self._index_lease = IndexLease(
             service,
             pod if pod is None else check_pod(pod),
             actor=actor,
-            hooks=Hooks(on_acquire, on_release, on_lost),
+            hooks=_of_pod.hooks if _of_pod else own,
             load=self.get_load_state,
+            on_lapse=_of_pod.on_lapse if _of_pod else None,
+            on_end=_of_pod.on_end if _of_pod else on_lost,
         )
-        if not 0 <= cpu_factor <= 1:
-            raise InvalidInputError(
-                argument="cpu_factor", value=cpu_factor, reason="must be between 0 and 1"
-            )
         self._redis_url = redis_url
-        self._cpu_factor = cpu_factor
+        self._load = LoadState(cpu_factor)
         self._options = options
         self._meter = meter(namespace)
-        self._load_state: float | None = None
         self._namespace_or_none: Namespace | None = None
+        self._joiner: Joiner | None = None
+        self._links = LinkWrites(service, self._ask, lambda: self.pod)
+
+    def _ask(self, method: str, *args: Any, **kwargs: Any) -> Operation[Any]:
+        return self._namespace.ask(method, *args, **kwargs)
 
     # Membership.
 
@@ -91,20 +116,44 @@ class PodAgent:
         """Claim the index and begin to renew it.
 
         Waits for a previous owner's lease to end. Raises `RouteTimeoutError` if that takes
-        longer than `timeout` seconds, and what `connect` raises.
+        longer than `timeout` seconds, and what `connect` raises; then it may be called again.
         """
         deadline = Deadline.after(timeout)
-        url = resolve_url(self._redis_url, deadline)
-        namespace = Namespace(self.namespace, url, self._options, deadline)
-        self._namespace_or_none = namespace
-        self._index_lease.begin(namespace, deadline)
+        if self._namespace_or_none is None:
+            url = resolve_url(self._redis_url, deadline)
+            self._namespace_or_none = Namespace(self.namespace, url, self._options, deadline)
+        self._index_lease.begin(self._namespace, deadline)
         self._measure()
         return self
 
+    def join_in_background(self) -> None:
+        """Begin to `start` in a thread, again and again until that succeeds; return at once.
+
+        Until then calls are refused with `FencedError`, `problem` says what is in the way, and
+        `stop` ends it.
+        """
+        self._joiner = Joiner(self._join, f"a pod of {self.service}")
+        self._joiner.begin()
+
+    def _join(self) -> None:
+        self.start()
+        if self._index_lease.stopping:  # told while it was claiming: what it claimed is not kept
+            self._index_lease.leave(Deadline.after(0))
+
+    @property
+    def joined(self) -> bool:
+        """True once it has claimed its index."""
+        return self._index_lease.serving is not None
+
+    @property
+    def problem(self) -> RouteError | None:
+        """Why the last attempt to join in the background failed; None once it has joined."""
+        return self._joiner.problem if self._joiner is not None else None
+
     def _measure(self) -> None:
         me = self._me
-        self._meter.gauge(POD_UIDS, lambda: [(self._labels(), len(self._serving))], me)
-        self._meter.gauge(POD_RUNNING_CALLS, lambda: [(self._labels(), self._serving.running)], me)
+        self._meter.gauge(POD_UIDS, lambda: [(self._labels(), len(self._held))], me)
+        self._meter.gauge(POD_RUNNING_CALLS, lambda: [(self._labels(), self._held.running)], me)
         telemetry.start()
 
     @property
@@ -130,29 +179,58 @@ class PodAgent:
 
     @property
     def gate(self) -> Gate:
-        """Where calls enter; raises `PodUnavailableError` before `start`."""
-        gate = self._index_lease.gate
-        if gate is None:
-            raise self._unavailable("its agent has not been started")
-        return gate
+        """Where calls enter.
+
+        Before `start` raises `PodUnavailableError`, and while it joins in the background
+        `FencedError`: what a caller followed here is the link of an earlier life.
+        """
+        return self._serving.gate
+
+    def _not_joined(self) -> RouteError:
+        if self._joiner is None:
+            return self._unavailable("its agent has not been started")
+        return FencedError(
+            reason=f"the pod has not joined its service yet: {self.problem or 'it is starting'}",
+            may_have_run=False,
+            namespace=self.namespace,
+            service=self.service,
+            pod=self._index_lease.index,
+        )
 
     @property
-    def _serving(self) -> Admissions:
-        return self.gate.admissions
+    def _serving(self) -> Incarnations:
+        serving = self._index_lease.serving
+        if serving is None:
+            raise self._not_joined()
+        return serving
+
+    @property
+    def _held(self) -> Holdings:
+        return self._serving.held
 
     @property
     def incarnation(self) -> int:
         """The number of this life."""
-        return self._serving.lease.incarnation
+        return self._held.lease.incarnation
 
-    def stop(self) -> None:
-        """Admit nothing more, let running calls end (5 s), and give the index back at once."""
-        self._index_lease.stop_renewing()
+    def stop(self, grace_s: float = STOP_S) -> list[str]:
+        """Release every uid, with its hook, and give the index back.
+
+        Calls that run may end meanwhile, and others are refused when the time runs out. Returns
+        the uids that could not be released within `grace_s` seconds; they are logged and counted.
+        """
+        deadline = Deadline.after(grace_s)
+        if self._joiner is not None:
+            self._joiner.stop()
+        self._index_lease.stop_claiming()
+        if self._joiner is not None:
+            self._joiner.wait(deadline.remaining())
         if self._namespace_or_none is None:
-            return
+            self._index_lease.leave(deadline)
+            return []
         self._meter.forget(POD_UIDS, POD_RUNNING_CALLS, owner=self._me)
         try:
-            self._index_lease.end()
+            return self._index_lease.leave(deadline)
         finally:
             self._namespace.close()
 
@@ -180,21 +258,11 @@ class PodAgent:
         None returns to the default: the number of uids that this incarnation holds. Raises
         `InvalidInputError` for what is no finite number from 0 on.
         """
-        if load is not None:
-            try:
-                load = float(load)
-            except (TypeError, ValueError):
-                load = math.nan
-            if not (math.isfinite(load) and load >= 0):
-                raise InvalidInputError(
-                    argument="load", value=load, reason="must be a finite number from 0 on"
-                )
-        self._load_state = load
+        self._load.report(load)
 
     def get_load_state(self) -> float:
         """Return the weighted load: cpu_factor * running + (1 - cpu_factor) * load state."""
-        state = float(len(self._serving)) if self._load_state is None else self._load_state
-        return self._cpu_factor * self._serving.running + (1 - self._cpu_factor) * state
+        return self._load.weighted(len(self._held), self._held.running)
 
     def set_routing_state(
         self, state: RoutingState | str, *, timeout: float = DEFAULT_TIMEOUT_S
@@ -205,7 +273,7 @@ class PodAgent:
         pod's links go to others at their next touch. To move them one by one: drain. It is the
         end of this incarnation: to take part again, the agent claims its index anew.
         """
-        wanted = _routing_state(state)
+        wanted = check_routing_state(state)
         deadline = Deadline.after(timeout)
         if wanted is RoutingState.SHUTDOWN:
             self._shut(deadline)
@@ -218,12 +286,14 @@ class PodAgent:
 
     def _shut(self, deadline: Deadline) -> None:
         serving = self._serving
-        serving.close()
-        if not serving.wait_idle(deadline):
-            serving.open()
+        serving.releases.close("the pod is being shut down")
+        if not serving.held.wait_idle(deadline):
+            serving.releases.open()
             deadline.check("the calls that run on this pod")
-        serving.shut()
-        self._index_lease.release_all()
+        if serving.release_all(deadline):
+            serving.releases.stay()
+            deadline.check("on_release of the uids on this pod")
+        serving.releases.shut("the pod has been shut down")
 
     def get_routing_state(self) -> RoutingState:
         """Return what this pod accepts; a drain changes it too."""
@@ -245,17 +315,7 @@ class PodAgent:
         for a uid from within a call for that uid: it would wait for itself. Raises
         `PodUnavailableError` if the owner keeps it or the target takes none.
         """
-        target = self._target(uid, pod)
-        asked = self._namespace.ask(
-            "set_link",
-            self.service,
-            uid,
-            target,
-            persistent=persistent,
-            timeout_s=shorter(timeout),
-        )
-        link: Link = run(asked, Deadline.after(timeout))
-        return link
+        return self._links.set(uid, pod, timeout, persistent=persistent)
 
     def try_set_linked_pod(
         self,
@@ -271,18 +331,7 @@ class PodAgent:
         Returns whether it is linked there now, and the link that holds. With `steal` a living
         owner gives it up first.
         """
-        target = self._target(uid, pod)
-        asked = self._namespace.ask(
-            "try_set_link",
-            self.service,
-            uid,
-            target,
-            persistent=persistent,
-            steal=steal,
-            timeout_s=shorter(timeout),
-        )
-        outcome: tuple[bool, Link] = run(asked, Deadline.after(timeout))
-        return outcome
+        return self._links.try_set(uid, pod, timeout, persistent=persistent, steal=steal)
 
     def remove_linked_pod(
         self, uid: str, after_s: float = 0, *, timeout: float = DEFAULT_TIMEOUT_S
@@ -291,29 +340,13 @@ class PodAgent:
 
         A later removal is never undone by use, only by setting the link anew.
         """
-        return self._remove(uid, None, after_s, timeout)
+        return self._links.remove(uid, None, timeout, after_s=after_s)
 
     def remove_linked_pod_with_id(
         self, uid: str, pod: int, after_s: float = 0, *, timeout: float = DEFAULT_TIMEOUT_S
     ) -> bool:
         """Do the same, but only if `pod` holds it."""
-        return self._remove(uid, check_pod(pod), after_s, timeout)
-
-    def _remove(self, uid: str, pod: int | None, after_s: float, timeout: float) -> bool:
-        check_uid(uid)
-        if isinstance(after_s, bool) or not isinstance(after_s, (int, float)) or not after_s >= 0:
-            raise InvalidInputError(
-                argument="after_s", value=after_s, reason="must be a number of seconds from 0 on"
-            )
-        asked = self._namespace.ask(
-            "remove_link", self.service, uid, pod, after_s=after_s, timeout_s=shorter(timeout)
-        )
-        removed: bool = run(asked, Deadline.after(timeout))
-        return removed
-
-    def _target(self, uid: str, pod: int | None) -> int:
-        check_uid(uid)
-        return self.pod if pod is None else check_pod(pod)
+        return self._links.remove(uid, check_pod(pod), timeout, after_s=after_s)
 
     # Admission.
 
@@ -324,7 +357,7 @@ class PodAgent:
         and their links live on; unused ones are given up after `ttl_s`. Links of other lives,
         and those that have been released, are passed over.
         """
-        self._serving.use(links, self._namespace.config.ttl_s)
+        self.gate.admission.use(links, self._namespace.config.ttl_s)
 
     def admit(self, uid: str, epoch: int, incarnation: int) -> None:
         """Return if this pod owns the uid under that epoch now; run `on_acquire` if it is new.
@@ -332,7 +365,8 @@ class PodAgent:
         Raises `FencedError` if it does not, `StoreUnavailableError` if that can't be confirmed.
         The user's code must not run in either case. `serving` also covers the time that it runs.
         """
-        self.gate.enter(uid, epoch, incarnation).leave(uid)
+        self.gate.enter(uid, epoch, incarnation)
+        self.gate.leave(uid)
 
     @contextlib.contextmanager
     def serving(self, uid: str, epoch: int, incarnation: int) -> Iterator[None]:
@@ -341,12 +375,13 @@ class PodAgent:
         Raises what `admit` raises, before; `FencedError` with `may_have_run` after, if the uid
         was lost meanwhile. While it runs, a release of the uid waits.
         """
-        admissions = self.gate.enter(uid, epoch, incarnation)
+        gate = self.gate
+        gate.enter(uid, epoch, incarnation)
         try:
             yield
-            self.gate.recheck(admissions, uid, epoch)
+            gate.recheck(uid, epoch)
         finally:
-            admissions.leave(uid)
+            gate.leave(uid)
 
     def _unavailable(self, reason: str) -> PodUnavailableError:
         return PodUnavailableError(
@@ -360,12 +395,3 @@ class PodAgent:
 
 def _pause(what: str) -> Operation[None]:
     yield Pause(_POLL_S, what)
-
-
-def _routing_state(state: RoutingState | str) -> RoutingState:
-    try:
-        return RoutingState(state)
-    except ValueError as error:
-        raise InvalidInputError(
-            argument="state", value=state, reason="must be READY, DENY_NEW or SHUTDOWN"
-        ) from error

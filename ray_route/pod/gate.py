@@ -5,142 +5,215 @@ Asks Redis at a uid's first call and whenever the pod's own lease on it has run 
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from ray_route.clock import Deadline, now
 from ray_route.errors import FencedError, PodUnavailableError, RouteError
 from ray_route.model import Link
-from ray_route.pod.admission import Admissions, Verdict
-from ray_route.pod.command_loop import Hook
+from ray_route.pod.admission import Admission, Told, Verdict
+from ray_route.pod.holdings import Holdings
+from ray_route.pod.hooks import Hooks
 from ray_route.runtime.metrics import POD_REFUSALS, meter
 from ray_route.runtime.namespace import Namespace
 from ray_route.runtime.waiting import run
 
-_ACQUIRE_S = 30.0
-_ADMITTERS = 32
+_READ_S = 30.0
+# A call waits so long for `on_acquire`, which goes on: its caller has given up long before.
+_PATIENCE_S = 600.0
+_POLL_S = 0.02
+_READERS = 32
+
+_Key = tuple[str, int]
 
 
 class Gate:
-    """Admits calls for the incarnation that `admissions` is of."""
+    """Admits calls to a pod's uids."""
 
-    def __init__(
-        self,
-        namespace: Namespace,
-        service: str,
-        pod: int,
-        admissions: Admissions,
-        on_acquire: Hook | None,
-    ) -> None:
-        self.admissions = admissions
-        # Not the event loop's default threads: the user's hooks may need those to return.
-        self.admitters = ThreadPoolExecutor(_ADMITTERS, thread_name_prefix="ray_route-admit")
+    def __init__(self, namespace: Namespace, service: str, held: Holdings, hooks: Hooks) -> None:
+        self.held = held
+        self.admission = Admission(held)
         self._namespace = namespace
-        self._ids: dict[str, Any] = {
-            "namespace": namespace.name,
-            "service": service,
-            "pod": pod,
-        }
         self._service = service
         self._meter = meter(namespace.name)
-        self._on_acquire = on_acquire
-        self._confirming: dict[tuple[str, int], Future[float]] = {}
+        self._hooks = hooks
         self._lock = threading.Lock()
+        self._flights: dict[_Key, Future[None]] = {}
+        # Not the event loop's default threads: the user's hooks may need those to return.
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="ray_route-read")
 
-    def try_enter(self, uid: str, epoch: int, incarnation: int) -> Admissions | None:
-        """Begin to serve a call if that takes no I/O; None if Redis must be asked."""
-        admissions = self.admissions
-        verdict, reason = admissions.enter(uid, epoch, incarnation)
+    @property
+    def _ids(self) -> dict[str, Any]:
+        ids = {"namespace": self._namespace.name, "service": self._service}
+        return {**ids, "pod": self.held.pod}
+
+    # Entering.
+
+    def enter(self, uid: str, epoch: int, incarnation: int) -> None:
+        """Begin to serve a call, asking Redis if need be; end it with `leave`.
+
+        Raises `FencedError` if this pod does not own the uid, `StoreUnavailableError` if that can't
+        be confirmed, and what `on_acquire` raises.
+        """
+        deadline = Deadline.after(_PATIENCE_S)
+        while (verdict := self._verdict(uid, epoch, incarnation)) is not Verdict.ADMIT:
+            if verdict is Verdict.WAIT:
+                time.sleep(_POLL_S)
+            else:
+                self._confirm_here(uid, epoch, deadline)
+            self._check(uid, deadline)
+
+    async def enter_async(self, uid: str, epoch: int, incarnation: int) -> None:
+        """Do the same without blocking the event loop.
+
+        What is shared goes on if this call is cancelled; the call is counted by itself alone.
+        """
+        deadline = Deadline.after(_PATIENCE_S)
+        while (verdict := self._verdict(uid, epoch, incarnation)) is not Verdict.ADMIT:
+            if verdict is Verdict.WAIT:
+                await asyncio.sleep(_POLL_S)
+            else:
+                await self._confirm_soon(uid, epoch, deadline)
+            self._check(uid, deadline)
+
+    def leave(self, uid: str) -> None:
+        """End a call."""
+        self.admission.leave(uid)
+
+    def _verdict(self, uid: str, epoch: int, incarnation: int) -> Verdict:
+        verdict, reason = self.admission.enter(uid, epoch, incarnation)
         if verdict is Verdict.REFUSE:
             raise self._fenced(uid, epoch, reason, may_have_run=False)
-        return admissions if verdict is Verdict.ADMIT else None
+        return verdict
 
-    def enter(self, uid: str, epoch: int, incarnation: int) -> Admissions:
-        """Begin to serve a call, asking Redis if need be; end it with `Admissions.leave`."""
-        admissions = self.try_enter(uid, epoch, incarnation)
-        if admissions is not None:
-            return admissions
-        admissions = self.admissions
-        reason = admissions.take(uid, epoch, self._confirm_once(admissions, uid, epoch))
-        if reason:
-            raise self._fenced(uid, epoch, reason, may_have_run=False)
-        return admissions
+    def _check(self, uid: str, deadline: Deadline) -> None:
+        if not deadline.remaining():
+            raise PodUnavailableError(
+                reason=f"uid {uid!r} is still being acquired, or given up by an earlier owner, "
+                f"after {deadline.timeout_s:g} s",
+                may_have_run=False,
+                **self._ids,
+            )
 
-    def still_serves(self, admissions: Admissions, uid: str, epoch: int) -> bool:
+    # Leaving.
+
+    def recheck(self, uid: str, epoch: int) -> None:
+        """Return if the result of a call that has run may leave; else raise `FencedError`."""
+        deadline = Deadline.after(_READ_S)
+        while not self._still_serves(uid, epoch):
+            try:
+                self._confirm_here(uid, epoch, deadline)
+                deadline.check(f"Redis to confirm uid {uid!r}")
+            except RouteError as error:
+                raise self._lost(uid, epoch, error) from error
+
+    async def recheck_async(self, uid: str, epoch: int) -> None:
+        """Do the same without blocking the event loop."""
+        deadline = Deadline.after(_READ_S)
+        while not self._still_serves(uid, epoch):
+            try:
+                await self._confirm_soon(uid, epoch, deadline)
+                deadline.check(f"Redis to confirm uid {uid!r}")
+            except RouteError as error:
+                raise self._lost(uid, epoch, error) from error
+
+    def _still_serves(self, uid: str, epoch: int) -> bool:
         """True if the result of a call may leave; False if Redis must be asked first."""
-        verdict, reason = admissions.still(uid, epoch)
+        verdict, reason = self.admission.still(uid, epoch)
         if verdict is Verdict.REFUSE:
             raise self._fenced(uid, epoch, reason, may_have_run=True)
         return verdict is Verdict.ADMIT
 
-    def recheck(self, admissions: Admissions, uid: str, epoch: int) -> None:
-        """Return if the result of a call that has run may leave; else raise `FencedError`."""
-        if self.still_serves(admissions, uid, epoch):
-            return
+    def _lost(self, uid: str, epoch: int, error: RouteError) -> FencedError:
+        return self._fenced(uid, epoch, getattr(error, "reason", str(error)), may_have_run=True)
+
+    # Confirming: once for all who ask meanwhile.
+
+    def _confirm_here(self, uid: str, epoch: int, deadline: Deadline) -> None:
+        flight, is_mine = self._flight((uid, epoch))
+        if is_mine:
+            self._fly(uid, epoch, flight)
         try:
-            self._confirm_once(admissions, uid, epoch)
-        except RouteError as error:
-            reason = getattr(error, "reason", str(error))
-            raise self._fenced(uid, epoch, reason, may_have_run=True) from error
+            flight.result(deadline.remaining())
+        except TimeoutError:
+            if flight.done():
+                raise  # on_acquire's own
 
-    def _confirm_once(self, admissions: Admissions, uid: str, epoch: int) -> float:
-        """Confirm a uid's link from Redis; return when that lease ends.
+    async def _confirm_soon(self, uid: str, epoch: int, deadline: Deadline) -> None:
+        flight, is_mine = self._flight((uid, epoch))
+        if is_mine:
+            self._readers.submit(self._fly, uid, epoch, flight)
+        await asyncio.wait({asyncio.wrap_future(flight)}, timeout=deadline.remaining())
+        if flight.done():
+            flight.result()
 
-        Callers of the same uid wait for the first of them.
-        """
-        mine: Future[float] = Future()
+    def _flight(self, key: _Key) -> tuple[Future[None], bool]:
+        mine: Future[None] = Future()
+        mine.set_running_or_notify_cancel()  # nobody who waits for it can cancel it
         with self._lock:
-            first = self._confirming.setdefault((uid, epoch), mine)
-        if first is not mine:
-            try:
-                return first.result(_ACQUIRE_S)
-            except TimeoutError as error:
-                raise PodUnavailableError(
-                    reason=f"on_acquire({uid!r}) takes too long", may_have_run=False, **self._ids
-                ) from error
-        try:
-            lease_end = self._confirm(admissions, uid, epoch)
-        except BaseException as error:
-            mine.set_exception(error)
-            raise
-        else:
-            mine.set_result(lease_end)
-            return lease_end
-        finally:
-            with self._lock:
-                del self._confirming[uid, epoch]
+            flight = self._flights.setdefault(key, mine)
+        return flight, flight is mine
 
-    def _confirm(self, admissions: Admissions, uid: str, epoch: int) -> float:
-        asked_at = now()
-        link = self._read(uid)
-        reason = admissions.judge_link(epoch, link)
-        if reason or link is None:
-            raise self._fenced(uid, epoch, reason, may_have_run=False)
-        lease_end = asked_at + link.lease_s
-        acquired = admissions.begin_acquire(uid, epoch)
+    def _fly(self, uid: str, epoch: int, flight: Future[None]) -> None:
+        """Read the link; run `on_acquire` if the uid is new here; let all who wait go on."""
+        done = partial(self._arrived, (uid, epoch), flight)
         try:
-            if acquired and self._on_acquire is not None:
-                self._on_acquire(uid)
+            if self.confirm(uid, epoch) is not Told.ACQUIRE:
+                done(None)
+                return
+        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
+            done(error)
+            return
+        with self._hooks.turn:
+            self._hooks.start("on_acquire", uid, partial(self._acquired, uid, epoch, done))
+
+    def confirm(self, uid: str, epoch: int) -> Told:
+        """Read a uid's link, and take in what it says; raise `FencedError` if it is another's."""
+        term, incarnation, asked_at = self.held.term, self.held.lease.incarnation, now()
+        try:
+            link = self._read(uid)
         except BaseException:
-            admissions.leave(uid)
-            admissions.forget(uid, epoch)
+            self.admission.unread(uid)
             raise
-        reason = admissions.hold(uid, epoch, lease_end, persistent=link.persistent)
-        if acquired:
-            admissions.leave(uid)
-        if reason:
+        mine = (self.held.pod, incarnation, epoch)
+        if link is None or (link.pod, link.incarnation, link.epoch) != mine:
+            self.admission.denied(uid, epoch, term)
+            reason = "the directory does not confirm it"
             raise self._fenced(uid, epoch, reason, may_have_run=False)
-        return lease_end
+        return self.admission.confirmed(uid, epoch, link, asked_at, term)
+
+    def _acquired(self, uid: str, epoch: int, done: Any, error: BaseException | None) -> None:
+        if error is None:
+            self.admission.acquired(uid, epoch)
+        else:
+            self.admission.not_acquired(uid, epoch)
+        done(error)
+
+    def _arrived(self, key: _Key, flight: Future[None], error: BaseException | None) -> None:
+        with self._lock:
+            del self._flights[key]
+        if error is None:
+            flight.set_result(None)
+        else:
+            flight.set_exception(error)
 
     def _read(self, uid: str) -> Link | None:
-        namespace = self._namespace
+        """Read a link; one whose lease is over is refreshed first, for it is in use."""
+        namespace, deadline = self._namespace, Deadline.after(_READ_S)
         shard = namespace.keys.shard(uid)
-        asked = namespace.read(shard, [(self._service, uid)])
-        return run(asked, Deadline.after(_ACQUIRE_S))[0]
+        asked = [(self._service, uid)]
+        link = run(namespace.read(shard, asked), deadline)[0]
+        if link is not None and link.lease_s <= 0:
+            run(namespace.ask("report_use", self._service, {uid: link.epoch}), deadline)
+            link = run(namespace.read(shard, asked), deadline)[0]
+        return link
 
     def _fenced(self, uid: str, epoch: int, reason: str, *, may_have_run: bool) -> FencedError:
-        self._meter.count(POD_REFUSALS, self._service, str(self._ids["pod"]))
+        self._meter.count(POD_REFUSALS, self._service, str(self.held.pod))
         return FencedError(
             reason=reason, may_have_run=may_have_run, uid=uid, epoch=epoch, **self._ids
         )

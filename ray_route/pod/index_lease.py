@@ -1,12 +1,15 @@
-"""An agent's hold on its index: claims it, renews it, and claims it anew when it is lost.
+"""An agent's lease of its index: claims it, renews it, resumes it after a lapse.
 
-Each claim begins an incarnation, with admissions and a command_loop of its own.
+A lease that was not renewed in time has lapsed: the pod serves nobody then, and keeps all that it
+holds. It resumes the same incarnation when a renewal sent after the lapse succeeds, which proves
+that nobody has ended its life, and the router vouches for it. A life that was ended is over.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,11 +20,12 @@ from typing import Any
 import ray
 
 from ray_route.clock import Deadline, now
-from ray_route.errors import RouteError, StoreUnavailableError
+from ray_route.errors import PodUnavailableError, RouteError, StoreUnavailableError
 from ray_route.model import Life, RoutingState
-from ray_route.pod.admission import Admissions, PodLease
-from ray_route.pod.command_loop import CommandLoop, Hook
-from ray_route.pod.gate import Gate
+from ray_route.pod.hooks import Hooks
+from ray_route.pod.incarnations import Incarnations
+from ray_route.pod.pod_lease import PodLease
+from ray_route.protocol.commands import Word
 from ray_route.runtime.metrics import POD_FENCINGS, meter
 from ray_route.runtime.namespace import Namespace
 from ray_route.runtime.process_ids import identify
@@ -34,23 +38,26 @@ logger = logging.getLogger("ray_route.pod.agent")
 CLAIM_S = 30.0
 _STOP_S = 5.0
 _CLAIM_RETRY_S = 0.25
+_RESUME_RETRY_S = 0.25
 _ASK_S = 2.0
 _POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Hooks:
-    """The user's code that hears of uids and of the end of an incarnation."""
+class OfPod:
+    """What the agent of a deployed pod does in its own way."""
 
-    on_acquire: Hook | None
-    on_release: Hook | None
-    on_lost: Callable[[], None] | None
+    hooks: Hooks
+    on_lapse: Callable[[], None] | None
+    on_end: Callable[[], None]
 
 
 class IndexLease:
     """Holds an index of a service, incarnation after incarnation.
 
-    `index` is None until one is claimed, unless it is fixed; `gate` is None until then.
+    `index` is None until one is claimed, unless it is fixed; `serving` is None until then.
+    `on_lapse` is called when the lease lapses, `on_end` when a life was ended by others; without
+    `on_end` the index is claimed anew.
     """
 
     def __init__(
@@ -61,32 +68,45 @@ class IndexLease:
         actor: str,
         hooks: Hooks,
         load: Callable[[], float],
+        on_lapse: Callable[[], None] | None = None,
+        on_end: Callable[[], None] | None = None,
     ) -> None:
         # Read in every call, so no properties.
         self.index = pod
-        self.gate: Gate | None = None
+        self.serving: Incarnations | None = None
         self._floats = pod is None
         self._service = service
         self._actor = actor
         self._hooks = hooks
         self._load = load
+        self._on_lapse = on_lapse
+        self._on_end = on_end
         self._state = RoutingState.READY
+        self._lapsed = False
         self._seq = 0  # of the record, as told last
-        self._command_loop: CommandLoop | None = None
+        self._under = 0  # the router in force at the last renewal that needed nobody's word
+        self._heard = 0  # the youngest router heard of
+        self._leaving = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="ray_route-agent", daemon=True)
 
     @property
     def state(self) -> RoutingState:
         """What this pod accepts; a drain changes it too."""
-        command_loop = self._command_loop
-        if command_loop is not None and command_loop.state is RoutingState.SHUTDOWN:
+        if self.serving is not None and self.serving.commands.state is RoutingState.SHUTDOWN:
             return RoutingState.SHUTDOWN
         return self._state
 
     @state.setter
     def state(self, state: RoutingState) -> None:
         self._state = state
+
+    @property
+    def stopping(self) -> bool:
+        """True once it has been told to claim no more."""
+        return self._leaving.is_set()
+
+    # Claiming.
 
     def begin(self, namespace: Namespace, deadline: Deadline) -> None:
         """Claim an index, and renew it by heartbeat from then on.
@@ -98,6 +118,8 @@ class IndexLease:
         self._process = identify()
         self._logger = self._logger_of(self.index)
         self._claim(deadline)
+        if self.stopping:
+            return
         self._thread.start()
         self._ask_router("records", self._service)
 
@@ -113,7 +135,7 @@ class IndexLease:
         return logging.LoggerAdapter(logger, ids)
 
     def _claim(self, deadline: Deadline) -> None:
-        while not self._stopping.is_set():
+        while not self._leaving.is_set():
             index, status, wait_ms = self._try_to_claim()
             if status == b"ok":
                 return
@@ -124,7 +146,7 @@ class IndexLease:
                 deadline.check(f"the present owner of pod {index} of {self._service} to end")
                 # A crashed owner need not be waited for: the router looks for its process.
                 self._ask_router("look_for", self._service, index)
-            self._stopping.wait(min(_CLAIM_RETRY_S, wait_ms / 1000))
+            self._leaving.wait(min(_CLAIM_RETRY_S, wait_ms / 1000))
 
     def _try_to_claim(self) -> tuple[int, bytes, int]:
         """Begin a life, or return an index, why it was refused, and the ms to wait."""
@@ -134,7 +156,7 @@ class IndexLease:
             call = self._calls.claim(who, self._state)
             status, number, *told = self._namespace.store.one(call)
             if status == b"ok":
-                self._seq = int(told[0])
+                self._seq, self._under = int(told[0]), int(told[1])
                 self._become(who, int(number), asked_at)
             elif status == b"held" and self._floats:
                 continue
@@ -154,112 +176,170 @@ class IndexLease:
         return chain(own, (pod for pod in count() if pod not in alive))
 
     def _become(self, who: Identity, incarnation: int, asked_at: float) -> None:
-        if who.pod != self.index:
-            self.gate = None  # of another index
-        self.index, self._who = who.pod, who
+        namespace = self._namespace
+        lease = PodLease(incarnation, namespace.config.pod_lease_s, asked_at)
+        self.index, self._who, self._lapsed = who.pod, who, False
+        self._heard = max(self._heard, self._under)
         self._logger = self._logger_of(who.pod)
-        self._serve(PodLease(incarnation, self._namespace.config.pod_lease_s, asked_at))
+        if self.serving is None:
+            self.serving = Incarnations(namespace, self._service, who.pod, lease, self._hooks)
+        else:
+            self.serving.begin(who.pod, lease)
+        self._vouched(self._under)
         self._logger.info("pod %d of %s is incarnation %d", who.pod, self._service, incarnation)
 
-    def _serve(self, lease: PodLease) -> None:
-        """Serve under a new incarnation; take commands for it, and for the one before no more."""
-        pod = self._who.pod
-        admissions = Admissions(pod, lease)
-        if self._command_loop is not None:
-            self._command_loop.end()
-        if self.gate is None:
-            hook = self._hooks.on_acquire
-            self.gate = Gate(self._namespace, self._service, pod, admissions, hook)
-        self.gate.admissions = self._serving = admissions
-        self._command_loop = CommandLoop(
-            self._namespace, self._service, pod, admissions, self._hooks.on_release
-        )
+    @property
+    def _serving(self) -> Incarnations:
+        if self.serving is None:
+            raise PodUnavailableError(
+                reason="it has not claimed an index", may_have_run=False, service=self._service
+            )
+        return self.serving
 
     def _ask_router(self, method: str, *args: Any) -> None:
         """Have the router look now; if it can't, it will by itself within a heartbeat."""
         with contextlib.suppress(RouteError, ray.exceptions.RayError):
             run(self._namespace.ask(method, *args), Deadline.after(_ASK_S))
 
+    # Renewing.
+
     def _beat(self) -> None:
-        while not self._stopping.wait(self._namespace.config.heartbeat_s):
+        failing = False
+        while not self._stopping.wait(self._pause_s()):
             try:
                 self._renew()
+                failing = False
             except RouteError as error:
-                self._logger.warning(
-                    "pod %d of %s could not renew: %s", self.index, self._service, error
-                )
+                self._look_for_lapse()
+                facts = (self.index, self._service, error)
+                level = logging.DEBUG if failing else logging.WARNING  # once for an outage
+                self._logger.log(level, "pod %s of %s could not renew: %s", *facts)
+                failing = True
             except Exception:
-                self._logger.exception("pod %d of %s could not renew", self.index, self._service)
+                self._logger.exception("pod %s of %s could not renew", self.index, self._service)
+
+    def _pause_s(self) -> float:
+        if not self._lapsed:
+            return self._namespace.config.heartbeat_s
+        # Sooner, and not all pods at once: a store that is back has been waited for by all.
+        return min(_RESUME_RETRY_S, self._namespace.config.heartbeat_s) * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+
+    def _look_for_lapse(self) -> None:
+        if not self._lapsed and not self._serving.held.lease.serves():
+            self._lapse("its lease ran out before it was renewed")
 
     def _renew(self) -> None:
-        lease = self._serving.lease
-        asked_at = now()
-        if not lease.is_alive():
-            self._lost("its lease ran out before it was renewed")
-            return
+        self._look_for_lapse()
+        held = self._serving.held
+        term, asked_at = held.term, now()
         call = self._calls.renew(
-            self._who, lease.incarnation, self._load(), self.state, self._seq, lapsed=False
+            self._who,
+            held.lease.incarnation,
+            self._load(),
+            self.state,
+            self._seq,
+            lapsed=self._lapsed,
         )
         status, *told = self._namespace.store.one(call)
         if status != b"ok":
-            lease.end()
-            self._lost(f"the directory says {status.decode()}")
+            self._life_ended(f"the directory says {status.decode()}")
             return
-        self._seq = int(told[0])
-        if not lease.renewed(asked_at):
-            self._lost("its renewal came too late")
+        self._seq, router, was_lost = (int(each) for each in told)
+        self._heard = max(self._heard, router, self._serving.commands.router)
+        if self._lapsed:
+            self._ask_to_resume(term, asked_at)
+        elif was_lost and self._namespace.config.fast_failover:
+            self._lapse("Redis had lost its record, and Ray may have called its actor dead")
+        elif not held.renew(asked_at):
+            self._lapse("its renewal came too late")
+        elif not was_lost:
+            self._vouched(router)
+        # A record that was lost is back, and nobody can have ended this life meanwhile: that takes
+        # a whole lease of silence, and the pod's own share of it has not run out.
 
-    def _lost(self, why: str) -> None:
-        self._logger.warning("pod %d of %s is fenced: %s", self.index, self._service, why)
+    def _vouched(self, router: int) -> None:
+        """Note which router was in force when this life was last beyond doubt."""
+        self._under = self._serving.commands.under = router
+
+    def _lapse(self, why: str) -> None:
+        """Serve nobody, and keep all, until the router vouches for this life."""
+        self._serving.held.lapse()
+        self._lapsed = True
+        facts = (self.index, self._service, why)
+        self._logger.warning("pod %s of %s serves nobody for now: %s", *facts)
         meter(self._namespace.name).count(POD_FENCINGS, self._service, str(self.index))
-        if self._command_loop is not None:
-            self._command_loop.end()
-        if self._hooks.on_lost is not None:
+        if self._on_lapse is not None:
             self._stopping.set()
-            self._hooks.on_lost()
+            self._on_lapse()
+
+    def _ask_to_resume(self, term: int, asked_at: float) -> None:
+        """Resume, if the router vouches for the renewal that was just sent, in this very lapse."""
+        left_s = asked_at + 0.9 * self._namespace.config.pod_lease_s - now()
+        held, address = self._serving.held, self._serving.address
+        asked = self._namespace.ask("confirm_life", address, self._seq, self._under, self._heard)
+        word, router = run(asked, Deadline.after(max(left_s, _POLL_S)))
+        if word is Word.ENDED:
+            self._life_ended("the router says that its life was ended")
+        elif word is Word.SERVE and router >= self._heard and held.resume(term, asked_at):
+            self._lapsed = False
+            self._vouched(router)
+            self._logger.warning(
+                "pod %s of %s serves again, with what it held", self.index, self._service
+            )
+
+    def _life_ended(self, why: str) -> None:
+        """Begin anew, with nothing: others may own what this life held."""
+        self._logger.warning("the life of pod %s of %s is over: %s", self.index, self._service, why)
+        self._serving.lose_all(Deadline.after(_STOP_S))
+        if self._on_end is not None:
+            self._stopping.set()
+            self._on_end()
             return
-        self._serving.wait_idle(Deadline.after(_STOP_S))
-        self.release_all()
         self._state = RoutingState.READY
         self._claim_until_stopped()
 
     def _claim_until_stopped(self) -> None:
-        while not self._stopping.is_set():
+        while not self._leaving.is_set():
             try:
                 self._claim(Deadline.after(CLAIM_S))
             except RouteError as error:
                 self._logger.warning(
-                    "pod %d of %s can't claim: %s", self.index, self._service, error
+                    "pod %s of %s can't claim: %s", self.index, self._service, error
                 )
-                self._stopping.wait(self._namespace.config.heartbeat_s)
+                self._leaving.wait(self._namespace.config.heartbeat_s)
             else:
                 return
 
-    def release_all(self) -> None:
-        """Tell the user's code once of every uid that is no longer this pod's."""
-        for uid in self._serving.forget_all():
-            if self._hooks.on_release is not None:
-                try:
-                    self._hooks.on_release(uid)
-                except Exception:
-                    self._logger.exception("on_release(%r) failed", uid)
+    # Ending.
 
-    def stop_renewing(self) -> None:
-        """Renew and claim no more."""
+    def stop_claiming(self) -> None:
+        """Claim no index any more; one that is held is kept until `leave`."""
+        self._leaving.set()
+
+    def leave(self, deadline: Deadline) -> list[str]:
+        """Release every uid, admit nothing more, and give the index back if it was claimed.
+
+        A pod whose lease has lapsed tries to resume first; else what it holds is lost, unsaved.
+        Returns the uids that could not be released in time.
+        """
+        left: list[str] = []
+        self._leaving.set()
+        if self.serving is not None:
+            resume = Deadline.after(deadline.remaining() / 2)
+            while self._lapsed and self._thread.is_alive() and resume.remaining():
+                self._stopping.wait(_POLL_S)
+            if self._lapsed:
+                self.serving.lose_all(deadline)
+            else:
+                left = self.serving.release_all(deadline)
         self._stopping.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(_STOP_S)
-
-    def end(self) -> None:
-        """Admit nothing more, let running calls end, and give the index back if it was claimed."""
-        if self._command_loop is None:
-            return
-        self._serving.close()
-        self._serving.wait_idle(Deadline.after(_STOP_S))
-        self._serving.lease.end()
-        self._command_loop.end()
-        self._resign_patiently()
-        self._ask_router("records", self._service)
+        if self.serving is not None:
+            self.serving.end()
+            self._resign_patiently()
+            self._ask_router("records", self._service)
+        return left
 
     def _resign_patiently(self) -> None:
         """Give the index back; a store that is just coming back gets a few seconds."""
@@ -275,5 +355,5 @@ class IndexLease:
                 return
 
     def _resign(self) -> None:
-        incarnation = self._serving.lease.incarnation
+        incarnation = self._serving.held.lease.incarnation
         self._namespace.store.one(self._calls.resign(self._who, incarnation))

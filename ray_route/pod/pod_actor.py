@@ -7,24 +7,35 @@ import contextvars
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import ray
 
-from ray_route.errors import FencedError, RouteError
+from ray_route.clock import Deadline
+from ray_route.errors import FencedError, PodUnavailableError, RouteError
 from ray_route.pod.agent import PodAgent
-from ray_route.pod.command_loop import Hook
-from ray_route.pod.gate import Gate
+from ray_route.pod.endings import (
+    EXITS,
+    Departure,
+    exit_to_be_made_again,
+    made_again,
+    watch_loop,
+)
+from ray_route.pod.hooks import Hook, Hooks
+from ray_route.pod.index_lease import OfPod
 from ray_route.pod.sigterm import before_sigterm_ends
 from ray_route.protocol.calls import Header, Raised, Refused
 from ray_route.store.url import StoreUrl
 
 CONTROL_GROUP = "ray_route"
-_HOOK_S = 30.0
+
+# Of the time that a pod has to leave, for moving its uids to others.
+_DRAIN_SHARE = 0.6
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +67,8 @@ class PodSpec:
     cpu_factor: float
     grace_s: float
     exit_when_fenced: bool
+    takes_turns: bool
+    release_s: float | None
 
 
 _current: contextvars.ContextVar[CurrentLink | None] = contextvars.ContextVar(
@@ -64,6 +77,7 @@ _current: contextvars.ContextVar[CurrentLink | None] = contextvars.ContextVar(
 
 
 _agent_here: PodAgent | None = None
+_departure: Departure | None = None
 
 
 def current_agent() -> PodAgent | None:
@@ -91,19 +105,21 @@ def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
     """Run one call if this pod owns its uid."""
     uid, epoch, incarnation, method = header
     agent: PodAgent = pod._ray_route_agent
-    gate = agent.gate
     try:
-        admissions = gate.enter(uid, epoch, incarnation)
+        gate = agent.gate
+        gate.enter(uid, epoch, incarnation)
     except RouteError as error:
         return Refused(error)
     try:
-        with _under(agent, header):
+        with pod._ray_route_turn, _under(agent, header):
             result = getattr(pod, method)(*args, **kwargs)
-        gate.recheck(admissions, uid, epoch)
+        gate.recheck(uid, epoch)
     except FencedError as error:
         return _own(agent, header, error)
+    except EXITS as error:
+        return Refused(_leaving(agent, uid, method, error, may_have_run=True))
     finally:
-        admissions.leave(uid)
+        gate.leave(uid)
     return result
 
 
@@ -111,11 +127,9 @@ async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) ->
     """Run one call if this pod owns its uid."""
     uid, epoch, incarnation, method = header
     agent: PodAgent = pod._ray_route_agent
-    gate = agent.gate
     try:
-        admissions = gate.try_enter(uid, epoch, incarnation)
-        if admissions is None:
-            admissions = await _in_thread(gate, gate.enter, uid, epoch, incarnation)
+        gate = agent.gate
+        await gate.enter_async(uid, epoch, incarnation)
     except RouteError as error:
         return Refused(error)
     try:
@@ -123,12 +137,13 @@ async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) ->
             result = getattr(pod, method)(*args, **kwargs)
             if inspect.isawaitable(result):
                 result = await result
-        if not gate.still_serves(admissions, uid, epoch):
-            await _in_thread(gate, gate.recheck, admissions, uid, epoch)
+        await gate.recheck_async(uid, epoch)
     except FencedError as error:
         return _own(agent, header, error)
+    except EXITS as error:
+        return Refused(_leaving(agent, uid, method, error, may_have_run=True))
     finally:
-        admissions.leave(uid)
+        gate.leave(uid)
     return result
 
 
@@ -141,8 +156,26 @@ def _own(agent: PodAgent, header: Header, error: FencedError) -> Refused:
     return Refused(error)
 
 
-async def _in_thread(gate: Gate, work: Callable[..., Any], *args: Any) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(gate.admitters, work, *args)
+def _leaving(
+    agent: PodAgent, uid: str, what: str, error: BaseException, *, may_have_run: bool
+) -> PodUnavailableError:
+    """Begin to end this process, since the user's code asked for it; return what a caller gets.
+
+    Ray must not see what was raised: it would never make the pod again. Nor is the call repeated
+    elsewhere, `idempotent` or not: it would end one pod after the other.
+    """
+    reason = f"{what}({uid!r}) raised {error!r}, so its process ends; Ray makes it again"
+    logger.error("pod %d of %s leaves: %s", agent.pod, agent.service, reason, exc_info=error)
+    if _departure is not None:
+        _departure.begin(exit_to_be_made_again)
+    return PodUnavailableError(
+        reason=reason,
+        may_have_run=may_have_run,
+        namespace=agent.namespace,
+        service=agent.service,
+        pod=agent.pod,
+        uid=uid,
+    )
 
 
 def _flush(pod: Any) -> None:
@@ -198,19 +231,46 @@ def _sendable(outcome: Any) -> Any:
     return outcome
 
 
+@contextmanager
+def _exits_become_errors(uid: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except EXITS as error:
+        if _agent_here is None:
+            raise
+        raise _leaving(_agent_here, uid, name, error, may_have_run=False) from error
+
+
 def _hook(pod: Any, name: str) -> Hook | None:
-    """Return the user's hook as a function that blocks; of an async pod, on the pod's own loop."""
+    """Return the user's hook; what it raises for the process ends that in order."""
     hook = getattr(pod, name, None)
-    if hook is None or not is_async(type(pod)):
-        return hook
-    loop = asyncio.get_running_loop()
+    if hook is None:
+        return None
+
+    def here(uid: str) -> None:
+        with _exits_become_errors(uid, name):
+            hook(uid)
 
     async def on_loop(uid: str) -> None:
-        done = hook(uid)
-        if inspect.isawaitable(done):
-            await done
+        with _exits_become_errors(uid, name):
+            done = hook(uid)
+            if inspect.isawaitable(done):
+                await done
 
-    return lambda uid: asyncio.run_coroutine_threadsafe(on_loop(uid), loop).result(_HOOK_S)
+    return on_loop if is_async(type(pod)) else here
+
+
+def _hooks(pod: Any, spec: PodSpec) -> Hooks:
+    """Return the hooks of the user's class, which run as its calls do."""
+    runs_on_loop = is_async(type(pod))
+    return Hooks(
+        _hook(pod, "on_acquire"),
+        _hook(pod, "on_release"),
+        _hook(pod, "on_lost"),
+        turn=pod._ray_route_turn if spec.takes_turns and not runs_on_loop else None,
+        loop=asyncio.get_running_loop() if runs_on_loop else None,
+        release_s=spec.release_s,
+    )
 
 
 def _exit_fenced() -> None:
@@ -219,31 +279,42 @@ def _exit_fenced() -> None:
 
 
 def _leave_service(agent: PodAgent, grace_s: float) -> None:
-    """Drain this pod and give its index back, because its process has been asked to end."""
+    """Move this pod's uids to others, because its process has been asked to end.
+
+    Those that nobody takes are released here, in what is left of the time.
+    """
+    deadline = Deadline.after(grace_s)
     try:
-        progress = agent.drain(grace_s)
+        if not agent.joined:
+            return
+        progress = agent.drain(_DRAIN_SHARE * grace_s)
         logger.info("pod %d of %s leaves: %s", agent.pod, agent.service, progress)
     except Exception:
         logger.exception("pod %d of %s leaves before it was drained", agent.pod, agent.service)
     finally:
-        agent.stop()
+        agent.stop(deadline.remaining())
 
 
 def _become_pod(pod: Any, spec: PodSpec) -> PodAgent:
     # At module level: the class that `pod_class` makes travels by value, with globals of its own.
-    global _agent_here  # noqa: PLW0603 - a process is one pod
+    global _agent_here, _departure  # noqa: PLW0603 - a process is one pod
+    pod._ray_route_turn = threading.RLock() if spec.takes_turns else nullcontext()
+    on_lapse = _exit_fenced if spec.exit_when_fenced else None
     _agent_here = PodAgent(
         spec.namespace,
         spec.service,
         spec.pod,
         redis_url=spec.url,
         actor=spec.actor,
-        on_acquire=_hook(pod, "on_acquire"),
-        on_release=_hook(pod, "on_release"),
-        on_lost=_exit_fenced if spec.exit_when_fenced else None,
         cpu_factor=spec.cpu_factor,
-    ).start()
-    before_sigterm_ends(partial(_leave_service, _agent_here, spec.grace_s))
+        _of_pod=OfPod(_hooks(pod, spec), on_lapse, on_end=_exit_fenced),
+    )
+    _departure = Departure(partial(_leave_service, _agent_here, spec.grace_s))
+    before_sigterm_ends(_departure)
+    if is_async(type(pod)):
+        watch_loop(asyncio.get_running_loop())
+    # Not here: what it takes may be away for longer than anyone waits for a constructor.
+    _agent_here.join_in_background()
     return _agent_here
 
 
@@ -257,16 +328,20 @@ def pod_class(cls: type) -> type:
 
     class Pod(cls):  # type: ignore[misc]
         def __init__(self, _ray_route_spec: PodSpec, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self._ray_route_agent = _become_pod(self, _ray_route_spec)
+            spec = _ray_route_spec
+            with made_again(spec.namespace, spec.service, spec.pod, spec.actor):
+                super().__init__(*args, **kwargs)
+                self._ray_route_agent = _become_pod(self, spec)
 
         @ray.method(concurrency_group=CONTROL_GROUP)
-        def _ray_route_ready(self) -> int:
-            return int(self._ray_route_agent.incarnation)
+        def _ray_route_ready(self) -> bool | Refused:
+            """Say whether it serves, or what is in the way."""
+            problem = self._ray_route_agent.problem
+            return Refused(problem) if problem else self._ray_route_agent.joined
 
         @ray.method(concurrency_group=CONTROL_GROUP)
-        def _ray_route_stop(self) -> None:
-            self._ray_route_agent.stop()
+        def _ray_route_stop(self, grace_s: float) -> list[str]:
+            return self._ray_route_agent.stop(grace_s)
 
     for name, method in (_ASYNC_METHODS if is_async(cls) else _METHODS).items():
         setattr(Pod, name, method)

@@ -5,31 +5,30 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import ray._private.worker as ray_worker
 
+from ray_route.pod.endings import Departure
+
+_RAYS_OWN_END_S = 2.0
 _RAISE = "raise_sys_exit_with_custom_error_message"
 
 
-def before_sigterm_ends(leave: Callable[[], None]) -> None:
-    """Run `leave` in a thread at the first SIGTERM; the process serves on until it returns.
+def before_sigterm_ends(departure: Departure) -> None:
+    """Have the process leave at the first SIGTERM; it serves on until it has left.
 
     Then, and at a second SIGTERM, Ray ends the process as always. Python lets only the main
     thread set a handler, and Ray makes async actors in another: there what Ray's own handler
     calls is replaced, since Ray offers nothing for it (its `__ray_shutdown__` comes when the
-    process can reach nobody any more).
+    process can reach nobody any more). SIGINT reaches no actor: Ray blocks it in its workers.
     """
-    begun = threading.Event()
 
     def begin() -> bool:
         """Start to leave; False if that has begun before."""
-        if begun.is_set():
-            return False
-        begun.set()
-        threading.Thread(target=_leave_then_end, args=(leave,), daemon=True).start()
-        return True
+        return departure.begin(_end)
 
     if threading.current_thread() is threading.main_thread():
         _replace_handler(begin)
@@ -37,11 +36,11 @@ def before_sigterm_ends(leave: Callable[[], None]) -> None:
         _replace_what_ray_calls(begin)
 
 
-def _leave_then_end(leave: Callable[[], None]) -> None:
-    try:
-        leave()
-    finally:
-        os.kill(os.getpid(), signal.SIGTERM)
+def _end() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    # Ray takes its time where calls of an event loop have not ended: half a minute was seen.
+    time.sleep(_RAYS_OWN_END_S)
+    os._exit(1)
 
 
 def _replace_handler(begin: Callable[[], bool]) -> None:

@@ -1,19 +1,14 @@
 """What a router tells the agent of a living pod to do before it touches that pod's links.
 
 An agent may live in any process that has joined Ray, which nothing can call. So it fetches its
-commands (`Router.fetch_commands`) and answers them one by one (`Router.take_answer`).
+commands (`Router.fetch_commands`) and answers each (`Router.take_answer`, `take_outcomes`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-
-# A router acts on a release within ACT_WITHIN_S, or takes it back. The pod refuses the uid for
-# REFUSED_FOR_S: several times as long, so that it never serves again while the router may still
-# act. Later, the link in Redis says all that the refusal could. Seconds.
-ACT_WITHIN_S = 60.0
-REFUSED_FOR_S = 5 * ACT_WITHIN_S
+from typing import NamedTuple
 
 Address = tuple[str, int, int]
 """service, pod, incarnation: whom a command is for."""
@@ -33,31 +28,42 @@ class Word(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give up uids up to an epoch: refuse, let calls end, run `on_release`.
+    """Give up uids up to an epoch, each when its calls have ended, and run `on_release`.
 
-    Answer: the uids that were given up in time; the others go on as before. `number` names this
-    release for a later `Reopen`.
+    Answered uid by uid, by an `Outcome`. A uid that is still busy after `patience_s` seconds is
+    kept as it was; with `closes`, its calls are refused meanwhile.
     """
 
-    number: int
     uids: dict[str, int]
-    timeout_s: float
+    patience_s: float
+    closes: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Reopen:
-    """Serve the uids of a release again, and stop it if it still runs: no link was changed."""
+class Cancel:
+    """Take a release back, by its number, where no hook has begun: those uids are kept."""
 
-    number: int
-    uids: dict[str, int]
+    release: int
+
+
+class Outcome(NamedTuple):
+    """What became of one uid of a release: it was given up, or it is kept as it was."""
+
+    release: int
+    uid: str
+    epoch: int
+    given: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Cap:
-    """Let the pod's own lease on uids end within so many seconds. Answer: True."""
+class EndAt:
+    """Give up uids so many seconds from now (infinite: no more), since their links are to go then.
+
+    Answer: the uids that are being given up already.
+    """
 
     uids: dict[str, int]
-    lease_s: float
+    after_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +108,7 @@ class Memory:
     ago_s: dict[str, float] = field(default_factory=dict)
 
 
-Command = Release | Reopen | Cap | Show | Close | Open | Recall
+Command = Release | Cancel | EndAt | Show | Close | Open | Recall
 
 Numbered = tuple[int, Command]
 """A command, and the number under which its answer is expected."""

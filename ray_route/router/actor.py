@@ -18,7 +18,8 @@ from ray_route.config import RouteConfig
 from ray_route.errors import RouteError
 from ray_route.model import DrainProgress, Explanation, Life, Link, Pod, PodRecord, RoutingState
 from ray_route.protocol.changes import Change
-from ray_route.protocol.commands import Address, Numbered, Word
+from ray_route.protocol.commands import Address, Numbered, Outcome, Word
+from ray_route.protocol.names import RAY_NAMESPACE
 from ray_route.protocol.welcome import Welcome
 from ray_route.protocol.wire import pack_answers, unpack_question
 from ray_route.router.change_writer import ChangeWriter
@@ -33,6 +34,7 @@ from ray_route.router.moves import Moves
 from ray_route.router.placing_gate import PlacingGate
 from ray_route.router.recovery import Recovery
 from ray_route.router.resumption import Resumption
+from ray_route.router.scalings import Scalings
 from ray_route.router.shards import Shards
 from ray_route.runtime import telemetry
 from ray_route.runtime.metrics import ROUTER_CACHE_LINKS
@@ -42,6 +44,15 @@ from ray_route.store.links import LinkCalls
 from ray_route.store.url import StoreUrl
 
 _RETRY_S = 0.2
+
+
+async def _has_actor(name: str) -> bool:
+    """True if Ray has an actor of that name, be it one that it is just restarting."""
+    try:
+        await asyncio.to_thread(ray.get_actor, name, namespace=RAY_NAMESPACE)
+    except ValueError:
+        return False
+    return True
 
 
 class Router:
@@ -62,9 +73,17 @@ class Router:
         self._links = LinkTable(config, keys, self._membership, self._shards)
         self._directory = Directory(config, self._links, store, self._membership)
         self._moves = Moves(
-            self._membership, self._links, self._directory, self._mailboxes, self._links_stale
+            self._membership,
+            self._links,
+            self._directory,
+            self._mailboxes,
+            self._links_stale,
+            config.ttl_s,
         )
-        self._drains = Drains(self._membership, self._directory, self._mailboxes, self._moves)
+        self._drains = Drains(
+            self._membership, self._directory, self._mailboxes, self._moves, _has_actor
+        )
+        self._scalings = Scalings()
         gate = PlacingGate(namespace, config, self._membership)
         self._shards.may_place = gate.passed
         node: str = ray.get_runtime_context().get_node_id()
@@ -209,12 +228,28 @@ class Router:
         await self._life.opened()
         return await self._failures.look_into(service, pod, incarnation, died=died)
 
-    async def drain(self, service: str, pod: int, deadline_s: float, *, go_on: bool) -> None:
-        """Begin to drain a pod; see `drain_progress`."""
+    async def drain(
+        self,
+        service: str,
+        pod: int,
+        deadline_s: float,
+        *,
+        go_on: bool,
+        found: RoutingState | None = None,
+    ) -> RoutingState | None:
+        """Begin to drain a pod (see `drain_progress`), or take up the drain of an earlier router.
+
+        Returns the state in which the pod was `found` before, which a drain that stops gives back;
+        None if another caller's drain of it goes on.
+        """
         await self._life.opened()
         record = await self._membership.known(service, pod)
-        if record.life is Life.ALIVE and record.state is not RoutingState.SHUTDOWN:
-            self._drains.start(service, record, deadline_s, go_on=go_on)
+        before = found or record.state
+        if not record.routable:
+            self._drains.forget(service, pod)
+            return before
+        begun = self._drains.start(service, record, before, deadline_s, go_on=go_on)
+        return before if begun else None
 
     async def drain_progress(self, service: str, pod: int) -> DrainProgress | None:
         """How far the drain of a pod has come; None if this router began none."""
@@ -223,6 +258,15 @@ class Router:
         if known is None and record is not None and not record.routable:
             return DrainProgress(pod, left=0, moved=0, running=0, done=True)
         return known
+
+    async def hold_scaling(self, service: str, holder: str, lease_s: float) -> bool:
+        """See `Scalings.hold`."""
+        await self._life.opened()
+        return self._scalings.hold(service, holder, lease_s)
+
+    async def release_scaling(self, service: str, holder: str) -> None:
+        """See `Scalings.release`."""
+        self._scalings.release(service, holder)
 
     # Agents.
 
@@ -265,10 +309,14 @@ class Router:
         await self._life.opened()
         return await self._links.refresh(service, used)
 
-    async def take_back(self, address: Address, uids: dict[str, int]) -> None:
-        """See `Moves.take_back`."""
+    async def take_outcomes(self, address: Address, outcomes: list[Outcome]) -> None:
+        """Take in what became of uids that an agent was told to give up."""
+        self._mailboxes.take_outcomes(address, outcomes)
+
+    async def settle(self, address: Address, given: dict[str, tuple[int, bool]]) -> dict[str, int]:
+        """See `Moves.settle`."""
         await self._life.opened()
-        await self._moves.take_back(*address, uids)
+        return await self._moves.settle(address, given)
 
     async def set_state(
         self, service: str, pod: int, incarnation: int, state: RoutingState

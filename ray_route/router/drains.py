@@ -1,16 +1,25 @@
-"""Draining a pod: no new uids, then uid by uid to others, then nothing any more."""
+"""Draining a pod: no new uids, then uid by uid to others, then nothing any more.
+
+Each uid moves on its own clock: idle ones at once, busy ones as soon as their calls have ended.
+Until then they are served; only towards the drain's deadline are new calls of those that were
+never idle refused.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from ray_route.clock import Deadline
-from ray_route.errors import PodUnavailableError
-from ray_route.model import DrainProgress, Link, PodRecord, RoutingState
+from ray_route.errors import NoAvailablePodError, PodUnavailableError, StoreUnavailableError
+from ray_route.model import DrainProgress, Life, Link, PodRecord, RoutingState
 from ray_route.protocol.commands import Address, Close, Command, Open, Show
 from ray_route.router.directory import Directory
 from ray_route.router.mailbox import Mailboxes, NoAnswerError
@@ -20,11 +29,18 @@ from ray_route.runtime.metrics import DRAINS
 
 logger = logging.getLogger(__name__)
 
-_UIDS_PER_RELEASE = 200
+_UIDS_PER_RELEASE = 1_000
 _ANSWER_S = 5.0
-_RELEASE_S = 10.0
+# Before its deadline, for so long (a third of it, if that is less), a drain refuses calls of uids
+# that were never idle; past it, one that goes on does so for a second in every five.
+_CLOSING_S = 5.0
+_GO_ON_OPEN_S = 4.0
+_GO_ON_CLOSED_S = 1.0
 _PAUSE_S = 0.1
+_RETRY_S = 0.5
+_GIVE_BACK_S = 10.0
 
+IsRestarting = Callable[[str], Awaitable[bool]]
 Note = Callable[[DrainProgress], None]
 
 
@@ -32,62 +48,207 @@ class StoppedError(Exception):
     """A drain ended before its pod was empty."""
 
 
+class _NoTargetError(Exception):
+    """The last pod that could take uids has gone."""
+
+
 @dataclass
 class _Drain:
-    """One pod's drain. What `moved` and the rest say is noted as it goes."""
+    """One pod's drain. What `moved` and the rest say is noted as it goes.
+
+    Nothing is taken from the pod before there is another that takes its uids, and what stops the
+    drain gives the pod back as it was found.
+    """
 
     membership: Membership
     directory: Directory
     mailboxes: Mailboxes
     moves: Moves
+    is_restarting: IsRestarting
+    deciding: asyncio.Lock
     service: str
     pod: PodRecord
+    before: RoutingState
     deadline: Deadline
     go_on: bool
     note: Note
     moved: int = 0
+    running: int = 0
+    closes: bool = False
+    denying: bool = False
+    """True once the pod may have been told to take no new uids."""
 
     async def run(self) -> None:
         """Drain the pod; raise `StoppedError` at the deadline if not told to go on."""
-        await self.directory.quiet(self.service)
-        while holdings := await self._show():
-            self._check(len(holdings))
-            await self._move_some(holdings)
+        self.denying = self.pod.state is not self.before  # by an earlier router
         try:
+            await self._begin()
+            await self.directory.quiet(self.service)
+            while holdings := await self._show():
+                await self._move(holdings)
             await self._finish()
+        except Exception:
+            await self._give_back()
+            raise
+        self.note(DrainProgress(self.pod.pod, left=0, moved=self.moved, running=0, done=True))
+
+    async def _begin(self) -> None:
+        """Have the pod take no new uids, once there is another for those that it has."""
+        while not await self._decide():
+            if not await self._show():  # nothing to move, so nobody is needed
+                await self._deny_new()
+                return
+            await self._wait_for_target()
+
+    async def _decide(self) -> bool:
+        """Take the pod out of the service if another is left; say whether.
+
+        Drains of one service decide one after the other: of the last two pods one stays.
+        """
+        async with self.deciding:
+            await self.membership.refresh(self.service)
+            if not self._targets():
+                return False
+            await self._deny_new()
+            return True
+
+    async def _deny_new(self) -> None:
+        self.denying = True
+        await self._set_state(RoutingState.DENY_NEW)
+
+    def _targets(self) -> bool:
+        available = self.membership.table.available(self.service)
+        return any(pod.pod != self.pod.pod for pod in available)
+
+    async def _wait_for_target(self) -> None:
+        """Wait a moment for a pod that can take uids; raise `StoppedError` if none is to come."""
+        if not await self._any_restarting():
+            raise StoppedError("no other pod is READY; the pod serves what it has, as before")
+        if self.deadline.remaining() == 0 and not self.go_on:
+            raise StoppedError(
+                f"no other pod was READY within {self.deadline.timeout_s:g} s, though one is "
+                "being restarted; the pod serves what it has, as before"
+            )
+        await asyncio.sleep(_PAUSE_S)
+        await self.membership.refresh(self.service)
+
+    async def _any_restarting(self) -> bool:
+        for other in list(self.membership.table.pods(self.service).values()):
+            gone = other.pod != self.pod.pod and other.life is Life.GONE
+            if gone and other.actor and await self.is_restarting(other.actor):
+                return True
+        return self._targets()
+
+    async def _finish(self) -> None:
+        """Close the pod, move what slipped in meanwhile, and write that it is shut down."""
+        try:
+            holdings, _ = await self._ask(Close())
+            while holdings:
+                await self._move(holdings)
+                holdings = await self._show()
         except BaseException:
             # Refused by a closed pod and moved by nobody: better served where they are.
             self.mailboxes.post(self._address, Open())
             raise
-        self.note(DrainProgress(self.pod.pod, left=0, moved=self.moved, running=0, done=True))
+        await self._shut_down()
 
-    async def _finish(self) -> None:
-        """Close the pod, move what slipped in meanwhile, and write that it is shut down."""
-        holdings, _ = await self._ask(Close())
-        while holdings:
-            self._check(len(holdings))
-            await self._move_some(holdings)
-            holdings = await self._show()
-        await self.membership.set_state(self.service, self.pod, RoutingState.SHUTDOWN)
+    async def _shut_down(self) -> None:
+        """Write that an empty pod is shut down.
+
+        A write without an answer may still be carried out: then to go on is right, whatever
+        became of it, and to give the pod back could bring a life back that has ended.
+        """
+        while True:
+            try:
+                await self._set_state(RoutingState.SHUTDOWN)
+            except StoreUnavailableError as error:
+                if self.deadline.remaining() == 0 and not self.go_on:
+                    problem = f"the pod is empty and closed, but that can't be written: {error}"
+                    self.note(
+                        DrainProgress(self.pod.pod, 0, self.moved, 0, done=True, problem=problem)
+                    )
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return
+
+    async def _give_back(self) -> None:
+        """Let the pod take new uids again, if it did before and still lives."""
+        deadline = Deadline.after(_GIVE_BACK_S)
+        while self.denying:
+            try:
+                await self.membership.refresh(self.service)
+                record = self.membership.table.get(self.service, self.pod.pod)
+                if record is not None and record.state is RoutingState.DENY_NEW:
+                    await self._set_state(self.before)
+            except StoreUnavailableError:
+                if deadline.remaining() == 0:
+                    raise
+                await asyncio.sleep(_RETRY_S)
+            except PodUnavailableError:
+                return  # its life has ended
+            else:
+                return
+
+    async def _set_state(self, state: RoutingState) -> None:
+        await self.membership.set_state(self.service, self.pod, state)
 
     def _check(self, left: int) -> None:
         if self.deadline.remaining() == 0 and not self.go_on:
             raise StoppedError(
                 f"{left} uids were left after {self.deadline.timeout_s:g} s; "
-                "the pod serves those and takes no new ones"
+                "the pod serves those and is given back as it was"
             )
 
-    async def _move_some(self, holdings: dict[str, int]) -> None:
-        some = list(holdings.items())[:_UIDS_PER_RELEASE]
-        pod, incarnation = self.pod.pod, self.pod.incarnation
-        links = {
-            uid: Link(pod, incarnation, epoch, persistent=False, lease_s=0) for uid, epoch in some
-        }
-        try:
-            self.moved += await self.moves.hand_over(self.service, links, _RELEASE_S)
-        except PodUnavailableError as error:
-            logger.info("a drain waits for calls to end: %s", error)
+    async def _move(self, holdings: dict[str, int]) -> None:
+        """Move what can be moved in this phase of the drain, all uids side by side."""
+        self._check(len(holdings))
+        while not self._targets():  # before anything is taken
+            await self._wait_for_target()
+        moved, links = self.moved, iter(self._links(holdings).items())
+        lefts: dict[int, int] = {}
+        patience_s, closes = self._phase()
+        releases: list[Coroutine[Any, Any, list[str]]] = []
+        while some := dict(islice(links, _UIDS_PER_RELEASE)):
+            note = partial(self._note_moved, lefts, len(releases))
+            lefts[len(releases)] = len(some)
+            releases.append(
+                self.moves.hand_over(self.service, some, patience_s, closes=closes, note=note)
+            )
+        # Without a target: looked for again before the next release.
+        with contextlib.suppress(_NoTargetError, NoAvailablePodError):
+            await _all_of(releases)
+        if self.moved == moved:
             await asyncio.sleep(_PAUSE_S)
+
+    def _links(self, holdings: dict[str, int]) -> dict[str, Link]:
+        pod, incarnation = self.pod.pod, self.pod.incarnation
+        return {
+            uid: Link(pod, incarnation, epoch, persistent=False, lease_s=0)
+            for uid, epoch in holdings.items()
+        }
+
+    def _phase(self) -> tuple[float, bool]:
+        """Return for how long to wait for busy uids, and whether to refuse their calls meanwhile.
+
+        A uid whose calls overlap for ever would never be idle.
+        """
+        left = self.deadline.remaining()
+        closing_s = min(_CLOSING_S, self.deadline.timeout_s / 3)
+        if left > closing_s:
+            return left - closing_s, False
+        if left > 0:
+            return left, True
+        self.closes = not self.closes
+        return (_GO_ON_CLOSED_S, True) if self.closes else (_GO_ON_OPEN_S, False)
+
+    def _note_moved(self, lefts: dict[int, int], release: int, moved: int, left: int) -> None:
+        self.moved += moved
+        lefts[release] = left
+        total = sum(lefts.values())
+        self.note(DrainProgress(self.pod.pod, total, self.moved, self.running))
+        self._check(total)
+        if left and not self._targets():
+            raise _NoTargetError
 
     @property
     def _address(self) -> Address:
@@ -103,6 +264,7 @@ class _Drain:
                 if dead or (self.deadline.remaining() == 0 and not self.go_on):
                     raise
                 continue
+            self.running = running
             self.note(DrainProgress(self.pod.pod, len(holdings), self.moved, running))
             return holdings
 
@@ -117,46 +279,77 @@ class _Drain:
         return answer
 
 
+async def _all_of(works: Sequence[Coroutine[Any, Any, Any]]) -> None:
+    """Do all at once; if one fails, end the others before its error is raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class Drains:
-    """The drains of one router; those of one service run one after the other."""
+    """The drains of one router. `is_restarting` says of an actor's name if Ray still has it."""
 
     def __init__(
-        self, membership: Membership, directory: Directory, mailboxes: Mailboxes, moves: Moves
+        self,
+        membership: Membership,
+        directory: Directory,
+        mailboxes: Mailboxes,
+        moves: Moves,
+        is_restarting: IsRestarting,
     ) -> None:
-        self._parts = (membership, directory, mailboxes, moves)
-        self._one_at_a_time: dict[str, asyncio.Lock] = {}
+        self._parts = (membership, directory, mailboxes, moves, is_restarting)
+        self._meter = membership.meter
+        self._deciding: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._running: dict[tuple[str, int], asyncio.Task[Any]] = {}
         self._progress: dict[tuple[str, int], DrainProgress] = {}
 
-    def start(self, service: str, pod: PodRecord, deadline_s: float, *, go_on: bool) -> None:
-        """Begin to drain a pod, unless that is under way."""
+    def start(
+        self,
+        service: str,
+        pod: PodRecord,
+        before: RoutingState,
+        deadline_s: float,
+        *,
+        go_on: bool,
+    ) -> bool:
+        """Begin to drain a pod; False if that is under way, with a deadline of its own.
+
+        `before` is the state that the pod gets back if the drain stops.
+        """
         key = (service, pod.pod)
         if key in self._running:
-            return
+            return False
         self._progress[key] = DrainProgress(pod.pod, left=0, moved=0, running=0)
 
         def note(progress: DrainProgress) -> None:
             self._progress[key] = progress
 
-        deadline = Deadline.after(deadline_s)
-        drain = _Drain(*self._parts, service, pod, deadline, go_on, note)
+        deadline, deciding = Deadline.after(deadline_s), self._deciding[service]
+        drain = _Drain(*self._parts, deciding, service, pod, before, deadline, go_on, note)
         task = asyncio.get_running_loop().create_task(self._run(key, drain))
         self._running[key] = task
         task.add_done_callback(lambda _: self._running.pop(key, None))
+        return True
 
     def progress(self, service: str, pod: int) -> DrainProgress | None:
         """How far the last drain of a pod has come; None if this router began none."""
         return self._progress.get((service, pod))
 
+    def forget(self, service: str, pod: int) -> None:
+        """Forget how a drain ended, of a pod that can't be drained any more."""
+        if (service, pod) not in self._running:
+            self._progress.pop((service, pod), None)
+
     async def _run(self, key: tuple[str, int], drain: _Drain) -> None:
         try:
-            # Before its turn comes: a drain under way must not move uids here.
-            await drain.membership.set_state(key[0], drain.pod, RoutingState.DENY_NEW)
-            async with self._one_at_a_time.setdefault(key[0], asyncio.Lock()):
-                await drain.run()
-            drain.membership.meter.count(DRAINS, key[0], "done")
+            await drain.run()
+            self._meter.count(DRAINS, key[0], "done")
         except Exception as error:  # noqa: BLE001 - whoever waits for it must hear of it
             facts = {"service": key[0], "pod": key[1]}
             logger.warning("the drain of pod %(pod)d of %(service)s stopped", facts, extra=facts)
             self._progress[key] = replace(self._progress[key], done=True, problem=str(error))
-            drain.membership.meter.count(DRAINS, key[0], "stopped")
+            self._meter.count(DRAINS, key[0], "stopped")

@@ -161,6 +161,17 @@ class LinkTable:
             for uid, outcome in outcomes.items()
         }
 
+    async def regrant(self, service: str, uids: Mapping[str, int]) -> None:
+        """Give uids back to their owner, each under a new epoch if it still has this one."""
+
+        def build(writer: Writer, shard: int, some: list[str]) -> Call:
+            return self._calls.regrant(writer, shard, service, some, [uids[uid] for uid in some])
+
+        for uid, outcome in (await self._write(service, list(uids), build, placing=False)).items():
+            if linked(outcome):
+                assert isinstance(outcome, Outcome)
+                self._counted(service, uid, outcome, "given back to")
+
     async def refresh(self, service: str, uids: Mapping[str, int]) -> dict[str, int]:
         """Lengthen the lives of links in use; return those whose link is no longer that one."""
 

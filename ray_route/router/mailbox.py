@@ -8,15 +8,62 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from ray_route.protocol.commands import Address, Command, Numbered
+from ray_route.protocol.commands import Address, Command, Numbered, Outcome, Release
 
 
 class NoAnswerError(Exception):
     """The agent did not answer in time, or its life has ended."""
+
+
+class Outcomes:
+    """What becomes of the uids of one release, as its agent tells."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._told: list[Outcome] = []
+        self._problem = ""
+        self._wake = asyncio.Event()
+
+    async def some(self, timeout_s: float) -> list[Outcome]:
+        """Return outcomes as soon as there are any; raise `NoAnswerError` if none come."""
+        if not self._told and not self._problem:
+            try:
+                await asyncio.wait_for(self._wake.wait(), timeout_s)
+            except asyncio.TimeoutError:
+                raise NoAnswerError(f"no answer within {timeout_s:g} s") from None
+        if not self._told:
+            raise NoAnswerError(self._problem)
+        some, self._told = self._told, []
+        self._wake.clear()
+        return some
+
+    async def some_or_none(self, timeout_s: float) -> list[Outcome]:
+        """Return outcomes as soon as there are any; none if that takes longer.
+
+        Raises `NoAnswerError` if the agent's life has ended.
+        """
+        try:
+            return await self.some(timeout_s)
+        except NoAnswerError:
+            if self._problem:
+                raise
+            return []
+
+    def tell(self, outcome: Outcome) -> None:
+        """Take one in."""
+        self._told.append(outcome)
+        self._wake.set()
+
+    def end(self, problem: str) -> None:
+        """Let whoever waits go: no more will come."""
+        self._problem = problem
+        self._wake.set()
 
 
 @dataclass(slots=True)
@@ -24,6 +71,7 @@ class _Box:
     commands: list[Numbered] = field(default_factory=list)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     answers: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
+    outcomes: dict[int, Outcomes] = field(default_factory=dict)
 
 
 class Mailboxes:
@@ -60,6 +108,25 @@ class Mailboxes:
             box.answers.pop(number, None)
             box.commands = [item for item in box.commands if item[0] != number]
 
+    @contextmanager
+    def release(self, address: Address, release: Release) -> Iterator[Outcomes]:
+        """Post a release and provide its outcomes."""
+        number = self.post(address, release)
+        box = self._boxes[address]
+        outcomes = box.outcomes[number] = Outcomes(number)
+        try:
+            yield outcomes
+        finally:
+            box.outcomes.pop(number, None)
+
+    def take_outcomes(self, address: Address, outcomes: Iterable[Outcome]) -> None:
+        """Take in what an agent tells; what nobody waits for any more is dropped."""
+        box = self._boxes.get(address)
+        for outcome in outcomes if box else ():
+            waiting = box.outcomes.get(outcome.release) if box else None
+            if waiting is not None:
+                waiting.tell(outcome)
+
     def post(self, address: Address, command: Command) -> int:
         """Post a command without waiting for an answer."""
         box = self._boxes.setdefault(address, _Box())
@@ -91,3 +158,5 @@ class Mailboxes:
         for future in box.answers.values():
             if not future.done():
                 future.set_exception(NoAnswerError("its life has ended"))
+        for outcomes in box.outcomes.values():
+            outcomes.end("its life has ended")

@@ -2,26 +2,28 @@
 
 The owner refuses the uid from then on, lets its calls end and runs `on_release`; only then is
 the link changed, and only if it is still the one that its owner gave up. An owner that does not
-answer keeps its uids until its life has ended.
+answer keeps its uids until its life has ended. What an owner has given up, and nobody then took,
+is given back to it under a new epoch (`settle`): it never serves again under the old one, so no
+change that is late can meet it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from itertools import count
 
-from ray_route.clock import Deadline, now
-from ray_route.errors import PodUnavailableError, RouteError, StoreUnavailableError
+from ray_route.clock import Deadline
+from ray_route.errors import PodUnavailableError, RouteError
 from ray_route.model import Link, PodRecord
-from ray_route.protocol.commands import ACT_WITHIN_S, Cap, Release, Reopen
+from ray_route.protocol.commands import Address, Cancel, EndAt, Release
 from ray_route.router.directory import Directory
 from ray_route.router.link_table import LinkTable
-from ray_route.router.mailbox import Mailboxes, NoAnswerError
+from ray_route.router.mailbox import Mailboxes, NoAnswerError, Outcomes
 from ray_route.router.membership import Membership
 
 logger = logging.getLogger(__name__)
@@ -29,8 +31,7 @@ logger = logging.getLogger(__name__)
 _ANSWER_S = 5.0
 # Of the time that a caller gives, for the owner's calls to end; the rest is for its answer.
 _FOR_CALLS = 0.7
-_DOUBT_S = 1.0
-_DOUBTS = 60
+_LOOK_S = 0.2
 
 Stale = Callable[[str, "dict[str, int]"], None]
 
@@ -41,18 +42,11 @@ class _Turn:
     users: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Released:
-    """Uids that one living pod has given up to one release; none where the pod is dead."""
-
-    links: dict[str, Link]
-    release: Release | None
-
-
 class Moves:
     """Everything that takes a link away from a living pod. Belongs to one event loop.
 
-    `stale` is told which links, up to which epoch, no cache may serve any more.
+    `stale` is told which links, up to which epoch, no cache may serve any more. A removal that is
+    scheduled leaves the link in Redis for `grace_s` longer, for its owner to run `on_release`.
     """
 
     def __init__(
@@ -62,15 +56,18 @@ class Moves:
         directory: Directory,
         mailboxes: Mailboxes,
         stale: Stale,
+        grace_s: float,
     ) -> None:
         self._membership = membership
         self._links = links
         self._directory = directory
         self._mailboxes = mailboxes
         self._stale = stale
+        self._grace_s = grace_s
         self._turns: dict[tuple[str, str], _Turn] = {}
-        self._numbers = count(random.getrandbits(48))
-        self._doubts: set[asyncio.Task[None]] = set()
+        self._moving: Counter[tuple[str, str]] = Counter()
+
+    # One uid.
 
     async def set(
         self, service: str, uid: str, pod: int, *, persistent: bool | None, timeout_s: float
@@ -113,54 +110,22 @@ class Moves:
     async def remove(
         self, service: str, uid: str, pod: int | None, *, after_s: float, timeout_s: float
     ) -> bool:
-        """Remove a uid's link, now or later, if `pod` (None: any) holds it; say whether it did."""
+        """Remove a uid's link, now or later, if `pod` (None: any) holds it; say whether it did.
+
+        Later, its owner gives it up when that is due, and then the link goes.
+        """
         deadline = Deadline.after(timeout_s)
         async with self._turn(service, uid, deadline):
             held = await self._links.read(service, uid)
             if held is None or pod not in (None, held.pod):
                 return False
-            if after_s > 0:
-                await self._cap(service, uid, held, after_s)
-                released = Released({}, None)
-            else:
-                released = await self._release(service, {uid: held}, deadline)
-            try:
-                removed = await self._links.remove(service, uid, held, after_s)
-            except RouteError as error:
-                self._undo(service, released, error)
-                raise
+            if after_s == 0:
+                await self._release(service, uid, held, deadline)
+            elif await self._end_at(service, uid, held, after_s):
+                after_s += self._grace_s
+            removed = await self._links.remove(service, uid, held, after_s)
             self._stale(service, {uid: held.epoch})
             return removed
-
-    async def take_back(
-        self, service: str, pod: int, incarnation: int, uids: Mapping[str, int]
-    ) -> None:
-        """Remove links that their owner has given up by itself, because nobody used them."""
-        for uid, epoch in uids.items():
-            link = Link(pod, incarnation, epoch, persistent=False, lease_s=0)
-            if await self._links.remove(service, uid, link, 0):
-                self._stale(service, {uid: epoch})
-
-    async def hand_over(self, service: str, links: dict[str, Link], timeout_s: float) -> int:
-        """Move uids of one living pod to others; return how many moved.
-
-        Raises `PodUnavailableError` if their owner kept them all, and what placement raises.
-        """
-        released = await self._release(service, links, Deadline.after(timeout_s))
-        answers = await self._directory.give_away(service, released.links, None)
-        kept = {
-            uid: link
-            for uid, link in released.links.items()
-            if isinstance(answers[uid], RouteError) or answers[uid].pod == link.pod
-        }
-        errors = [answer for answer in answers.values() if isinstance(answer, RouteError)]
-        moved = {uid: link.epoch for uid, link in released.links.items() if uid not in kept}
-        self._stale(service, moved)
-        if kept:
-            self._undo(service, Released(kept, released.release), errors[0] if errors else None)
-        if errors:
-            raise errors[0]
-        return len(moved)
 
     async def _give(
         self,
@@ -172,98 +137,133 @@ class Moves:
         deadline: Deadline,
     ) -> Link:
         """Set a link if it still is what was read, having its living owner give it up first."""
-        released = Released({}, None)
         if held is not None and not _is_at(held, target):
-            released = await self._release(service, {uid: held}, deadline)
-        try:
-            link = await self._links.set(service, uid, target, held, persistent=persistent)
-        except RouteError as error:
-            self._undo(service, released, error)
-            raise
+            await self._release(service, uid, held, deadline)
+        elif held is not None:
+            await self._end_at(service, uid, held, math.inf)
+        link = await self._links.set(service, uid, target, held, persistent=persistent)
         if held is not None and link.epoch != held.epoch:
             self._stale(service, {uid: link.epoch - 1})
         return link
 
-    async def _release(self, service: str, links: dict[str, Link], deadline: Deadline) -> Released:
-        """Have the living owner of one pod's uids give them up; say which it did.
+    async def _release(self, service: str, uid: str, link: Link, deadline: Deadline) -> None:
+        """Have a uid's living owner give it up; return when it has.
 
-        Raises `PodUnavailableError` if it kept them all or did not answer.
+        Raises `PodUnavailableError` if it kept it, or has not told in time.
         """
-        some = next(iter(links.values()))
-        if self._membership.table.has_ended(service, some):
-            return Released(links, None)
-        uids = {uid: link.epoch for uid, link in links.items()}
-        release = Release(next(self._numbers), uids, deadline.remaining() * _FOR_CALLS)
-        address = (service, some.pod, some.incarnation)
-        asked_at = now()
-        try:
-            given_up: list[str] = await self._mailboxes.ask(address, release, deadline.remaining())
-        except NoAnswerError as error:
-            if self._membership.table.has_ended(service, some):
-                return Released(links, None)
-            self._reopen(service, Released(links, release))
-            raise self._kept(service, links, str(error)) from error
-        released = Released({uid: links[uid] for uid in given_up}, release)
-        if now() - asked_at > ACT_WITHIN_S:  # this process was frozen: the pod may go on by now
-            self._reopen(service, released)
-            raise self._kept(service, links, "its answer came too late")
-        if not given_up:
-            raise self._kept(service, links, "its calls did not end in time")
-        return released
+        if self._membership.table.has_ended(service, link):
+            return
+        patience_s = deadline.remaining() * _FOR_CALLS
+        address = (service, link.pod, link.incarnation)
+        asked = Release({uid: link.epoch}, patience_s, closes=True)
+        with self._mailboxes.release(address, asked) as outcomes:
+            try:
+                (outcome,) = await outcomes.some(deadline.remaining())
+            except NoAnswerError as error:
+                if self._membership.table.has_ended(service, link):
+                    return
+                self._mailboxes.post(address, Cancel(outcomes.number))
+                why = f"{error}; if its on_release runs, it is served there again afterwards"
+                raise self._kept(service, uid, link, why) from error
+        if not outcome.given:
+            raise self._kept(service, uid, link, "its calls did not end in time")
 
-    def _kept(self, service: str, links: dict[str, Link], why: str) -> PodUnavailableError:
-        uid, link = next(iter(links.items()))
+    def _kept(self, service: str, uid: str, link: Link, why: str) -> PodUnavailableError:
         return self._membership.unavailable(service, link.pod, f"it kept the uid: {why}", uid)
 
-    def _undo(self, service: str, released: Released, error: RouteError | None) -> None:
-        """Give uids back whose link was not changed, at once if that is certain."""
-        if released.release is None or not released.links:
-            return
-        if not isinstance(error, StoreUnavailableError):
-            self._reopen(service, released)
-            return
-        task = asyncio.get_running_loop().create_task(self._reopen_when_certain(service, released))
-        self._doubts.add(task)
-        task.add_done_callback(self._doubts.discard)
+    async def _end_at(self, service: str, uid: str, held: Link, after_s: float) -> bool:
+        """Have the living owner give a uid up at a moment; False if it has none.
 
-    async def _reopen_when_certain(self, service: str, released: Released) -> None:
-        """Give uids back once Redis answers: a write without an answer may still be carried out.
-
-        What a server had received before it stalled is carried out when it goes on, and so
-        before the second of two answers a second apart.
+        Raises `PodUnavailableError` if it does not answer, or is giving it up just now.
         """
-        unchanged: dict[str, Link] = {}
-        for _ in range(_DOUBTS):
-            await asyncio.sleep(_DOUBT_S)
-            epochs = {uid: link.epoch for uid, link in released.links.items()}
-            try:
-                await self._links.not_held(service, epochs)
-                await asyncio.sleep(_DOUBT_S)
-                changed = await self._links.not_held(service, epochs)
-            except RouteError:
-                continue
-            unchanged = {u: link for u, link in released.links.items() if u not in changed}
-            break
-        self._reopen(service, Released(unchanged, released.release))
-
-    def _reopen(self, service: str, released: Released) -> None:
-        """Let the owner serve uids again."""
-        if released.release is None or not released.links:
-            return
-        some = next(iter(released.links.values()))
-        epochs = {uid: link.epoch for uid, link in released.links.items()}
-        address = (service, some.pod, some.incarnation)
-        self._mailboxes.post(address, Reopen(released.release.number, epochs))
-
-    async def _cap(self, service: str, uid: str, held: Link, lease_s: float) -> None:
-        """Let the owner's own lease end with the link's."""
         if self._membership.table.has_ended(service, held):
-            return
-        command = Cap({uid: held.epoch}, lease_s)
+            return False
+        command = EndAt({uid: held.epoch}, after_s)
         try:
-            await self._mailboxes.ask((service, held.pod, held.incarnation), command, _ANSWER_S)
+            ending = await self._mailboxes.ask(
+                (service, held.pod, held.incarnation), command, _ANSWER_S
+            )
         except NoAnswerError as error:
-            raise self._kept(service, {uid: held}, str(error)) from error
+            if self._membership.table.has_ended(service, held):
+                return False
+            raise self._kept(service, uid, held, str(error)) from error
+        if ending:
+            raise self._membership.unavailable(
+                service, held.pod, "it is giving the uid up just now: try again", uid
+            )
+        return True
+
+    # Many uids.
+
+    async def hand_over(
+        self,
+        service: str,
+        links: Mapping[str, Link],
+        patience_s: float,
+        *,
+        closes: bool,
+        note: Callable[[int, int], None],
+    ) -> list[str]:
+        """Move uids of one living pod to others, each as it is given up; return those kept.
+
+        `note` is told, again and again, how many have just moved and how many are left; what it
+        raises ends the hand-over, as the end of the pod's life (`NoAnswerError`) and what placement
+        raises do: uids whose hook has not begun are then kept, and the others are given back.
+        """
+        some = next(iter(links.values()))
+        address = (service, some.pod, some.incarnation)
+        waiting = {uid: link.epoch for uid, link in links.items()}
+        kept: list[str] = []
+        release = Release(dict(waiting), patience_s, closes)
+        with self._mailboxes.release(address, release) as outcomes:
+            try:
+                while waiting:
+                    given = {uid: links[uid] for uid in await _given(outcomes, waiting, kept)}
+                    note(await self._give_away(service, given), len(waiting))
+            except BaseException:
+                self._mailboxes.post(address, Cancel(outcomes.number))
+                raise
+        return kept
+
+    async def _give_away(self, service: str, links: dict[str, Link]) -> int:
+        """Give uids that their owner has given up to others; return how many moved."""
+        if not links:
+            return 0
+        with self._in_move((service, uid) for uid in links):
+            answers = await self._directory.give_away(service, links, None)
+        errors = [answer for answer in answers.values() if isinstance(answer, RouteError)]
+        moved = {
+            uid: link.epoch
+            for uid, link in links.items()
+            if isinstance(answer := answers[uid], Link) and answer.epoch != link.epoch
+        }
+        self._stale(service, moved)
+        if errors:
+            raise errors[0]
+        return len(moved)
+
+    async def settle(
+        self, address: Address, given: Mapping[str, tuple[int, bool]]
+    ) -> dict[str, int]:
+        """Deal with uids that their owner has given up, and that nobody is moving.
+
+        `given` maps them to their epochs, and to whether the link is to go; else it is given back
+        to its owner under a new epoch. Returns those that have been dealt with.
+        """
+        service, pod, incarnation = address
+        free = {uid: it for uid, it in given.items() if not self._moving[service, uid]}
+        back = {uid: epoch for uid, (epoch, removes) in free.items() if not removes}
+        for uid, (epoch, removes) in free.items():
+            if removes:
+                link = Link(pod, incarnation, epoch, persistent=False, lease_s=0)
+                await self._links.remove(service, uid, link, 0)
+        if back:
+            await self._links.regrant(service, back)
+        settled = {uid: epoch for uid, (epoch, _) in free.items()}
+        self._stale(service, settled)
+        return settled
+
+    # Turns.
 
     @asynccontextmanager
     async def _turn(self, service: str, uid: str, deadline: Deadline) -> AsyncIterator[None]:
@@ -274,7 +274,8 @@ class Moves:
         try:
             await asyncio.wait_for(turn.lock.acquire(), deadline.remaining())
             try:
-                yield
+                with self._in_move([key]):
+                    yield
             finally:
                 turn.lock.release()
         except asyncio.TimeoutError:
@@ -284,6 +285,28 @@ class Moves:
             turn.users -= 1
             if turn.users == 0:
                 self._turns.pop(key, None)
+
+    @contextmanager
+    def _in_move(self, keys: Iterable[tuple[str, str]]) -> Iterator[None]:
+        """Have `settle` leave uids alone meanwhile."""
+        some = list(keys)
+        self._moving.update(some)
+        try:
+            yield
+        finally:
+            self._moving.subtract(some)
+            for key in some:
+                if not self._moving[key]:
+                    del self._moving[key]
+
+
+async def _given(outcomes: Outcomes, waiting: dict[str, int], kept: list[str]) -> list[str]:
+    """Return the uids given up next; none if that takes a while, as hooks may."""
+    given: list[str] = []
+    for outcome in await outcomes.some_or_none(_LOOK_S):
+        if waiting.pop(outcome.uid, None) is not None:
+            (given if outcome.given else kept).append(outcome.uid)
+    return given
 
 
 def _is_at(link: Link, target: PodRecord) -> bool:

@@ -137,7 +137,26 @@ POD_REFUSALS = Metric(
 POD_FENCINGS = Metric(
     "route_pod_fencings",
     Kind.COUNTER,
-    "lives of a pod that ended against its will: frozen or cut off beyond its lease",
+    "lapses of a pod's lease: it could not renew in time, and served nobody for a while",
+    ("service", "pod"),
+)
+POD_START_FAILURES = Metric(
+    "route_pod_start_failures",
+    Kind.COUNTER,
+    "restarts of a pod whose constructor failed; it is made again after a back-off",
+    ("service", "pod"),
+)
+
+POD_HOOKS_OVER = Metric(
+    "route_pod_hooks_over",
+    Kind.COUNTER,
+    "release hooks that took longer than `release_s`",
+    ("service", "pod"),
+)
+POD_UNRELEASED = Metric(
+    "route_pod_unreleased",
+    Kind.COUNTER,
+    "uids that a pod had not released when it ended",
     ("service", "pod"),
 )
 

@@ -60,6 +60,14 @@ class Namespace:
         self.url = url
         RouteConfig.of(options)
         self.store = Store(url)
+        try:
+            self._open(options, deadline)
+        except BaseException:
+            self.store.close()
+            raise
+
+    def _open(self, options: dict[str, Any], deadline: Deadline) -> None:
+        name = self.name
         self.config = open_namespace(self.store, name, options)
         self._finding = threading.Lock()
         self._closed = False

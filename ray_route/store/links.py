@@ -101,6 +101,17 @@ class LinkCalls:
         pairs = _interleave(expected, owners)
         return self._call("relink", writer, shard, service, uids, self._ttl_ms, *pairs)
 
+    def regrant(
+        self,
+        writer: Writer,
+        shard: int,
+        service: str,
+        uids: Sequence[str],
+        expected: Sequence[int],
+    ) -> Call:
+        """Give each uid back to its owner under a new epoch, if its epoch is the expected one."""
+        return self._call("regrant", writer, shard, service, uids, self._ttl_ms, *expected)
+
     def set(
         self,
         writer: Writer,

@@ -62,7 +62,7 @@ def look(keys: Keys, router: int, *, settled: bool = True) -> Call:
 def seal(keys: Keys, token: int, servers: str) -> Call:
     """Note that the namespace is whole on these servers (see `AsyncStore.servers`).
 
-    After a replay's last write; `servers` were read before it began. Pods claim their indexes
+    After a recovery's last write; `servers` were read before it began. Pods claim their indexes
     only in a sealed namespace, and a router that starts on the same servers knows that nothing is
     lost. Replies "ok", or "lost": begin anew.
     """

@@ -47,8 +47,10 @@ def test_a_hit_checks_what_it_was_given(client: Any, u: str) -> None:
 def test_a_near_hit_asks_nobody(client: Any, u: str, monkeypatch: pytest.MonkeyPatch) -> None:
     link = client.compute_linked_pod(u, "svc")
     session = client._session
-    for way in ("computing", "finding", "store", "router"):
+    for way in ("computing", "finding"):
         monkeypatch.setattr(session, way, None)
+    for way in ("store", "router"):
+        monkeypatch.setattr(session.namespace, way, None)
     later = client.compute_linked_pod(u, "svc")
     assert client.get_linked_pod(u, "svc") == later == link
     assert later.lease_s < link.lease_s

@@ -89,6 +89,15 @@ def flush(world: World) -> None:
 def kill_and_restart_empty(world: World) -> None:
     world.server.stop()
     world.server.start()
+    # Whoever met it away fails at once for a moment more, but for one who looks.
+    eventually(lambda: _answers(world), "it is known to be back")
+
+
+def _answers(world: World) -> bool:
+    try:
+        return world.client.get_link_service(USERS[0]) is not None
+    except ray_route.StoreUnavailableError:
+        return False
 
 
 LOSSES = pytest.mark.parametrize("lose", [flush, kill_and_restart_empty])

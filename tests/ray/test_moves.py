@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 import ray
 from helpers import end_router, eventually, unique_name
 from proxy import TcpProxy
-from services import AsyncCounter, Carrier, Counter
+from services import AsyncCounter, Carrier, Counter, Gated
 
 import ray_route
 from ray_route.model import RoutingState
@@ -142,15 +144,16 @@ def test_a_removal_after_a_delay_ends_every_lease_with_the_link(client: Any, age
     asked_at = time.monotonic()
     held = client.get_linked_pod_not_cache("u", first.service)
     assert held.epoch == link.epoch
-    assert held.lease_s == 0
     assert not held.persistent
     eventually(
         lambda: client.get_linked_in_cache("u", first.service) is None, "caches hear of it", 0.9
     )
     admit(first, link)
-    eventually(lambda: refused(first, link), "the owner's lease ends with it", 3)
+    eventually(lambda: refused(first, link), "the owner gives it up", 3)
     assert time.monotonic() - asked_at > 0.5
-    assert client.get_linked_pod_not_cache("u", first.service) is None
+    eventually(
+        lambda: client.get_linked_pod_not_cache("u", first.service) is None, "and its link goes"
+    )
 
 
 def test_near_caches_elsewhere_hear_of_a_move(client: Any, agents: Any) -> None:
@@ -282,10 +285,171 @@ def test_a_drain_past_its_deadline_says_what_is_left(client: Any, agents: Any) -
     assert last.left == 1
     assert "1 uids were left" in last.problem
     admit(first, link)
-    assert client.pods(first.service)[0].state is RoutingState.DENY_NEW
+    assert client.pods(first.service)[0].state is RoutingState.READY, "it is given back"
     *_, last = client.drain(first.service, 0, deadline_s=10)
     assert last.problem is None
     assert client.compute_linked_pod("u", first.service).pod == 1
+
+
+def test_a_drain_without_a_target_is_refused_before_it_takes_anything(
+    client: Any, agents: Any
+) -> None:
+    (first, second), log = agents
+    link = first.set_linked_pod("u")
+    admit(first, link)
+    second.set_routing_state("DENY_NEW")
+    for _ in range(2):
+        *_, last = client.drain(first.service, 0, deadline_s=10)
+        assert "no other pod is READY" in last.problem
+        assert client.pods(first.service)[0].state is RoutingState.READY
+    admit(first, link)
+    assert log == [(0, "acquire", "u")]
+    assert client.get_linked_pod_not_cache("u", first.service) == link
+
+    second.set_routing_state("READY")
+    *_, last = client.drain(first.service, 0, deadline_s=10)
+    assert last.problem is None
+    assert log == [(0, "acquire", "u"), (0, "release", "u")]
+
+
+def test_a_drain_that_a_new_router_takes_up_gives_the_pod_back_as_it_was(
+    ray_session: None,
+) -> None:
+    name = unique_name()
+    with ray_route.connect(name) as client:
+        first, second = (ray_route.PodAgent(name, "svc", pod).start() for pod in (0, 1))
+        link = first.set_linked_pod("u")
+        with first.serving("u", link.epoch, link.incarnation):
+            draining = client.drain("svc", 0, deadline_s=10)
+            while client.pods("svc")[0].state is RoutingState.READY:
+                assert not next(draining).done
+            end_router(name)
+            began = time.monotonic()
+            *_, last = draining
+            assert time.monotonic() - began < 15, "with what is left of its deadline"
+        assert "were left" in last.problem
+        assert client.pods("svc")[0].state is RoutingState.READY
+        for agent in (first, second):
+            agent.stop()
+    end_router(name)
+
+
+def test_a_busy_uid_is_served_while_its_pod_is_drained_and_then_moves(
+    client: Any, agents: Any
+) -> None:
+    (first, _), log = agents
+    link = first.set_linked_pod("u")
+    idle = first.set_linked_pod("idle")
+    admit(first, idle, "idle")
+    with first.serving("u", link.epoch, link.incarnation):
+        draining = client.drain(first.service, 0, deadline_s=60)
+        while next(draining).left != 1:
+            admit(first, link)
+        assert client.compute_linked_pod("idle", first.service).pod == 1
+        for _ in range(5):
+            assert not next(draining).done
+            admit(first, link)
+    *_, last = draining
+    assert (last.problem, last.moved) == (None, 2)
+    assert client.compute_linked_pod("u", first.service).pod == 1
+    assert log.count((0, "release", "u")) == 1
+
+
+def test_a_uid_that_is_never_idle_moves_before_the_deadline(client: Any, agents: Any) -> None:
+    (first, _), _ = agents
+    link = first.set_linked_pod("u")
+    refused_at: list[float] = []
+
+    def overlap() -> None:
+        with ExitStack() as running:
+            running.enter_context(first.serving("u", link.epoch, link.incarnation))
+            begun.set()
+            while True:
+                older = running.pop_all()
+                with older:
+                    try:
+                        running.enter_context(first.serving("u", link.epoch, link.incarnation))
+                    except ray_route.FencedError:
+                        refused_at.append(time.monotonic())
+                        return
+
+    begun = threading.Event()
+    overlapping = threading.Thread(target=overlap)
+    overlapping.start()
+    begun.wait(10)
+    asked_at = time.monotonic()
+    *_, last = client.drain(first.service, 0, deadline_s=6)
+    overlapping.join(20)
+    assert last.problem is None
+    assert refused_at[0] - asked_at > 3, "its calls are refused only towards the end"
+    assert client.compute_linked_pod("u", first.service).pod == 1
+
+
+def test_of_the_last_two_pods_one_stays_ready(client: Any, agents: Any) -> None:
+    (first, second), log = agents
+    for agent in (first, second):
+        admit(agent, agent.set_linked_pod(f"u{agent.pod}"), f"u{agent.pod}")
+    with ThreadPoolExecutor(2) as pool:
+        ends = list(pool.map(lambda pod: [*client.drain(first.service, pod)][-1], (0, 1)))
+    refused = [end for end in ends if end.problem]
+    assert len(refused) == 1
+    stayed = refused[0].pod
+    states = {pod: record.state.value for pod, record in client.pods(first.service).items()}
+    assert states == {stayed: "READY", 1 - stayed: "SHUTDOWN"}
+    assert [entry for entry in log if entry[1] == "release"] == [
+        (1 - stayed, "release", f"u{1 - stayed}")
+    ]
+
+
+def test_a_drain_that_goes_on_holds_up_neither_others_nor_their_deadlines(
+    client: Any, agents: Any
+) -> None:
+    (first, second), _ = agents
+    service = first.service
+    third = ray_route.PodAgent(client.namespace, service, 2).start()
+    link = first.set_linked_pod("busy")
+    admit(second, second.set_linked_pod("idle"), "idle")
+    with first.serving("busy", link.epoch, link.incarnation):
+        going_on = client.drain(service, 0, deadline_s=60)
+        assert not next(going_on).done
+
+        asked_at = time.monotonic()
+        *_, last = client.drain(service, 0, deadline_s=1)
+        assert "another caller's drain" in last.problem
+        assert 1 <= time.monotonic() - asked_at < 5
+
+        *_, last = client.drain(service, 1, deadline_s=20)
+        assert last.problem is None
+        assert client.compute_linked_pod("idle", service).pod == 2
+    *_, last = going_on
+    assert last.problem is None
+    assert client.compute_linked_pod("busy", service).pod == 2
+    third.stop()
+
+
+def test_a_drain_waits_for_a_target_that_is_being_restarted(
+    client: Any, deploy: Any, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    go.touch()
+    service = deploy(Gated, replicas=2, args=(str(tmp_path),)).service
+    links = client.compute_linked_pods([f"u{number}" for number in range(20)], service)
+    uids = {links[uid].pod: uid for uid in links}
+    assert client.call(uids[0], service, "add", uids[0]) == 1
+    pid = client.call(uids[1], service, "pid")
+    go.unlink()
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: client.pods(service)[1].life is ray_route.Life.GONE, "its death is known")
+
+    draining = client.drain(service, 0, deadline_s=60)
+    for _ in range(5):
+        assert not next(draining).done
+    assert client.pods(service)[0].state is RoutingState.READY, "nothing has been taken yet"
+    assert client.call(uids[0], service, "add", uids[0]) == 2
+    go.touch()
+    *_, last = draining
+    assert last.problem is None
+    assert client.compute_linked_pod(uids[0], service).pod == 1
 
 
 @pytest.mark.parametrize("cls", [Counter, AsyncCounter])
@@ -359,7 +523,7 @@ def test_a_frozen_pod_loses_its_uids_and_refuses_when_it_wakes(
             lambda: deployment.pods()[before.pod].incarnation > before.incarnation,
             "the fenced pod comes back as another",
         )
-        assert Path(f"/proc/{pid}").exists() is not exits
+        eventually(lambda: not Path(f"/proc/{pid}").exists(), "its process ends, life over")
     end_router(name)
 
 

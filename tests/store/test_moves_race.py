@@ -11,7 +11,7 @@ import pytest
 
 from ray_route.config import RouteConfig
 from ray_route.model import Link, RoutingState
-from ray_route.protocol.commands import Release
+from ray_route.protocol.commands import EndAt, Outcome, Release
 from ray_route.router.directory import Directory
 from ray_route.router.link_table import LinkTable
 from ray_route.router.mailbox import Mailboxes
@@ -52,7 +52,15 @@ class Space:
                 if isinstance(command, Release):
                     self.asked += [(pod, uid, epoch) for uid, epoch in command.uids.items()]
                     await asyncio.sleep(0)
-                    self.mailboxes.answer(address, number, list(command.uids))
+                    given = [Outcome(number, *each, given=True) for each in command.uids.items()]
+                    self.mailboxes.take_outcomes(address, given)
+                elif isinstance(command, EndAt):
+                    given_up = [
+                        uid
+                        for uid, epoch in command.uids.items()
+                        if (pod, uid, epoch) in self.asked
+                    ]
+                    self.mailboxes.answer(address, number, given_up)
 
 
 async def opened(store: Store) -> Space:
@@ -69,7 +77,7 @@ async def opened(store: Store) -> Space:
     links = LinkTable(CONFIG, KEYS, membership, shards)
     directory = Directory(CONFIG, links, connection, membership)
     mailboxes = Mailboxes()
-    moves = Moves(membership, links, directory, mailboxes, lambda *_: None)
+    moves = Moves(membership, links, directory, mailboxes, lambda *_: None, grace_s=60)
     await membership.refresh("svc")
     return Space(membership, links, directory, moves, mailboxes, [], shards.incarnation)
 
@@ -131,7 +139,7 @@ def test_a_hand_over_and_a_move_never_overwrite_each_other(store: Store) -> None
             uid = f"u{number}"
             held = await space.moves.set("svc", uid, 0, persistent=False, timeout_s=10)
             await asyncio.gather(
-                space.moves.hand_over("svc", {uid: held}, 10),
+                space.moves.hand_over("svc", {uid: held}, 10, closes=True, note=lambda *_: None),
                 space.moves.set("svc", uid, 2, persistent=False, timeout_s=10),
                 return_exceptions=True,
             )

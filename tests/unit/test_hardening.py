@@ -1,17 +1,17 @@
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import pytest
-from helpers import ManualClock, eventually
-from test_admission_rules import verdict
+from helpers import ManualClock
+from test_admission_rules import Pod
 
 from ray_route.client.coalescer import Coalescer
-from ray_route.clock import Deadline
 from ray_route.config import RouteConfig
 from ray_route.errors import ConfigError
 from ray_route.model import Life, PodRecord, RoutingState
-from ray_route.pod.admission import Admissions, PodLease, Verdict
+from ray_route.pod.admission import Told, Verdict
+from ray_route.pod.release import Kind
 from ray_route.router.failure_detector import HeartbeatMonitor
 from ray_route.store.url import parse_url
 
@@ -45,33 +45,26 @@ def test_a_ttl_must_be_at_least_a_millisecond():
     assert caught.value.option == "ttl_s"
 
 
-@pytest.fixture
-def admissions(clock: ManualClock) -> Admissions:
-    serving = Admissions(0, PodLease(7, 10.0, clock(), clock), clock)
-    serving.hold("u", 100, clock() + 5)
-    return serving
+def test_a_call_that_runs_counts_when_its_uid_gets_a_new_epoch(clock: ManualClock):
+    pod = Pod(clock)
+    pod.enter()
+    assert pod.confirm(epoch=101) is Told.WAIT
+    pod.release(epoch=101)
+    assert pod.take() == []
+    pod.admission.leave("u")
+    assert pod.take() == [("u", 100, Kind.LOSE)]
 
 
-def test_a_call_that_runs_counts_when_its_uid_gets_a_new_epoch(
-    admissions: Admissions, clock: ManualClock
-):
-    admissions.enter("u", 100, 7)
-    admissions.hold("u", 101, clock() + 5)
-    admissions.enter("u", 101, 7)
-    admissions.leave("u")
-    assert not admissions.release("u", 101, Deadline.after(0.02))
-    admissions.leave("u")
-    assert admissions.release("u", 101, Deadline.after(0.02))
-
-
-def test_a_release_that_was_taken_back_while_it_waited_is_no_error(admissions: Admissions):
-    admissions.enter("u", 100, 7)
-    with ThreadPoolExecutor(1) as pool:
-        releasing = pool.submit(admissions.release, "u", 100, Deadline.after(0.5))
-        eventually(lambda: verdict(admissions) is Verdict.REFUSE, "the release begins")
-        admissions.reopen_all()
-        assert releasing.result(10) is False
-    assert verdict(admissions) is Verdict.ADMIT
+def test_a_release_that_is_voided_while_it_waits_is_no_error(clock: ManualClock):
+    pod = Pod(clock)
+    pod.enter()
+    pod.release()
+    assert pod.verdict() is Verdict.REFUSE
+    pod.releases.follow(2)
+    clock.tick(4)
+    pod.releases.tick()
+    assert pod.releases.outcomes() == []
+    assert pod.verdict() is Verdict.ADMIT
 
 
 class Ref:

@@ -1,0 +1,37 @@
+"""The load that a pod reports: what its code says, and the calls that run."""
+
+from __future__ import annotations
+
+import math
+
+from ray_route.errors import InvalidInputError
+
+
+class LoadState:
+    """A load in units of one uid. `cpu_factor` is the weight of running calls, 0 to 1."""
+
+    def __init__(self, cpu_factor: float) -> None:
+        if not 0 <= cpu_factor <= 1:
+            raise InvalidInputError(
+                argument="cpu_factor", value=cpu_factor, reason="must be between 0 and 1"
+            )
+        self._cpu_factor = cpu_factor
+        self._reported: float | None = None
+
+    def report(self, load: float | None) -> None:
+        """Take in what the pod's code says; None: the number of its uids."""
+        if load is not None:
+            try:
+                load = float(load)
+            except (TypeError, ValueError):
+                load = math.nan
+            if not (math.isfinite(load) and load >= 0):
+                raise InvalidInputError(
+                    argument="load", value=load, reason="must be a finite number from 0 on"
+                )
+        self._reported = load
+
+    def weighted(self, uids: int, running: int) -> float:
+        """Return the load of a pod with so many uids and running calls."""
+        state = float(uids) if self._reported is None else self._reported
+        return self._cpu_factor * running + (1 - self._cpu_factor) * state

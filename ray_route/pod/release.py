@@ -1,0 +1,265 @@
+"""How a pod gives uids up: asked to by the router, or by itself. No I/O here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from enum import Enum
+from typing import NamedTuple
+
+from ray_route.pod.holdings import Entry, Holdings, Phase, Wish
+from ray_route.protocol.commands import Outcome
+
+
+class Kind(Enum):
+    """Which hook is to run: `on_release`, or `on_lost` where Redis does not name this pod."""
+
+    RELEASE = "release"
+    LOSE = "lose"
+
+
+class Work(NamedTuple):
+    """A hook that is to run, or a link that is to be read before."""
+
+    uid: str
+    epoch: int
+    term: int
+    kind: Kind = Kind.RELEASE
+
+
+class Releases:
+    """Decides when a uid's hook may run; tells what became of each release. Thread-safe."""
+
+    def __init__(self, held: Holdings) -> None:
+        self._held = held
+
+    # What is asked for.
+
+    def release(
+        self, number: int, uids: Mapping[str, int], patience_s: float, *, closes: bool, router: int
+    ) -> None:
+        """Have uids given up when their calls have ended; each has its `Outcome`.
+
+        A uid that is still busy after `patience_s` seconds is kept as it was. With `closes` its
+        calls are refused meanwhile.
+        """
+        with self._held.lock:
+            until, term = self._held.clock() + patience_s, self._held.term
+            for uid, epoch in uids.items():
+                self._wish(number, uid, Wish(router, epoch, until, closes, term))
+            self._held.wake()
+
+    def _wish(self, number: int, uid: str, wish: Wish) -> None:
+        held, epoch = self._held, wish.epoch
+        entry = held.entries.get(uid)
+        if entry is None or (entry.epoch < epoch and entry.phase is Phase.GIVEN):
+            # Nothing to give up; but a call that is on its way to be confirmed must be refused.
+            entry = held.bar(uid, epoch)
+        if entry.epoch > epoch or entry.phase is Phase.GIVEN:
+            held.outcomes.append(Outcome(number, uid, epoch, entry.epoch == epoch))
+            return
+        entry.wishes[number] = wish
+        if entry.epoch < epoch and entry.phase is Phase.HELD:
+            entry.lost = True  # its link ended without a release
+        held.timed.add(uid)
+        held.look_at(uid, entry)
+
+    def cancel(self, number: int) -> None:
+        """Take a release back for all uids whose hook has not begun."""
+        with self._held.lock:
+            for uid in self._held.timed:
+                entry = self._held.entries.get(uid)
+                if entry is None:
+                    continue
+                if entry.phase is not Phase.ENDING:
+                    entry.wishes.pop(number, None)
+                elif number in entry.wishes:
+                    entry.wishes[number].void = True
+
+    def follow(self, router: int) -> None:
+        """Take in that a younger router speaks, which writes only once no older one can.
+
+        What older ones asked for, and has not begun, is void.
+        """
+        with self._held.lock:
+            for entry in self._held.entries.values():
+                for wish in entry.wishes.values():
+                    wish.void = wish.void or wish.router < router
+                if entry.phase is not Phase.ENDING:
+                    self._drop_void(entry)
+            self._held.closed = ""
+
+    def _drop_void(self, entry: Entry) -> None:
+        entry.wishes = {
+            number: wish
+            for number, wish in entry.wishes.items()
+            if not wish.void and wish.term == self._held.term
+        }
+
+    def end_at(self, uid: str, epoch: int, at: float) -> bool:
+        """Have a uid given up at a moment, since its link is to go then; the last word counts.
+
+        False if it is being given up already, or has been.
+        """
+        with self._held.lock:
+            entry = self._held.entries.get(uid)
+            if entry is not None and entry.epoch == epoch:
+                if entry.phase in (Phase.ENDING, Phase.GIVEN):
+                    return False
+                entry.due_at = at
+            self._held.due.pop(uid, None)
+            if at < math.inf:
+                self._held.due[uid] = (epoch, at)
+                self._held.timed.add(uid)
+            return True
+
+    def leave_all(self) -> None:
+        """Have every uid given up as its calls end: the pod leaves."""
+        with self._held.lock:
+            self._held.leaving = True
+            self._held.look_at_all()
+
+    def stay(self) -> None:
+        """Take `leave_all` and `close` back: what has been released is settled."""
+        with self._held.lock:
+            self._held.leaving = False
+            self._held.closed = ""
+
+    def close(self, reason: str) -> None:
+        """Admit nothing, until `open`."""
+        with self._held.lock:
+            self._held.closed = reason
+
+    def open(self) -> None:
+        """Take `close` back."""
+        with self._held.lock:
+            self._held.closed = ""
+
+    def shut(self, reason: str) -> None:
+        """Admit nothing in this life any more: others may own what it held."""
+        with self._held.lock:
+            self._held.shut = reason
+
+    # What is to be done.
+
+    def tick(self) -> None:
+        """Look at the clock: wishes whose patience is over, removals that are due."""
+        with self._held.lock:
+            at = self._held.clock()
+            for uid in list(self._held.timed):
+                self._tick(uid, at)
+
+    def _tick(self, uid: str, at: float) -> None:
+        held = self._held
+        epoch, due_at = held.due.get(uid, (0, math.inf))
+        entry = held.entries.get(uid)
+        if at >= due_at:
+            if entry is None or (entry.epoch < epoch and entry.phase is Phase.GIVEN):
+                # It was never called here: only its link is to go.
+                entry = held.bar(uid, epoch, removes=True)
+            if entry.epoch >= epoch:
+                del held.due[uid]
+            elif entry.phase is Phase.HELD:  # an earlier epoch is not over here
+                entry.lost = True
+        if entry is None:
+            if uid not in held.due:
+                held.timed.discard(uid)
+            return
+        if entry.phase is not Phase.ENDING:
+            for number in [n for n, wish in entry.wishes.items() if at >= wish.until]:
+                wish = entry.wishes.pop(number)
+                held.outcomes.append(Outcome(number, uid, wish.epoch, given=False))
+        held.look_at(uid, entry)
+        if not entry.wishes and uid not in held.due:
+            held.timed.discard(uid)
+
+    def look_for_idle(self) -> None:
+        """Look at all uids, whether nobody has used them for long."""
+        with self._held.lock:
+            self._held.look_at_all()
+
+    def take(self, limit: int) -> list[Work]:
+        """Begin what is to be done, at most so many hooks: the only way in which one begins.
+
+        Its uid is ENDING from here on; `ended` must follow. Nothing is released past the lease, or
+        before Redis has confirmed the uid in this term (see `to_confirm`).
+        """
+        with self._held.lock:
+            work: list[Work] = []
+            for uid in list(self._held.ready):
+                if len(work) >= limit:
+                    break
+                entry = self._held.entries.get(uid)
+                if entry is None or not self._may_end(entry):
+                    self._held.ready.discard(uid)
+                elif entry.lost or (self._held.lease.serves() and self._held.is_confirmed(entry)):
+                    self._held.ready.discard(uid)
+                    work.append(self._begun(uid, entry))
+            return work
+
+    def _may_end(self, entry: Entry) -> bool:
+        held = entry.phase is Phase.HELD and not entry.running
+        return held and self._held.is_to_end(entry)
+
+    def _begun(self, uid: str, entry: Entry) -> Work:
+        entry.phase = Phase.ENDING
+        asked = bool(entry.wishes) or entry.persistent
+        entry.removes = not asked or self._held.clock() >= entry.due_at
+        kind = Kind.LOSE if entry.lost else Kind.RELEASE
+        return Work(uid, entry.epoch, self._held.term, kind)
+
+    def to_confirm(self) -> list[Work]:
+        """Return the uids whose link must be read before they may be given up, each once."""
+        with self._held.lock:
+            if not self._held.lease.serves():
+                return []
+            return [
+                Work(uid, entry.epoch, self._held.term)
+                for uid in self._held.ready - self._held.confirming
+                if (entry := self._held.entries.get(uid)) is not None
+                and self._may_end(entry)
+                and not entry.lost
+                and not self._held.is_confirmed(entry)
+                and not self._held.confirming.add(uid)  # type: ignore[func-returns-value]
+            ]
+
+    def may_begin(self, work: Work) -> bool:
+        """Look again when a hook's thread is there; if it may not begin, the uid stays held."""
+        with self._held.lock:
+            entry = self._held.entries[work.uid]
+            if work.kind is Kind.LOSE or self._may_still_begin(entry, work):
+                entry.begun = True
+                return True
+            entry.phase = Phase.HELD
+            self._drop_void(entry)
+            self._held.look_at(work.uid, entry)
+            return False
+
+    def _may_still_begin(self, entry: Entry, work: Work) -> bool:
+        serves = work.term == self._held.term and self._held.lease.serves()
+        return serves and not entry.lost and self._held.is_confirmed(entry)
+
+    def ended(self, uid: str, epoch: int) -> None:
+        """Take in that a hook has ended, however it did: the uid is nobody's."""
+        with self._held.lock:
+            entry = self._held.entries[uid]
+            assert entry.epoch == epoch
+            assert entry.phase is Phase.ENDING
+            self._held.give(uid, entry)
+            if entry.lost and entry.epoch == epoch:
+                self._held.forget(uid)
+            self._held.wake()
+
+    def outcomes(self) -> list[Outcome]:
+        """Return the outcomes since the last time."""
+        with self._held.lock:
+            some, self._held.outcomes = self._held.outcomes, []
+            return some
+
+    def settled(self, uids: Mapping[str, int]) -> None:
+        """Take in that Redis no longer names this pod under these epochs: forget the uids."""
+        with self._held.lock:
+            for uid, epoch in uids.items():
+                entry = self._held.entries.get(uid)
+                if entry is not None and entry.phase is Phase.GIVEN and entry.epoch == epoch:
+                    self._held.forget(uid)

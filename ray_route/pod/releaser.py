@@ -1,0 +1,234 @@
+"""Carries releases out: runs the hooks, tells the router what became of each, and of uids in use.
+
+Lives as long as its agent, through all incarnations. One thread looks for what is to be done,
+another reports the uids in use, and neither waits for a hook.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import ray
+
+from ray_route.clock import Deadline, now
+from ray_route.errors import RouteError
+from ray_route.pod.gate import Gate
+from ray_route.pod.hooks import Hooks
+from ray_route.pod.release import Kind, Releases, Work
+from ray_route.protocol.commands import Address
+from ray_route.runtime.metrics import POD_UNRELEASED, meter
+from ray_route.runtime.namespace import Namespace
+from ray_route.runtime.waiting import run
+
+logger = logging.getLogger(__name__)
+
+_LOOK_S = 0.1
+_IDLE_LOOK_S = 1.0
+_REVIEW_SHARE = 1 / 10
+_CONFIRMERS = 8
+_ASK_S = 10.0
+# A uid that was given up, and whose link still names this pod then, is nobody's move: the router
+# is asked to give it back, or to remove its link.
+_SETTLE_S = 1.0
+
+_HOOKS = {Kind.RELEASE: "on_release", Kind.LOSE: "on_lost"}
+
+
+class Releaser:
+    """Gives uids up, for one agent."""
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        gate: Gate,
+        hooks: Hooks,
+        releases: Releases,
+        address: Callable[[], Address],
+    ) -> None:
+        self._namespace = namespace
+        self._gate = gate
+        self._held = gate.held
+        self._hooks = hooks
+        self._releases = releases
+        self._address = address
+        self._ended = threading.Event()
+        self._left = threading.Event()
+        self._running = 0
+        self._lock = threading.Lock()
+        self._confirmers = ThreadPoolExecutor(_CONFIRMERS, thread_name_prefix="ray_route-confirm")
+        self._hookers = ThreadPoolExecutor(hooks.at_once, thread_name_prefix="ray_route-hook")
+        self._looked_at = self._settle_at = now()
+        for work in (self._give_up, self._report_use):
+            threading.Thread(target=work, name="ray_route-release", daemon=True).start()
+
+    def release_all(self, deadline: Deadline) -> list[str]:
+        """Release every uid as its calls end; return those that were not released in time.
+
+        Admits nothing more when little of the time is left.
+        """
+        self._releases.leave_all()
+        closing = Deadline.after(0.8 * deadline.remaining())
+        while self._held.unfinished() and deadline.remaining():
+            if not closing.remaining():
+                self._releases.close("the pod is leaving")
+            self._left.wait(_LOOK_S / 5)
+        left = self._held.unfinished()
+        if left:
+            service, pod, _ = self._address()
+            logger.error(
+                "pod %d of %s ends before %d uids were released, %s among them",
+                *(pod, service, len(left), left[:20]),
+            )
+            meter(self._namespace.name).count(POD_UNRELEASED, service, str(pod), by=len(left))
+        return left
+
+    def wait_for_hooks(self, deadline: Deadline) -> None:
+        """Wait until nothing is held and no hook runs, or until the deadline."""
+        while self._held.unfinished() and deadline.remaining():
+            self._left.wait(_LOOK_S / 5)
+
+    def end(self) -> None:
+        """Stop; hooks that run go on."""
+        self._ended.set()
+        self._left.set()
+        self._confirmers.shutdown(wait=False)
+        self._hookers.shutdown(wait=False)
+
+    # Giving up.
+
+    def _give_up(self) -> None:
+        while not self._ended.is_set():
+            try:
+                self._look()
+            except Exception:
+                logger.exception("releases can't go on for a moment")
+                self._ended.wait(_LOOK_S)
+            self._held.wait_for_work(_LOOK_S)
+
+    def _look(self) -> None:
+        self._releases.tick()
+        at = now()
+        if at >= self._looked_at + _IDLE_LOOK_S:
+            self._looked_at = at
+            self._releases.look_for_idle()
+        for work in self._releases.to_confirm():
+            self._confirmers.submit(self._confirm, work)
+        self._begin_hooks()
+        self._tell_outcomes()
+        if at >= self._settle_at:
+            self._settle(self._held.given(at - _SETTLE_S))
+
+    def _confirm(self, work: Work) -> None:
+        with suppress(RouteError, ray.exceptions.RayError):  # it is asked for again
+            self._gate.confirm(work.uid, work.epoch)
+
+    def _begin_hooks(self) -> None:
+        if self._hooks.takes_turns:
+            if self._count(1, at_most=1):
+                self._hookers.submit(self._in_turn)
+            return
+        with self._lock:
+            free = self._hooks.at_once - self._running
+        for work in self._releases.take(free):
+            self._count(1)
+            if self._hooks.on_loop:
+                self._run(work, self._one_less)
+            else:
+                self._hookers.submit(self._run, work, self._one_less)
+
+    def _count(self, by: int, at_most: int | None = None) -> bool:
+        with self._lock:
+            if at_most is not None and self._running + by > at_most:
+                return False
+            self._running += by
+            return True
+
+    def _one_less(self) -> None:
+        self._count(-1)
+        with self._held.lock:
+            self._held.wake()
+
+    def _in_turn(self) -> None:
+        """Run hooks one by one, each when it is its turn: none is waiting for that meanwhile."""
+        try:
+            more = True
+            while more and not self._ended.is_set():
+                with self._hooks.turn:
+                    some = self._releases.take(1)
+                    for work in some:
+                        self._run(work, lambda: None)
+                more = bool(some)
+        finally:
+            self._count(-1)
+
+    def _run(self, work: Work, done: Callable[[], None]) -> None:
+        if self._releases.may_begin(work):
+            self._hooks.start(_HOOKS[work.kind], work.uid, partial(self._hook_ended, work, done))
+        else:
+            done()
+
+    def _hook_ended(
+        self, work: Work, done: Callable[[], None], error: BaseException | None
+    ) -> None:
+        if error is not None:
+            service, pod, _ = self._address()
+            logger.error(
+                "%s(%r) of pod %d of %s failed; the uid is given up all the same",
+                *(_HOOKS[work.kind], work.uid, pod, service),
+                exc_info=error,
+            )
+        self._releases.ended(work.uid, work.epoch)
+        done()
+
+    # Telling.
+
+    def _tell_outcomes(self) -> None:
+        outcomes = self._releases.outcomes()
+        if outcomes:
+            try:
+                self._ask("take_outcomes", self._address(), outcomes)
+            except (RouteError, ray.exceptions.RayError) as error:
+                # Whoever waits for them gives up; what was given up is settled below.
+                logger.warning("outcomes did not reach the router: %r", error)
+
+    def _settle(self, given: dict[str, tuple[int, bool]]) -> None:
+        if not given or self._held.leaving:
+            return
+        try:
+            settled: dict[str, int] = self._ask("settle", self._address(), given)
+        except (RouteError, ray.exceptions.RayError) as error:
+            logger.debug("uids given up can't be settled: %r", error)
+            self._settle_at = now() + _SETTLE_S
+        else:
+            self._releases.settled(settled)
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        ref = getattr(self._namespace.router, method).remote(*args)
+        return ray.get(ref, timeout=_ASK_S)
+
+    def _report_use(self) -> None:
+        ttl_s = self._namespace.config.ttl_s
+        reported_at = now()
+        while not self._ended.wait(ttl_s * _REVIEW_SHARE):
+            began = now()
+            try:
+                self._refresh(self._held.in_use(reported_at), ttl_s)
+                reported_at = began
+            except Exception as error:  # noqa: BLE001 - the next report makes up for it
+                logger.warning("uids in use could not be reported: %r", error)
+
+    def _refresh(self, used: dict[str, int], ttl_s: float) -> None:
+        """Keep links in use alive, and let go of uids whose link is another by now."""
+        if not used:
+            return
+        term = self._held.term
+        asked = self._namespace.ask("report_use", self._address()[0], used)
+        ended: dict[str, int] = run(asked, Deadline.after(max(ttl_s * _REVIEW_SHARE, 1.0)))
+        for uid, epoch in ended.items():
+            self._gate.admission.denied(uid, epoch, term)

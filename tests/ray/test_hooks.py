@@ -1,0 +1,312 @@
+"""A uid is nobody's until its release has ended: hooks run once, alone, to their end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from diaries import AsyncDiary, Book, Diary
+from helpers import end_router, eventually, unique_name
+
+import ray_route
+from ray_route import PodUnavailableError
+
+Deploy = Callable[..., ray_route.Deployment]
+
+BOTH = pytest.mark.parametrize("cls", [Diary, AsyncDiary])
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Book:
+    return Book(str(tmp_path))
+
+
+@pytest.fixture
+def keep(client: ray_route.RouteClient, deploy: Deploy, book: Book) -> Callable[..., Any]:
+    """Deploys diaries; returns the service, and a function that calls it."""
+
+    def make(cls: type = Diary, replicas: int = 2, **options: Any) -> tuple[str, Any]:
+        given = {name: options.pop(name) for name in ("release_s", "acquire_s") if name in options}
+        deployment = deploy(cls, replicas, kwargs={"folder": str(book.folder), **given}, **options)
+
+        def add(uid: str, seconds: float = 0.0, **how: Any) -> int:
+            how = {"timeout": 20, **how}
+            return client.call(uid, deployment.service, "add", uid, seconds, **how)
+
+        return deployment.service, add
+
+    return make
+
+
+def other(client: ray_route.RouteClient, uid: str, service: str) -> int:
+    return 1 - client.compute_linked_pod(uid, service).pod
+
+
+class Caller:
+    """Calls a uid again and again, as fast as it is answered."""
+
+    def __init__(self, add: Callable[[str], int], uid: str) -> None:
+        self.counts: list[int] = []
+        self.errors: list[Exception] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(add, uid))
+        self._thread.start()
+
+    def _run(self, add: Callable[[str], int], uid: str) -> None:
+        while not self._stop.is_set():
+            try:
+                self.counts.append(add(uid))
+            except Exception as error:  # noqa: BLE001 - the test looks at them
+                self.errors.append(error)
+
+    def __enter__(self) -> Caller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+@BOTH
+def test_a_mover_that_gives_up_leaves_the_uid_as_it_is_after_its_hook(
+    client: ray_route.RouteClient, keep: Any, book: Book, cls: type
+) -> None:
+    service, add = keep(cls, release_s=1.5)
+    assert add("ann") == 1
+    with Caller(add, "ann") as caller:
+        with pytest.raises(PodUnavailableError, match="kept the uid"):
+            client.move("ann", service, other(client, "ann", service), timeout=0.7)
+        eventually(lambda: book.count("acquire-end", "ann") == 2, "it is served again")
+        reached = len(caller.counts)
+        eventually(lambda: len(caller.counts) > reached + 3, "calls go on")
+    assert not caller.errors
+    assert caller.counts == list(range(2, len(caller.counts) + 2)), "no call is lost"
+    assert book.faults("ann") == []
+    assert book.count("release", "ann") == 1
+
+
+@BOTH
+def test_a_drain_waits_for_hooks_that_are_slower_than_its_patience(
+    client: ray_route.RouteClient, keep: Any, book: Book, cls: type, monkeypatch: Any
+) -> None:
+    service, add = keep(cls, release_s=3.0)
+    uids = [f"u{number}" for number in range(6)]
+    assert [add(uid) for uid in uids] == [1] * 6
+    on_it = [uid for uid in uids if client.compute_linked_pod(uid, service).pod == 0]
+    *_, last = client.drain(service, 0, 60)
+    assert (last.done, last.problem, last.left) == (True, None, 0)
+    assert [add(uid) for uid in uids] == [2] * 6, "what was saved is found again"
+    for uid in on_it:
+        assert book.count("release", uid) == 1
+        assert book.faults(uid) == []
+
+
+def test_an_async_on_acquire_may_take_longer_than_any_limit_and_runs_once(
+    client: ray_route.RouteClient, keep: Any, book: Book
+) -> None:
+    _, add = keep(AsyncDiary, acquire_s=3.0)
+    with ThreadPoolExecutor(4) as pool:
+        early = [pool.submit(add, "ann", timeout=1) for _ in range(3)]
+        late = pool.submit(add, "ann", timeout=20)
+        for call in early:
+            with pytest.raises(ray_route.RouteTimeoutError):
+                call.result()
+        assert late.result() >= 1
+    assert book.count("acquire", "ann") == 1
+    assert add("bob", timeout=20) == 1, "others are acquired as well"
+
+
+def test_a_cancelled_caller_of_an_async_on_acquire_leaves_nothing_behind(
+    client: ray_route.RouteClient, keep: Any, book: Book
+) -> None:
+    service, _ = keep(AsyncDiary, acquire_s=1.0)
+    link = client.compute_linked_pod("ann", service)
+    pod = client.actor("ann", service)
+    header = ["ann", link.epoch, link.incarnation, "add"]
+    ref = pod._ray_route_call.remote(header, "ann")
+    eventually(lambda: book.count("acquire", "ann"), "its on_acquire runs")
+    ray.cancel(ref, recursive=False)
+    with pytest.raises(ray.exceptions.TaskCancelledError):
+        ray.get(ref, timeout=10)
+    eventually(lambda: book.count("acquire-end", "ann"), "on_acquire goes on to its end")
+    moved = client.move("ann", service, 1 - link.pod, timeout=10)
+    assert moved.pod == 1 - link.pod
+    assert book.count("release-end", "ann") == 1
+
+
+def test_hooks_of_a_class_whose_calls_take_turns_take_turns_with_them(
+    client: ray_route.RouteClient, keep: Any, book: Book
+) -> None:
+    service, add = keep(Diary)
+    uids = [f"u{number}" for number in range(20)]
+    home = {uid: client.compute_linked_pod(uid, service).pod for uid in uids}
+    assert {add(uid) for uid in uids} == {1}
+    here = [uid for uid in uids if home[uid] == 0]
+    looking = partial_call(client, here[0], service, "add_while_looking", here[0], 1.5)
+    for uid in here[1:]:
+        client.move(uid, service, 1, timeout=20)
+    assert looking.result(20) == 2
+    assert all(book.faults(uid) == [] for uid in uids)
+
+
+def partial_call(client: Any, *args: Any) -> Any:
+    pool = ThreadPoolExecutor(1)
+    try:
+        return pool.submit(client.call, *args, timeout=30)
+    finally:
+        pool.shutdown(wait=False)
+
+
+def test_an_endless_call_stalls_nobody_elses_move(
+    client: ray_route.RouteClient, keep: Any, book: Book
+) -> None:
+    service, add = keep(AsyncDiary)
+    uids = [f"u{number}" for number in range(30)]
+    assert {add(uid) for uid in uids} == {1}
+    here = [uid for uid in uids if client.compute_linked_pod(uid, service).pod == 0]
+    busy = partial_call(client, here[0], service, "add", here[0], 6.0)
+    eventually(lambda: book.count("call", here[0]) == 2, "the long call runs")
+    began = time.monotonic()
+    drain = client.drain(service, 0, 30)
+    for progress in drain:
+        if progress.left <= 1:
+            break
+    assert time.monotonic() - began < 4, "idle uids move at once"
+    assert {add(uid) for uid in here[1:]} == {2}
+    assert busy.result(20) == 2, "the long call is not harmed"
+    *_, last = drain
+    assert last.problem is None
+    assert all(book.faults(uid) == [] for uid in uids)
+
+
+@pytest.fixture
+def quick(ray_session: None) -> Iterator[ray_route.RouteClient]:
+    """A client of a namespace in which unused links end soon."""
+    namespace = unique_name()
+    # Not sooner: a machine that stops all for a second or two must not end a link in use.
+    options = {"ttl_s": 6.0, "margin_s": 1.2, "heartbeat_s": 0.5, "pod_lease_s": 5.0}
+    with ray_route.connect(namespace, **options) as client:
+        yield client
+    end_router(namespace)
+
+
+@BOTH
+def test_a_backlog_of_idle_uids_ends_no_link_before_its_hook(
+    quick: ray_route.RouteClient, book: Book, cls: type
+) -> None:
+    options = {"namespace": quick.namespace, "service": "svc", "replicas": 2}
+    how = {"folder": str(book.folder), "release_s": 0.15}
+    uids = [f"u{number}" for number in range(30)]
+    with ray_route.deploy(cls, kwargs=how, **options) as _:
+
+        def add(uid: str) -> int:
+            return quick.call(uid, "svc", "add", uid, timeout=20)
+
+        assert {add(uid) for uid in uids} == {1}
+        eventually(lambda: book.count("release-end") >= 10, "idle uids are given up", 30)
+        assert {add(uid) for uid in uids} == {2}, "and come back with what was saved"
+        eventually(
+            lambda: book.count("release-end") == book.count("acquire-end"), "until all are idle", 60
+        )
+    assert [fault for uid in uids for fault in book.faults(uid)] == []
+    assert book.count("lost") == 0
+
+
+def test_a_scheduled_removal_ends_the_link_after_the_hook(
+    client: ray_route.RouteClient, keep: Any, book: Book
+) -> None:
+    service, add = keep(Diary, release_s=0.5)
+    agent = ray_route.PodAgent(client.namespace, service, None).start()
+    agent.set_routing_state("DENY_NEW")  # it serves no calls, it only says what is to go
+    try:
+        assert add("ann") == 1
+        assert agent.remove_linked_pod("ann", after_s=1.0)
+        with Caller(add, "ann") as caller:
+            eventually(lambda: book.count("acquire", "ann") == 2, "it is acquired anew")
+            reached = len(caller.counts)
+            eventually(lambda: len(caller.counts) > reached, "calls go on")
+    finally:
+        agent.stop()
+    assert not caller.errors
+    assert caller.counts == list(range(2, len(caller.counts) + 2))
+    assert book.faults("ann") == []
+
+
+@BOTH
+def test_a_shutdown_runs_every_release_hook(
+    client: ray_route.RouteClient, keep: Any, book: Book, deploy: Deploy, cls: type
+) -> None:
+    how = {"folder": str(book.folder)}
+    options = {"namespace": client.namespace, "service": unique_name(), "replicas": 2}
+    uids = [f"u{number}" for number in range(40)]
+    with ray_route.deploy(cls, kwargs=how, **options) as deployment:
+        for uid in uids:
+            client.call(uid, deployment.service, "add", uid)
+    assert sorted(event.uid for event in book.events() if event.what == "release-end") == sorted(
+        uids
+    )
+
+
+def test_an_agent_that_stops_runs_every_release_hook(
+    client: ray_route.RouteClient,
+) -> None:
+    acquired: list[str] = []
+    released: list[str] = []
+    service = unique_name()
+    agent = ray_route.PodAgent(
+        client.namespace, service, 0, on_acquire=acquired.append, on_release=released.append
+    ).start()
+    for number in range(20):
+        link = client.compute_linked_pod(f"u{number}", service)
+        agent.admit(f"u{number}", link.epoch, link.incarnation)
+    assert agent.stop() == []
+    assert sorted(released) == sorted(acquired)
+    assert len(released) == 20
+
+
+@BOTH
+def test_a_pod_told_to_end_with_nobody_to_take_over_releases_all_it_holds(
+    client: ray_route.RouteClient, keep: Any, book: Book, cls: type
+) -> None:
+    how = {"release_s": 0.5} if cls is AsyncDiary else {}
+    service, add = keep(cls, replicas=1, **how)
+    uids = [f"u{number}" for number in range(60)]
+    assert {add(uid) for uid in uids} == {1}
+    pid = client.call(uids[0], service, "pid")
+    os.kill(pid, signal.SIGTERM)
+    eventually(lambda: book.count("release-end") == len(uids), "every hook has run", 15)
+    eventually(lambda: not Path(f"/proc/{pid}").exists(), "and the process ends", 10)
+    alive = ray_route.Life.ALIVE
+    eventually(lambda: client.pods(service)[0].life is alive, "it is made again", 30)
+    assert {add(uid, timeout=40, idempotent=True) for uid in uids} == {2}
+    assert [fault for uid in uids for fault in book.faults(uid)] == []
+
+
+def test_what_a_pod_lost_is_told_and_not_saved(ray_session: None, book: Book) -> None:
+    namespace = unique_name()
+    options = {"namespace": namespace, "service": "svc", "replicas": 2}
+    how = {"folder": str(book.folder)}
+    with (
+        ray_route.connect(namespace, pod_lease_s=2.0, heartbeat_s=0.4) as client,
+        ray_route.deploy(Diary, kwargs=how, **options),
+    ):
+        assert client.call("ann", "svc", "add", "ann") == 1
+        pid = client.call("ann", "svc", "pid")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert client.call("ann", "svc", "add", "ann", idempotent=True, timeout=20) == 1
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        eventually(lambda: book.count("lost", "ann") == 1, "it is told")
+        eventually(lambda: not Path(f"/proc/{pid}").exists(), "and ends")
+        assert client.call("ann", "svc", "add", "ann", timeout=20) == 2
+        assert book.count("release", "ann") == 0
+    end_router(namespace)
