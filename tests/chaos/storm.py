@@ -3,47 +3,54 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import ray
 from helpers import eventually, router_handle
-from history import Acknowledged, Fault, History, Served
+from history import Acknowledged, Fault, History
+from servers import admin
+from witness import Heart
+from world import SERVICE, STARVED_LEASES, World
 
 import ray_route
+from ray_route.clock import Deadline
+from ray_route.runtime.waiting import run
 from ray_route.store.connect import Store
-from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.scripts import Call
 from ray_route.store.url import parse_url
 
-SERVICE = "storm"
 CALL_S = 0.002
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
+# Of the lease.
+OUTAGE_LEASES = 3.0
+
+# What a fault may meet: it was to strike what is down, or is leaving, already.
+_MISSED = (
+    ProcessLookupError,
+    ray_route.NoAvailablePodError,
+    ray_route.PodUnavailableError,
+    ray_route.RouteTimeoutError,
+    ray_route.StoreUnavailableError,
+)
 
 
 class Storm:
     """One run against one deployment."""
 
-    def __init__(
-        self,
-        client: ray_route.RouteClient,
-        deployment: ray_route.Deployment,
-        folder: Path,
-        seed: int,
-        server: EmbeddedServer | None = None,
-    ) -> None:
-        self.client = client
-        self.deployment = deployment
-        self.folder = folder
-        self.server = server
+    def __init__(self, world: World, seed: int) -> None:
+        self.world = world
+        self.client = world.client
+        self.deployment = world.deployment
         self.random = random.Random(seed)
         self.history = History()
         self.failures: list[str] = []
@@ -51,20 +58,22 @@ class Storm:
         self._numbers = count()
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self.lease_s = client._session.namespace.config.pod_lease_s
+        self._ends = 0.0
+        self.lease_s = world.client._session.namespace.config.pod_lease_s
 
     def run(self, seconds: float, clients: int, faults: list[str]) -> History:
-        """Call and strike for that long; return what was seen."""
+        """Call and strike for that long; return what callers saw, without what the pods wrote."""
+        Heart(STARVED_LEASES * self.lease_s, self._starved).start()
         callers = [
             threading.Thread(target=self._call_on, args=(n, clients)) for n in range(clients)
         ]
         callers.append(threading.Thread(target=self._call_by_old_links))
         for caller in callers:
             caller.start()
-        ends = time.monotonic() + seconds
+        self._ends = time.monotonic() + seconds
         strikes = {name: getattr(self, f"_{name}") for name in faults}
         turn: list[str] = []
-        while time.monotonic() < ends:
+        while time.monotonic() < self._ends:
             turn = turn or self.random.sample(faults, len(faults))
             if self._alive() > 2:
                 self._strike(turn.pop(), strikes)
@@ -73,15 +82,24 @@ class Storm:
         self._stop.set()
         for caller in callers:
             caller.join(TIMEOUT_S + 5)
-        self.history.served = list(read_logs(self.folder))
+        (self.world.folder / "calm").touch()  # hooks take no more time: the pods end soon
         return self.history
+
+    def _starved(self, start: float, end: float) -> None:
+        """This process did not run, and with it the way from all pods to the store."""
+        self.history.faults.append(Fault("starved", start, until=end))
 
     def _wait(self, seconds: float) -> None:
         self._stop.wait(seconds)
 
     def _alive(self) -> int:
-        pods = self.client.pods(SERVICE).values()
+        try:
+            pods = self.client.pods(SERVICE).values()
+        except ray_route.RouteError:
+            return 0
         return sum(pod.life is ray_route.Life.ALIVE for pod in pods)
+
+    # Callers.
 
     def _call_on(self, number: int, clients: int) -> None:
         mine = self.uids[number::clients]
@@ -89,15 +107,19 @@ class Storm:
         while not self._stop.is_set():
             uid = choose.choice(mine)
             call = f"{uid}#{next(self._numbers)}"
+            seconds = CALL_S if choose.random() < 0.98 else choose.uniform(0.0, self.lease_s)
             asked = time.monotonic()
             try:
-                call_patiently(self.client, uid, call, CALL_S)
-            except ray_route.RouteError as error:
-                self.failures.append(f"{call}: {error!r} {error}")
+                told = call_patiently(self.client, uid, call, seconds)
+            except (ray_route.RouteError, ray.exceptions.RayError) as error:
+                self.failures.append(f"{call}, asked at {asked:.4f}: {error!r} {error}")
                 continue
-            acknowledged = Acknowledged(call, uid, asked, time.monotonic())
-            with self._lock:
-                self.history.acknowledged.append(acknowledged)
+            self._acknowledge(call, uid, asked, told)
+
+    def _acknowledge(self, call: str, uid: str, asked: float, told: int) -> None:
+        acknowledged = Acknowledged(call, uid, asked, time.monotonic(), told)
+        with self._lock:
+            self.history.acknowledged.append(acknowledged)
 
     def _call_by_old_links(self) -> None:
         """Call past owners by the links that they had: whoever does not own it must refuse."""
@@ -110,15 +132,18 @@ class Storm:
                 known.append((uid, link, self.client.actor(uid, SERVICE, timeout=1)))
                 uid, link, handle = choose.choice(known)
                 header = (uid, link.epoch, link.incarnation, "serve")
-                call = f"{uid}#old-{next(self._numbers)}"
-                ray.get(handle._ray_route_call.remote(header, call, CALL_S), timeout=1)
+                call, asked = f"{uid}#old-{next(self._numbers)}", time.monotonic()
+                told = ray.get(handle._ray_route_call.remote(header, call, CALL_S), timeout=1)
+                if isinstance(told, int):
+                    self._acknowledge(call, uid, asked, told)
             self._wait(0.01)
+
+    # Faults.
 
     def _strike(self, kind: str, strikes: dict[str, Callable[[], None]]) -> None:
         try:
-            strikes[kind]()
-        except (ProcessLookupError, ray_route.NoAvailablePodError, ray_route.RouteTimeoutError):
-            pass  # what it was to strike is down already
+            with contextlib.suppress(*_MISSED):
+                strikes[kind]()
         except (ray_route.RouteError, ray.exceptions.RayError) as error:
             self.failures.append(f"the fault {kind} itself: {error!r} {error}")
 
@@ -130,18 +155,51 @@ class Storm:
             if self.client.compute_linked_pod(uid, SERVICE) == link:
                 return link, pid
 
-    def _note(self, kind: str, link: ray_route.Link | None = None, until: float = 0) -> None:
+    def _note(
+        self, kind: str, link: ray_route.Link | None = None, uids: list[str] | None = None
+    ) -> Fault:
         incarnation = link.incarnation if link else 0
-        at = time.monotonic()
-        self.history.faults.append(Fault(kind, at, incarnation, until or float("inf")))
+        fault = Fault(kind, time.monotonic(), incarnation, uids=frozenset(uids or []))
+        self.history.faults.append(fault)
+        return fault
+
+    def _over(self, fault: Fault, in_s: float = 0.0) -> None:
+        place = self.history.faults.index(fault)
+        self.history.faults[place] = replace(fault, until=time.monotonic() + in_s)
 
     def _move(self) -> None:
         """Move uids between living pods, where only fencing keeps the old owner out."""
-        self._note("move")
-        for uid in self.random.sample(self.uids, 20):
-            pod = self.random.randrange(4)
-            with contextlib.suppress(ray_route.PodUnavailableError):  # it is down, or draining
-                self.client.move(uid, SERVICE, pod)
+        self._move_some("move", lambda: TIMEOUT_S)
+
+    def _hasty(self) -> None:
+        """Move uids, and give up while their hooks run."""
+        self._move_some("hasty", lambda: self.random.uniform(0.02, 0.5 * self.lease_s))
+
+    def _move_some(self, kind: str, timeout_s: Callable[[], float]) -> None:
+        uids = self.random.sample(self.uids, 20)
+        fault = self._note(kind, uids=uids)
+        plans = [(uid, self.random.randrange(4), timeout_s()) for uid in uids]
+
+        def move(plan: tuple[str, int, float]) -> None:
+            uid, pod, patience_s = plan
+            with contextlib.suppress(*_MISSED):  # it is down, or draining, or not soon enough
+                self.client.move(uid, SERVICE, pod, timeout=patience_s)
+
+        with ThreadPoolExecutor(len(plans)) as pool:
+            list(pool.map(move, plans))
+        self._over(fault)
+
+    def _remove(self) -> None:
+        """Have some links removed after a while: what they counted is saved, and loaded again."""
+        uids = self.random.sample(self.uids, 10)
+        fault = self._note("remove", uids=uids)
+        for uid in uids:
+            with contextlib.suppress(*_MISSED):
+                after_s = self.random.uniform(0.05, self.lease_s)
+                ask = self.client._session.namespace.ask
+                asked = ask("remove_link", SERVICE, uid, None, after_s=after_s, timeout_s=10.0)
+                run(asked, Deadline.after(TIMEOUT_S))
+        self._over(fault, self.lease_s)
 
     def _kill(self) -> None:
         link, pid = self._victim()
@@ -153,75 +211,141 @@ class Storm:
         os.kill(pid, signal.SIGSTOP)
         eventually(lambda: _is_stopped(pid), "the pod's process is stopped")
         # Not before: a call that begins in between would seem to run on for the whole freeze.
-        self._note("freeze", link)
+        fault = self._note("freeze", link)
         self._wait(self.lease_s + self.random.uniform(0.5, 1.5))
+        self._over(fault)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
 
     def _restart(self) -> None:
-        _, pid = self._victim()
-        self._note("restart")
+        link, pid = self._victim()
+        self._note("restart", link)
         os.kill(pid, signal.SIGTERM)
 
     def _router(self) -> None:
         self._note("router")
         ray.kill(router_handle(self.client.namespace), no_restart=False)
 
-    def _flush(self) -> None:
-        """Have Redis forget everything."""
-        assert self.server is not None
-        self._note("flush")
-        redis = Store(parse_url(self.server.url))
-        redis.one(Call("", ("FLUSHALL",)))
-        redis.close()
-
-    def _crash(self) -> None:
-        """Kill Redis, which keeps nothing on disk, and start it again after a moment."""
-        assert self.server is not None
-        self._note("crash")
-        self.server.stop()
-        self._wait(0.3)
-        self.server.start()
-
     def _scale(self) -> None:
         """Drain the highest pod and end it, then bring it back."""
-        top = self.client.pods(SERVICE)[3]
-        link = ray_route.Link(3, top.incarnation, 0, persistent=False, lease_s=0)
-        self._note("scale", link)
+        fault = self._note("scale", self._life(3))
         with contextlib.suppress(ray_route.PodUnavailableError):  # it died while it was drained
             self.deployment.scale(3)
         self.deployment.scale(4)
+        self._over(fault)
+
+    def _drain(self) -> None:
+        """Drain a pod, whose users are busy, for so short a time that it may not succeed."""
+        pod = self.random.randrange(4)
+        fault = self._note("drain", self._life(pod))
+        for _ in self.deployment.drain(pod, self.random.uniform(0.3, 2.0) * self.lease_s):
+            pass
+        self.deployment.scale(4)
+        self._over(fault)
+
+    def _life(self, pod: int) -> ray_route.Link:
+        life = self.client.pods(SERVICE)[pod].incarnation
+        return ray_route.Link(pod, life, 0, persistent=False, lease_s=0)
+
+    # Faults of the store.
+
+    def _away_s(self) -> float:
+        """How long an outage is: up to three leases, but not for long past the storm's end."""
+        left = max(0.3, self._ends - time.monotonic())
+        return min(left, self.random.uniform(0.1, OUTAGE_LEASES * self.lease_s))
+
+    def _outage(
+        self,
+        kind: str,
+        begin: Callable[[], Any],
+        end: Callable[[], Any],
+        *also: Callable[[], None],
+    ) -> None:
+        """Have the store away for a while; in every second outage something else ends, too."""
+        beside = self.random.choice([*also, *[None] * len(also)]) if also else None
+        _, pid = victim = self._victim()
+        seconds = self._away_s()
+        fault = self._note(kind)
+        try:
+            begin()
+            self._wait(seconds / 2)
+            if beside == self._kill:
+                self._note("kill", victim[0])
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            elif beside is not None:
+                beside()
+            self._wait(seconds / 2)
+        finally:
+            end()
+            self._over(fault)
+
+    def _cut(self) -> None:
+        """Reset all connections, and refuse new ones."""
+        proxy = self.world.proxy
+        self._outage("cut", proxy.cut, proxy.heal, self._kill, self._router)
+
+    def _stall(self) -> None:
+        """Let nothing through on connections that stay open."""
+        proxy = self.world.proxy
+        self._outage("stall", proxy.stall, proxy.heal, self._kill, self._router)
+
+    def _pause(self) -> None:
+        """Stop the server's process."""
+        pid = self.world.server.pid
+
+        def on() -> None:
+            os.kill(pid, signal.SIGCONT)
+
+        self._outage("pause", lambda: os.kill(pid, signal.SIGSTOP), on, self._kill, self._router)
+
+    def _full(self) -> None:
+        """Let the server take nothing more."""
+        self._outage("full", *self._set("maxmemory", "1mb", "0"), self._kill, self._router)
+
+    def _unreplicated(self) -> None:
+        """Let the server refuse writes, since it has no replica."""
+        setting = self._set("min-replicas-to-write", "1", "0")
+        self._outage("unreplicated", *setting, self._kill, self._router)
+
+    def _set(self, name: str, begin: str, end: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        def to(value: str) -> None:
+            with contextlib.closing(admin(self.world.server)) as redis:
+                redis.config_set(name, value)
+
+        return lambda: to(begin), lambda: to(end)
+
+    # With these the router must live: where both forget, nobody knows which lives had ended.
+
+    def _flush(self) -> None:
+        """Have Redis forget everything."""
+        fault = self._note("flush")
+        redis = Store(parse_url(self.world.server.url))
+        redis.one(Call("", ("FLUSHALL",)))
+        redis.close()
+        self._over(fault)
+
+    def _crash(self) -> None:
+        """Kill Redis, which keeps nothing on disk, and start it again after a while."""
+        server = self.world.server
+        self._outage("crash", server.stop, server.start, self._kill)
 
 
 def _is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "TZ"
 
 
-def call_patiently(client: ray_route.RouteClient, uid: str, call: str, seconds: float) -> None:
+def call_patiently(client: ray_route.RouteClient, uid: str, call: str, seconds: float) -> int:
     """Make a call; try again while Redis is away, which is said at once and is no miss."""
     ends = time.monotonic() + TIMEOUT_S
     while True:
         try:
-            client.call(uid, SERVICE, "serve", call, seconds, idempotent=True, timeout=TIMEOUT_S)
+            return int(
+                client.call(
+                    *(uid, SERVICE, "serve", call, seconds), idempotent=True, timeout=TIMEOUT_S
+                )
+            )
         except ray_route.StoreUnavailableError:
             if time.monotonic() >= ends:
                 raise
             time.sleep(0.02)
-        else:
-            return
-
-
-def read_logs(folder: Path) -> list[Served]:
-    """Read what all lives of all pods wrote down."""
-    served = []
-    for log in folder.glob("*.jsonl"):
-        running: dict[str, dict] = {}
-        for line in log.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # cut off by a kill
-                note = json.loads(line)
-                if "start" in note:
-                    running[note["call"]] = note
-                else:
-                    served.append(Served(**running.pop(note["call"]), end=note["end"]))
-        served += [Served(**note, end=None) for note in running.values()]
-    return served

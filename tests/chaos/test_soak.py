@@ -5,26 +5,29 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections import Counter
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pytest
 import ray
-from helpers import end_router, router_handle, unique_name
-from history import History, recovery_s, unexplained_moves, violations
-from storm import SERVICE, TIMEOUT_S, Storm, call_patiently
+from figures import report
+from helpers import router_handle, unique_name
+from history import unexplained_moves, violations
+from states import state_violations
+from storm import TIMEOUT_S, Storm, call_patiently
 from witness import Witness
+from world import SERVICE, deployed, read_logs
 
 import ray_route
-from ray_route.store.embedded import EmbeddedServer
 
 SECONDS = float(os.environ.get("SOAK_S", "15"))
 SEED = int(os.environ.get("SOAK_SEED", random.randrange(10**6)))
 LEASE_S = 3.0
-FAULTS = ["flush", "kill", "flush", "crash", "scale", "flush", "freeze"]
+FAULTS = ["flush", "kill", "flush", "crash", "scale", "flush", "freeze", "hasty", "remove", "full"]
+THREADS = {"max_concurrency": 32}
 CROWD = [f"crowd-{number}" for number in range(2_000)]
 # Of the time: caches fill, allocators settle. Then memory may grow by so much.
 WARM_UP = 0.3
@@ -39,6 +42,7 @@ class Caller:
         self._client = ray_route.connect(namespace, redis_url=url)
         self._uids = uids
         self._stop = threading.Event()
+        self._numbers = count()
         self._calls = 0
         self._thread = threading.Thread(target=self._go_on)
         self._thread.start()
@@ -46,7 +50,7 @@ class Caller:
     def _go_on(self) -> None:
         while not self._stop.is_set():
             uid = random.choice(self._uids)
-            call_patiently(self._client, uid, f"{uid}#soak", 0.0)
+            call_patiently(self._client, uid, f"{uid}#soak-{next(self._numbers)}", 0.0)
             self._calls += 1
 
     def pid(self) -> int:
@@ -96,21 +100,10 @@ def _resident(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def settle(client: ray_route.RouteClient) -> dict[str, Any]:
-    """Have every uid of the crowd served once; return their links."""
-    calls = [(uid, (f"{uid}#first", 0.0)) for uid in CROWD]
-    outcomes = client.call_many(calls, SERVICE, "serve", idempotent=True, timeout=60)
-    assert outcomes == [None] * len(CROWD)
-    return client.compute_linked_pods(CROWD, SERVICE)
-
-
-def report(history: History, storm: Storm, wrong: list[str], lost: list[str]) -> None:
-    kinds = Counter(fault.kind for fault in history.faults)
-    print(f"calls {len(history.acknowledged)}, faults {dict(kinds)}, links {len(CROWD)}")
-    print(f"wrong {len(wrong)}, failed {len(storm.failures)}, links lost or moved {len(lost)}")
-    for kind in kinds:
-        waits = recovery_s(history, kind)
-        print(f"{kind}: longest unserved {max(waits, default=0):.2f} s")
+def call_crowd(client: ray_route.RouteClient, which: str) -> list[Any]:
+    """Have every uid of the crowd served once; return what each was told."""
+    calls = [(uid, (f"{uid}#{which}", 0.0)) for uid in CROWD]
+    return client.call_many(calls, SERVICE, "serve", idempotent=True, timeout=TIMEOUT_S)
 
 
 @pytest.mark.timeout(SECONDS + 180)
@@ -119,43 +112,41 @@ def test_no_fault_of_redis_or_of_pods_costs_anybody_else_their_link(
 ) -> None:
     name = unique_name()
     print(f"seed {SEED}, {SECONDS:g} s")
-    with EmbeddedServer() as server:
-        lives = {"pod_lease_s": LEASE_S, "heartbeat_s": 0.5}
-        with (
-            ray_route.connect(name, redis_url=server.url, **lives) as client,
-            ray_route.deploy(
-                Witness,
-                namespace=name,
-                service=SERVICE,
-                replicas=4,
-                args=(str(tmp_path),),
-                redis_url=server.url,
-            ) as deployment,
-        ):
-            links = settle(client)
-            storm = Storm(client, deployment, tmp_path, SEED, server)
-            caller = Caller.remote(name, server.url, storm.uids)  # type: ignore[attr-defined]
-            router, _ = ray.get(router_handle(name).whereabouts.remote())
-            pids = {"router": router, "client": ray.get(caller.pid.remote())}
-            with Memory(pids) as memory:
-                history = storm.run(SECONDS, clients=4, faults=FAULTS)
-            called = ray.get(caller.stop.remote())
-            struck = {fault.incarnation for fault in history.faults}
-            now = client.compute_linked_pods(CROWD, SERVICE, timeout=60)
-            lost = [
-                uid
-                for uid, link in links.items()
-                if link.incarnation not in struck and now[uid] != link
-            ]
-            end_router(name)
+    with deployed(Witness, name, tmp_path, SEED, LEASE_S, ray_actor_options=THREADS) as world:
+        client = world.client
+        assert call_crowd(client, "first") == [1] * len(CROWD)
+        links = client.compute_linked_pods(CROWD, SERVICE)
+        storm = Storm(world, SEED)
+        caller = Caller.remote(name, world.url, storm.uids)  # type: ignore[attr-defined]
+        router, _ = ray.get(router_handle(name).whereabouts.remote())
+        pids = {"router": router, "client": ray.get(caller.pid.remote())}
+        with Memory(pids) as memory:
+            history = storm.run(SECONDS, clients=4, faults=FAULTS)
+        called = ray.get(caller.stop.remote())
+        now = client.compute_linked_pods(CROWD, SERVICE, timeout=TIMEOUT_S)
+        last = call_crowd(client, "last")
+    read_logs(tmp_path, history)
+    history.shut_down = True
 
+    struck = {fault.incarnation for fault in history.faults}
+    lost = [
+        uid for uid, link in links.items() if link.incarnation not in struck and now[uid] != link
+    ]
+    forgotten = [
+        uid
+        for uid, told in zip(CROWD, last, strict=True)
+        if links[uid].incarnation not in struck and told != 2
+    ]
     wrong = violations(history, unserved_bound_s=TIMEOUT_S) + unexplained_moves(history)
-    report(history, storm, wrong, lost)
+    wrong += state_violations(history)
+    report(history, storm.failures, wrong)
+    print(f"links {len(CROWD)}, lost or moved {len(lost)}, users forgotten {len(forgotten)}")
     growths = list(memory.growth())
     for process, before, grown in growths:
         print(f"{process}: {before:.0f} MB, then {100 * (grown - 1):+.1f} %")
     assert wrong == []
     assert storm.failures == []
     assert lost == []
-    assert called > 5 * SECONDS
+    assert forgotten == []
+    assert called > SECONDS
     assert [process for process, _, grown in growths if grown > GROWTH] == []

@@ -1,0 +1,97 @@
+"""What a storm strikes, and what its pods have written down."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from helpers import end_router
+from history import Fault, History, Hook, Served
+from proxy import TcpProxy
+
+import ray_route
+from ray_route.store.embedded import EmbeddedServer
+
+SERVICE = "storm"
+# Of the lease: how long a hook may take, and after how long without a turn of the processor a
+# process counts as stopped.
+HOOK_LEASES = 1.5
+STARVED_LEASES = 1 / 3
+
+
+@dataclass
+class World:
+    """What a storm strikes: a service of four pods, and its store, which is behind a proxy."""
+
+    server: EmbeddedServer
+    proxy: TcpProxy
+    client: ray_route.RouteClient
+    deployment: ray_route.Deployment
+    folder: Path
+    url: str
+
+
+@contextmanager
+def deployed(
+    cls: type, namespace: str, folder: Path, seed: int, lease_s: float, **options: Any
+) -> Iterator[World]:
+    """Deploy a witness behind a store of its own; shut it down in order."""
+    with EmbeddedServer() as server, TcpProxy(server.port) as proxy:
+        url = server.url.replace(str(server.port), str(proxy.port))
+        lives = {"pod_lease_s": lease_s, "heartbeat_s": lease_s / 6}
+        args = (str(folder), seed, HOOK_LEASES * lease_s, STARVED_LEASES * lease_s)
+        with (
+            ray_route.connect(namespace, redis_url=url, **lives) as client,
+            ray_route.deploy(
+                cls,
+                namespace=namespace,
+                service=SERVICE,
+                replicas=4,
+                args=args,
+                redis_url=url,
+                **options,
+            ) as deployment,
+        ):
+            yield World(server, proxy, client, deployment, folder, url)
+        end_router(namespace)
+
+
+def read_logs(folder: Path, history: History) -> None:
+    """Add what all lives of all pods wrote down to a history."""
+    for log in folder.glob("*.jsonl"):
+        running: dict[int, dict[str, Any]] = {}
+        starved: list[tuple[float, float]] = []
+        lives: set[int] = set()
+        for line in log.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # cut off by a kill
+                note = json.loads(line)
+                if "starved" in note:
+                    starved.append(note["starved"])
+                elif "end" in note:
+                    _add(history, {**running.pop(note["n"]), **note})
+                else:
+                    running[note["n"]] = note
+                    lives.add(note["incarnation"])
+        for note in running.values():
+            _add(history, {**note, "end": None})
+        for life in lives:
+            frozen = [it for it in history.faults if it.kind == "freeze" and it.incarnation == life]
+            history.faults += [
+                Fault("starved", start, life, until=end)
+                for start, end in starved
+                if not any(it.at <= end and start <= it.until for it in frozen)
+            ]
+
+
+def _add(history: History, note: dict[str, Any]) -> None:
+    kind = note.pop("what")
+    del note["n"]
+    if kind == "call":
+        history.served.append(Served(**note))
+    else:
+        history.hooks.append(Hook(kind, **note))
