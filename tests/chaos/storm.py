@@ -59,6 +59,7 @@ class Storm:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._ends = 0.0
+        self._faults: list[str] = []
         self.lease_s = world.client._session.namespace.config.pod_lease_s
 
     def run(self, seconds: float, clients: int, faults: list[str]) -> History:
@@ -70,6 +71,7 @@ class Storm:
         callers.append(threading.Thread(target=self._call_by_old_links))
         for caller in callers:
             caller.start()
+        self._faults = faults
         self._ends = time.monotonic() + seconds
         strikes = {name: getattr(self, f"_{name}") for name in faults}
         turn: list[str] = []
@@ -254,27 +256,21 @@ class Storm:
         left = max(0.3, self._ends - time.monotonic())
         return min(left, self.random.uniform(0.1, OUTAGE_LEASES * self.lease_s))
 
-    def _outage(
-        self,
-        kind: str,
-        begin: Callable[[], Any],
-        end: Callable[[], Any],
-        *also: Callable[[], None],
-    ) -> None:
-        """Have the store away for a while; in every second outage something else ends, too."""
-        beside = self.random.choice([*also, *[None] * len(also)]) if also else None
+    def _outage(self, kind: str, begin: Callable[[], Any], end: Callable[[], Any]) -> None:
+        """Have the store away for a while; in some outages a pod or the router ends, too."""
+        beside = self.random.choice(["kill", "router", "", ""])
         _, pid = victim = self._victim()
         seconds = self._away_s()
         fault = self._note(kind)
         try:
             begin()
             self._wait(seconds / 2)
-            if beside == self._kill:
+            if beside == "kill":
                 self._note("kill", victim[0])
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            elif beside is not None:
-                beside()
+            elif beside in self._faults:
+                self._router()
             self._wait(seconds / 2)
         finally:
             end()
@@ -283,12 +279,12 @@ class Storm:
     def _cut(self) -> None:
         """Reset all connections, and refuse new ones."""
         proxy = self.world.proxy
-        self._outage("cut", proxy.cut, proxy.heal, self._kill, self._router)
+        self._outage("cut", proxy.cut, proxy.heal)
 
     def _stall(self) -> None:
         """Let nothing through on connections that stay open."""
         proxy = self.world.proxy
-        self._outage("stall", proxy.stall, proxy.heal, self._kill, self._router)
+        self._outage("stall", proxy.stall, proxy.heal)
 
     def _pause(self) -> None:
         """Stop the server's process."""
@@ -297,16 +293,16 @@ class Storm:
         def on() -> None:
             os.kill(pid, signal.SIGCONT)
 
-        self._outage("pause", lambda: os.kill(pid, signal.SIGSTOP), on, self._kill, self._router)
+        self._outage("pause", lambda: os.kill(pid, signal.SIGSTOP), on)
 
     def _full(self) -> None:
         """Let the server take nothing more."""
-        self._outage("full", *self._set("maxmemory", "1mb", "0"), self._kill, self._router)
+        self._outage("full", *self._set("maxmemory", "1mb", "0"))
 
     def _unreplicated(self) -> None:
         """Let the server refuse writes, since it has no replica."""
         setting = self._set("min-replicas-to-write", "1", "0")
-        self._outage("unreplicated", *setting, self._kill, self._router)
+        self._outage("unreplicated", *setting)
 
     def _set(self, name: str, begin: str, end: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
         def to(value: str) -> None:
@@ -328,7 +324,7 @@ class Storm:
     def _crash(self) -> None:
         """Kill Redis, which keeps nothing on disk, and start it again after a while."""
         server = self.world.server
-        self._outage("crash", server.stop, server.start, self._kill)
+        self._outage("crash", server.stop, server.start)
 
 
 def _is_stopped(pid: int) -> bool:
