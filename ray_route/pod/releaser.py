@@ -58,7 +58,6 @@ class Releaser:
         self._releases = releases
         self._address = address
         self._ended = threading.Event()
-        self._left = threading.Event()
         self._running = 0
         self._lock = threading.Lock()
         self._confirmers = ThreadPoolExecutor(_CONFIRMERS, thread_name_prefix="ray_route-confirm")
@@ -77,7 +76,7 @@ class Releaser:
         while self._held.unfinished() and deadline.remaining():
             if not closing.remaining():
                 self._releases.close("the pod is leaving")
-            self._left.wait(_LOOK_S / 5)
+            self._ended.wait(_LOOK_S / 5)
         left = self._held.unfinished()
         if left:
             service, pod, _ = self._address()
@@ -91,12 +90,11 @@ class Releaser:
     def wait_for_hooks(self, deadline: Deadline) -> None:
         """Wait until nothing is held and no hook runs, or until the deadline."""
         while self._held.unfinished() and deadline.remaining():
-            self._left.wait(_LOOK_S / 5)
+            self._ended.wait(_LOOK_S / 5)
 
     def end(self) -> None:
         """Stop; hooks that run go on."""
         self._ended.set()
-        self._left.set()
         self._confirmers.shutdown(wait=False)
         self._hookers.shutdown(wait=False)
 
