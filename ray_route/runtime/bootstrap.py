@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from ray_route.config import RouteConfig
 from ray_route.errors import RouteError
 from ray_route.protocol.names import EMBEDDED_SERVER, RAY_NAMESPACE, router_name
 from ray_route.runtime.namespace import resolve_url
+from ray_route.runtime.process_ids import POLL_S, has_ended, identify
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
 from ray_route.store.scripts import plain_call
@@ -156,7 +158,7 @@ def clear_namespace(url: StoreUrl, namespace: str, service: str, uids: Iterable[
 
     Only links of `uids` are deleted. Raises `StoreUnavailableError` where that can't be done.
     """
-    _stop_actor(router_name(namespace))
+    _stop_router(namespace)
     keys = Keys(namespace, RouteConfig().shards)
     names = [keys.link(keys.shard(uid), service, uid) for uid in uids]
     names += [keys.counter(shard) for shard in range(keys.shards)]
@@ -173,6 +175,24 @@ def _delete(store: Store, names: list[str]) -> None:
     for reply in store.run([plain_call("DEL", name) for name in names]):
         if isinstance(reply, RouteError):
             raise reply
+
+
+def _stop_router(namespace: str) -> None:
+    """Stop a router, and see its process end: until then it writes back what is deleted.
+
+    On another node than this, Ray's word that it has ended has to do.
+    """
+    router = _actor(router_name(namespace))
+    process = None
+    if router is not None:
+        with contextlib.suppress(ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+            pid, node = ray.get(router.whereabouts.remote(), timeout=_STOP_S)
+            if node == ray.get_runtime_context().get_node_id():
+                process = identify(pid)
+    _stop_actor(router_name(namespace))
+    deadline = Deadline.after(_STOP_S)
+    while process and not has_ended(process) and deadline.remaining():
+        time.sleep(POLL_S)
 
 
 def _stop_unused_store() -> None:

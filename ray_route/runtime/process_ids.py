@@ -22,9 +22,13 @@ _ENDED_STATES = "ZX"
 _STATE, _START = 0, 19
 
 
-def identify() -> str:
-    """Name this process, and whoever asks within it, for ever: "pid-start-random"."""
-    return f"{os.getpid()}-{_started(os.getpid())}-{secrets.token_hex(4)}"
+def identify(pid: int | None = None) -> str:
+    """Name a process of this node (None: this one), and whoever asks, for ever.
+
+    The name is "pid-start-random".
+    """
+    pid = os.getpid() if pid is None else pid
+    return f"{pid}-{_started(pid)}-{secrets.token_hex(4)}"
 
 
 def has_ended(process: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import ray
 from commands import Command, Finished
-from helpers import end_router, eventually
+from helpers import end_router, eventually, router_handle, unique_name
 from ray.util import list_named_actors
 from services import Counter
 
@@ -23,6 +23,8 @@ from ray_route.cli.app import main
 from ray_route.demo.trace import zipf_trace
 from ray_route.protocol.names import RAY_NAMESPACE
 from ray_route.runtime import bootstrap
+from ray_route.runtime.bootstrap import clear_namespace
+from ray_route.runtime.process_ids import has_ended, identify
 from ray_route.store.embedded import EmbeddedServer
 
 COLLEGE = Path(__file__).parents[3] / "shared" / "data" / "college_msg.txt"
@@ -113,6 +115,16 @@ def test_what_was_there_before_stays_and_nothing_is_added(
         assert not [key for key in keys if b"rr:{demo-" in key]
         end_router("mine")
         eventually(lambda: actors() <= before, f"no actor but {before}")
+
+
+def test_a_namespace_is_cleared_once_its_router_has_ended(ray_session: None) -> None:
+    namespace = unique_name()
+    with ray_route.connect(namespace) as client:
+        pid, _ = ray.get(router_handle(namespace).whereabouts.remote())
+        url = client._session.namespace.url
+    process = identify(pid)
+    clear_namespace(url, namespace, "svc", [])
+    assert has_ended(process)
 
 
 def actors() -> set[str]:

@@ -216,11 +216,12 @@ def test_a_router_that_is_gone_for_good_is_made_anew(client: Any, u: str) -> Non
     client._session.near.flush()
 
     assert client.compute_linked_pod(u, "svc", timeout=30) == link
+    assert client.compute_linked_pod(f"{u}-new", "svc", timeout=30).pod in {0, 1, 2}
 
 
 def test_an_older_router_changes_nothing_and_exits(client: Any, u: str) -> None:
-    older = router_handle(client.namespace)
     link = client.compute_linked_pod(u, "svc")
+    older = router_handle(client.namespace)
     session = client._session
     younger = (
         ray.remote(Router)
