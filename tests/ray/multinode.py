@@ -30,14 +30,15 @@ def main() -> None:
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         with EmbeddedServer() as server:
-            pods_spread_and_a_node_may_go(cluster, others[0], server.url)
-            a_router_moves_with_its_node(cluster, others[1], server.url)
+            pods_spread_and_a_node_may_go(cluster, others, server.url)
+            a_router_moves_with_its_node(cluster, *others, server.url)
     finally:
         ray.shutdown()
         cluster.shutdown()
 
 
-def pods_spread_and_a_node_may_go(cluster: Any, node: Any, url: str) -> None:
+def pods_spread_and_a_node_may_go(cluster: Any, others: list[Any], url: str) -> None:
+    """Remove, and take from the list, a node on which there is a pod and not the router."""
     options = {"pod_lease_s": LEASE_S, "heartbeat_s": 0.5}
     spread = {"num_cpus": 1, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
     with (
@@ -54,6 +55,8 @@ def pods_spread_and_a_node_may_go(cluster: Any, node: Any, url: str) -> None:
         uids = [f"u{number}" for number in range(30)]
         before = client.compute_linked_pods(uids, "svc")
         pods = client.pods("svc")
+        node = next(node for node in others if node.node_id != home("nodes"))
+        others.remove(node)
         assert len({pod.node for pod in pods.values()}) == 3, pods
         (lost,) = [index for index, pod in pods.items() if pod.node == node.node_id]
 
