@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable
@@ -23,6 +24,18 @@ def eventually(condition: Callable[[], Any], what: str, within_s: float = 10.0) 
         if time.monotonic() >= end:
             pytest.fail(f"not within {within_s} s: {what}")
         time.sleep(0.02)
+
+
+async def soon(condition: Callable[[], Any], what: str, within_s: float = 10.0) -> Any:
+    """Poll as `eventually` does, and let other tasks of the loop run meanwhile."""
+    end = time.monotonic() + within_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() >= end:
+            pytest.fail(f"not within {within_s} s: {what}")
+        await asyncio.sleep(0.02)
 
 
 def router_handle(namespace: str) -> Any:

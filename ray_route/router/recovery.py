@@ -8,6 +8,7 @@ come back first, then links, and each shard's counter last: until then all other
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -16,7 +17,7 @@ from typing import Any
 
 from ray_route.clock import now
 from ray_route.config import RouteConfig
-from ray_route.errors import LostWritesError, RouteError
+from ray_route.errors import LostWritesError, RouteError, StoreUnavailableError
 from ray_route.model import Life, Link, PodRecord
 from ray_route.protocol.commands import Address, Memory, Recall
 from ray_route.router.link_table import LinkTable
@@ -24,6 +25,7 @@ from ray_route.router.mailbox import Mailboxes, NoAnswerError
 from ray_route.router.membership import Membership
 from ray_route.router.shards import Shards, SupersededError
 from ray_route.runtime.metrics import LOST_SHARDS, RECOVERED_LINKS
+from ray_route.store.circuit import PROBE_S
 from ray_route.store.connect import AsyncStore
 from ray_route.store.links import MAX_UIDS, LinkCalls, RememberedLink
 from ray_route.store.namespaces import read_seal, restore_meta, seal
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 # How long whoever meets a loss waits for the recovery; a frozen pod has its lease to answer.
 _PATIENCE_S = 20.0
+_LOOKS_AGAIN = 2
 _ANSWER_S = 1.0
 _PAUSE_S = 0.05
 _CALLS_PER_TRIP = 20
@@ -96,7 +99,7 @@ class Recovery:
         `StoreUnavailableError`.
         """
         try:
-            await asyncio.wait_for(asyncio.shield(self._start()), _PATIENCE_S)
+            await asyncio.wait_for(self._whole(), _PATIENCE_S)
         except asyncio.TimeoutError:
             waiting = ", ".join(f"pod {pod} of {service}" for service, pod, _ in self._silent)
             raise LostWritesError(
@@ -107,6 +110,19 @@ class Recovery:
             ) from None
         except SupersededError as error:
             raise self._table.taken_over() from error
+
+    async def _whole(self) -> None:
+        """Compare and restore; where Redis was away, look again once it may be back.
+
+        Who asks has just heard from Redis: the failure of a run that began before the question,
+        or the circuit's memory of one, is no answer to them.
+        """
+        for _ in range(_LOOKS_AGAIN):
+            with contextlib.suppress(StoreUnavailableError):
+                await asyncio.shield(self._start())
+                return
+            await asyncio.sleep(PROBE_S)
+        await asyncio.shield(self._start())
 
     def _start(self) -> asyncio.Task[None]:
         """Start to compare all counters and to restore what is lost, once for all who wait."""
