@@ -27,6 +27,23 @@ def states(client: Any, service: str) -> dict[int, str]:
     }
 
 
+@pytest.fixture
+def go(tmp_path: Path) -> Path:
+    """A file without which no `Gated` pod comes to its end of starting."""
+    go = tmp_path / "go"
+    go.touch()
+    return go
+
+
+def kill_and_hold_back(client: Any, service: str, go: Path) -> None:
+    """Kill pod 1, and let its restart wait."""
+    uid = next(u for u in map(str, range(99)) if client.compute_linked_pod(u, service).pod == 1)
+    pid = client.call(uid, service, "pid")
+    go.unlink()
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: 1 not in states(client, service), "its death is known")
+
+
 def test_a_drained_pod_that_is_wanted_again_is_made_before_others_are_drained(
     client: Any, deploy: Any
 ) -> None:
@@ -45,17 +62,11 @@ def test_a_drained_pod_that_is_wanted_again_is_made_before_others_are_drained(
 
 
 def test_a_scale_that_fails_ends_no_pod_that_it_did_not_make(
-    client: Any, deploy: Any, tmp_path: Path
+    client: Any, deploy: Any, go: Path
 ) -> None:
-    go = tmp_path / "go"
-    go.touch()
-    deployment = deploy(Gated, replicas=2, args=(str(tmp_path),))
+    deployment = deploy(Gated, replicas=2, args=(str(go.parent),))
     service = deployment.service
-    uid = next(u for u in map(str, range(99)) if client.compute_linked_pod(u, service).pod == 1)
-    pid = client.call(uid, service, "pid")
-    go.unlink()
-    os.kill(pid, signal.SIGKILL)
-    eventually(lambda: 1 not in states(client, service), "its death is known")
+    kill_and_hold_back(client, service, go)
 
     with pytest.raises(ray_route.RouteTimeoutError, match=r"pods \[1, 2\]"):
         deployment.scale(3, timeout=8)
@@ -91,17 +102,11 @@ def test_whoever_scales_waits_for_another_and_says_so(client: Any, deploy: Any) 
 
 
 def test_scaling_in_ends_pods_that_are_just_being_restarted(
-    client: Any, deploy: Any, tmp_path: Path
+    client: Any, deploy: Any, go: Path
 ) -> None:
-    go = tmp_path / "go"
-    go.touch()
-    deployment = deploy(Gated, replicas=2, args=(str(tmp_path),))
+    deployment = deploy(Gated, replicas=2, args=(str(go.parent),))
     service = deployment.service
-    uid = next(u for u in map(str, range(99)) if client.compute_linked_pod(u, service).pod == 1)
-    pid = client.call(uid, service, "pid")
-    go.unlink()
-    os.kill(pid, signal.SIGKILL)
-    eventually(lambda: 1 not in states(client, service), "its death is known")
+    kill_and_hold_back(client, service, go)
 
     deployment.scale(1)
 

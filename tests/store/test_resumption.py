@@ -102,6 +102,9 @@ class Router:
     async def begin(self) -> None:
         """Take over as `Lifecycle` does; no pod is asked for what it remembers."""
         await self.recovery.look_for_proof()
+        await self.begin_after_its_look()
+
+    async def begin_after_its_look(self) -> None:
         await self.shards.claim()
         await self.membership.refresh_all()
         await self.recovery.begin(pods_expected=False)
@@ -384,9 +387,7 @@ def test_a_loss_between_the_looks_of_a_starting_router_is_no_proof(run: Run) -> 
         await later.recovery.look_for_proof()
         assert later.recovery.is_proven
         lose_the_seal(world)
-        await later.shards.claim()
-        await later.membership.refresh_all()
-        await later.recovery.begin(pods_expected=False)
+        await later.begin_after_its_look()
         assert not later.recovery.is_proven
 
     run(story)
@@ -401,9 +402,7 @@ def test_a_seal_that_came_after_a_routers_claim_is_no_proof(run: Run) -> None:
         later = Router.on(world.url, world.keys)
         await later.recovery.look_for_proof()
         world.store.one(plain_call("HSET", world.keys.meta, "sealed", whole))
-        await later.shards.claim()
-        await later.membership.refresh_all()
-        await later.recovery.begin(pods_expected=False)
+        await later.begin_after_its_look()
         assert not later.recovery.is_proven
 
     run(story)
