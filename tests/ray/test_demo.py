@@ -48,6 +48,7 @@ def joined(ray_session: None) -> dict[str, str]:
 
 
 def test_a_log_is_replayed_and_checked(command: Command, log: str, joined: dict[str, str]) -> None:
+    before = actors()
     done = command.run("demo", "--trace", log, **joined)
     assert (done.status, done.kept) == (0, 3), done
     *pods, total = (row for row in done.rows if row[0].isdigit() or row[0] == "all")
@@ -57,6 +58,8 @@ def test_a_log_is_replayed_and_checked(command: Command, log: str, joined: dict[
     assert f"{log}: 3,000 events" in done.out
     assert "3000/3000" in done.err
     assert "Ray: joined" in done.out
+    assert ("embedded, started for this" in done.out) == ("ray_route:store" not in before)
+    eventually(lambda: actors() == before, f"the same actors as before: {before}")
 
 
 def test_a_pod_dies_and_pods_are_added(command: Command, log: str) -> None:
@@ -107,7 +110,7 @@ def test_what_was_there_before_stays_and_nothing_is_added(
             service: dict[str, Any] = {"namespace": "mine", "service": "svc", "replicas": 1}
             with ray_route.deploy(Counter, redis_url=server.url, **service):
                 assert client.call("u", "svc", "add", "u") == 1
-                done = command.run("demo", "--trace", log, "--kill", **ours)
+                done = command.run("demo", "--trace", log, "--kill", "--pods", "2", **ours)
                 assert client.call("u", "svc", "add", "u") == 2
             keys = client._session.namespace.store._client.keys("*")
         assert (done.status, done.kept) == (0, 4), done
@@ -130,16 +133,6 @@ def test_a_namespace_is_cleared_once_its_router_has_ended(ray_session: None) -> 
 def actors() -> set[str]:
     named = list_named_actors(all_namespaces=True)
     return {actor["name"] for actor in named if actor["namespace"] == RAY_NAMESPACE}
-
-
-def test_the_embedded_server_goes_if_it_came_with_the_demo(
-    command: Command, log: str, joined: dict[str, str]
-) -> None:
-    before = actors()
-    done = command.run("demo", "--trace", log, **joined)
-    assert done.status == 0, done
-    assert ("embedded, started for this" in done.out) == ("ray_route:store" not in before)
-    eventually(lambda: actors() == before, f"the same actors as before: {before}")
 
 
 @pytest.fixture
@@ -204,19 +197,24 @@ def test_a_ray_that_does_not_answer_is_one_line(command: Command, log: str) -> N
 
 
 def test_a_store_that_does_not_answer_is_one_line_and_leaves_nothing(
-    command: Command, log: str
+    command: Command, log: str, joined: dict[str, str]
 ) -> None:
-    url = "redis://:secret-word@127.0.0.1:1/0"
-    done = command.run("demo", "--trace", log, RAY_ROUTE_REDIS_URL=url)
+    url, before = "redis://:secret-word@127.0.0.1:1/0", actors()
+    done = command.run("demo", "--trace", log, RAY_ROUTE_REDIS_URL=url, **joined)
     assert done.status == 2
     assert "Error: the store at 127.0.0.1:1 is unavailable" in done.err
     assert "Traceback" not in done.err
     assert "secret-word" not in done.out + done.err
+    assert actors() == before
 
 
 @pytest.mark.parametrize("how", ["twice", "to the command alone"])
-def test_an_interrupt_ends_it_with_130_and_cleans_up(command: Command, how: str) -> None:
-    process = command.start("demo", "--seed", "1")
+def test_an_interrupt_ends_it_with_130_and_cleans_up(
+    command: Command, how: str, joined: dict[str, str]
+) -> None:
+    """On a Ray of its own, too, which must not outlive it."""
+    before = actors()
+    process = command.start("demo", "--seed", "1", **(joined if how == "twice" else {}))
     assert process.stdout is not None
     assert any("Zipf" in line for line in process.stdout)
     send = os.kill if how == "to the command alone" else os.killpg
@@ -230,6 +228,7 @@ def test_an_interrupt_ends_it_with_130_and_cleans_up(command: Command, how: str)
     assert err.endswith("Interrupted.\n")
     assert "Traceback" not in err
     assert command.processes() == {}
+    eventually(lambda: actors() == before, f"the same actors as before: {before}")
 
 
 def test_the_version(command: Command) -> None:
