@@ -225,8 +225,10 @@ class Releaser:
         """Keep links in use alive, and let go of uids whose link is another by now."""
         if not used:
             return
-        term = self._held.term
+        term, until = self._held.term, now() + self._namespace.config.lease_s
         asked = self._namespace.ask("report_use", self._address()[0], used)
         ended: dict[str, int] = run(asked, Deadline.after(max(ttl_s * _REVIEW_SHARE, 1.0)))
         for uid, epoch in ended.items():
             self._gate.admission.denied(uid, epoch, term)
+        kept = {uid: epoch for uid, epoch in used.items() if uid not in ended}
+        self._gate.admission.lengthened(kept, until, term)
