@@ -237,7 +237,7 @@ class IndexLease:
                 level = logging.DEBUG if failing else logging.WARNING  # once for an outage
                 self._logger.log(level, "pod %s of %s could not renew: %s", *facts)
                 failing = True
-            except Exception:
+            except Exception:  # without this thread nobody renews, and nothing resumes
                 self._logger.exception("pod %s of %s could not renew", self.index, self._service)
 
     def _pause_s(self) -> float:
@@ -276,8 +276,10 @@ class IndexLease:
             self._lapse("its renewal came too late")
         elif not was_lost:
             self._vouched(router)
-        # A record that was lost is back, and nobody can have ended this life meanwhile: that takes
-        # a whole lease of silence, and the pod's own share of it has not run out.
+        # Where Redis had lost the record, but the lease has not run out, this life goes on: nobody
+        # can have ended it, since that takes a whole lease of silence by every router's clock, and
+        # this pod has let less pass. But whoever was in force before is not there by this renewal,
+        # so should the lease lapse next, only a router that knew the record of before may vouch.
 
     def _vouched(self, router: int) -> None:
         """Note which router was in force when this life was last beyond doubt."""

@@ -290,7 +290,7 @@ def _leave_service(agent: PodAgent, grace_s: float) -> None:
             return
         progress = agent.drain(_DRAIN_SHARE * grace_s)
         logger.info("pod %d of %s leaves: %s", agent.pod, agent.service, progress)
-    except Exception:
+    except Exception:  # whatever it was, the uids are released below
         logger.exception("pod %d of %s leaves before it was drained", agent.pod, agent.service)
     finally:
         agent.stop(deadline.remaining())

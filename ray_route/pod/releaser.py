@@ -104,8 +104,9 @@ class Releaser:
         while not self._ended.is_set():
             try:
                 self._look()
-            except Exception:
-                logger.exception("releases can't go on for a moment")
+            except Exception:  # without this thread no uid is ever given up again
+                service, pod, _ = self._address()
+                logger.exception("releases of pod %d of %s can't go on now", pod, service)
                 self._ended.wait(_LOOK_S)
             self._held.wait_for_work(_LOOK_S)
 
@@ -218,8 +219,13 @@ class Releaser:
             try:
                 self._refresh(self._held.in_use(reported_at), ttl_s)
                 reported_at = began
-            except Exception as error:  # noqa: BLE001 - the next report makes up for it
-                logger.warning("uids in use could not be reported: %r", error)
+            except (RouteError, ray.exceptions.RayError) as error:
+                # The next report makes up for it.
+                service, pod, _ = self._address()
+                logger.warning("uids of pod %d of %s not reported: %r", pod, service, error)
+            except Exception:  # without this thread links in use would end
+                service, pod, _ = self._address()
+                logger.exception("uids of pod %d of %s not reported", pod, service)
 
     def _refresh(self, used: dict[str, int], ttl_s: float) -> None:
         """Keep links in use alive, and let go of uids whose link is another by now."""
