@@ -197,9 +197,10 @@ class StoreUnavailableError(RouteError):
 
 
 class LostWritesError(StoreUnavailableError):
-    """Redis has lost writes to some shards; what is left there is not the truth.
+    """Redis has lost links of some shards; what is left there is not the truth.
 
-    The router and the pods write back what they hold. Meanwhile nothing there is read as missing.
+    It was restarted without its data, or its clock stepped forward and ended them too early. The
+    router and the pods write back what they hold; meanwhile nothing there is read as missing.
     """
 
     def __init__(self, *, address: str, shards: list[int], reason: str, **ids: Any) -> None:
@@ -209,7 +210,7 @@ class LostWritesError(StoreUnavailableError):
     hint = "it is being recovered; try again"
 
     def _what(self) -> str:
-        return f"the store at {self.address} has lost writes to shards {self.shards}: {self.reason}"
+        return f"the store at {self.address} has lost links of shards {self.shards}: {self.reason}"
 
 
 class PartialBatchError(StoreUnavailableError):

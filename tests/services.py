@@ -163,6 +163,24 @@ class Gated(Counter):
             time.sleep(0.02)
 
 
+def count_each(client: ray_route.RouteClient, uids: list[str]) -> dict[str, tuple[int, int, int]]:
+    """Call every uid of service "svc"; return each one's count, pod and epoch."""
+    return {
+        uid: (client.call(uid, "svc", "add", uid), *client.call(uid, "svc", "where"))
+        for uid in uids
+    }
+
+
+class Other:
+    """A client in a process of its own."""
+
+    def __init__(self, namespace: str, url: str) -> None:
+        self.client = ray_route.connect(namespace, redis_url=url)
+
+    def count_each(self, uids: list[str]) -> dict[str, tuple[int, int, int]]:
+        return count_each(self.client, uids)
+
+
 def by_last_digit(pods: Any, load: Any, uid: str, node: str | None) -> int:
     """A user's placement."""
     return int(uid[-1]) % 3 if uid[-1].isdigit() else 99

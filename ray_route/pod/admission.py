@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import Enum
 
@@ -180,6 +181,19 @@ class Admission:
                 taken = entry.phase is Phase.ENDING and not entry.begun
                 entry.lost = entry.lost or entry.phase is Phase.HELD or taken
                 self._held.look_at(uid, entry)
+
+    def lengthened(self, uids: Mapping[str, int], until: float, term: int) -> None:
+        """Take in that links live on until a moment, at the least, if nobody removes them before.
+
+        Not for a uid whose removal is scheduled, nor if its lease was void meanwhile.
+        """
+        with self._held.lock:
+            for uid, epoch in uids.items():
+                entry = self._held.entries.get(uid)
+                if entry is None or entry.epoch != epoch or entry.due_at < math.inf:
+                    continue
+                if term == entry.term == self._held.term and not entry.lost:
+                    entry.until = max(entry.until, until)
 
     def unread(self, uid: str) -> None:
         """Take in that a link could not be read: the confirmation is asked for again."""

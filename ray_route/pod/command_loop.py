@@ -59,21 +59,41 @@ class CommandLoop:
         while not self._ended.is_set():
             try:
                 router, state, commands = self._ask("fetch_commands", self._address, _FETCH_S)
-                self._follow(router, state)
-                for number, command in commands:
-                    self._dispatch(router, number, command)
             except Exception as error:  # noqa: BLE001 - without commands, nothing here can move
                 # Not by way of `Namespace.ask`: the router's restart must be noticed at once, for
                 # a new one knows of this agent only by this call.
-                logger.debug("commands can't be fetched: %r", error)
+                self._log(logging.DEBUG, "commands can't be fetched", error)
                 if not self._ended.wait(_RETRY_S):
                     self._find_router()
+            else:
+                self._follow(router, state)
+                for number, command in commands:
+                    self._try(router, number, command)
+
+    def _try(self, router: int, number: int, command: Command) -> None:
+        try:
+            self._dispatch(router, number, command)
+        except Exception as error:  # noqa: BLE001 - one that fails must not stop the others
+            self._log(logging.ERROR, f"{type(command).__name__} failed", error)
 
     def _find_router(self) -> None:
         try:
             self._namespace.find_router()
         except Exception as error:  # noqa: BLE001 - the next attempt may do better
-            logger.warning("the router can't be found: %r", error)
+            self._log(logging.WARNING, "the router can't be found", error)
+
+    def _log(self, level: int, what: str, error: Exception) -> None:
+        """Log what went wrong; with its traceback, if it is none of the errors of a day's work."""
+        is_known = isinstance(error, (RouteError, ray.exceptions.RayError))
+        service, pod, _ = self._address
+        facts = {"namespace": self._namespace.name, "service": service, "pod": pod}
+        logger.log(
+            level if is_known else logging.ERROR,
+            "pod %d of %s: %s: %r",
+            *(pod, service, what, error),
+            exc_info=None if is_known else error,
+            extra=facts,
+        )
 
     def _ask(self, method: str, *args: Any) -> Any:
         ref = getattr(self._namespace.router, method).remote(*args)

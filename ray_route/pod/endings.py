@@ -93,7 +93,7 @@ def made_again(namespace: str, service: str, pod: int, actor: str) -> Iterator[N
     """
     try:
         yield
-    except BaseException:
+    except BaseException:  # the user's own code, which may even ask the process to end
         if not ray.get_runtime_context().was_current_actor_reconstructed:
             raise
         backoff_s = _backoff_s(_count_failure(actor))

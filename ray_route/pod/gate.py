@@ -175,7 +175,7 @@ class Gate:
         """Read a uid's link, and take in what it says; raise `FencedError` if it is another's."""
         term, incarnation, asked_at = self.held.term, self.held.lease.incarnation, now()
         try:
-            link = self._read(uid)
+            link = self._read(uid, epoch)
         except BaseException:
             self.admission.unread(uid)
             raise
@@ -201,14 +201,18 @@ class Gate:
         else:
             flight.set_exception(error)
 
-    def _read(self, uid: str) -> Link | None:
-        """Read a link; one whose lease is over is refreshed first, for it is in use."""
+    def _read(self, uid: str, epoch: int) -> Link | None:
+        """Read a link; one whose lease is over is refreshed first, for it is in use.
+
+        One that is missing, too: where Redis' clock has stepped the router writes it back then.
+        """
         namespace, deadline = self._namespace, Deadline.after(_READ_S)
         shard = namespace.keys.shard(uid)
         asked = [(self._service, uid)]
         link = run(namespace.read(shard, asked), deadline)[0]
-        if link is not None and link.lease_s <= 0:
-            run(namespace.ask("report_use", self._service, {uid: link.epoch}), deadline)
+        if link is None or link.lease_s <= 0:
+            used = {uid: epoch if link is None else link.epoch}
+            run(namespace.ask("report_use", self._service, used), deadline)
             link = run(namespace.read(shard, asked), deadline)[0]
         return link
 

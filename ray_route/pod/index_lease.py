@@ -45,11 +45,16 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class OfPod:
-    """What the agent of a deployed pod does in its own way."""
+    """What the agent of a deployed pod does in its own way.
+
+    `is_reached` says whether callers that know its name reach this process; one that they don't
+    reach claims nothing, and ends.
+    """
 
     hooks: Hooks
     on_lapse: Callable[[], None] | None
     on_end: Callable[[], None]
+    is_reached: Callable[[], bool]
 
 
 class IndexLease:
@@ -57,7 +62,8 @@ class IndexLease:
 
     `index` is None until one is claimed, unless it is fixed; `serving` is None until then.
     `on_lapse` is called when the lease lapses, `on_end` when a life was ended by others; without
-    `on_end` the index is claimed anew.
+    `on_end` the index is claimed anew. Nothing is claimed unless `is_reached`: else `on_end` is
+    called.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class IndexLease:
         load: Callable[[], float],
         on_lapse: Callable[[], None] | None = None,
         on_end: Callable[[], None] | None = None,
+        is_reached: Callable[[], bool] = lambda: True,
     ) -> None:
         # Read in every call, so no properties.
         self.index = pod
@@ -81,6 +88,7 @@ class IndexLease:
         self._load = load
         self._on_lapse = on_lapse
         self._on_end = on_end
+        self._is_reached = is_reached
         self._state = RoutingState.READY
         self._lapsed = False
         self._seq = 0  # of the record, as told last
@@ -136,6 +144,9 @@ class IndexLease:
 
     def _claim(self, deadline: Deadline) -> None:
         while not self._leaving.is_set():
+            if not self._is_reached():
+                self._end_unreached()
+                return
             index, status, wait_ms = self._try_to_claim()
             if status == b"ok":
                 return
@@ -147,6 +158,17 @@ class IndexLease:
                 # A crashed owner need not be waited for: the router looks for its process.
                 self._ask_router("look_for", self._service, index)
             self._leaving.wait(min(_CLAIM_RETRY_S, wait_ms / 1000))
+
+    def _end_unreached(self) -> None:
+        """Claim nothing any more: callers that know this pod's name reach another process."""
+        self._logger.error(
+            "actor %s is another process than this pod %s of %s, which ends",
+            *(self._actor, self.index, self._service),
+        )
+        self._leaving.set()
+        self._stopping.set()
+        if self._on_end is not None:
+            self._on_end()
 
     def _try_to_claim(self) -> tuple[int, bytes, int]:
         """Begin a life, or return an index, why it was refused, and the ms to wait."""
@@ -215,7 +237,7 @@ class IndexLease:
                 level = logging.DEBUG if failing else logging.WARNING  # once for an outage
                 self._logger.log(level, "pod %s of %s could not renew: %s", *facts)
                 failing = True
-            except Exception:
+            except Exception:  # without this thread nobody renews, and nothing resumes
                 self._logger.exception("pod %s of %s could not renew", self.index, self._service)
 
     def _pause_s(self) -> float:
@@ -254,8 +276,10 @@ class IndexLease:
             self._lapse("its renewal came too late")
         elif not was_lost:
             self._vouched(router)
-        # A record that was lost is back, and nobody can have ended this life meanwhile: that takes
-        # a whole lease of silence, and the pod's own share of it has not run out.
+        # Where Redis had lost the record, but the lease has not run out, this life goes on: nobody
+        # can have ended it, since that takes a whole lease of silence by every router's clock, and
+        # this pod has let less pass. But whoever was in force before is not there by this renewal,
+        # so should the lease lapse next, only a router that knew the record of before may vouch.
 
     def _vouched(self, router: int) -> None:
         """Note which router was in force when this life was last beyond doubt."""

@@ -7,6 +7,8 @@ import random
 import threading
 from collections.abc import Callable
 
+import ray
+
 from ray_route.errors import PodUnavailableError, RouteError
 
 # An agent's records have one name, which its users filter by.
@@ -50,9 +52,13 @@ class Joiner:
         while not self._stopping.is_set():
             try:
                 self._join()
-            except Exception as error:  # noqa: BLE001 - whatever it is may pass
+            except Exception as error:  # whatever it is may pass
                 self.problem = _as_ours(error)
-                logger.warning("%s can't join its service yet: %s", self._name, self.problem)
+                logger.warning(
+                    "%s can't join its service yet: %s",
+                    *(self._name, self.problem),
+                    exc_info=not isinstance(error, RouteError | ray.exceptions.RayError),
+                )
                 # Jitter: a store comes back to all of its pods at once.
                 self._stopping.wait(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311
                 backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)

@@ -18,6 +18,7 @@ import ray
 
 from ray_route.clock import Deadline
 from ray_route.errors import FencedError, PodUnavailableError, RouteError
+from ray_route.pod.actor_name import leads_here, this_worker
 from ray_route.pod.agent import PodAgent
 from ray_route.pod.endings import (
     EXITS,
@@ -289,7 +290,7 @@ def _leave_service(agent: PodAgent, grace_s: float) -> None:
             return
         progress = agent.drain(_DRAIN_SHARE * grace_s)
         logger.info("pod %d of %s leaves: %s", agent.pod, agent.service, progress)
-    except Exception:
+    except Exception:  # whatever it was, the uids are released below
         logger.exception("pod %d of %s leaves before it was drained", agent.pod, agent.service)
     finally:
         agent.stop(deadline.remaining())
@@ -307,7 +308,7 @@ def _become_pod(pod: Any, spec: PodSpec) -> PodAgent:
         redis_url=spec.url,
         actor=spec.actor,
         cpu_factor=spec.cpu_factor,
-        _of_pod=OfPod(_hooks(pod, spec), on_lapse, on_end=_exit_fenced),
+        _of_pod=OfPod(_hooks(pod, spec), on_lapse, _exit_fenced, partial(leads_here, spec.actor)),
     )
     _departure = Departure(partial(_leave_service, _agent_here, spec.grace_s))
     before_sigterm_ends(_departure)
@@ -338,6 +339,10 @@ def pod_class(cls: type) -> type:
             """Say whether it serves, or what is in the way."""
             problem = self._ray_route_agent.problem
             return Refused(problem) if problem else self._ray_route_agent.joined
+
+        @ray.method(concurrency_group=CONTROL_GROUP)
+        def _ray_route_worker(self) -> str:
+            return this_worker()
 
         @ray.method(concurrency_group=CONTROL_GROUP)
         def _ray_route_stop(self, grace_s: float) -> list[str]:

@@ -104,8 +104,9 @@ class Releaser:
         while not self._ended.is_set():
             try:
                 self._look()
-            except Exception:
-                logger.exception("releases can't go on for a moment")
+            except Exception:  # without this thread no uid is ever given up again
+                service, pod, _ = self._address()
+                logger.exception("releases of pod %d of %s can't go on now", pod, service)
                 self._ended.wait(_LOOK_S)
             self._held.wait_for_work(_LOOK_S)
 
@@ -218,15 +219,22 @@ class Releaser:
             try:
                 self._refresh(self._held.in_use(reported_at), ttl_s)
                 reported_at = began
-            except Exception as error:  # noqa: BLE001 - the next report makes up for it
-                logger.warning("uids in use could not be reported: %r", error)
+            except (RouteError, ray.exceptions.RayError) as error:
+                # The next report makes up for it.
+                service, pod, _ = self._address()
+                logger.warning("uids of pod %d of %s not reported: %r", pod, service, error)
+            except Exception:  # without this thread links in use would end
+                service, pod, _ = self._address()
+                logger.exception("uids of pod %d of %s not reported", pod, service)
 
     def _refresh(self, used: dict[str, int], ttl_s: float) -> None:
         """Keep links in use alive, and let go of uids whose link is another by now."""
         if not used:
             return
-        term = self._held.term
+        term, until = self._held.term, now() + self._namespace.config.lease_s
         asked = self._namespace.ask("report_use", self._address()[0], used)
         ended: dict[str, int] = run(asked, Deadline.after(max(ttl_s * _REVIEW_SHARE, 1.0)))
         for uid, epoch in ended.items():
             self._gate.admission.denied(uid, epoch, term)
+        kept = {uid: epoch for uid, epoch in used.items() if uid not in ended}
+        self._gate.admission.lengthened(kept, until, term)

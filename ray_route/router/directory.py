@@ -200,7 +200,11 @@ class Directory:
         except RouteError as error:
             batch.answers = dict.fromkeys(batch.uids, error)
         except Exception as error:
-            logger.exception("a batch of %d uids failed", len(batch.uids))
+            # Whoever waits must hear of it: nothing else would ever end their wait.
+            facts = {"namespace": self._links.keys.namespace, "service": batch.service}
+            logger.exception(
+                "a batch of %d uids of %s failed", len(batch.uids), batch.service, extra=facts
+            )
             unavailable = RouterUnavailableError(
                 namespace=self._links.keys.namespace, reason=f"a batch failed: {error!r}"
             )

@@ -18,7 +18,12 @@ from itertools import islice
 from typing import Any
 
 from ray_route.clock import Deadline
-from ray_route.errors import NoAvailablePodError, PodUnavailableError, StoreUnavailableError
+from ray_route.errors import (
+    NoAvailablePodError,
+    PodUnavailableError,
+    RouteError,
+    StoreUnavailableError,
+)
 from ray_route.model import DrainProgress, Life, Link, PodRecord, RoutingState
 from ray_route.protocol.commands import Address, Close, Command, Open, Show
 from ray_route.router.directory import Directory
@@ -87,7 +92,7 @@ class _Drain:
             while holdings := await self._show():
                 await self._move(holdings)
             await self._finish()
-        except Exception:
+        except Exception:  # whatever stops it: the pod is given back
             await self._give_back()
             raise
         self.note(DrainProgress(self.pod.pod, left=0, moved=self.moved, running=0, done=True))
@@ -348,8 +353,14 @@ class Drains:
         try:
             await drain.run()
             self._meter.count(DRAINS, key[0], "done")
-        except Exception as error:  # noqa: BLE001 - whoever waits for it must hear of it
+        except Exception as error:  # whoever waits for it must hear of it
+            is_known = isinstance(error, (StoppedError, NoAnswerError, RouteError))
             facts = {"service": key[0], "pod": key[1]}
-            logger.warning("the drain of pod %(pod)d of %(service)s stopped", facts, extra=facts)
+            logger.warning(
+                "the drain of pod %d of %s stopped: %s",
+                *(key[1], key[0], error),
+                exc_info=not is_known,
+                extra=facts,
+            )
             self._progress[key] = replace(self._progress[key], done=True, problem=str(error))
             self._meter.count(DRAINS, key[0], "stopped")

@@ -138,6 +138,7 @@ class FailureDetector:
                 logger.warning("the router can't see its pods: %s", error)
                 self._heartbeats.interrupt()
             except Exception:
+                # Whatever it was: to look again is right, and nobody counts as silent meanwhile.
                 logger.exception("the router can't see its pods")
                 self._heartbeats.interrupt()
             beat()

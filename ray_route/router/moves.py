@@ -220,7 +220,7 @@ class Moves:
                 while waiting:
                     given = {uid: links[uid] for uid in await _given(outcomes, waiting, kept)}
                     note(await self._give_away(service, given), len(waiting))
-            except BaseException:
+            except BaseException:  # a task that is cancelled, too: whatever ends it
                 self._mailboxes.post(address, Cancel(outcomes.number))
                 raise
         return kept

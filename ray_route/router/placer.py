@@ -79,7 +79,7 @@ class Placer:
     ) -> int:
         try:
             chosen = self._strategy(pods, load, uid, node)
-        except Exception as error:
+        except Exception as error:  # the user's own code
             raise ConfigError(
                 option="placement", reason=f"the strategy failed: {error!r}", service=service
             ) from error

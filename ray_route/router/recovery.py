@@ -1,8 +1,10 @@
 """Recovery of what Redis has lost: from what this router remembers, and what the living pods hold.
 
 Redis may be restarted without its data, or a replica promoted that lacks the last writes. Every
-write advances its shard's counter, so the first script call afterwards notices. The pod tables
-come back first, then links, and each shard's counter last: until then all others are refused.
+write advances its shard's counter, so the first script call afterwards notices. Its clock may step
+forward, which ends links whose holders still serve; scripts that find it later than it can be
+notice (`server_clock`). The pod tables come back first, then links, and each shard's counter last:
+until then all others are refused.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from ray_route.runtime.metrics import LOST_SHARDS, RECOVERED_LINKS
 from ray_route.store.circuit import PROBE_S
 from ray_route.store.connect import AsyncStore
 from ray_route.store.links import MAX_UIDS, LinkCalls, RememberedLink
-from ray_route.store.namespaces import read_seal, restore_meta, seal
+from ray_route.store.namespaces import read_looked, read_seal, restore_meta, seal
 from ray_route.store.scripts import Call
 
 logger = logging.getLogger(__name__)
@@ -170,14 +172,13 @@ class Recovery:
         await self._restore_tables(token)
         if lost:
             await self._restore_links(lost, token)
+        self._shards.clocks.believe()
         await self._store.one(seal(self._table.keys, token, servers))
 
     async def _restore_links(self, lost: Collection[int], token: int) -> None:
         began = now()
         self._table.meter.count(LOST_SHARDS, by=len(lost))
-        self._logger.error(
-            "Redis has lost writes to %d shards: they are being recovered", len(lost)
-        )
+        self._logger.error("Redis has lost links of %d shards: they are being recovered", len(lost))
         self._interrupt()
         memories = await self._recall(self._living(), Recall(frozenset(lost)))
         names = self._union(lost, memories, began)
@@ -376,8 +377,14 @@ class Recovery:
         await self._compare_and_restore()
 
     async def look_for_proof(self) -> None:
-        """Before the claim: note whether the namespace is whole as an earlier router left it."""
+        """Before the claim: note whether the namespace is whole as an earlier router left it.
+
+        And what the server's clock showed then, so that a step of it meanwhile is noticed.
+        """
         self.is_proven = await self._is_sealed(await self._store.servers())
+        looked_us = await self._store.one(read_looked(self._table.keys))
+        if looked_us is not None:
+            self._shards.clocks.showed(int(looked_us))
 
     async def _recollect(self, patience_s: float) -> None:
         """Hear every living agent; wait for those that Redis has forgotten to show up."""

@@ -1,7 +1,8 @@
 """Runs verbs over many uids: one script call per shard, all of them in one round trip.
 
-Remembers the highest counter of every shard, which is how a loss of writes is noticed. What meets
-one waits until it has been recovered, and runs then.
+Remembers the highest counter of every shard, which is how a loss of writes is noticed, and what its
+server's clock may show, which is how a step is. What meets one waits until it has been recovered,
+and runs then.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from ray_route.errors import (
     StoreUnavailableError,
 )
 from ray_route.model import Link
+from ray_route.router.server_clock import ServerClocks
 from ray_route.runtime.metrics import STORE_SECONDS, meter
 from ray_route.store.connect import AsyncStore
 from ray_route.store.keys import Keys
-from ray_route.store.links import MAX_UIDS, LinkCalls, Writer, parse_counter
-from ray_route.store.scripts import Call, plain_call, script_call
+from ray_route.store.links import MAX_UIDS, LinkCalls, Writer, parse_counters
+from ray_route.store.scripts import Call, script_call
 
 Build = Callable[[Writer, int, list[str]], Call]
 MayPlace = Callable[[], Awaitable[None]]
@@ -34,6 +36,10 @@ _UIDS_PER_TRIP = 5_000
 
 # A server that stalls may carry out late what it has received: its sender's tries and time-outs.
 _CARRIED_OUT_S = 10.0
+
+# How often what was refused is sent again, each time after a look whether a recovery is due: it
+# may have been refused only because it was late.
+_TRIES = 5
 
 
 class SupersededError(Exception):
@@ -63,6 +69,7 @@ class Shards:
         self._keys = keys
         self._links = links
         self._meter = meter(keys.namespace)
+        self.clocks = ServerClocks(links.config, keys.shards, is_cluster=store.is_cluster)
 
     async def claim(self) -> None:
         """Claim a higher incarnation than any router before."""
@@ -110,18 +117,23 @@ class Shards:
             self.seen[shard] = max(self.seen[shard], counter)
 
     async def lost(self) -> list[int]:
-        """Read all counters; return the shards whose writes Redis has lost."""
-        seen = list(self.seen)
-        keys = [self._keys.counter(shard) for shard in range(self._keys.shards)]
-        if self._store.is_cluster:
-            stored = await self._store.run([plain_call("GET", key) for key in keys])
-        else:
-            stored = await self._store.one(plain_call("MGET", keys[0], *keys[1:]))
-        for counter in stored:
-            if isinstance(counter, RouteError):
-                raise counter
-        pairs = enumerate(zip(seen, stored, strict=True))
-        return [shard for shard, (least, counter) in pairs if parse_counter(counter) < least]
+        """Read all counters and the time; return the shards where a missing link means nothing.
+
+        Redis has lost their writes, or its clock has stepped.
+        """
+        seen, asked_at = list(self.seen), now()
+        every = range(self._keys.shards)
+        together = [[shard] for shard in every] if self._store.is_cluster else [list(every)]
+        replies = await self._store.run([self._links.counters(shards) for shards in together])
+        lost: list[int] = []
+        for shards, reply in zip(together, replies, strict=True):
+            if isinstance(reply, RouteError):
+                raise reply
+            time_us, counters = parse_counters(reply)
+            stepped = self.clocks.of(shards[0]).shows(time_us, asked_at)
+            pairs = zip(shards, counters, strict=True)
+            lost.extend(shard for shard, counter in pairs if stepped or counter < seen[shard])
+        return lost
 
     async def run(
         self, uids: Sequence[str], build: Build, *, placing: bool = False
@@ -136,26 +148,32 @@ class Shards:
             part = uids[start : start + _UIDS_PER_TRIP]
             some = await self._trip(part, build, placing=placing)
             outcomes.update(some)
-            lost = [uid for uid, outcome in some.items() if isinstance(outcome, LostWritesError)]
-            if lost:
+            if lost := _lost(some):
                 outcomes.update(await self._recovered(lost, build, placing=placing))
         return outcomes
 
     async def _recovered(
         self, uids: list[str], build: Build, *, placing: bool
     ) -> dict[str, Outcome | RouteError]:
-        """Run what was refused once more, after the recovery of its shards."""
-        try:
-            await self.recover({self._keys.shard(uid) for uid in uids})
-        except RouteError as error:
-            return dict.fromkeys(uids, error)
-        return await self._trip(uids, build, placing=placing)
+        """Run what was refused again, each time after the recovery of its shards."""
+        outcomes: dict[str, Outcome | RouteError] = {}
+        for _ in range(_TRIES):
+            try:
+                await self.recover({self._keys.shard(uid) for uid in uids})
+            except RouteError as error:
+                return {**outcomes, **dict.fromkeys(uids, error)}
+            outcomes.update(await self._trip(uids, build, placing=placing))
+            uids = _lost(outcomes)
+            if not uids:
+                break
+        return outcomes
 
     async def read(self, service: str, uids: Sequence[str]) -> dict[str, Outcome | RouteError]:
         """Read links without changing anything."""
 
         def build(writer: Writer, shard: int, some: list[str]) -> Call:
-            return self._links.read(writer.seen, shard, [(service, uid) for uid in some])
+            names = [(service, uid) for uid in some]
+            return self._links.read(writer.seen, shard, names, writer.latest_us)
 
         return await self.run(uids, build)
 
@@ -193,18 +211,20 @@ class Shards:
             namespace=self._keys.namespace,
         )
 
-    def lost_writes(self, shards: list[int]) -> LostWritesError:
+    def lost_writes(
+        self, shards: list[int], reason: str = "what is left there is not the truth"
+    ) -> LostWritesError:
         """Make the error of shards that are to be recovered first."""
         return LostWritesError(
             address=self._store.url.address,
             shards=shards,
-            reason="what is left there is not the truth",
+            reason=reason,
             namespace=self._keys.namespace,
         )
 
     def writer(self, shard: int) -> Writer:
         """Who writes to a shard, as its scripts want to know it."""
-        return Writer(self.incarnation, self.seen[shard])
+        return Writer(self.incarnation, self.seen[shard], self.clocks.of(shard).latest_us())
 
     def _note_placing(self, shards: Iterable[int], *, late: bool) -> None:
         """Note the latest moment at which what was sent may have been carried out."""
@@ -232,9 +252,15 @@ class Shards:
             raise SupersededError(self._keys.namespace)
         if parsed.status == "lost":
             return self.lost_writes([shard])
+        if parsed.status == "stepped":
+            return self.lost_writes([shard], "its clock has stepped, or it was asked long ago")
         self.seen[shard] = max(self.seen[shard], parsed.counter)
         outcomes = starmap(Outcome, zip(parsed.links, parsed.written, strict=True))
         return dict(zip(uids, outcomes, strict=True))
+
+
+def _lost(outcomes: dict[str, Outcome | RouteError]) -> list[str]:
+    return [uid for uid, outcome in outcomes.items() if isinstance(outcome, LostWritesError)]
 
 
 async def _anybody_may() -> None:

@@ -104,7 +104,7 @@ STORE_SECONDS = Metric(
     boundaries=_SECONDS,
 )
 LOST_SHARDS = Metric(
-    "route_lost_shards", Kind.COUNTER, "shards that Redis had lost writes to, each time it did"
+    "route_lost_shards", Kind.COUNTER, "shards that Redis had lost links of, each time it did"
 )
 RECOVERED_LINKS = Metric(
     "route_recovered_links", Kind.COUNTER, "links written back after a loss, by the router"

@@ -18,18 +18,28 @@ MAX_UIDS = 500
 _OWNERS_KEPT = 10_000
 
 
+ANY_TIME_US = 2**53
+"""Later than any clock shows, and exact in a script's numbers."""
+
+
 class Writer(NamedTuple):
-    """Who writes, and the highest counter it has seen for the shard it writes to."""
+    """Who writes, and what it knows of the shard that it writes to.
+
+    `seen` is the highest counter that it was told, `latest_us` the latest time that the server's
+    clock may show, in microseconds since 1970: later, the script changes nothing.
+    """
 
     incarnation: int
     seen: int = 0
+    latest_us: int = ANY_TIME_US
 
 
 class ShardReply(NamedTuple):
     """What holds in one shard after a script.
 
     `status` is "ok", or the reason why nothing was changed: "superseded" (a younger router
-    writes here) or "lost" (Redis has lost writes). `links` and `written` follow the uids asked.
+    writes here), "lost" (Redis has lost writes) or "stepped" (its clock shows more than it can).
+    `links` and `written` follow the uids asked.
     """
 
     status: str
@@ -70,7 +80,8 @@ class LinkCalls:
     ) -> Call:
         start = self.keys.link(shard, service, "")
         keys = [self.keys.counter(shard), *[start + uid for uid in uids]]
-        return script_call(verb, keys, [writer.incarnation, writer.seen, *args])
+        whose = (writer.incarnation, writer.seen)
+        return script_call(verb, keys, [*whose, *args, writer.latest_us])
 
     def set_if_absent(
         self,
@@ -228,11 +239,21 @@ class LinkCalls:
         """Make the caller the shard's only writer."""
         return self._call("take_over", writer, shard, "", ())
 
-    def read(self, seen: int, shard: int, names: Sequence[tuple[str, str]]) -> Call:
-        """Read the links of (service, uid) names of one shard."""
+    def read(
+        self,
+        seen: int,
+        shard: int,
+        names: Sequence[tuple[str, str]],
+        latest_us: int | None = None,
+    ) -> Call:
+        """Read the links of (service, uid) names of one shard; not past `latest_us`, if given."""
         keys = [self.keys.counter(shard)]
         keys.extend(self.keys.link(shard, service, uid) for service, uid in names)
-        return script_call("read", keys, [seen])
+        return script_call("read", keys, [seen] if latest_us is None else [seen, latest_us])
+
+    def counters(self, shards: Sequence[int]) -> Call:
+        """Read the counters of some shards of one server, and its time (see `parse_counters`)."""
+        return script_call("counters", [self.keys.counter(shard) for shard in shards], [])
 
     def parse(self, reply: list[Any]) -> ShardReply:
         """Read the reply of any verb on links."""
@@ -270,6 +291,13 @@ class LinkCalls:
 def parse_counter(stored: bytes | None) -> int:
     """Read a shard's counter out of "counter:router"; one that is missing counts as 0."""
     return int(stored.split(b":", 1)[0]) if stored else 0
+
+
+def parse_counters(reply: list[bytes | None]) -> tuple[int, list[int]]:
+    """Read the reply of `LinkCalls.counters`: the time in microseconds, and each counter."""
+    time_us, *stored = reply
+    assert time_us is not None
+    return int(time_us), [parse_counter(each) for each in stored]
 
 
 def _kind(persistent: bool) -> str:  # noqa: FBT001 - it has no other argument

@@ -74,6 +74,11 @@ def read_seal(keys: Keys) -> Call:
     return plain_call("HGET", keys.meta, "sealed")
 
 
+def read_looked(keys: Keys) -> Call:
+    """Read when a router looked last at pods that had all been heard: by Redis' clock, in µs."""
+    return plain_call("HGET", keys.meta, "looked")
+
+
 def look_up_namespace(store: Store, namespace: str) -> tuple[Keys, RouteConfig] | None:
     """Return the keys and the durable options of a namespace; None if nobody has opened it.
 

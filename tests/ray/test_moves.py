@@ -231,6 +231,9 @@ def test_links_in_use_never_end_and_unused_ones_are_released(ray_session: None) 
         assert released == ["unused"]
         assert client.get_linked_pod_not_cache("used", service) == used
         admit(agent, used, "used")
+        until = agent._held.entries["used"].until
+        agent._serving._releaser._refresh({"used": used.epoch}, 1.5)
+        assert agent._held.entries["used"].until > until, "it need not be read again so soon"
         agent.stop()
     end_router(name)
 

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from services import (
 
 import ray_route
 from ray_route.errors import UnsafeStoreError
+from ray_route.pod.actor_name import leads_here
+from ray_route.pod.hooks import Hooks
+from ray_route.pod.index_lease import OfPod
+from ray_route.protocol.names import pod_name
 from ray_route.store.connect import Store
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.scripts import Call
@@ -191,6 +196,35 @@ def test_a_pod_whose_event_loop_has_ended_does_not_look_alive(client: Any, deplo
     before = client.compute_linked_pod("u", service)
     client.call("u", service, "interrupt_loop")
     assert_another_life(client, service, before)
+
+
+@pytest.mark.parametrize("whose", ["another pod's", "nobody's"])
+def test_a_process_that_its_actors_name_does_not_lead_to_claims_nothing(
+    client: Any, deploy: Any, whose: str
+) -> None:
+    service = deploy(Counter, replicas=1).service
+    name = pod_name(client.namespace, service, 0 if whose == "another pod's" else 9)
+    ended: list[str] = []
+    way = OfPod(Hooks(), None, lambda: ended.append(name), partial(leads_here, name))
+    agent = ray_route.PodAgent(client.namespace, service, 1, actor=name, _of_pod=way)
+    agent.start(10)
+    assert ended == [name]
+    assert not agent.joined
+    assert set(client.pods(service)) == {0}
+    agent.stop()
+
+
+def test_whether_a_name_leads_here_is_not_guessed(client: Any, deploy: Any) -> None:
+    service = deploy(Counter, replicas=1).service
+    pid = client.call("u", service, "pid")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ray_route.pod.actor_name._ASK_S", 0.5)
+            with pytest.raises(ray_route.PodUnavailableError, match="does not tell"):
+                leads_here(pod_name(client.namespace, service, 0))
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def assert_another_life(client: Any, service: str, before: ray_route.Link) -> None:

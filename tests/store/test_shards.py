@@ -269,7 +269,7 @@ def test_a_restart_without_data_is_noticed_and_places_nobody_anew(
 
     outcomes = routers.run(work)
     assert {type(outcome) for outcome in outcomes.values()} == {LostWritesError}
-    assert "lost writes" in str(outcomes[UIDS[0]])
+    assert "lost links" in str(outcomes[UIDS[0]])
 
 
 def test_epochs_do_not_fall_over_a_restart_with_data(tmp_path: Any, namespace: str):

@@ -958,6 +958,57 @@ class TestUse:
         assert sorted(pod.held.unfinished()) == ["u", "v", "x"]
 
 
+class TestLengthened:
+    """A report of use tells how long the links in use live at least."""
+
+    def report(self, pod: Pod, *, began: float, term: int = 1, epoch: int = 100) -> None:
+        pod.admission.lengthened({"u": epoch}, began + 5.0, term)
+
+    def is_confirmed(self, pod: Pod) -> bool:
+        return pod.verdict() is Verdict.ADMIT
+
+    def test_a_uid_that_was_reported_need_not_be_read_again(self, pod: Pod, clock: ManualClock):
+        began = clock()
+        clock.tick(4)
+        self.report(pod, began=began + 3)
+        clock.tick(3.9)
+        assert self.is_confirmed(pod)
+        clock.tick(0.2)
+        assert not self.is_confirmed(pod)
+
+    def test_what_a_report_tells_is_counted_from_before_it_was_sent(
+        self, pod: Pod, clock: ManualClock
+    ):
+        self.report(pod, began=clock() - 1)
+        clock.tick(4.9)
+        assert self.is_confirmed(pod), "an older word shortens nothing"
+
+    def test_a_report_of_before_a_lapse_tells_nothing(self, pod: Pod, clock: ManualClock):
+        clock.tick(1)
+        pod.lapse_and_resume()
+        self.report(pod, began=clock())
+        assert not self.is_confirmed(pod)
+        self.report(pod, began=clock(), term=pod.held.term)
+        assert not self.is_confirmed(pod), "it was not confirmed since"
+        assert pod.confirm(lease_s=1.0) is Told.HELD
+        self.report(pod, began=clock())
+        clock.tick(2)
+        assert not self.is_confirmed(pod), "it is of the term before"
+
+    def test_a_uid_whose_removal_is_scheduled_is_read_again(self, pod: Pod, clock: ManualClock):
+        assert pod.releases.end_at("u", 100, clock() + 20)
+        clock.tick(4)
+        self.report(pod, began=clock())
+        clock.tick(2)
+        assert not self.is_confirmed(pod)
+
+    def test_a_report_of_another_epoch_tells_nothing(self, pod: Pod, clock: ManualClock):
+        clock.tick(4)
+        self.report(pod, began=clock(), epoch=99)
+        clock.tick(2)
+        assert not self.is_confirmed(pod)
+
+
 class TestLeaving:
     def test_every_uid_is_given_up_as_its_calls_end(self, pod: Pod):
         pod.hold("v", 200, persistent=True)

@@ -108,6 +108,8 @@ class Report:
 
     term: int
     ended: dict[str, int]
+    kept: dict[str, int]
+    asked_at: float
 
 
 @dataclass
@@ -396,13 +398,17 @@ class World:
         used = self.held.in_use(self.clock() - 1)
         if not self.outage:
             ended = {uid: epoch for uid, epoch in used.items() if not self.refresh(uid, epoch)}
-            self.reports.append(Report(self.held.term, ended))
+            kept = {uid: epoch for uid, epoch in used.items() if uid not in ended}
+            self.reports.append(Report(self.held.term, ended, kept, self.clock()))
 
     def report_returns(self) -> None:
         if self.reports:
             report = self.pop(self.reports)
             for uid, epoch in report.ended.items():
                 self.admission.denied(uid, epoch, report.term)
+            for uid, epoch in report.kept.items():
+                until = report.asked_at + TTL_S[uid] - MARGIN_S
+                self.admission.lengthened({uid: epoch}, until, report.term)
 
     # Hooks.
 

@@ -1,6 +1,7 @@
 -- Prelude of every script on links. All keys of a script are of one shard.
 -- KEYS  1 the shard's counter, "counter:router"; 2.. one link per uid
--- ARGV  1 incarnation of the calling router; 2 highest counter that it has seen for this shard
+-- ARGV  1 incarnation of the calling router; 2 highest counter that it has seen for this shard;
+--       the last one: the latest time, in microseconds, that the server's clock may show
 -- A link is "pod:incarnation:epoch", then ":t" or ":p" if its removal is scheduled, which says
 -- whether it was temporary or persistent before that.
 -- Numbers become text by %.0f alone: "..", tostring and cjson print 14 digits, an epoch has 16.
@@ -9,9 +10,19 @@ local counter, writer, time = 0, 0, nil
 
 local function text(number) return string.format('%.0f', number) end
 
--- 'superseded': a younger router has written here. 'lost': Redis has lost writes. In both cases
--- the script must return at once, having changed nothing.
-local function begin()
+local function now_us()
+  if not time then
+    local t = redis.call('TIME')
+    time = t[1] * 1000000 + t[2]
+  end
+  return time
+end
+
+-- 'superseded': a younger router has written here. 'lost': Redis has lost writes. 'stepped': it is
+-- later than it can be, so the clock has stepped, or this was sent long ago: links may have run
+-- out before their leases, and one that is missing means nothing. In all these cases the script
+-- must return at once, having changed nothing. 'at_any_time': it reads no absence from the links.
+local function begin(at_any_time)
   local stored = redis.call('GET', KEYS[1])
   if stored then
     local c, w = string.match(stored, '^(%d+):(%d+)$')
@@ -19,6 +30,7 @@ local function begin()
   end
   if router < writer then return 'superseded' end
   if counter < seen then return 'lost' end
+  if not at_any_time and now_us() > tonumber(ARGV[#ARGV]) then return 'stepped' end
   return 'ok'
 end
 
@@ -28,11 +40,7 @@ local function allow_full() redis.call('PERSIST', KEYS[1]) end
 
 -- The counter's next value: every mutation takes one, a new owner's epoch is the one it took.
 local function advance()
-  if not time then
-    local t = redis.call('TIME')
-    time = t[1] * 1000000 + t[2]
-  end
-  counter = math.max(math.max(counter, seen) + 1, time)
+  counter = math.max(math.max(counter, seen) + 1, now_us())
   return counter
 end
 

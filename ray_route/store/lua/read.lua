@@ -1,10 +1,16 @@
 -- Reads links with what is left of their lives, and the counter that vouches for them.
 -- KEYS  1 the shard's counter, "counter:router"; 2.. one link per uid
--- ARGV  1 highest counter or epoch that the caller has seen for this shard
--- Returns {'ok', counter, then per uid: value, ttl_ms or nil, 0}, or {'lost', counter}: Redis has
--- lost writes, and a missing link means nothing.
+-- ARGV  1 highest counter or epoch that the caller has seen for this shard; 2 the latest time, in
+--       microseconds, that the server's clock may show (none: any; a router knows)
+-- Returns {'ok', counter, then per uid: value, ttl_ms or nil, 0}; {'lost', counter}: Redis has
+-- lost writes, and a missing link means nothing; {'stepped', counter}: its clock has stepped, and a
+-- missing link may have run out before its leases.
 local counter = string.match(redis.call('GET', KEYS[1]) or '0:', '^%d+')
 if tonumber(counter) < tonumber(ARGV[1]) then return {'lost', counter} end
+if ARGV[2] then
+  local t = redis.call('TIME')
+  if t[1] * 1000000 + t[2] > tonumber(ARGV[2]) then return {'stepped', counter} end
+end
 local reply = {'ok', counter}
 for i = 2, #KEYS do
   local value = redis.call('GET', KEYS[i])

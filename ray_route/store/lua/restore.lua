@@ -7,7 +7,7 @@
 -- ARGV  3 token; 4 'first' or 'next'; 5 'more' or 'last'; then per uid: value, ttl_ms (empty:
 --       persistent; 0: removed)
 -- Returns {status, counter, then per uid: value, ttl_ms or nil, 1 if written}; 'lost': begin anew
-if begin() == 'superseded' then return {'superseded', text(counter)} end
+if begin('at_any_time') == 'superseded' then return {'superseded', text(counter)} end
 allow_full()
 if ARGV[4] == 'next' and counter ~= tonumber(ARGV[3]) then return {'lost', text(counter)} end
 local function is_behind(held, epoch, mark, ttl)

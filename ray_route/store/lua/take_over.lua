@@ -2,7 +2,7 @@
 -- Prelude: _links.lua
 -- KEYS  1 the shard's counter (see _links.lua)
 -- Returns {status, counter}
-local status = begin()
+local status = begin('at_any_time')
 if status ~= 'ok' then return {status, text(counter)} end
 allow_full()
 advance()
