@@ -13,7 +13,7 @@ from cachetools import TLRUCache
 
 from ray_route.clock import now
 from ray_route.config import RouteConfig
-from ray_route.errors import RouteError, RouterUnavailableError
+from ray_route.errors import DamagedKeyError, RouteError, RouterUnavailableError
 from ray_route.model import Link, PodRecord
 from ray_route.router.membership import Membership
 from ray_route.router.placer import Proposal, owner_of
@@ -168,7 +168,7 @@ class LinkTable:
             return self._calls.regrant(writer, shard, service, some, [uids[uid] for uid in some])
 
         for uid, outcome in (await self._write(service, list(uids), build, placing=False)).items():
-            if linked(outcome):
+            if not isinstance(outcome, DamagedKeyError) and linked(outcome):
                 assert isinstance(outcome, Outcome)
                 self._counted(service, uid, outcome, "given back to")
 
@@ -318,16 +318,24 @@ class Decisions:
 
 
 def _not_held(uids: Mapping[str, int], outcomes: Outcomes) -> dict[str, int]:
-    """Return the uids whose link is another, or none; raise what could not be read."""
-    return {uid: epoch for uid, epoch in uids.items() if _epoch(outcomes[uid]) != epoch}
+    """Return the uids whose link is another, or none; raise what could not be read.
+
+    Of a damaged link nothing is known, and the others must not suffer from it.
+    """
+    return {uid: epoch for uid, epoch in uids.items() if _holds(outcomes[uid], epoch) is False}
 
 
-def _epoch(outcome: Outcome | RouteError) -> int | None:
+def _holds(outcome: Outcome | RouteError, epoch: int) -> bool | None:
+    """Say whether a link is the one of that epoch; None if it is damaged."""
+    if isinstance(outcome, DamagedKeyError):
+        return None
     link = linked(outcome)
-    return link.epoch if link else None
+    return link is not None and link.epoch == epoch
 
 
 def _written(outcome: Outcome | RouteError) -> Link | None:
+    if isinstance(outcome, DamagedKeyError):
+        return None
     link = linked(outcome)
     return link if isinstance(outcome, Outcome) and outcome.written else None
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ray_route.clock import now
 from ray_route.errors import (
+    DamagedKeyError,
     LostWritesError,
     RouteError,
     RouterUnavailableError,
@@ -22,7 +23,7 @@ from ray_route.model import Link
 from ray_route.runtime.metrics import STORE_SECONDS, meter
 from ray_route.store.connect import AsyncStore
 from ray_route.store.keys import Keys
-from ray_route.store.links import MAX_UIDS, LinkCalls, Writer, parse_counter
+from ray_route.store.links import MAX_UIDS, LinkCalls, Writer, parse_counter, parse_writer
 from ray_route.store.scripts import Call, plain_call, script_call
 
 Build = Callable[[Writer, int, list[str]], Call]
@@ -68,7 +69,9 @@ class Shards:
         """Claim a higher incarnation than any router before."""
         self._is_writer = False
         self.placed_at = [now()] * self._keys.shards  # by the router before, for all we know
-        claim = script_call("claim_router", [self._keys.meta], [self.incarnation])
+        # Whoever has written to a shard has been a router, for all we know.
+        least = max(self.incarnation, *map(parse_writer, await self._counters()))
+        claim = script_call("claim_router", [self._keys.meta], [least])
         self.incarnation = int(await self._store.one(claim))
 
     def deposed(self) -> RouterUnavailableError:
@@ -112,16 +115,19 @@ class Shards:
     async def lost(self) -> list[int]:
         """Read all counters; return the shards whose writes Redis has lost."""
         seen = list(self.seen)
-        keys = [self._keys.counter(shard) for shard in range(self._keys.shards)]
-        if self._store.is_cluster:
-            stored = await self._store.run([plain_call("GET", key) for key in keys])
-        else:
-            stored = await self._store.one(plain_call("MGET", keys[0], *keys[1:]))
-        for counter in stored:
-            if isinstance(counter, RouteError):
-                raise counter
-        pairs = enumerate(zip(seen, stored, strict=True))
+        pairs = enumerate(zip(seen, await self._counters(), strict=True))
         return [shard for shard, (least, counter) in pairs if parse_counter(counter) < least]
+
+    async def _counters(self) -> list[bytes | None]:
+        """Read what stands in every shard; of a key of another type, nothing."""
+        keys = [self._keys.counter(shard) for shard in range(self._keys.shards)]
+        if not self._store.is_cluster:
+            return list(await self._store.one(plain_call("MGET", keys[0], *keys[1:])))
+        stored = await self._store.run([plain_call("GET", key) for key in keys])
+        for counter in stored:
+            if isinstance(counter, RouteError) and not isinstance(counter, DamagedKeyError):
+                raise counter
+        return [None if isinstance(counter, RouteError) else counter for counter in stored]
 
     async def run(
         self, uids: Sequence[str], build: Build, *, placing: bool = False
@@ -175,8 +181,8 @@ class Shards:
                 self._note_placing((shard for shard, _ in parts), late=True)
             return dict.fromkeys(uids, error)
         outcomes: dict[str, Outcome | RouteError] = {}
-        for (shard, some), reply in zip(parts, replies, strict=True):
-            parsed = self._outcomes(shard, some, reply)
+        for (shard, some), call, reply in zip(parts, calls, replies, strict=True):
+            parsed = self._outcomes(shard, some, reply, call)
             if placing:
                 self._note_placing([shard], late=isinstance(reply, RouteError))
             if isinstance(parsed, RouteError):
@@ -223,18 +229,22 @@ class Shards:
         ]
 
     def _outcomes(
-        self, shard: int, uids: list[str], reply: Any
+        self, shard: int, uids: list[str], reply: Any, call: Call | None = None
     ) -> dict[str, Outcome | RouteError] | RouteError:
         if isinstance(reply, RouteError):
             return reply
-        parsed = self._links.parse(reply)
+        parsed = self._links.parse(reply, call)
         if parsed.status == "superseded":
             raise SupersededError(self._keys.namespace)
         if parsed.status == "lost":
             return self.lost_writes([shard])
         self.seen[shard] = max(self.seen[shard], parsed.counter)
-        outcomes = starmap(Outcome, zip(parsed.links, parsed.written, strict=True))
+        outcomes = starmap(_outcome, zip(parsed.links, parsed.written, strict=True))
         return dict(zip(uids, outcomes, strict=True))
+
+
+def _outcome(link: Link | RouteError | None, written: bool) -> Outcome | RouteError:  # noqa: FBT001
+    return link if isinstance(link, RouteError) else Outcome(link, written)
 
 
 async def _anybody_may() -> None:

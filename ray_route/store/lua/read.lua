@@ -1,13 +1,18 @@
 -- Reads links with what is left of their lives, and the counter that vouches for them.
+-- Prelude: _numbers.lua
 -- KEYS  1 the shard's counter, "counter:router"; 2.. one link per uid
 -- ARGV  1 highest counter or epoch that the caller has seen for this shard
 -- Returns {'ok', counter, then per uid: value, ttl_ms or nil, 0}, or {'lost', counter}: Redis has
--- lost writes, and a missing link means nothing.
-local counter = string.match(redis.call('GET', KEYS[1]) or '0:', '^%d+')
+-- lost writes, or the counter is damaged, and a missing link means nothing. The value of a key of
+-- another type begins with a '?'.
+local stored, is_foreign = try('GET', KEYS[1])
+local counter, writer = string.match(stored or (is_foreign and '?' or '0:0'), '^(%d+):(%d+)$')
+if not (is_number(counter) and is_number(writer)) then return {'lost', '0'} end
 if tonumber(counter) < tonumber(ARGV[1]) then return {'lost', counter} end
 local reply = {'ok', counter}
 for i = 2, #KEYS do
-  local value = redis.call('GET', KEYS[i])
+  local value, is_other = try('GET', KEYS[i])
+  if is_other then value = '?another type' end
   local ttl = value and redis.call('PTTL', KEYS[i])
   reply[#reply + 1] = value
   reply[#reply + 1] = ttl and ttl >= 0 and ttl
