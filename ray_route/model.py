@@ -124,7 +124,10 @@ class PodRecord:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod as operators see it. `links` counts what the present router placed or met there."""
+    """A pod as operators see it.
+
+    `links` counts what the present router has placed there, less what it has taken away.
+    """
 
     pod: int
     state: RoutingState

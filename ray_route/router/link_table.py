@@ -99,6 +99,7 @@ class LinkTable:
         )
         if outcome.link is None:  # it ended meanwhile
             return await self.set(service, uid, target, None, persistent=persistent)
+        self._left(service, held if outcome.written else None)
         return self._counted(service, uid, outcome, "set:")
 
     async def remove(self, service: str, uid: str, held: Link, after_s: float) -> bool:
@@ -113,6 +114,7 @@ class LinkTable:
             placing=False,
         )
         self.cache.drop(service, uid, held.epoch)
+        self._left(service, held if outcome.written and not after_s else None)
         self._removals[service, uid] = (held, now() + after_s)
         when = f" in {after_s:g} s" if after_s else ""
         self.decisions.note(service, {uid: held}, f"removed{when} from")
@@ -154,6 +156,8 @@ class LinkTable:
             return self._calls.relink(writer, shard, service, some, expected, owners)
 
         outcomes = await self._write_proposed(service, proposal, build)
+        for uid, outcome in outcomes.items():
+            self._left(service, lost[uid] if _written(outcome) else None)
         return {
             uid: outcome
             if isinstance(outcome, RouteError)
@@ -170,6 +174,7 @@ class LinkTable:
         for uid, outcome in (await self._write(service, list(uids), build, placing=False)).items():
             if not isinstance(outcome, DamagedKeyError) and linked(outcome):
                 assert isinstance(outcome, Outcome)
+                self._left(service, outcome.link if outcome.written else None)
                 self._counted(service, uid, outcome, "given back to")
 
     async def refresh(self, service: str, uids: Mapping[str, int]) -> dict[str, int]:
@@ -280,6 +285,11 @@ class LinkTable:
         if outcome.written:
             self._count(service, {uid: outcome.link}, decision)
         return outcome.link
+
+    def _left(self, service: str, held: Link | None) -> None:
+        """Count a link less at the pod that had it."""
+        if held is not None:
+            self._membership.loads.left(service, held.pod, held.incarnation, 1)
 
     def _count(self, service: str, written: Mapping[str, Link], decision: str) -> None:
         """Count links that were just written, and remember why they were."""
