@@ -11,6 +11,7 @@ from ray_route.config import RouteConfig
 from ray_route.deploy import Deployment, deploy
 from ray_route.errors import (
     ConfigError,
+    DamagedKeyError,
     FencedError,
     InvalidInputError,
     LostWritesError,
@@ -32,6 +33,7 @@ __all__ = [
     "AsyncRouteClient",
     "ConfigError",
     "CurrentLink",
+    "DamagedKeyError",
     "Deployment",
     "DrainProgress",
     "Explanation",

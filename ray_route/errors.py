@@ -4,6 +4,7 @@
     ├── InvalidInputError      (also ValueError)    mend the argument; nothing was changed
     ├── ConfigError                                 mend the options or the URL
     ├── UnsafeStoreError                            mend the server's settings
+    ├── DamagedKeyError                             mend that key: `ray-route doctor` says how
     ├── NoAvailablePodError                         add pods, or try again when one is ready
     ├── PodUnavailableError                         try again if the call may run twice
     │   └── PodRestartingError                      try again, it may come back
@@ -20,6 +21,7 @@ raises arrives whole. No message holds a password: addresses are written without
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 _SHOWN_CHARACTERS = 80
@@ -119,6 +121,23 @@ class UnsafeStoreError(RouteError):
         return f"the store at {self.address} is not safe for links: {self.reason}; {self.fix}"
 
 
+class DamagedKeyError(RouteError):
+    """A key in Redis holds what nobody of ours has written; says nothing about any other.
+
+    Nothing was read from it, nothing was written to it, and it is not a missing one.
+    """
+
+    def __init__(self, *, key: str, reason: str, **ids: Any) -> None:
+        super().__init__(key=key, reason=reason, **ids)
+
+    key: str
+    reason: str
+    hint = "`ray-route doctor` says how to mend it"
+
+    def _what(self) -> str:
+        return f"the key {_shown(self.key)} is damaged: it holds {self.reason}"
+
+
 class NoAvailablePodError(RouteError):
     """No pod of the service is ready and alive, so a new uid has nowhere to go.
 
@@ -216,7 +235,8 @@ class LostWritesError(StoreUnavailableError):
 class PartialBatchError(StoreUnavailableError):
     """Some shards of a batch failed: `shards` says which and why.
 
-    `partial` is the answer of the others, `unanswered` the uids that are in no list of it.
+    `partial` is the answer of the others, `unanswered` the uids that are in no list of it. Of a
+    shard with `damaged` links only these are unanswered: `ray-route doctor` says how to mend them.
     """
 
     def __init__(
@@ -229,6 +249,7 @@ class PartialBatchError(StoreUnavailableError):
     shards: dict[int, str]
     partial: Any
     unanswered: list[str] | None = None
+    damaged: Sequence[str] = ()
     hint = "the answer for the other shards is in .partial; ask again for .unanswered"
 
     def _what(self) -> str:

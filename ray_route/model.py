@@ -124,7 +124,10 @@ class PodRecord:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod as operators see it. `links` counts what the present router placed or met there."""
+    """A pod as operators see it.
+
+    `links` counts what the present router has placed there, less what it has taken away.
+    """
 
     pod: int
     state: RoutingState
@@ -214,9 +217,14 @@ class LinkedPods(Mapping[int, "list[str]"]):
         )
 
 
+def is_name(name: str) -> bool:
+    """True if a text can be the name of a namespace or a service."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_name(argument: str, name: object) -> str:
     """Return a valid namespace or service name, or raise `InvalidInputError`."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not is_name(name):
         raise InvalidInputError(
             argument=argument, value=name, reason="must match [A-Za-z0-9_.-]{1,64}"
         )

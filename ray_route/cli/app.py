@@ -57,6 +57,8 @@ def app() -> None:
 
 
 for command in (status, where, explain, pods, drain, move, top, doctor, bench, demo):
+    # Whole sentences: click would cut them at 45 characters.
+    command.short_help = command.get_short_help_str(limit=1_000)
     app.add_command(command)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,12 @@ _MANY = click.IntRange(min=1)
 @click.option("--kill-every", "kill_every_s", type=_SECONDS, help="Kill a pod so often.")
 @click.option("--scale-at", "scale_at_s", type=_SECONDS, help="Add half as many pods then.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Write FILE.json and FILE.png.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    callback=lambda *given: _drawable(given[-1]),
+    help="Write FILE.json and FILE.png.",
+)
 @click.option("--address", metavar="HOST:PORT", help="Ray to join; default: RAY_ADDRESS.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench(
@@ -63,11 +69,15 @@ def bench(
         printed.print(_table(summary))
     if out is not None:
         out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
-        try:
-            draw(summary, out.with_suffix(".png"))
-        except ImportError:
-            click.echo("No picture: pip install matplotlib", err=True)
+        draw(summary, out.with_suffix(".png"))
     return _FAILED if summary["failed_calls"] else 0
+
+
+def _drawable(out: Path | None) -> Path | None:
+    """Refuse a picture that could not be drawn, before the run and not after it."""
+    if out is not None and find_spec("matplotlib") is None:
+        raise click.UsageError("--out draws a picture, and that needs: pip install matplotlib")
+    return out
 
 
 def _print(row: Row) -> None:

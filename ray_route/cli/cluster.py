@@ -22,7 +22,12 @@ from ray_route.client.session import open_session
 from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
 from ray_route.config import RouteConfig
-from ray_route.errors import ConfigError, RouterUnavailableError, StoreUnavailableError
+from ray_route.errors import (
+    ConfigError,
+    DamagedKeyError,
+    RouterUnavailableError,
+    StoreUnavailableError,
+)
 from ray_route.model import Link, Pod, PodRecord, check_name, check_uid
 from ray_route.protocol.names import (
     EMBEDDED_SERVER,
@@ -33,10 +38,11 @@ from ray_route.protocol.names import (
 from ray_route.runtime.bootstrap import join_ray, undoing
 from ray_route.runtime.namespace import URL_VARIABLE
 from ray_route.store.connect import AsyncStore, Store
+from ray_route.store.inspection import Damage, damages
 from ray_route.store.keys import Keys
-from ray_route.store.links import LinkCalls
+from ray_route.store.links import LinkCalls, readable
 from ray_route.store.namespaces import look_up_namespace
-from ray_route.store.pods import PodCalls, parse_table
+from ray_route.store.pods import PodCalls, parse_table, service_names
 from ray_route.store.scripts import script_call
 from ray_route.store.url import StoreUrl, parse_url
 
@@ -115,7 +121,18 @@ class Cluster:
         named = list_named_actors(all_namespaces=True)
         names = [actor["name"] for actor in named if actor["namespace"] == RAY_NAMESPACE]
         found = filter(None, map(namespace_of_router, names))
-        return sorted(name for name in found if look_up_namespace(self.store, name))
+        return sorted(filter(self._is_there, found))
+
+    def _is_there(self, name: str) -> bool:
+        """True if a namespace is in this store, be it damaged."""
+        try:
+            return look_up_namespace(self.store, name) is not None
+        except DamagedKeyError:
+            return True
+
+    def damages(self, name: str) -> list[Damage]:
+        """Return what is damaged in a namespace. Scans all of the store, a little at a time."""
+        return asyncio.run(_damages(self.store.url, check_name("namespace", name)))
 
     def known(self) -> list[str]:
         """Return the namespaces that are in the store. Scans all of it, a little at a time."""
@@ -149,6 +166,14 @@ class Cluster:
         if not names:
             raise NameNeededError(names)
         return [self.namespace(each) for each in names]
+
+
+async def _damages(url: StoreUrl, name: str) -> list[Damage]:
+    store = AsyncStore(url)
+    try:
+        return [damage async for damage in damages(store, name)]
+    finally:
+        await store.close()
 
 
 async def _scan(url: StoreUrl) -> list[str]:
@@ -197,7 +222,8 @@ class NamespaceView:
 
     def services(self) -> list[str]:
         """Return the names of its services."""
-        return sorted(name.decode() for name in self.store.one(PodCalls(self.keys).services()))
+        reply = self.store.one(PodCalls(self.keys).services())
+        return service_names(reply, self.keys.services)
 
     def service(self, name: str) -> str:
         """Return the name of a service that is there."""
@@ -216,7 +242,8 @@ class NamespaceView:
 
     def records(self, service: str) -> list[PodRecord]:
         """Read a service's pod table."""
-        return parse_table(self.store.one(PodCalls(self.keys).table(service)))
+        reply = self.store.one(PodCalls(self.keys).table(service))
+        return parse_table(reply, self.keys.pods(service))
 
     def time_us(self) -> int:
         """Read Redis `TIME` in microseconds."""
@@ -235,7 +262,7 @@ class NamespaceView:
         shard = self.keys.shard(check_uid(uid))
         calls = LinkCalls(self.keys, self.config)
         call = calls.read(0, shard, [(service, uid) for service in services])
-        links = calls.parse(self.store.one(call)).links
+        links = readable(calls.parse(self.store.one(call), call).links)
         pairs = zip(services, links, strict=True)
         return {service: link for service, link in pairs if link is not None}
 

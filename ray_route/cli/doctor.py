@@ -19,7 +19,7 @@ from ray_route._version import __version__
 from ray_route.cli.cluster import Cluster, NamespaceView
 from ray_route.cli.output import at_cluster, console, print_json, table
 from ray_route.config import RouteConfig
-from ray_route.errors import RouteError, UnsafeStoreError
+from ray_route.errors import DamagedKeyError, RouteError, UnsafeStoreError
 from ray_route.model import Life, RoutingState
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
@@ -48,16 +48,18 @@ class Finding:
     level: str
     found: str
     advice: str = ""
+    command: str = ""
 
 
 @click.command()
 @click.option("--namespace", "-n", help="Default: all that have a router.")
 @at_cluster
 def doctor(cluster: Cluster, namespace: str | None, *, as_json: bool) -> int:
-    """Check the store's safety, permissions, clocks and latency, the routers, and the pods.
+    """Check the store's safety, permissions, clocks and latency, routers, pods, and every key.
 
-    Says what to change. Exit 1 if anything is at fault; warnings alone leave 0. To try the
-    permissions it writes a few keys, in a namespace of its own, and deletes them.
+    Says what to change; a damaged key comes with the command that mends it. Exit 1 if anything is
+    at fault; warnings alone leave 0. To try the permissions it writes a few keys, in a namespace
+    of its own, and deletes them. It reads all keys of a namespace, a few at a time.
 
     \b
     Examples:
@@ -73,6 +75,9 @@ def doctor(cluster: Cluster, namespace: str | None, *, as_json: bool) -> int:
             for each in findings
         ]
         console().print(table(("", "what", "found", "what to change"), rows))
+        for command in filter(None, (each.command for each in findings)):
+            # On a line of its own, whole, to be copied.
+            console().print(command, soft_wrap=True, markup=False)
     return _FAULTY if any(each.level == FAULT for each in findings) else 0
 
 
@@ -88,12 +93,9 @@ def _examine(cluster: Cluster, namespace: str | None) -> Iterator[Finding]:
     if not names:
         yield Finding("routers", OK, "none: no namespace is in use")
     for each in names:
-        opened = cluster.namespace(each)
-        try:
-            yield _router(opened)
-            yield from _services(opened)
-        finally:
-            opened.close()
+        yield from _keys(cluster, each)
+        with contextlib.suppress(DamagedKeyError):  # of which `_keys` has told
+            yield from _namespace(cluster, each)
 
 
 def _versions() -> Finding:
@@ -220,6 +222,7 @@ def _probes(keys: Keys) -> Iterator[Call]:
     yield links.set_if_absent(writer, 0, _SERVICE, [_UID], ["0:1"])
     yield links.read(0, 0, [(_SERVICE, _UID)])
     yield plain_call("MGET", keys.counter(0), keys.link(0, _SERVICE, _UID))
+    yield plain_call("EXISTS", keys.link(0, _SERVICE, _UID))
     yield links.remove(writer, 0, _SERVICE, [_UID])
     yield script_call("append", [keys.log], [1, "kind", "beat"])
     yield plain_call("XADD", keys.log, "*", "kind", "beat")  # an old server names it only here
@@ -239,6 +242,25 @@ def _delete(store: Store, keys: Keys) -> None:
 
 
 # Namespaces.
+
+
+def _keys(cluster: Cluster, namespace: str) -> Iterator[Finding]:
+    """Look at every key of a namespace."""
+    damages = cluster.damages(namespace)
+    for damage in damages:
+        advice = f"run the command below, against {cluster.store.url.address}"
+        yield Finding(damage.key, FAULT, f"damaged: {damage.found}", advice, damage.mend)
+    if not damages:
+        yield Finding(f"keys of {namespace}", OK, "none is damaged")
+
+
+def _namespace(cluster: Cluster, name: str) -> Iterator[Finding]:
+    opened = cluster.namespace(name)
+    try:
+        yield _router(opened)
+        yield from _services(opened)
+    finally:
+        opened.close()
 
 
 def _router(namespace: NamespaceView) -> Finding:
@@ -261,16 +283,20 @@ def _router(namespace: NamespaceView) -> Finding:
 
 def _services(namespace: NamespaceView) -> Iterator[Finding]:
     for service in namespace.services():
-        what = f"pods of {namespace.name}/{service}"
-        pods = namespace.pods(service)
-        alive = [pod for pod in pods if pod.life is Life.ALIVE]
-        ready = [pod for pod in alive if pod.state is RoutingState.READY]
-        found = f"{len(ready)} ready of {len(alive)} alive, {len(pods)} ever"
-        late = [p.pod for p in alive if p.heartbeat_age_s > 3 * namespace.config.heartbeat_s]
-        if late:
-            advice = "their code may hold the interpreter lock, or their nodes are overloaded"
-            yield Finding(what, WARN, f"{found}; late heartbeats from pods {late}", advice)
-        elif alive and not ready:
-            yield Finding(what, FAULT, found, "add pods: new uids have nowhere to go")
-        else:
-            yield Finding(what, OK, found)
+        with contextlib.suppress(DamagedKeyError):  # of which `_keys` has told
+            yield _pods(namespace, service)
+
+
+def _pods(namespace: NamespaceView, service: str) -> Finding:
+    what = f"pods of {namespace.name}/{service}"
+    pods = namespace.pods(service)
+    alive = [pod for pod in pods if pod.life is Life.ALIVE]
+    ready = [pod for pod in alive if pod.state is RoutingState.READY]
+    found = f"{len(ready)} ready of {len(alive)} alive, {len(pods)} ever"
+    late = [p.pod for p in alive if p.heartbeat_age_s > 3 * namespace.config.heartbeat_s]
+    if late:
+        advice = "their code may hold the interpreter lock, or their nodes are overloaded"
+        return Finding(what, WARN, f"{found}; late heartbeats from pods {late}", advice)
+    if alive and not ready:
+        return Finding(what, FAULT, found, "add pods: new uids have nowhere to go")
+    return Finding(what, OK, found)

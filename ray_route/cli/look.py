@@ -178,7 +178,7 @@ def explain(namespace: NamespaceView, uid: str, service: str, *, as_json: bool) 
 def pods(namespace: NamespaceView, service: str | None, *, as_json: bool) -> int:
     """List the pods of a service, or of all; dead ones too.
 
-    "links" counts what the present router placed or met on a pod.
+    "links" counts what the present router has placed on a pod, less what it has taken away.
 
     \b
     Examples:

@@ -73,12 +73,15 @@ def _plain(value: Any) -> Any:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table:
-    """Lay out rows; what is a number stands to the right."""
+    """Lay out rows; what is a number stands to the right.
+
+    Where the terminal is too narrow, cells are folded: no digit of an id is lost.
+    """
     made = Table(title=title or None, title_justify="left", title_style="bold")
     rows = [list(row) for row in rows]
     for column, heading in enumerate(headings):
         numbers = all(isinstance(row[column], (int, float)) for row in rows)
-        made.add_column(heading, justify="right" if numbers else "left")
+        made.add_column(heading, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         made.add_row(*(_cell(value) for value in row))
     return made

@@ -22,9 +22,10 @@ from ray_route.clock import Deadline
 from ray_route.errors import InvalidInputError, PartialBatchError, RouteError, RouteTimeoutError
 from ray_route.model import MAX_UID_BYTES, MAX_UTF8, Link, LinkedPods, check_uids
 from ray_route.runtime.waiting import Blocking, Operation, Remote
-from ray_route.store.bulk import FAILED, FIRST_OWNER, BulkReader, Owned
+from ray_route.store.bulk import BulkReader, Owned
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
+from ray_route.store.owner_codes import FAILED, FIRST_OWNER
 from ray_route.store.url import StoreUrl
 
 if TYPE_CHECKING:
@@ -214,6 +215,7 @@ class _Batch:
         self._unanswered: list[str] = []
         self._owners: set[tuple[int, int]] = set()
         self._failed: dict[int, str] = {}
+        self._damaged: list[str] = []
 
     def reading(self, uids: Sequence[str]) -> Blocking:
         """Return the step that reads a slice in this process."""
@@ -244,6 +246,7 @@ class _Batch:
             append(uid)
         self._owners.update(owners)
         self._failed.update(owned.failed)
+        self._damaged.extend(owned.damaged)
         for shard, counter in owned.counters.items():
             self.session.namespace.saw(shard, counter)
 
@@ -270,6 +273,7 @@ class _Batch:
             address=self.session.namespace.url.address,
             reason=next(iter(self._failed.values())),
             shards=self._failed,
+            damaged=self._damaged,
             **facts,
         )
 

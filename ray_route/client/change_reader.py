@@ -13,12 +13,14 @@ from typing import Any
 
 from ray_route.clock import now
 from ray_route.config import RouteConfig
-from ray_route.protocol.changes import Change, Position
+from ray_route.errors import DamagedKeyError
+from ray_route.protocol.changes import Change, Position, UnreadableEntryError, read_entry
 from ray_route.state.link_cache import LinkCache
 from ray_route.state.pod_table import PodTable
 from ray_route.store.connect import Store
+from ray_route.store.damage import tell
 from ray_route.store.keys import Keys
-from ray_route.store.pods import PodCalls, parse_table
+from ray_route.store.pods import PodCalls, parse_table, service_names
 from ray_route.store.scripts import Call
 
 logger = logging.getLogger(__name__)
@@ -89,14 +91,25 @@ class ChangeReader:
         key = self._keys.log
         words = ("XREAD", "COUNT", _COUNT, "BLOCK", _BLOCK_MS, "STREAMS", key, self._position.entry)
         entries = _entries(self._store.one(Call(key, words)))
-        taken = [self._take_in(entry, fields) for entry, fields in entries]
+        taken = [self._take_in_or_pass(entry, fields) for entry, fields in entries]
         if any(taken) and len(entries) < _COUNT:  # else there may be more, and older than now
             self._heard(asked_at)
         if now() >= self._near.trusted_until:
             self._find_position_again()
 
-    def _take_in(self, entry: str, fields: dict[str, str]) -> bool:
-        router, number = int(fields["router"]), int(fields["number"])
+    def _take_in_or_pass(self, entry: str, fields: dict[bytes, bytes]) -> bool:
+        """Take an entry in; pass over one that no router has written.
+
+        If one of a router's is lost by that, the next one's number tells.
+        """
+        try:
+            return self._take_in(entry, *read_entry(fields))
+        except UnreadableEntryError as error:
+            self._position = replace(self._position, entry=entry)
+            tell(DamagedKeyError(key=self._keys.log, reason=f"entry {entry}, {error}"))
+            return False
+
+    def _take_in(self, entry: str, router: int, number: int, change: Change) -> bool:
         expected = (self._position.router, self._position.number + 1)
         if router < self._position.router:  # the last words of one that has been superseded
             self._position = replace(self._position, entry=entry)
@@ -105,7 +118,6 @@ class ChangeReader:
             logger.info("changes were missed: expected %s, got %s", expected, number)
             self._start_over()
         self._position = Position(entry, router, number)
-        change = Change.decode(fields["kind"], fields["service"], fields["payload"])
         if change.pod is not None:
             self._table.update(change.service, change.pod)
         for uid, epoch in (change.stale or {}).items():
@@ -118,24 +130,33 @@ class ChangeReader:
         key = self._keys.log
         reply = self._store.one(Call(key, ("XREVRANGE", key, "+", "-", "COUNT", 1)))
         last = reply[0][0].decode() if reply else "0-0"
-        self._position = replace(self._position, entry=last)
+        # Whose the next entry is decides that entry: what was heard last may be no router's.
+        self._position = Position(last, 0, 0)
 
     def _start_over(self) -> None:
         """Trust nothing that was learnt from the stream: flush, and read the pod tables."""
         self._near.flush()
         pods = PodCalls(self._keys)
-        for name in self._store.one(pods.services()):
-            service = name.decode()
-            for record in parse_table(self._store.one(pods.table(service))):
+        for service in self._services(pods):
+            try:
+                reply = self._store.one(pods.table(service))
+            except DamagedKeyError as error:
+                tell(error)
+                continue
+            for record in parse_table(reply, self._keys.pods(service)):
                 self._table.update(service, record)
 
+    def _services(self, pods: PodCalls) -> list[str]:
+        """Read the names of the services; those known already while that key is damaged."""
+        try:
+            return service_names(self._store.one(pods.services()), self._keys.services)
+        except DamagedKeyError as error:
+            tell(error)
+            return self._table.services()
 
-def _entries(reply: Any) -> list[tuple[str, dict[str, str]]]:
+
+def _entries(reply: Any) -> list[tuple[str, dict[bytes, bytes]]]:
     if not reply:
         return []
     streams = reply.values() if isinstance(reply, dict) else [stream[1] for stream in reply]
-    return [
-        (entry.decode(), {name.decode(): value.decode() for name, value in fields.items()})
-        for stream in streams
-        for entry, fields in stream
-    ]
+    return [(entry.decode(), fields) for stream in streams for entry, fields in stream]

@@ -36,7 +36,7 @@ from ray_route.state.link_cache import LinkCache
 from ray_route.state.pod_table import PodTable
 from ray_route.store.connect import Store
 from ray_route.store.namespaces import check_options
-from ray_route.store.pods import PodCalls
+from ray_route.store.pods import PodCalls, service_names
 from ray_route.store.url import StoreUrl
 
 
@@ -112,8 +112,8 @@ class Session:
 
     def services(self) -> list[str]:
         """Read the names of the namespace's services from Redis."""
-        call = PodCalls(self.namespace.keys).services()
-        return sorted(name.decode() for name in self.namespace.store.one(call))
+        keys = self.namespace.keys
+        return service_names(self.namespace.store.one(PodCalls(keys).services()), keys.services)
 
     # Pods.
 

@@ -15,7 +15,12 @@ from typing import Any
 
 from ray_route.clock import now
 from ray_route.config import RouteConfig
-from ray_route.errors import PodRestartingError, RouteError, RouterUnavailableError
+from ray_route.errors import (
+    DamagedKeyError,
+    PodRestartingError,
+    RouteError,
+    RouterUnavailableError,
+)
 from ray_route.model import Link, make_link
 from ray_route.protocol.wire import Answer
 from ray_route.router.link_table import LinkTable, Outcomes, linked
@@ -131,7 +136,9 @@ class Directory:
         strayed = {
             uid: link
             for uid, outcome in (await self._links.read_many(service, uids)).items()
-            if (link := linked(outcome)) and self._membership.table.has_ended(service, link)
+            if not isinstance(outcome, DamagedKeyError)  # whose owner nobody knows
+            and (link := linked(outcome))
+            and self._membership.table.has_ended(service, link)
         }
         answers = await self._relink(service, strayed, None) if strayed else {}
         for answer in answers.values():

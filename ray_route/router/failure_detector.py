@@ -246,11 +246,13 @@ class FailureDetector:
         if pod.node == self._node:
             return has_ended(pod.process)
         there = NodeAffinitySchedulingStrategy(node_id=pod.node, soft=False)
-        asked = _process_has_ended.options(scheduling_strategy=there).remote(pod.process)
         try:
+            asked = _process_has_ended.options(scheduling_strategy=there).remote(pod.process)
             return bool(await asyncio.wait_for(asked, _CHECK_S))
-        except (ray.exceptions.RayError, asyncio.TimeoutError):
-            return False  # a node that doesn't answer proves nothing: the lease decides
+        except (ray.exceptions.RayError, asyncio.TimeoutError, ValueError):
+            # A node that doesn't answer proves nothing, nor does a name that is no node's: the
+            # lease decides.
+            return False
 
     async def _declare_dead(self, service: str, pod: PodRecord, *, silent: bool) -> bool:
         dead = await self._membership.declare_gone(service, pod, silent=silent)

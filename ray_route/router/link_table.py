@@ -13,7 +13,7 @@ from cachetools import TLRUCache
 
 from ray_route.clock import now
 from ray_route.config import RouteConfig
-from ray_route.errors import RouteError, RouterUnavailableError
+from ray_route.errors import DamagedKeyError, RouteError, RouterUnavailableError
 from ray_route.model import Link, PodRecord
 from ray_route.router.membership import Membership
 from ray_route.router.placer import Proposal, owner_of
@@ -99,6 +99,7 @@ class LinkTable:
         )
         if outcome.link is None:  # it ended meanwhile
             return await self.set(service, uid, target, None, persistent=persistent)
+        self._left(service, held if outcome.written else None)
         return self._counted(service, uid, outcome, "set:")
 
     async def remove(self, service: str, uid: str, held: Link, after_s: float) -> bool:
@@ -113,6 +114,7 @@ class LinkTable:
             placing=False,
         )
         self.cache.drop(service, uid, held.epoch)
+        self._left(service, held if outcome.written and not after_s else None)
         self._removals[service, uid] = (held, now() + after_s)
         when = f" in {after_s:g} s" if after_s else ""
         self.decisions.note(service, {uid: held}, f"removed{when} from")
@@ -154,6 +156,8 @@ class LinkTable:
             return self._calls.relink(writer, shard, service, some, expected, owners)
 
         outcomes = await self._write_proposed(service, proposal, build)
+        for uid, outcome in outcomes.items():
+            self._left(service, lost[uid] if _written(outcome) else None)
         return {
             uid: outcome
             if isinstance(outcome, RouteError)
@@ -168,8 +172,9 @@ class LinkTable:
             return self._calls.regrant(writer, shard, service, some, [uids[uid] for uid in some])
 
         for uid, outcome in (await self._write(service, list(uids), build, placing=False)).items():
-            if linked(outcome):
+            if not isinstance(outcome, DamagedKeyError) and linked(outcome):
                 assert isinstance(outcome, Outcome)
+                self._left(service, outcome.link if outcome.written else None)
                 self._counted(service, uid, outcome, "given back to")
 
     async def refresh(self, service: str, uids: Mapping[str, int]) -> dict[str, int]:
@@ -281,6 +286,11 @@ class LinkTable:
             self._count(service, {uid: outcome.link}, decision)
         return outcome.link
 
+    def _left(self, service: str, held: Link | None) -> None:
+        """Count a link less at the pod that had it."""
+        if held is not None:
+            self._membership.loads.left(service, held.pod, held.incarnation, 1)
+
     def _count(self, service: str, written: Mapping[str, Link], decision: str) -> None:
         """Count links that were just written, and remember why they were."""
         if self._removals:
@@ -318,16 +328,24 @@ class Decisions:
 
 
 def _not_held(uids: Mapping[str, int], outcomes: Outcomes) -> dict[str, int]:
-    """Return the uids whose link is another, or none; raise what could not be read."""
-    return {uid: epoch for uid, epoch in uids.items() if _epoch(outcomes[uid]) != epoch}
+    """Return the uids whose link is another, or none; raise what could not be read.
+
+    Of a damaged link nothing is known, and the others must not suffer from it.
+    """
+    return {uid: epoch for uid, epoch in uids.items() if _holds(outcomes[uid], epoch) is False}
 
 
-def _epoch(outcome: Outcome | RouteError) -> int | None:
+def _holds(outcome: Outcome | RouteError, epoch: int) -> bool | None:
+    """Say whether a link is the one of that epoch; None if it is damaged."""
+    if isinstance(outcome, DamagedKeyError):
+        return None
     link = linked(outcome)
-    return link.epoch if link else None
+    return link is not None and link.epoch == epoch
 
 
 def _written(outcome: Outcome | RouteError) -> Link | None:
+    if isinstance(outcome, DamagedKeyError):
+        return None
     link = linked(outcome)
     return link if isinstance(outcome, Outcome) and outcome.written else None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ray_route.clock import now
 from ray_route.errors import (
+    DamagedKeyError,
     InvalidInputError,
     PodUnavailableError,
     RouteError,
@@ -22,9 +23,10 @@ from ray_route.runtime.metrics import PODS, meter
 from ray_route.state.load_book import LoadBook
 from ray_route.state.pod_table import PodTable
 from ray_route.store.connect import AsyncStore
+from ray_route.store.damage import tell
 from ray_route.store.keys import Keys
 from ray_route.store.namespaces import look
-from ray_route.store.pods import PodCalls, parse_table
+from ray_route.store.pods import PodCalls, parse_table, service_names
 from ray_route.store.scripts import Call, script_call
 
 logger = logging.getLogger(__name__)
@@ -92,21 +94,39 @@ class Membership:
                 yield (service, state), found[state]
 
     async def refresh(self, service: str) -> None:
-        """Read a service's pod table; raise `StoreUnavailableError`."""
-        self._take_in(service, parse_table(await self._store.one(self._calls.table(service))))
+        """Read a service's pod table; raise `StoreUnavailableError`, or `DamagedKeyError`."""
+        reply = await self._store.one(self._calls.table(service))
+        self._take_in(service, parse_table(reply, self._keys.pods(service)))
 
     async def refresh_all(self) -> list[tuple[str, PodRecord]]:
-        """Read the pod tables of all services; return every record just read."""
-        names = sorted(name.decode() for name in await self._store.one(self._calls.services()))
+        """Read the pod tables of all services; return every record just read.
+
+        A table that is damaged as a whole is passed over: nothing is known of its pods then.
+        """
+        names = await self._services()
         replies = await self._store.run([self._calls.table(name) for name in names])
         read: list[tuple[str, PodRecord]] = []
         for name, reply in zip(names, replies, strict=True):
+            if isinstance(reply, DamagedKeyError):
+                tell(reply)
+                continue
             if isinstance(reply, RouteError):
                 raise reply
-            records = parse_table(reply)
+            records = parse_table(reply, self._keys.pods(name))
             self._take_in(name, records)
             read.extend((name, record) for record in records)
         return read
+
+    async def _services(self) -> list[str]:
+        """Read the names of the services; while that key is damaged, those known already.
+
+        The pods' next renewals mend it.
+        """
+        try:
+            return service_names(await self._store.one(self._calls.services()), self._keys.services)
+        except DamagedKeyError as error:
+            tell(error)
+            return sorted(self.table.services())
 
     def _take_in(self, service: str, records: Iterable[PodRecord]) -> None:
         for record in records:
@@ -165,6 +185,9 @@ class Membership:
         calls = [self._calls.restore(service, pod, router) for service, pod in pods]
         for start in range(0, len(calls), _CALLS_PER_TRIP):
             for reply in await self._store.run(calls[start : start + _CALLS_PER_TRIP]):
+                if isinstance(reply, DamagedKeyError):
+                    tell(reply)
+                    continue
                 if isinstance(reply, RouteError):
                     raise reply
                 self._check(reply)

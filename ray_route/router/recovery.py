@@ -19,7 +19,12 @@ from typing import Any
 
 from ray_route.clock import now
 from ray_route.config import RouteConfig
-from ray_route.errors import LostWritesError, RouteError, StoreUnavailableError
+from ray_route.errors import (
+    DamagedKeyError,
+    LostWritesError,
+    RouteError,
+    StoreUnavailableError,
+)
 from ray_route.model import Life, Link, PodRecord
 from ray_route.protocol.commands import Address, Memory, Recall
 from ray_route.router.link_table import LinkTable
@@ -29,8 +34,9 @@ from ray_route.router.shards import Shards, SupersededError
 from ray_route.runtime.metrics import LOST_SHARDS, RECOVERED_LINKS
 from ray_route.store.circuit import PROBE_S
 from ray_route.store.connect import AsyncStore
+from ray_route.store.damage import tell
 from ray_route.store.links import MAX_UIDS, LinkCalls, RememberedLink
-from ray_route.store.namespaces import read_looked, read_seal, restore_meta, seal
+from ray_route.store.namespaces import is_whole, read_looked, read_whole, restore_meta, seal
 from ray_route.store.scripts import Call
 
 logger = logging.getLogger(__name__)
@@ -156,9 +162,17 @@ class Recovery:
             await self.restore(lost, servers)
 
     async def _is_sealed(self, servers: str) -> bool:
-        """True if the namespace was whole on these servers; others come after a failover."""
-        sealed: bytes | None = await self._store.one(read_seal(self._table.keys))
-        return sealed is not None and sealed.decode() == servers
+        """True if the namespace was whole on these servers; others come after a failover.
+
+        Not where its own key is damaged either: a recovery writes that anew.
+        """
+        keys = self._table.keys
+        try:
+            reply = await self._store.one(read_whole(keys))
+        except DamagedKeyError as error:
+            tell(error)
+            return False
+        return is_whole(keys, reply, self._config, servers)
 
     # One recovery.
 

@@ -24,7 +24,14 @@ from ray_route.router.server_clock import ServerClocks
 from ray_route.runtime.metrics import STORE_SECONDS, meter
 from ray_route.store.connect import AsyncStore
 from ray_route.store.keys import Keys
-from ray_route.store.links import MAX_UIDS, LinkCalls, Writer, parse_counters
+from ray_route.store.links import (
+    MAX_UIDS,
+    LinkCalls,
+    Writer,
+    parse_counter,
+    parse_counters,
+    parse_writer,
+)
 from ray_route.store.scripts import Call, script_call
 
 Build = Callable[[Writer, int, list[str]], Call]
@@ -75,7 +82,10 @@ class Shards:
         """Claim a higher incarnation than any router before."""
         self._is_writer = False
         self.placed_at = [now()] * self._keys.shards  # by the router before, for all we know
-        claim = script_call("claim_router", [self._keys.meta], [self.incarnation])
+        # Whoever has written to a shard has been a router, for all we know.
+        stored = [counter for _, _, counters in await self._counters() for counter in counters]
+        least = max(self.incarnation, *map(parse_writer, stored))
+        claim = script_call("claim_router", [self._keys.meta], [least])
         self.incarnation = int(await self._store.one(claim))
 
     def deposed(self) -> RouterUnavailableError:
@@ -122,18 +132,24 @@ class Shards:
         Redis has lost their writes, or its clock has stepped.
         """
         seen, asked_at = list(self.seen), now()
+        lost: list[int] = []
+        for shards, time_us, counters in await self._counters():
+            stepped = self.clocks.of(shards[0]).shows(time_us, asked_at)
+            pairs = zip(shards, map(parse_counter, counters), strict=True)
+            lost.extend(shard for shard, counter in pairs if stepped or counter < seen[shard])
+        return lost
+
+    async def _counters(self) -> list[tuple[list[int], int, list[bytes | None]]]:
+        """Read a server's shards, its time, and what they hold, of each; in a Cluster shard by shard."""
         every = range(self._keys.shards)
         together = [[shard] for shard in every] if self._store.is_cluster else [list(every)]
         replies = await self._store.run([self._links.counters(shards) for shards in together])
-        lost: list[int] = []
+        read = []
         for shards, reply in zip(together, replies, strict=True):
             if isinstance(reply, RouteError):
                 raise reply
-            time_us, counters = parse_counters(reply)
-            stepped = self.clocks.of(shards[0]).shows(time_us, asked_at)
-            pairs = zip(shards, counters, strict=True)
-            lost.extend(shard for shard, counter in pairs if stepped or counter < seen[shard])
-        return lost
+            read.append((shards, *parse_counters(reply)))
+        return read
 
     async def run(
         self, uids: Sequence[str], build: Build, *, placing: bool = False
@@ -193,8 +209,8 @@ class Shards:
                 self._note_placing((shard for shard, _ in parts), late=True)
             return dict.fromkeys(uids, error)
         outcomes: dict[str, Outcome | RouteError] = {}
-        for (shard, some), reply in zip(parts, replies, strict=True):
-            parsed = self._outcomes(shard, some, reply)
+        for (shard, some), call, reply in zip(parts, calls, replies, strict=True):
+            parsed = self._outcomes(shard, some, reply, call)
             if placing:
                 self._note_placing([shard], late=isinstance(reply, RouteError))
             if isinstance(parsed, RouteError):
@@ -243,11 +259,11 @@ class Shards:
         ]
 
     def _outcomes(
-        self, shard: int, uids: list[str], reply: Any
+        self, shard: int, uids: list[str], reply: Any, call: Call | None = None
     ) -> dict[str, Outcome | RouteError] | RouteError:
         if isinstance(reply, RouteError):
             return reply
-        parsed = self._links.parse(reply)
+        parsed = self._links.parse(reply, call)
         if parsed.status == "superseded":
             raise SupersededError(self._keys.namespace)
         if parsed.status == "lost":
@@ -255,12 +271,16 @@ class Shards:
         if parsed.status == "stepped":
             return self.lost_writes([shard], "its clock has stepped, or it was asked long ago")
         self.seen[shard] = max(self.seen[shard], parsed.counter)
-        outcomes = starmap(Outcome, zip(parsed.links, parsed.written, strict=True))
+        outcomes = starmap(_outcome, zip(parsed.links, parsed.written, strict=True))
         return dict(zip(uids, outcomes, strict=True))
 
 
 def _lost(outcomes: dict[str, Outcome | RouteError]) -> list[str]:
     return [uid for uid, outcome in outcomes.items() if isinstance(outcome, LostWritesError)]
+
+
+def _outcome(link: Link | RouteError | None, written: bool) -> Outcome | RouteError:  # noqa: FBT001
+    return link if isinstance(link, RouteError) else Outcome(link, written)
 
 
 async def _anybody_may() -> None:

@@ -24,7 +24,7 @@ from ray_route.runtime.embedded_actor import embedded_url
 from ray_route.runtime.waiting import Blocking, Operation, Pause, Remote, Wait, run
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
-from ray_route.store.links import LinkCalls
+from ray_route.store.links import LinkCalls, readable
 from ray_route.store.namespaces import check_options, open_namespace
 from ray_route.store.url import StoreUrl, parse_url
 
@@ -130,10 +130,10 @@ class Namespace:
         what = f"Redis at {self.url.address}"
         while True:
             call = self.links.read(self.seen(shard), shard, names)
-            reply = self.links.parse((yield Blocking(partial(self.store.one, call), what)))
+            reply = self.links.parse((yield Blocking(partial(self.store.one, call), what)), call)
             if reply.status == "ok":
                 self.saw(shard, reply.counter)
-                return reply.links
+                return readable(reply.links)
             yield from self.recover([shard])
 
     def recover(self, shards: Iterable[int]) -> Operation[None]:

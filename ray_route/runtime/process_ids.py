@@ -32,9 +32,12 @@ def identify(pid: int | None = None) -> str:
 
 
 def has_ended(process: str) -> bool:
-    """True if the process of that name runs no more. Ask on its own node only."""
-    pid, start, _ = process.split("-")
-    return _started(int(pid)) != start
+    """True if the process of that name runs no more. Ask on its own node only.
+
+    What is no process's name proves nothing.
+    """
+    pid, _, start = process.rpartition("-")[0].partition("-")
+    return pid.isdecimal() and start != "" and _started(int(pid)) != start
 
 
 def _started(pid: int) -> str | None:

@@ -44,7 +44,7 @@ class LoadBook:
         }
 
     def links(self, service: str, pod: PodRecord) -> int:
-        """Links placed on this incarnation by this router."""
+        """Links placed on this incarnation by this router, less those that it took away."""
         return self._of(service, pod).links
 
     def report(self, service: str, pod: PodRecord) -> None:
@@ -74,6 +74,12 @@ class LoadBook:
         count = self._of(service, pod)
         count.links += len(epochs)
         count.placed.extend(epochs)
+
+    def left(self, service: str, pod: int, incarnation: int, links: int) -> None:
+        """Count links that were taken from an incarnation; it may not be the present one."""
+        count = self._counts.get((service, pod))
+        if count is not None and count.incarnation == incarnation:
+            count.links = max(0, count.links - links)
 
     def _of(self, service: str, pod: PodRecord) -> _Count:
         count = self._counts.get((service, pod.pod))

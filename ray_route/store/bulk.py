@@ -19,21 +19,17 @@ from typing import Any
 from redis.exceptions import RedisError, ResponseError
 
 from ray_route.clock import Deadline
-from ray_route.errors import RouteError
+from ray_route.errors import DamagedKeyError, RouteError
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
-from ray_route.store.links import MAX_UIDS, parse_counter
-from ray_route.store.scripts import Call
-
-# Codes of uids that nobody owns. Owners have the codes from 2 on.
-NO_LINK, FAILED = 0, 1
-FIRST_OWNER = 2
+from ray_route.store.links import MAX_UIDS, damaged_link, parse_counter
+from ray_route.store.owner_codes import FAILED, NO_LINK, OwnerCodes
+from ray_route.store.scripts import Call, plain_call
 
 # Requests under way on one connection: enough that Redis never waits for the next.
 _WINDOW = 16
 # What stands before a key of so many bytes: the names of our keys have less than 1,024.
 _HEADS = [b"\r\n$%d\r\n" % size for size in range(1024)]
-_EPOCH_DIGITS = 16
 _BYTE_CODES = 256
 
 
@@ -43,7 +39,8 @@ class Owned:
 
     `codes[i]` tells of uid i: `NO_LINK`, `FAILED` (its shard is in `failed`, with the reason), or
     the index of its owner in `owners`, as (pod, incarnation). `counters` has what shards counted
-    beyond what the caller had seen. `lost` are the failed shards that Redis has lost writes to.
+    beyond what the caller had seen. `lost` are the failed shards that Redis has lost writes to. A
+    damaged link fails by itself: the others of its shard are answered, and its key is in `damaged`.
     """
 
     owners: list[tuple[int, int]]
@@ -51,47 +48,7 @@ class Owned:
     counters: dict[int, int]
     failed: dict[int, str]
     lost: frozenset[int] = frozenset()
-
-
-class _Codes:
-    """Gives every owner a code, and finds it by the first bytes of a link's value.
-
-    An epoch has 16 digits, so a value less its last 16 bytes is mostly "pod:incarnation:", the
-    same for all uids of an owner. Two colons in it prove that it holds the owner whole, whatever
-    was cut off.
-    """
-
-    def __init__(self) -> None:
-        self.owners: list[tuple[int, int]] = [(-1, -1)] * FIRST_OWNER
-        self._by_owner: dict[tuple[int, int], int] = {}
-        self._by_start: dict[bytes, int] = {}
-
-    def of(self, values: Sequence[bytes | None]) -> list[int]:
-        """Return the codes of many values."""
-        # 110 ns a value; splitting each at its colons takes 180 ns.
-        get = self._by_start.get
-        codes = [get(value[:-_EPOCH_DIGITS]) if value else NO_LINK for value in values]
-        if None not in codes:
-            return codes  # type: ignore[return-value]
-        if self._learn({value[:-_EPOCH_DIGITS] for value in values if value}):
-            return [
-                self._by_start[value[:-_EPOCH_DIGITS]] if value else NO_LINK for value in values
-            ]
-        return [self._code(value) if value else NO_LINK for value in values]
-
-    def _learn(self, starts: set[bytes]) -> bool:
-        """Remember what values begin with; say whether all of it tells the owner."""
-        telling = {start for start in starts if start.count(b":") >= 2}
-        self._by_start.update((start, self._code(start)) for start in telling)
-        return len(telling) == len(starts)
-
-    def _code(self, value: bytes) -> int:
-        pod, incarnation = value.split(b":", 2)[:2]
-        owner = (int(pod), int(incarnation))
-        code = self._by_owner.setdefault(owner, len(self.owners))
-        if code == len(self.owners):
-            self.owners.append(owner)
-        return code
+    damaged: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=32)
@@ -143,6 +100,15 @@ class _Packer:
         names = self.names(request)
         return Call(names[0].decode(), ("MGET", *names))
 
+    def link(self, request: _Request, index: int) -> bytes:
+        """Name the key of a request's uid."""
+        return self._starts[request.homes[index]] + request.uids[index]
+
+    def exist(self, request: _Request) -> Call:
+        """Build a call that counts which keys of missing links exist."""
+        names = [self.link(request, index) for index in _places(request.codes, NO_LINK)]
+        return Call(names[0].decode(), ("EXISTS", *names))
+
 
 @dataclass(slots=True)
 class _Lane:
@@ -190,6 +156,10 @@ class _Lane:
         self.under_way.clear()
 
 
+def _places(codes: Sequence[int], wanted: int) -> list[int]:
+    return [index for index, code in enumerate(codes) if code == wanted]
+
+
 class BulkReader:
     """Reads the owners of uids of one service; good for one read.
 
@@ -202,10 +172,12 @@ class BulkReader:
         self._keys = keys
         self._seen = seen
         self._packer = _Packer(keys, service)
-        self._codes = _Codes()
+        self._codes = OwnerCodes()
         self._counters: dict[int, int] = {}
         self._failed: dict[int, str] = {}
         self._lost: set[int] = set()
+        self._damaged: list[str] = []
+        self._missing: list[_Request] = []
 
     def read(self, uids: Sequence[bytes], deadline: Deadline) -> Owned:
         """Read all. Shards fail one by one; those that are left at the deadline do too."""
@@ -219,7 +191,8 @@ class BulkReader:
             codes = self._read_as_given(homes, uids, deadline)
         owners = self._codes.owners
         packed = bytes(codes) if len(owners) <= _BYTE_CODES else array("i", codes)
-        return Owned(owners, packed, self._counters, self._failed, frozenset(self._lost))
+        lost, damaged = frozenset(self._lost), tuple(self._damaged)
+        return Owned(owners, packed, self._counters, self._failed, lost, damaged)
 
     def _read_as_given(
         self, homes: list[int], uids: Sequence[bytes], deadline: Deadline
@@ -252,6 +225,7 @@ class BulkReader:
         """Fill in the codes of all requests."""
         for request in self._send(requests, deadline):
             self._fail(request, "the deadline passed")
+        self._look_at_missing(deadline)
 
     def _send(self, requests: list[_Request], deadline: Deadline) -> list[_Request]:
         """Send all and take the replies; return what the deadline left."""
@@ -308,10 +282,7 @@ class BulkReader:
         """Send once more what failed, by redis-py's own way; return what the deadline left."""
         while requests and deadline.remaining():
             some, requests = requests[:_WINDOW], requests[_WINDOW:]
-            try:
-                replies = self._store.run([self._packer.call(request) for request in some])
-            except RouteError as error:
-                replies = [error] * len(some)
+            replies = self._answers([self._packer.call(request) for request in some])
             for request, reply in zip(some, replies, strict=True):
                 if isinstance(reply, Exception):
                     self._fail(request, str(reply))
@@ -330,8 +301,55 @@ class BulkReader:
             elif counter < least:
                 lost.add(shard)
         request.codes = self._codes.of(values)
+        if FAILED in request.codes:
+            for index in _places(request.codes, FAILED):
+                self._damage(request, index, values[index] or b"")
+        if NO_LINK in request.codes:
+            self._missing.append(request)
         if lost:
             self._fail_some(request, lost)
+
+    def _damage(self, request: _Request, index: int, value: bytes) -> None:
+        """Note that a uid's link is damaged."""
+        name = self._packer.link(request, index).decode()
+        error = damaged_link(self._keys, name, value)
+        self._damaged.append(name)
+        self._failed[request.homes[index]] = str(error)
+        request.codes[index] = FAILED
+
+    def _look_at_missing(self, deadline: Deadline) -> None:
+        """Tell links that are missing from keys of another type, for which MGET says the same.
+
+        One EXISTS for 500 missing uids; only where that finds some are they looked at one by one.
+        """
+        requests = [request for request in self._missing if NO_LINK in request.codes]
+        while requests and deadline.remaining():
+            some, requests = requests[:_WINDOW], requests[_WINDOW:]
+            replies = self._answers([self._packer.exist(request) for request in some])
+            for request, reply in zip(some, replies, strict=True):
+                if isinstance(reply, RouteError):
+                    self._fail(request, str(reply))
+                elif reply:
+                    self._look_at_types(request)
+        for request in requests:
+            self._fail(request, "the deadline passed")
+
+    def _look_at_types(self, request: _Request) -> None:
+        absent = _places(request.codes, NO_LINK)
+        names = [self._packer.link(request, index).decode() for index in absent]
+        values = self._answers([plain_call("GET", name) for name in names])
+        for index, value in zip(absent, values, strict=True):  # a link by now: it was missing
+            if isinstance(value, DamagedKeyError):
+                self._damage(request, index, b"another type")
+            elif isinstance(value, RouteError):
+                request.codes[index] = FAILED
+                self._failed[request.homes[index]] = str(value)
+
+    def _answers(self, calls: list[Call]) -> list[Any]:
+        try:
+            return self._store.run(calls)
+        except RouteError as error:
+            return [error] * len(calls)
 
     def _fail_some(self, request: _Request, lost: set[int]) -> None:
         self._lost |= lost

@@ -20,12 +20,14 @@ from redis.exceptions import (
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from ray_route.errors import ConfigError, RouteError, StoreUnavailableError
+from ray_route.errors import ConfigError, DamagedKeyError, RouteError, StoreUnavailableError
 from ray_route.store.url import StoreUrl
 
 SOCKET_TIMEOUT_S = 2.0
 RETRIES = 2
 _BACKOFF = ExponentialWithJitterBackoff(base=0.02, cap=0.3)
+
+_WRONG_TYPE = "WRONGTYPE"  # scripts wrap it
 
 # redis-py's root error for Clusters is not a RedisError.
 DRIVER_ERRORS = (RedisError, RedisClusterException, OSError)
@@ -87,8 +89,13 @@ def sentinels_of(client: Any) -> list[Any]:
     return list(manager.sentinels) if manager is not None else []
 
 
-def translated(url: StoreUrl, error: BaseException) -> RouteError:
-    """Say what a driver's error means to the caller. Its text never holds the password."""
+def translated(url: StoreUrl, error: BaseException, key: str = "") -> RouteError:
+    """Say what a driver's error means to the caller. Its text never holds the password.
+
+    `key` is the one that the command was about.
+    """
+    if key and _WRONG_TYPE in str(error):
+        return DamagedKeyError(key=key, reason="a value of another type")
     # redis-py wraps what the nodes of a Cluster said.
     if isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError):
         return ConfigError(

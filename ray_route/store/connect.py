@@ -8,6 +8,7 @@ the master that holds its key, and one without a key to every master.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Sequence
 from typing import Any
@@ -72,6 +73,14 @@ def _conversation(
         resent = yield list(again.values())
         for index, reply in zip(again, resent, strict=True):
             replies[index] = reply
+
+
+def _answers(url: StoreUrl, calls: Sequence[Call], replies: Sequence[Any]) -> list[Any]:
+    """Return each reply, or what its error means."""
+    return [
+        translated(url, reply, call.key) if isinstance(reply, Exception) else reply
+        for call, reply in zip(calls, replies, strict=True)
+    ]
 
 
 def _joined(replies: Sequence[Any]) -> Any:
@@ -149,7 +158,7 @@ class Store:
             while True:
                 step = talk.send(self._do(step))
         except StopIteration as end:
-            return [self._translate(reply) for reply in end.value]
+            return _answers(self.url, calls, end.value)
         except DRIVER_ERRORS as error:
             raise translated(self.url, error) from error
 
@@ -158,9 +167,6 @@ class Store:
             time.sleep(step)
             return []
         return self._to_cluster(step) if self.is_cluster else self._send(step)
-
-    def _translate(self, reply: Any) -> Any:
-        return translated(self.url, reply) if isinstance(reply, Exception) else reply
 
     def one(self, call: Call) -> Any:
         """Send one call; return its reply or raise its error."""
@@ -247,13 +253,9 @@ class AsyncStore:
             while True:
                 step = talk.send(await self._do(step))
         except StopIteration as end:
-            replies = end.value
+            return _answers(self.url, calls, end.value)
         except DRIVER_ERRORS as error:
             raise translated(self.url, error) from error
-        return [
-            translated(self.url, reply) if isinstance(reply, Exception) else reply
-            for reply in replies
-        ]
 
     async def _do(self, step: list[_Message] | float) -> list[Any]:
         if isinstance(step, float):
@@ -340,7 +342,8 @@ class AsyncStore:
         """Find keys, of every master, in pieces that block a server for well under 1 ms each."""
         try:
             async for key in self._client.scan_iter(match=pattern, count=_KEYS_PER_SCAN):
-                yield key.decode()
+                with contextlib.suppress(UnicodeDecodeError):  # else it is nobody's of ours
+                    yield key.decode()
         except DRIVER_ERRORS as error:
             raise translated(self.url, error) from error
 

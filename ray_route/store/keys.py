@@ -6,7 +6,10 @@ import re
 import zlib
 from dataclasses import dataclass
 
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_SHARD = re.compile(r"[0-9]{1,9}")
 _META = re.compile(r"rr:\{([A-Za-z0-9_.-]{1,64})\}:meta")
+_LINK = re.compile(r"rr:\{[A-Za-z0-9_.-]{1,64}:[0-9]+\}:l:([A-Za-z0-9_.-]{1,64}):(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,26 @@ class Keys:
         prefix, found, uid = key.partition(f"}}:l:{service}:")
         namespace, _, shard = prefix.removeprefix("rr:{").rpartition(":")
         return uid if found and namespace == self.namespace and shard.isdigit() else None
+
+    @staticmethod
+    def link_named(key: str) -> tuple[str, str] | None:
+        """Return the service and the uid of a link's key; None if it is another's."""
+        found = _LINK.fullmatch(key)
+        return (found[1], found[2]) if found else None
+
+    def everything(self) -> str:
+        """Pattern that matches all keys of the namespace."""
+        return f"rr:{{{self.namespace}[:}}]*"
+
+    def table_named(self, key: str) -> str | None:
+        """Return the service whose pod table a key is; None if it is none."""
+        service = key.removeprefix(self.pods(""))
+        return service if service != key and _NAME.fullmatch(service) else None
+
+    def counter_named(self, key: str) -> int | None:
+        """Return the shard whose counter a key is; None if it is none."""
+        shard = key.removeprefix(f"rr:{{{self.namespace}:").removesuffix("}:e")
+        return int(shard) if _SHARD.fullmatch(shard) and key == self.counter(int(shard)) else None
 
     def counter(self, shard: int) -> str:
         """Key of a shard's counter and writer: the string "counter:router".

@@ -7,8 +7,9 @@ import re
 from typing import Any
 
 from ray_route.config import RouteConfig
-from ray_route.errors import ConfigError, UnsafeStoreError
+from ray_route.errors import ConfigError, DamagedKeyError, UnsafeStoreError
 from ray_route.store.connect import Store
+from ray_route.store.damage import is_number, shown
 from ray_route.store.keys import Keys
 from ray_route.store.scripts import Call, plain_call, script_call
 
@@ -29,14 +30,13 @@ def open_namespace(store: Store, namespace: str, options: dict[str, Any]) -> Rou
     keys = Keys(namespace, wanted.shards)
     args = [LAYOUT, wanted.shards, json.dumps(wanted.durable())]
     layout, *rest = store.one(script_call("open_namespace", [keys.meta], args))
-    if int(layout) != LAYOUT:
+    if parse_layout(keys, layout) != LAYOUT:
         raise UnsafeStoreError(
             address=store.url.address,
             reason=f"namespace {namespace!r} has data layout {int(layout)}, not {LAYOUT}",
             fix="use the ray_route version that wrote it, or another namespace",
         )
-    shards, durable = rest
-    held = RouteConfig.of({**options, **json.loads(durable), "shards": int(shards)})
+    held = RouteConfig.of({**options, **parse_options(keys, *rest).durable()})
     check_options(namespace, held, options)
     return held
 
@@ -79,16 +79,61 @@ def read_looked(keys: Keys) -> Call:
     return plain_call("HGET", keys.meta, "looked")
 
 
+def read_whole(keys: Keys) -> Call:
+    """Read what `is_whole` needs."""
+    return plain_call("HMGET", keys.meta, "sealed", "layout", "shards", "options")
+
+
+def is_whole(keys: Keys, reply: list[bytes | None], config: RouteConfig, servers: str) -> bool:
+    """True if the namespace is sealed on these servers, and says what its router runs with."""
+    sealed, layout, shards, options = reply
+    if sealed is None or sealed.decode(errors="replace") != servers:
+        return False
+    try:
+        says = parse_options(keys, shards, options)
+    except DamagedKeyError:
+        return False
+    return layout == b"%d" % LAYOUT and says.durable() == config.durable()
+
+
 def look_up_namespace(store: Store, namespace: str) -> tuple[Keys, RouteConfig] | None:
     """Return the keys and the durable options of a namespace; None if nobody has opened it.
 
-    Changes nothing, and checks nothing of the server.
+    Changes nothing, and checks nothing of the server. Raises `DamagedKeyError`.
     """
-    reply = store.one(plain_call("HMGET", Keys(namespace, 1).meta, "shards", "options"))
-    if reply[0] is None:
+    keys = Keys(namespace, 1)
+    shards, options = store.one(plain_call("HMGET", keys.meta, "shards", "options"))
+    if shards is None and options is None:
         return None
-    shards = int(reply[0])
-    return Keys(namespace, shards), RouteConfig.of({**json.loads(reply[1]), "shards": shards})
+    config = parse_options(keys, shards, options)
+    return Keys(namespace, config.shards), config
+
+
+def parse_layout(keys: Keys, stored: bytes) -> int:
+    """Read the layout version of a namespace; raise `DamagedKeyError`."""
+    if not is_number(stored):
+        raise _damaged(keys, f"layout {shown(stored)}")
+    return int(stored)
+
+
+def parse_options(keys: Keys, shards: bytes | None, options: bytes | None) -> RouteConfig:
+    """Read the shard count and the durable options of a namespace; raise `DamagedKeyError`.
+
+    The options have the shard count too: what does not agree is damaged.
+    """
+    if shards is None or not is_number(shards):
+        raise _damaged(keys, f"shards {shown(shards or b'')}")
+    try:
+        config = RouteConfig.of(dict(json.loads(options or b"")))
+    except (ValueError, TypeError, RecursionError, ConfigError) as error:
+        raise _damaged(keys, f"options {shown(options or b'')} ({error})") from error
+    if config.shards != int(shards):
+        raise _damaged(keys, f"{int(shards)} shards, and options that say {config.shards}")
+    return config
+
+
+def _damaged(keys: Keys, reason: str) -> DamagedKeyError:
+    return DamagedKeyError(key=keys.meta, reason=reason, namespace=keys.namespace)
 
 
 def check_options(namespace: str, held: RouteConfig, options: dict[str, Any]) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ray_route.model import Life, PodRecord, RoutingState
+from ray_route.errors import DamagedKeyError
+from ray_route.model import MAX_POD, Life, PodRecord, RoutingState, is_name
 from ray_route.protocol.commands import Address
+from ray_route.store.damage import is_number, shown, tell
 from ray_route.store.keys import Keys
 from ray_route.store.scripts import Call, plain_call, script_call
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,37 +127,105 @@ class PodCalls:
         return plain_call("SMEMBERS", self.keys.services)
 
 
-def parse_table(reply: list[bytes] | dict[bytes, bytes]) -> list[PodRecord]:
-    """Read the reply of `PodCalls.table`."""
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A service's pod table as read: the records, and what is damaged in it.
+
+    `damaged` maps a pod's index, or a field that belongs to none, to what is wrong with it.
+    """
+
+    records: list[PodRecord]
+    damaged: dict[int | str, str]
+
+
+def parse_table(reply: list[bytes] | dict[bytes, bytes], key: str = "") -> list[PodRecord]:
+    """Read the reply of `PodCalls.table`; what is damaged is logged, with the table's key."""
+    table = read_table(reply)
+    for where, reason in table.damaged.items():
+        tell(damaged_field(key, where, reason))
+    return table.records
+
+
+def read_table(reply: list[bytes] | dict[bytes, bytes]) -> Table:
+    """Read the reply of `PodCalls.table`: a record that is damaged must not hide the others."""
     flat = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
     rows: dict[int, dict[str, str]] = {}
+    damaged: dict[int | str, str] = {}
     for field, value in flat.items():
-        pod, _, attribute = field.decode().partition(":")
-        rows.setdefault(int(pod), {})[attribute] = value.decode()
-    records = [_record(pod, row) for pod, row in sorted(rows.items())]
-    return [record for record in records if record is not None]
+        pod, _, attribute = field.partition(b":")
+        if is_number(pod) and int(pod) <= MAX_POD and pod == b"%d" % int(pod):
+            rows.setdefault(int(pod), {})[attribute.decode(errors="replace")] = _text(value)
+        else:
+            damaged[_text(field)] = "a field that is no pod's"
+    records = []
+    for pod_index, row in sorted(rows.items()):
+        try:
+            records.append(_record(pod_index, row))
+        except (KeyError, ValueError) as error:
+            damaged[pod_index] = _problem(error)
+    return Table(records, damaged)
 
 
-def _record(pod: int, row: dict[str, str]) -> PodRecord | None:
-    try:
-        return _parsed(pod, row)
-    except (KeyError, ValueError):
-        # One that nobody can read must not hide the others.
-        logger.exception("the record of pod %d is unreadable: %s", pod, row)
-        return None
+def is_part(field: bytes, where: int | str) -> bool:
+    """True if a field belongs to what is damaged."""
+    return field.startswith(b"%d:" % where) if isinstance(where, int) else _text(field) == where
 
 
-def _parsed(pod: int, row: dict[str, str]) -> PodRecord:
+def damaged_field(key: str, where: int | str, reason: str) -> DamagedKeyError:
+    """Make the error of a part of a pod table."""
+    if isinstance(where, int):
+        return DamagedKeyError(key=key, reason=f"a record with {reason}", pod=where)
+    return DamagedKeyError(key=key, reason=f"{where!r}, {reason}")
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="backslashreplace")
+
+
+def _problem(error: Exception) -> str:
+    return f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+
+
+def _record(pod: int, row: dict[str, str]) -> PodRecord:
+    """Read a pod's attributes; raise `KeyError` for one that is missing, else `ValueError`."""
     return PodRecord(
         pod=pod,
-        incarnation=int(row["incarnation"]),
+        incarnation=_whole(row, "incarnation"),
         state=RoutingState(row["state"]),
         life=Life(row["life"]),
-        load=float(row["load"]),
+        load=_load(row["load"]),
         node=row["node"],
         process=row["process"],
         actor=row["actor"],
-        heartbeat_us=int(row["heartbeat"]),
-        seq=int(row.get("seq", 0)),
+        heartbeat_us=_whole(row, "heartbeat"),
+        seq=_whole(row, "seq") if "seq" in row else 0,
         lapsed=row.get("lapsed") == "1",
     )
+
+
+def _whole(row: dict[str, str], attribute: str) -> int:
+    text = row[attribute]
+    if not is_number(text.encode()):
+        raise ValueError(f"{shown(text.encode())} as {attribute}")
+    return int(text)
+
+
+def _load(text: str) -> float:
+    """Read a load; one that no pod reports is that of an empty pod, until the next heartbeat."""
+    try:
+        load = float(text)
+    except ValueError:
+        return 0.0
+    return load if math.isfinite(load) and load >= 0 else 0.0
+
+
+def service_names(reply: Iterable[bytes], key: str = "") -> list[str]:
+    """Read the reply of `PodCalls.services`, in order; what is no name is logged."""
+    names = []
+    for member in reply:
+        name = _text(member)
+        if is_name(name):
+            names.append(name)
+        else:
+            tell(DamagedKeyError(key=key, reason=f"{shown(member)} instead of a service's name"))
+    return sorted(names)

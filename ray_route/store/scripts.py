@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -27,12 +28,17 @@ class Script:
 @cache
 def script(name: str) -> Script:
     """Load a script by the name of its file."""
-    folder = resources.files("ray_route.store") / "lua"
-    body = (folder / f"{name}.lua").read_text()
-    named = _PRELUDES.search(body)
-    preludes = named[1].split(", ") if named else []
-    source = "\n".join([*((folder / file).read_text() for file in preludes), body])
+    source = "\n".join(dict.fromkeys(_sources(f"{name}.lua")))
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+def _sources(file: str) -> Iterator[str]:
+    """Yield the texts of a script's preludes, of theirs before them, and its own."""
+    body = (resources.files("ray_route.store") / "lua" / file).read_text()
+    named = _PRELUDES.search(body)
+    for prelude in named[1].split(", ") if named else []:
+        yield from _sources(prelude)
+    yield body
 
 
 class Call(NamedTuple):
@@ -41,6 +47,11 @@ class Call(NamedTuple):
     key: str
     words: tuple[Any, ...]
     script: Script | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of a script's call."""
+        return self.words[3 : 3 + self.words[2]]
 
     def with_source(self) -> tuple[Any, ...]:
         """Return the words that work where the script isn't cached; Redis caches it then."""

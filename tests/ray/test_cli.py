@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sysconfig
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,8 +22,10 @@ from services import Counter, Waiting
 
 import ray_route
 from ray_route.cli.app import app, main
+from ray_route.errors import DamagedKeyError, PartialBatchError
 from ray_route.store.connect import Store
 from ray_route.store.embedded import EmbeddedServer
+from ray_route.store.scripts import plain_call
 from ray_route.store.url import parse_url
 
 Run = Callable[..., Finished]
@@ -250,6 +255,64 @@ def test_doctor_finds_nothing_where_all_is_well(run: Run, client: Any, svc: Any)
     assert "3 ready of 3 alive" in found[f"pods of {client.namespace}/svc"]["found"]
     after = {key for key in client._session.namespace.store._client.keys("*") if b"doctor" in key}
     assert after == before == set()
+
+
+def test_damaged_keys_harm_nobody_else_and_are_mended_as_doctor_says(
+    run: Run, client: ray_route.RouteClient, svc: Any, u: str
+) -> None:
+    others = [f"{u}-{number}" for number in range(20)]
+    counts = {uid: client.call(uid, "svc", "add", uid) for uid in [u, *others]}
+    store, keys = client._session.namespace.store, client._session.namespace.keys
+    link = keys.link(keys.shard(u), "svc", u)
+    store.one(plain_call("SET", link, "garbage\n"))
+    store.one(plain_call("HSET", keys.pods("svc"), "it's", "nobody's"))
+    for harm in (
+        plain_call("SET", keys.counter(keys.shard(others[0])), "garbage"),
+        plain_call("XADD", keys.log, "*", "hello", "world"),
+        plain_call("HSET", keys.meta, "options", "garbage"),
+        plain_call("HSET", keys.pods("svc"), "1:seq", "garbage"),
+    ):
+        store.one(harm)
+
+    for uid in [u, *others]:
+        client.cache_expired(uid, "svc")
+    with pytest.raises(DamagedKeyError) as told:
+        client.compute_linked_pod(u, "svc")
+    assert (told.value.key, told.value.uid) == (link, u)
+    assert [client.call(uid, "svc", "add", uid) for uid in others] == [counts[u] + 1] * 20
+    assert client.call(f"{u}-new", "svc", "add", f"{u}-new") == 1
+    with pytest.raises(PartialBatchError) as partly:
+        client.batch_get_linked_pod([u, *others], "svc")
+    assert (partly.value.unanswered, partly.value.damaged) == ([u], [link])
+
+    found = faults(run)
+    assert {link, keys.pods("svc")} <= {each["what"] for each in found}
+    commands = [each["command"] for each in found]
+    # Whole lines, for a shell: the table above them would break them.
+    assert set(commands) <= set(run("doctor").out.splitlines())
+    for command in commands:
+        mend(command, store)
+    eventually(lambda: faults(run) == [], "all is well again", 30)
+    assert client.call(u, "svc", "add", u) == counts[u] + 1  # where it was, with its memory
+
+
+def faults(run: Run) -> list[Any]:
+    done = run("doctor", "--json")
+    found = [each for each in shown(done) if each["level"] == "fault"]
+    assert done.status == bool(found)
+    return found
+
+
+def mend(command: str, store: Store) -> None:
+    """Run a command as printed, but for the address and the password."""
+    program = Path(sysconfig.get_path("scripts")) / "redis-cli"
+    host, port = store.url.nodes[0]
+    subprocess.run(
+        ["/bin/bash", "-c", f'redis-cli() {{ {program} -h {host} -p {port} "$@"; }}; {command}'],
+        env={**os.environ, "REDISCLI_AUTH": store.url.password or ""},
+        check=True,
+        timeout=30,
+    )
 
 
 def test_doctor_finds_what_is_wrong_and_says_what_to_change(

@@ -9,11 +9,12 @@ import pytest
 
 from ray_route.clock import Deadline
 from ray_route.config import RouteConfig
-from ray_route.store.bulk import FAILED, NO_LINK, BulkReader, Owned
+from ray_route.store.bulk import BulkReader, Owned
 from ray_route.store.connect import Store
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, Writer
+from ray_route.store.owner_codes import FAILED, NO_LINK
 from ray_route.store.scripts import plain_call
 from ray_route.store.url import parse_url
 

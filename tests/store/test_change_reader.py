@@ -25,6 +25,7 @@ from ray_route.store.url import parse_url
 S = "chat"
 LINK = Link(0, 7, 100, persistent=False, lease_s=100.0)
 STALENESS_S = 1.5
+FIELDS = {"router": 1, "number": 2, "kind": "beat", "service": "", "payload": "{}"}
 
 
 class Stream:
@@ -152,6 +153,49 @@ def test_the_last_words_of_an_older_router_change_nothing(near: LinkCache, strea
     stream.append(Change("link", S, stale={"v": 100}))
     eventually(lambda: near.get(S, "v") is None, "the next entry has been read", 5)
     assert near.get(S, "u") == LINK
+
+
+STRAYS: dict[str, dict[str, Any]] = {
+    "of somebody else": {"hello": "world"},
+    "without a number": {"router": 1, "kind": "beat", "service": "", "payload": "{}"},
+    "with a garbled number": {**FIELDS, "number": "nan"},
+    "with a negative router": {**FIELDS, "router": -1},
+    "with a huge router": {**FIELDS, "router": 10**20},
+    "with a garbled payload": {**FIELDS, "payload": "{"},
+    "with a list for payload": {**FIELDS, "kind": "link", "payload": "[1]"},
+    "with an infinite epoch": {**FIELDS, "kind": "link", "payload": '{"u": Infinity}'},
+    "with half a pod": {**FIELDS, "kind": "pod", "payload": '{"pod": 0}'},
+    "of bytes": {b"\xff": b"\xfe", "router": b"\xff"},
+}
+
+
+def test_stray_entries_cost_no_hit_and_the_reader_goes_on(
+    near: LinkCache, stream: Stream, store: Store, keys: Keys
+) -> None:
+    stream.append(BEAT)
+    for what, fields in STRAYS.items():
+        near.put(S, "u", LINK, now())
+        near.put(S, "v", LINK, now())
+        flat = [part for pair in fields.items() for part in pair]
+        store.one(plain_call("XADD", keys.log, "*", *flat))
+        stream.append(Change("link", S, stale={"v": 100}))
+        eventually(lambda: near.get(S, "v") is None, f"the entry after one {what} is read", 5)
+        assert near.get(S, "u") == LINK, what
+
+
+def test_after_an_entry_of_a_router_that_never_was_the_real_one_is_believed_again(
+    near: LinkCache, stream: Stream
+) -> None:
+    stream.append(BEAT, router=2**52)
+    stream.skip(-1)
+    end = now() + 1.3 * STALENESS_S
+
+    def believed() -> bool:
+        stream.append(BEAT)
+        near.put(S, "u", LINK, now())
+        return now() > end and near.get(S, "u") == LINK
+
+    eventually(believed, "the real router is believed", 10)
 
 
 def test_a_reader_whose_stream_was_lost_finds_its_place_again(

@@ -17,11 +17,12 @@ from ray_route.clock import Deadline
 from ray_route.config import RouteConfig
 from ray_route.errors import StoreUnavailableError
 from ray_route.store import connect
-from ray_route.store.bulk import FAILED, BulkReader, Owned
+from ray_route.store.bulk import BulkReader, Owned
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, Writer
+from ray_route.store.owner_codes import FAILED
 from ray_route.store.scripts import Call, plain_call
 
 SERVICE = "chat"

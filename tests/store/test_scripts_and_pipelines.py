@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from shardbench import Shard
 
-from ray_route.errors import RouteError, StoreUnavailableError
+from ray_route.errors import DamagedKeyError, StoreUnavailableError
 from ray_route.store.connect import AsyncStore
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.scripts import Call, plain_call, script
@@ -77,17 +77,22 @@ def test_a_stream_is_read_by_the_key_that_the_call_names(run: Run):
 
 def test_one_call_that_fails_fails_alone(shard: Shard, run: Run):
     shard.store.one(plain_call("RPUSH", shard.key("broken"), "no link"))
-    calls = [shard.call("set_if_absent", [uid], ["1:7"]) for uid in ("a", "broken", "b")]
-    first, broken, second = run(calls)
+    calls = [shard.call("set_if_absent", [uid], ["1:7"]) for uid in ("a", "b")]
+    first, broken, unknown, second = run(
+        [calls[0], plain_call("GET", shard.key("broken")), plain_call("NOSUCH", "key"), calls[1]]
+    )
     assert shard.calls.parse(first).written == shard.calls.parse(second).written == [True]
-    assert isinstance(broken, StoreUnavailableError)
-    assert "WRONGTYPE" in str(broken)
+    assert isinstance(unknown, StoreUnavailableError)
+    assert isinstance(broken, DamagedKeyError)
+    assert broken.key == shard.key("broken")
 
 
 def test_the_error_of_a_single_call_is_raised(shard: Shard):
+    with pytest.raises(StoreUnavailableError, match="unknown command"):
+        shard.store.one(plain_call("NOSUCH", "key"))
     shard.store.one(plain_call("RPUSH", shard.key("broken"), "no link"))
-    with pytest.raises(RouteError, match="WRONGTYPE"):
-        shard.do("remove", ["broken"])
+    with pytest.raises(DamagedKeyError, match=shard.key("broken")):
+        shard.store.one(plain_call("GET", shard.key("broken")))
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -12,10 +12,11 @@ from servers import SentinelServers
 
 from ray_route.clock import Deadline
 from ray_route.errors import RouteError, StoreUnavailableError
-from ray_route.store.bulk import FAILED, BulkReader
+from ray_route.store.bulk import BulkReader
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.keys import Keys
 from ray_route.store.namespaces import open_namespace
+from ray_route.store.owner_codes import FAILED
 from ray_route.store.scripts import plain_call
 from ray_route.store.url import parse_url
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pytest
 
 from ray_route.config import RouteConfig
-from ray_route.errors import LostWritesError, StoreUnavailableError
+from ray_route.errors import DamagedKeyError, LostWritesError, StoreUnavailableError
 from ray_route.model import Link
 from ray_route.router.shards import Build, Outcome, Shards, SupersededError
 from ray_route.store.connect import AsyncStore, Store
@@ -187,14 +187,14 @@ def test_a_router_that_comes_too_late_can_not_take_over(routers: Routers):
     routers.run(work)
 
 
-def test_one_shard_that_fails_costs_no_other_its_answer(routers: Routers, store: Store):
+def test_one_damaged_link_costs_no_other_its_answer(routers: Routers, store: Store):
     broken = routers.a_uid_of(3)
     store.one(plain_call("RPUSH", routers.keys.link(3, SERVICE, broken), "no link"))
     outcomes = routers.run(lambda shards: shards.run(UIDS, routers.place_on("1:7")))
     assert outcomes.keys() == set(UIDS)
     failed = {uid for uid, outcome in outcomes.items() if not isinstance(outcome, Outcome)}
-    assert failed == {uid for uid in UIDS if routers.keys.shard(uid) == 3}
-    assert isinstance(outcomes[broken], StoreUnavailableError)
+    assert failed == {broken}
+    assert isinstance(outcomes[broken], DamagedKeyError)
 
 
 @pytest.mark.parametrize("verb", ["write", "read"])

@@ -10,6 +10,7 @@ import ray_route
 from ray_route import errors
 from ray_route.errors import (
     ConfigError,
+    DamagedKeyError,
     FencedError,
     InvalidInputError,
     LostWritesError,
@@ -32,6 +33,7 @@ EXAMPLES: dict[type[RouteError], RouteError] = {
     InvalidInputError: InvalidInputError(argument="pod", value=-1, reason="must be", **IDS),
     ConfigError: ConfigError(option="ttl_s", reason="must be positive", **IDS),
     UnsafeStoreError: UnsafeStoreError(address=ADDRESS, reason="it evicts", fix="set it", **IDS),
+    DamagedKeyError: DamagedKeyError(key="rr:{game:3}:e", reason="'x'", **IDS),
     NoAvailablePodError: NoAvailablePodError(known={2: "gone", 0: "DENY_NEW"}, **IDS),
     PodRestartingError: PodRestartingError(reason="it restarts", may_have_run=False, **IDS),
     PodUnavailableError: PodUnavailableError(reason="it is gone", may_have_run=True, **IDS),

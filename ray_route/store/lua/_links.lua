@@ -1,9 +1,11 @@
 -- Prelude of every script on links. All keys of a script are of one shard.
+-- Prelude: _numbers.lua
 -- KEYS  1 the shard's counter, "counter:router"; 2.. one link per uid
 -- ARGV  1 incarnation of the calling router; 2 highest counter that it has seen for this shard;
 --       the last one: the latest time, in microseconds, that the server's clock may show
 -- A link is "pod:incarnation:epoch", then ":t" or ":p" if its removal is scheduled, which says
--- whether it was temporary or persistent before that.
+-- whether it was temporary or persistent before that. A key that holds anything else is damaged: it
+-- stays as it is, and the others of the script are dealt with.
 -- Numbers become text by %.0f alone: "..", tostring and cjson print 14 digits, an epoch has 16.
 local router, seen = tonumber(ARGV[1]), tonumber(ARGV[2])
 local counter, writer, time = 0, 0, nil
@@ -18,14 +20,16 @@ local function now_us()
   return time
 end
 
--- 'superseded': a younger router has written here. 'lost': Redis has lost writes. 'stepped': it is
--- later than it can be, so the clock has stepped, or this was sent long ago: links may have run
--- out before their leases, and one that is missing means nothing. In all these cases the script
--- must return at once, having changed nothing. 'at_any_time': it reads no absence from the links.
+-- 'superseded': a younger router has written here. 'lost': Redis has lost writes, or the counter is
+-- damaged, which a recovery mends. 'stepped': it is later than it can be, so the clock has stepped,
+-- or this was sent long ago: links may have run out before their leases, and one that is missing
+-- means nothing. In all these cases the script must return at once, having changed nothing.
+-- 'at_any_time': it reads no absence from the links.
 local function begin(at_any_time)
-  local stored = redis.call('GET', KEYS[1])
-  if stored then
-    local c, w = string.match(stored, '^(%d+):(%d+)$')
+  local stored, is_foreign = try('GET', KEYS[1])
+  if stored or is_foreign then
+    local c, w = string.match(stored or '', '^(%d+):(%d+)$')
+    if not (is_number(c) and is_number(w)) then return 'lost' end
     counter, writer = tonumber(c), tonumber(w)
   end
   if router < writer then return 'superseded' end
@@ -44,10 +48,15 @@ local function advance()
   return counter
 end
 
+-- Returns nil for no link. A damaged one has no owner; its value is reported with a '?' before it.
 local function read(key)
-  local value = redis.call('GET', key)
+  local value, is_foreign = try('GET', key)
+  if is_foreign then return {value = '?another type', is_damaged = true} end
   if not value then return nil end
   local owner, epoch, mark = string.match(value, '^(%d+:%d+):(%d+):?([tp]?)$')
+  if not is_number(epoch) or #owner > 27 then
+    return {value = '?' .. string.sub(value, 1, 40), is_damaged = true}
+  end
   local ttl = redis.call('PTTL', key)
   return {value = value, owner = owner, epoch = epoch, mark = mark, ttl = ttl >= 0 and ttl or nil}
 end

@@ -9,7 +9,7 @@
 if is_deposed(KEYS[1], ARGV[1]) then return {'deposed'} end
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
-local last = tonumber(redis.call('HGET', KEYS[1], 'looked') or '-1')
+local last = number(redis.call('HGET', KEYS[1], 'looked'), -1)
 redis.call('PERSIST', KEYS[1])  -- changes nothing: see _pods.lua
 redis.call('HSET', KEYS[1], ARGV[2] == '1' and 'looked' or 'looking', string.format('%.0f', now))
 return {'ok', string.format('%.0f', last < 0 and -1 or now - last)}

@@ -1,11 +1,15 @@
 -- Reads links with what is left of their lives, and the counter that vouches for them.
+-- Prelude: _numbers.lua
 -- KEYS  1 the shard's counter, "counter:router"; 2.. one link per uid
 -- ARGV  1 highest counter or epoch that the caller has seen for this shard; 2 the latest time, in
 --       microseconds, that the server's clock may show (none: any; a router knows)
 -- Returns {'ok', counter, then per uid: value, ttl_ms or nil, 0}; {'lost', counter}: Redis has
--- lost writes, and a missing link means nothing; {'stepped', counter}: its clock has stepped, and a
--- missing link may have run out before its leases.
-local counter = string.match(redis.call('GET', KEYS[1]) or '0:', '^%d+')
+-- lost writes, or the counter is damaged, and a missing link means nothing; {'stepped', counter}:
+-- its clock has stepped, and a missing link may have run out before its leases. The value of a key
+-- of another type begins with a '?'.
+local stored, is_foreign = try('GET', KEYS[1])
+local counter, writer = string.match(stored or (is_foreign and '?' or '0:0'), '^(%d+):(%d+)$')
+if not (is_number(counter) and is_number(writer)) then return {'lost', '0'} end
 if tonumber(counter) < tonumber(ARGV[1]) then return {'lost', counter} end
 if ARGV[2] then
   local t = redis.call('TIME')
@@ -13,7 +17,8 @@ if ARGV[2] then
 end
 local reply = {'ok', counter}
 for i = 2, #KEYS do
-  local value = redis.call('GET', KEYS[i])
+  local value, is_other = try('GET', KEYS[i])
+  if is_other then value = '?another type' end
   local ttl = value and redis.call('PTTL', KEYS[i])
   reply[#reply + 1] = value
   reply[#reply + 1] = ttl and ttl >= 0 and ttl

@@ -8,6 +8,10 @@ if status ~= 'ok' then return {status, text(counter)} end
 allow_full()
 for i = 2, #KEYS do
   local held = read(KEYS[i])
-  if held then report(remove(KEYS[i], held, tonumber(ARGV[3])), true) else report(nil, false) end
+  if held and not held.is_damaged then
+    report(remove(KEYS[i], held, tonumber(ARGV[3])), true)
+  else
+    report(held, false)
+  end
 end
 return finish()

@@ -13,7 +13,7 @@ local function is_meant(link, meant)
 end
 for i = 2, #KEYS do
   local held = read(KEYS[i])
-  if held and is_meant(held, ARGV[i + 2]) then
+  if held and not held.is_damaged and is_meant(held, ARGV[i + 2]) then
     report(remove(KEYS[i], held, tonumber(ARGV[3])), true)
   else
     report(held, false)

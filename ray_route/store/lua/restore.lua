@@ -1,7 +1,8 @@
 -- Writes back links that Redis has lost, and takes back removals that it has forgotten. Never lowers
 -- an epoch, never shortens a life. Until the call that says 'last' the counter holds the token of the
 -- recovery, which is lower than any counter: every other writer stays refused meanwhile, and a second
--- loss in its midst takes the token with it.
+-- loss in its midst takes the token with it. What is written back replaces a damaged link, and a
+-- damaged counter.
 -- Prelude: _links.lua
 -- KEYS  see _links.lua
 -- ARGV  3 token; 4 'first' or 'next'; 5 'more' or 'last'; then per uid: value, ttl_ms (empty:
@@ -23,6 +24,7 @@ for i = 2, #KEYS do
   epoch = tonumber(epoch)
   highest = math.max(highest, epoch)
   local held = read(KEYS[i])
+  if held and held.is_damaged then held = nil end
   local behind = is_behind(held, epoch, mark, ttl)
   if behind and ttl == '0' then
     redis.call('DEL', KEYS[i])

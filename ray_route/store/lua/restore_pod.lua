@@ -7,14 +7,18 @@
 --       12 incarnation of the calling router
 -- Returns 'written'; 'known' if nothing was lost; 'deposed': a younger router decides
 if is_deposed(KEYS[3], ARGV[12]) then return 'deposed' end
+redis.call('PERSIST', KEYS[1])  -- changes nothing: see _pods.lua
+note_service(KEYS[2], ARGV[7])
 local incarnation = get('incarnation')
-if not incarnation or tonumber(incarnation) < tonumber(ARGV[2]) then
+local is_same = incarnation == ARGV[2]
+if number(incarnation, -1) < tonumber(ARGV[2]) or (is_same and not is_whole()) then
+  if is_same and ENDED[get('life')] then ARGV[3] = get('life') end
+  if is_same and get('state') == 'SHUTDOWN' then ARGV[4] = 'SHUTDOWN' end
   put({incarnation = ARGV[2], life = ARGV[3], state = ARGV[4], load = ARGV[5],
     heartbeat = ARGV[6], process = ARGV[8], node = ARGV[9], actor = ARGV[10]}, ARGV[11])
-  redis.call('SADD', KEYS[2], ARGV[7])
   return 'written'
 end
-if incarnation ~= ARGV[2] then return 'known' end
+if not is_same then return 'known' end
 local life = get('life')
 if life ~= 'alive' then return 'known' end
 local state = get('state')

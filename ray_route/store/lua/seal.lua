@@ -2,8 +2,9 @@
 -- what the recovery of that token had written before them.
 -- KEYS  1 meta, a hash
 -- ARGV  1 token of the recovery; 2 what names the server processes
+-- Prelude: _numbers.lua
 -- Returns 'ok' or 'lost'
-if redis.call('HGET', KEYS[1], 'replay') ~= ARGV[1] then return 'lost' end
+if try('HGET', KEYS[1], 'replay') ~= ARGV[1] then return 'lost' end
 -- HDEL first: a full server takes what follows it (see _pods.lua).
 redis.call('HDEL', KEYS[1], 'replay')
 redis.call('HSET', KEYS[1], 'sealed', ARGV[2])

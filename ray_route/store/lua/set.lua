@@ -10,7 +10,9 @@ if status ~= 'ok' then return {status, text(counter)} end
 for i = 2, #KEYS do
   local owner, expected = ARGV[2 * i + 1], ARGV[2 * i + 2]
   local held = read(KEYS[i])
-  if expected ~= '*' and expected ~= (held and held.epoch or '') then
+  if held and held.is_damaged then
+    report(held, false)
+  elseif expected ~= '*' and expected ~= (held and held.epoch or '') then
     report(held, false)
   else
     if held then allow_full() end

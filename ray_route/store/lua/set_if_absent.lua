@@ -20,7 +20,7 @@ end
 allow_full()
 for i = 2, #KEYS do
   if held[i] then
-    refresh(KEYS[i], held[i], ARGV[3])
+    if not held[i].is_damaged then refresh(KEYS[i], held[i], ARGV[3]) end
     report(held[i], false)
   else
     report(links[i], links[i] ~= nil)

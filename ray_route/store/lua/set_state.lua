@@ -6,9 +6,9 @@
 -- Returns 'ok', 'gone', 'superseded', 'absent', or 'deposed': a younger router decides
 if is_deposed(KEYS[2], ARGV[4]) then return 'deposed' end
 local incarnation = get('incarnation')
-if not incarnation then return 'absent' end
+if not is_number(incarnation) then return 'absent' end
 if incarnation ~= ARGV[2] then return 'superseded' end
-if get('life') ~= 'alive' then return 'gone' end
+if ENDED[get('life')] then return 'gone' end
 if get('state') == 'SHUTDOWN' and ARGV[3] ~= 'SHUTDOWN' then return 'gone' end
 put({state = ARGV[3]})
 return 'ok'

@@ -21,7 +21,7 @@ end
 for i = 2, #KEYS do
   local owner, replaceable = ARGV[2 * i + 2], ARGV[2 * i + 3]
   local held = read(KEYS[i])
-  if held and held.owner == owner and held.mark ~= '' then
+  if held and (held.is_damaged or (held.owner == owner and held.mark ~= '')) then
     report(held, false)
   elseif not held or ARGV[5] == 'steal' or held.epoch == replaceable
       or is_own(held, owner) then

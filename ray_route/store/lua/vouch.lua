@@ -6,11 +6,11 @@
 -- Returns 'ok'; 'deposed': a younger router decides; 'ended'; 'superseded': another life has come;
 -- 'lost': that renewal is not there, or the tables are being written back
 if is_deposed(KEYS[2], ARGV[4]) then return 'deposed' end
-if redis.call('HEXISTS', KEYS[2], 'sealed') == 0 then return 'lost' end
+if try('HEXISTS', KEYS[2], 'sealed') ~= 1 then return 'lost' end
 local incarnation = get('incarnation')
-if not incarnation or tonumber(incarnation) < tonumber(ARGV[2]) then return 'lost' end
+if number(incarnation, -1) < tonumber(ARGV[2]) then return 'lost' end
 if incarnation ~= ARGV[2] then return 'superseded' end
-if get('life') ~= 'alive' or get('state') == 'SHUTDOWN' then return 'ended' end
-if tonumber(get('seq') or '0') < tonumber(ARGV[3]) then return 'lost' end
+if ENDED[get('life')] or get('state') == 'SHUTDOWN' then return 'ended' end
+if number(get('seq'), 0) < tonumber(ARGV[3]) then return 'lost' end
 put({lapsed = '0'})
 return 'ok'
