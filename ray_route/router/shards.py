@@ -140,7 +140,7 @@ class Shards:
         return lost
 
     async def _counters(self) -> list[tuple[list[int], int, list[bytes | None]]]:
-        """Read a server's shards, its time, and what they hold, of each; in a Cluster shard by shard."""
+        """Return, of each server, its shards, its time, and what stands in their counters."""
         every = range(self._keys.shards)
         together = [[shard] for shard in every] if self._store.is_cluster else [list(every)]
         replies = await self._store.run([self._links.counters(shards) for shards in together])
