@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import redis
+from helpers import eventually
+from servers import admin
 
 from ray_route.store.embedded import EmbeddedServer
 
@@ -25,11 +29,17 @@ class SteppingServer:
     off_s: float = 0.0
 
     def step(self, seconds: float) -> None:
-        """Set the server's clock by so many seconds."""
+        """Set the server's clock by so many seconds; return when it shows them."""
         self.off_s += seconds
         fresh = self.file.with_suffix(".new")
         fresh.write_text(f"{self.off_s:+.3f}s")
         fresh.replace(self.file)
+        with admin(self.server) as asked:
+            eventually(lambda: self._shows(asked), "the clock that was set")
+
+    def _shows(self, asked: redis.Redis) -> bool:
+        seconds, microseconds = asked.time()
+        return abs(seconds + microseconds / 1e6 - time.time() - self.off_s) < 1
 
 
 def _library() -> str:

@@ -36,7 +36,14 @@ from ray_route.store.circuit import PROBE_S
 from ray_route.store.connect import AsyncStore
 from ray_route.store.damage import tell
 from ray_route.store.links import MAX_UIDS, LinkCalls, RememberedLink
-from ray_route.store.namespaces import is_whole, read_looked, read_whole, restore_meta, seal
+from ray_route.store.namespaces import (
+    is_whole,
+    parse_looked,
+    read_looked,
+    read_whole,
+    restore_meta,
+    seal,
+)
 from ray_route.store.scripts import Call
 
 logger = logging.getLogger(__name__)
@@ -396,9 +403,10 @@ class Recovery:
         And what the server's clock showed then, so that a step of it meanwhile is noticed.
         """
         self.is_proven = await self._is_sealed(await self._store.servers())
-        looked_us = await self._store.one(read_looked(self._table.keys))
-        if looked_us is not None:
-            self._shards.clocks.showed(int(looked_us))
+        with contextlib.suppress(DamagedKeyError):  # it has been told, and is written anew
+            looked_us = parse_looked(await self._store.one(read_looked(self._table.keys)))
+            if looked_us is not None:
+                self._shards.clocks.showed(looked_us)
 
     async def _recollect(self, patience_s: float) -> None:
         """Hear every living agent; wait for those that Redis has forgotten to show up."""

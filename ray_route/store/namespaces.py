@@ -79,6 +79,11 @@ def read_looked(keys: Keys) -> Call:
     return plain_call("HGET", keys.meta, "looked")
 
 
+def parse_looked(stored: bytes | None) -> int | None:
+    """Read that moment; None if there is none, or it is damaged."""
+    return int(stored) if stored is not None and is_number(stored) else None
+
+
 def read_whole(keys: Keys) -> Call:
     """Read what `is_whole` needs."""
     return plain_call("HMGET", keys.meta, "sealed", "layout", "shards", "options")
