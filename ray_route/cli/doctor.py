@@ -16,7 +16,7 @@ import ray
 from rich.text import Text
 
 from ray_route._version import __version__
-from ray_route.cli.cluster import Cluster, NamespaceView
+from ray_route.cli.cluster import Cluster, NamespaceView, UnknownNameError
 from ray_route.cli.output import at_cluster, console, print_json, table
 from ray_route.config import RouteConfig
 from ray_route.errors import DamagedKeyError, RouteError, UnsafeStoreError
@@ -88,8 +88,10 @@ def _examine(cluster: Cluster, namespace: str | None) -> Iterator[Finding]:
         yield from _server(cluster.store, info)
     yield _clocks(infos)
     names = [namespace] if namespace else cluster.routers()
-    yield from _permissions(cluster.store, names[0] if names else "doctor")
-    yield _latency(cluster.store)
+    # In the names of a namespace in use, for users whose ACL says `~rr:{game*`.
+    scratch = _scratch(names[0] if names else "doctor")
+    yield from permissions(cluster.store, scratch)
+    yield latency(cluster.store, scratch)
     if not names:
         yield Finding("routers", OK, "none: no namespace is in use")
     for each in names:
@@ -164,8 +166,13 @@ def _clocks(infos: list[dict[str, Any]]) -> Finding:
     return Finding("clocks", WARN, found, advice)
 
 
-def _latency(store: Store) -> Finding:
-    keys = Keys("doctor", 1)
+def _scratch(prefix: str) -> Keys:
+    """Name the keys of a namespace that nobody else has, and that begins like another."""
+    return Keys(f"{prefix[:40]}.doctor-{uuid.uuid4().hex[:8]}", 1)
+
+
+def latency(store: Store, keys: Keys) -> Finding:
+    """Say how long a script takes."""
     took = sorted(_timed(lambda: store.one(script_call("time", [keys.meta], [])), _PINGS))
     found = f"a script takes {statistics.median(took):.2f} ms, at worst {took[-1]:.2f} ms"
     if statistics.median(took) < _SLOW_MS:
@@ -180,13 +187,8 @@ def _timed(work: Callable[[], object], times: int) -> Iterator[float]:
         yield (time.perf_counter() - begun) * 1e3
 
 
-def _permissions(store: Store, prefix: str) -> Iterator[Finding]:
-    """Do in a namespace of its own what routers, pods and clients do.
-
-    Its keys begin like those of a namespace in use, for users whose ACL says `~rr:{game*`.
-    """
-    scratch = f"{prefix[:40]}.doctor-{uuid.uuid4().hex[:8]}"
-    keys = Keys(scratch, 1)
+def permissions(store: Store, keys: Keys) -> Iterator[Finding]:
+    """Do in a namespace of its own what routers, pods and clients do."""
     refused = []
     try:
         for call in _probes(keys):
@@ -197,7 +199,10 @@ def _permissions(store: Store, prefix: str) -> Iterator[Finding]:
     finally:
         _delete(store, keys)
     if refused:
-        advice = "allow +@all -@dangerous +info on ~rr:{*, or what the message names"
+        advice = (
+            "allow +@all -@dangerous +info on ~rr:{*, or what the message names; "
+            "of a user with the keys of one namespace alone, name that: -n"
+        )
         yield Finding("permissions", FAULT, "; ".join(refused), advice)
     else:
         yield Finding("permissions", OK, "every command that is needed is allowed")
@@ -255,7 +260,11 @@ def _keys(cluster: Cluster, namespace: str) -> Iterator[Finding]:
 
 
 def _namespace(cluster: Cluster, name: str) -> Iterator[Finding]:
-    opened = cluster.namespace(name)
+    try:
+        opened = cluster.namespace(name)
+    except UnknownNameError as error:  # what it may do there has been tried all the same
+        yield Finding(f"namespace {name}", WARN, str(error), "the first client opens it")
+        return
     try:
         yield _router(opened)
         yield from _services(opened)

@@ -178,3 +178,34 @@ def test_a_sweep_never_blocks_redis_for_5_ms(store: Store) -> None:
         assert await space.directory.sweep("svc") == 0
 
     run(store, work)
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+def test_a_uid_that_somebody_moves_is_not_given_back_meanwhile(store: Store) -> None:
+    async def story(space: Space) -> None:
+        link = await space.place("u")
+        given = {"u": (link.epoch, False)}
+        address = ("svc", link.pod, link.incarnation)
+        with space.moves._in_move([("svc", "u")]):
+            assert await space.moves.settle(address, given) == {}
+            held = await space.links.read("svc", "u")
+            assert held is not None
+            assert held.epoch == link.epoch
+        assert await space.moves.settle(address, given) == {"u": link.epoch}
+        back = await space.links.read("svc", "u")
+        assert back is not None
+        assert (back.pod, back.incarnation) == (link.pod, link.incarnation)
+        assert back.epoch > link.epoch
+
+    run(store, story)
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+def test_a_uid_that_its_pod_has_given_up_for_good_loses_its_link(store: Store) -> None:
+    async def story(space: Space) -> None:
+        link = await space.place("u")
+        address = ("svc", link.pod, link.incarnation)
+        assert await space.moves.settle(address, {"u": (link.epoch, True)}) == {"u": link.epoch}
+        assert await space.links.read("svc", "u") is None
+
+    run(store, story)
