@@ -16,7 +16,7 @@ from typing import Any
 
 from ray_route.clock import now
 from ray_route.config import RouteConfig
-from ray_route.errors import LostWritesError, RouteError
+from ray_route.errors import LostWritesError, RouteError, StoreUnavailableError
 from ray_route.model import Life, Link, PodRecord
 from ray_route.protocol.commands import Address, Memory, Recall
 from ray_route.router.link_table import LinkTable
@@ -25,6 +25,7 @@ from ray_route.router.membership import Membership
 from ray_route.router.shards import Shards, SupersededError
 from ray_route.router.shared_run import SharedRun
 from ray_route.runtime.metrics import LOST_SHARDS, RECOVERED_LINKS
+from ray_route.store.circuit import PROBE_S
 from ray_route.store.connect import AsyncStore
 from ray_route.store.links import MAX_UIDS, LinkCalls, RememberedLink
 from ray_route.store.namespaces import read_seal, restore_meta, seal
@@ -106,7 +107,7 @@ class Recovery:
         does; its error names `shards`.
         """
         try:
-            return await asyncio.wait_for(self.compared(), _PATIENCE_S)
+            return await asyncio.wait_for(self._compared_twice(), _PATIENCE_S)
         except asyncio.TimeoutError:
             waiting = ", ".join(f"pod {pod} of {service}" for service, pod, _ in self._silent)
             raise LostWritesError(
@@ -117,6 +118,14 @@ class Recovery:
             ) from None
         except SupersededError as error:
             raise self._table.taken_over() from error
+
+    async def _compared_twice(self) -> str:
+        try:
+            return await self.compared()
+        except StoreUnavailableError:
+            # Whoever asks may have had an answer from a Redis that has just come back.
+            await asyncio.sleep(2 * PROBE_S)
+            return await self.compared()
 
     async def compared(self) -> str:
         """Do the same for as long as it takes; `SupersededError` is let through."""
