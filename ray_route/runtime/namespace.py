@@ -5,6 +5,7 @@ What clients and agents both need before anything else.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pkgutil
 import threading
@@ -205,6 +206,9 @@ class Namespace:
 
 def _router_of(namespace: str, url: StoreUrl, config: RouteConfig) -> Any:
     """Return the handle of a namespace's router, making it if there is none."""
+    with contextlib.suppress(ValueError):
+        # Without its class: to load that takes a fresh process longer than all else here.
+        return ray.get_actor(router_name(namespace), namespace=RAY_NAMESPACE)
     router: Any = ray.remote(pkgutil.resolve_name(_ROUTER_CLASS))
     return router.options(
         name=router_name(namespace),

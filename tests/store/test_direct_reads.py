@@ -219,15 +219,26 @@ def test_a_connection_that_breaks_ends_belief_and_its_successor_is_vouched_for(
         process.close()
 
 
-def test_what_comes_after_belief_has_ended_is_not_believed(process: Process) -> None:
+@pytest.mark.parametrize("end", ["before", "after"])
+def test_what_comes_after_belief_has_ended_is_not_believed(
+    process: Process, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
     process.link("u", "3:7")
     process.believe()
-    part = process.part("u")
     lane = process.belief.take(process.store.primary_of(""), 0)
     assert lane is not None
-    process.reads._send(lane, [part])
-    process.belief.end()  # the stream was cut while the answer was on its way
-    assert process.reads._receive(lane, [part]) == [None]
+    process.belief.give_back(lane)
+    receive = lane.receive
+
+    def ended_meanwhile() -> Any:
+        if end == "before":
+            process.belief.end()  # the stream was cut while the answer was on its way
+        replies = receive()
+        process.belief.end()
+        return replies
+
+    monkeypatch.setattr(lane, "receive", ended_meanwhile)
+    assert process.read("u") is None
 
 
 def test_what_was_overtaken_on_its_way_is_not_believed(process: Process) -> None:
