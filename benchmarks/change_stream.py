@@ -14,11 +14,12 @@ import ray
 import ray_route
 from benchmarks.harness import Report, Sample, others_took, wait_for_quiet
 from benchmarks.setting import PODS, SERVICE, Pod, address, deployed, local_client
-from ray_route.client.change_reader import ChangeReader
+from ray_route.client.change_reader import ChangeReader, Known
 from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.model import Link
 from ray_route.protocol.welcome import Welcome
+from ray_route.runtime.belief import Belief
 from ray_route.state.link_cache import LinkCache
 from ray_route.state.pod_table import PodTable
 from ray_route.store.connect import Store
@@ -67,7 +68,8 @@ def _read_changes(about: _About, line: Connection) -> None:
         near.put(SERVICE, uid, link, now())
     store = Store(parse_url(about.url), retries=0)
     keys = Keys(about.namespace, about.config.shards)
-    reader = ChangeReader(store, keys, about.config, table, near, about.welcome.position, now())
+    known = Known(table, near, Belief(store, _nobody), lambda _: None)
+    reader = ChangeReader(store, keys, about.config, known, about.welcome.position, now())
     reader.start()
     line.send("ready")
     line.recv()
@@ -76,6 +78,10 @@ def _read_changes(about: _About, line: Connection) -> None:
         time.sleep(_POLL_S)
     line.send(near.dropped)
     reader.stop()
+
+
+def _nobody() -> Any:
+    raise AssertionError("no router is asked")
 
 
 def run(*, quick: bool) -> Report:

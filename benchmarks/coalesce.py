@@ -16,6 +16,7 @@ import ray
 import ray_route
 from benchmarks.harness import Plot, Report, Sample, take_turns, timed
 from benchmarks.setting import SERVICE, deployed, local_client
+from ray_route.client.coalescer import Done
 from ray_route.protocol.wire import pack_question, unpack_answers
 
 QUESTION = "N look-ups of new uids at once, in tasks and in threads, and an actor call for each"
@@ -158,12 +159,12 @@ def _counted(client: ray_route.RouteClient, size: int, work: _Work, calls: list[
 @contextmanager
 def _counting(client: ray_route.RouteClient) -> Iterator[list[int]]:
     """Note how many uids each call to the router carries."""
-    coalescer, sent = client._session.computing, []
+    coalescer, sent = client._session.computing.deciding, []
     send = coalescer._send
 
-    def noted(service: str, wanted: dict[str, int]) -> object:
+    def noted(service: str, wanted: dict[str, int], done: Done) -> None:
         sent.append(len(wanted))
-        return send(service, wanted)
+        send(service, wanted, done)
 
     with mock.patch.object(coalescer, "_send", noted):
         yield sent

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, TypeVar
 
-from ray_route.client import operations
+from ray_route.client import many_uids, operations
 from ray_route.client.base import DRAIN_S, ClientBase, seconds
 from ray_route.client.batch import BatchOptions, Progress
 from ray_route.client.calls import call, call_many
@@ -39,7 +39,7 @@ class AsyncRouteClient(ClientBase):
         self, uids: Iterable[str], service: str, *, timeout: float | None = None
     ) -> dict[str, Any]:
         """See `RouteClient.compute_linked_pods`."""
-        return await self._run(operations.compute_many(self._session, uids, service), timeout)
+        return await self._run(many_uids.compute_many(self._session, uids, service), timeout)
 
     async def get_linked_pod(
         self, uid: str, service: str, *, timeout: float | None = None
@@ -118,7 +118,7 @@ class AsyncRouteClient(ClientBase):
         options = BatchOptions(num_cpus, max_in_flight, progress)
         with span("batch", self.namespace):
             return await run_async(
-                operations.batch(self._session, uids, service, deadline, options), deadline
+                many_uids.batch(self._session, uids, service, deadline, options), deadline
             )
 
     async def actor(self, uid: str, service: str, *, timeout: float | None = None) -> Any:

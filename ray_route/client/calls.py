@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from ray_route.client import operations
+from ray_route.client import many_uids, operations
 from ray_route.client.session import NoSuchActorError, Session
 from ray_route.clock import now
 from ray_route.errors import (
@@ -124,7 +124,7 @@ def call_many(
 ) -> Operation[list[Any]]:
     """See `RouteClient.call_many`."""
     asked = [_checked(item) for item in calls]
-    links = yield from operations.compute_many(session, [uid for uid, _ in asked], service)
+    links = yield from many_uids.compute_many(session, [uid for uid, _ in asked], service)
     outcomes: list[Any] = [links[uid] for uid, _ in asked]
     sent = []
     for batch in _by_pod(outcomes):

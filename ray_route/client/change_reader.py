@@ -1,25 +1,29 @@
 """Reads the change stream in a client process: what keeps its near cache honest.
 
 One thread and one connection per process and namespace, however many clients share them. The
-near cache may serve a hit only while the stream has been heard from within the staleness bound.
+near cache may serve a hit only while the router's beats have been heard within the staleness
+bound, and so may Redis be read by this process itself.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import DamagedKeyError
 from ray_route.protocol.changes import Change, Position, UnreadableEntryError, read_entry
+from ray_route.runtime.belief import Belief
 from ray_route.state.link_cache import LinkCache
 from ray_route.state.pod_table import PodTable
 from ray_route.store.connect import Store
 from ray_route.store.damage import tell
 from ray_route.store.keys import Keys
+from ray_route.store.lanes import Lane, lane_to
 from ray_route.store.pods import PodCalls, parse_table, service_names
 from ray_route.store.scripts import Call
 
@@ -28,6 +32,20 @@ logger = logging.getLogger(__name__)
 _BLOCK_MS = 1000
 _COUNT = 500
 _RETRY_S = 0.1
+_STOP_S = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a process knows, and the stream keeps true.
+
+    `saw_all` takes in counters of shards.
+    """
+
+    table: PodTable
+    near: LinkCache
+    belief: Belief
+    saw_all: Callable[[Iterable[tuple[int, int]]], None]
 
 
 class ChangeReader:
@@ -38,18 +56,18 @@ class ChangeReader:
         store: Store,
         keys: Keys,
         config: RouteConfig,
-        table: PodTable,
-        near: LinkCache,
+        known: Known,
         start: Position,
         heard_at: float,
     ) -> None:
         self._store = store
         self._keys = keys
         self._config = config
-        self._table = table
-        self._near = near
+        self._known = known
+        self._near = known.near
         self._position = start
         self._heard(heard_at)
+        self._lane: Lane | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ray_route-changes", daemon=True)
 
@@ -58,9 +76,12 @@ class ChangeReader:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop following; returns within about a second."""
+        """Stop following; returns within some 30 ms, whatever it is just waiting for."""
         self._stopping.set()
-        self._thread.join(timeout=3 * _BLOCK_MS / 1000)
+        lane = self._lane
+        if lane is not None:
+            lane.break_off()
+        self._thread.join(_STOP_S)
         self._store.close()
 
     def _heard(self, at: float) -> None:
@@ -68,7 +89,7 @@ class ChangeReader:
         self._near.trusted_until = at + self._config.staleness_s
 
     def lag_s(self) -> float:
-        """Seconds since the stream was last heard from."""
+        """Seconds since a beat was last heard."""
         return now() - (self._near.trusted_until - self._config.staleness_s)
 
     def _run(self) -> None:
@@ -78,24 +99,38 @@ class ChangeReader:
                 self._follow()
                 lost = False
             except Exception as error:  # noqa: BLE001 - unread, it allows no hits
-                if not lost:
+                self._disconnect()
+                if not lost and not self._stopping.is_set():
                     logger.warning("the change stream can't be read: %s", error)
                 lost = True
-                self._near.flush()
                 self._stopping.wait(_RETRY_S)
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        """Believe nothing any more: what comes next may be another server's."""
+        self._near.flush()
+        self._known.belief.end()
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            lane.close()
 
     def _follow(self) -> None:
         # What is read reflects the stream when the request was sent, or later: a process that
         # was frozen in between must not take an old reply for news.
         asked_at = now()
-        key = self._keys.log
-        words = ("XREAD", "COUNT", _COUNT, "BLOCK", _BLOCK_MS, "STREAMS", key, self._position.entry)
-        entries = _entries(self._store.one(Call(key, words)))
-        taken = [self._take_in_or_pass(entry, fields) for entry, fields in entries]
-        if any(taken) and len(entries) < _COUNT:  # else there may be more, and older than now
+        entries = self._read()
+        beats = [self._take_in_or_pass(entry, fields) for entry, fields in entries]
+        if any(beats) and len(entries) < _COUNT:  # else there may be more, and older than now
             self._heard(asked_at)
         if now() >= self._near.trusted_until:
             self._find_position_again()
+
+    def _read(self) -> list[tuple[str, dict[bytes, bytes]]]:
+        if self._lane is None:
+            self._lane = lane_to(self._store, self._keys.log)
+        key = self._keys.log
+        words = ("XREAD", "COUNT", _COUNT, "BLOCK", _BLOCK_MS, "STREAMS", key, self._position.entry)
+        return _entries(self._lane.one(Call(key, words)))
 
     def _take_in_or_pass(self, entry: str, fields: dict[bytes, bytes]) -> bool:
         """Take an entry in; pass over one that no router has written.
@@ -110,6 +145,7 @@ class ChangeReader:
             return False
 
     def _take_in(self, entry: str, router: int, number: int, change: Change) -> bool:
+        """Take in an entry; say whether it was a beat of the router in force."""
         expected = (self._position.router, self._position.number + 1)
         if router < self._position.router:  # the last words of one that has been superseded
             self._position = replace(self._position, entry=entry)
@@ -118,11 +154,21 @@ class ChangeReader:
             logger.info("changes were missed: expected %s, got %s", expected, number)
             self._start_over()
         self._position = Position(entry, router, number)
+        self._apply(change)
+        return change.kind == "beat"
+
+    def _apply(self, change: Change) -> None:
+        known = self._known
         if change.pod is not None:
-            self._table.update(change.service, change.pod)
+            known.table.update(change.service, change.pod)
         for uid, epoch in (change.stale or {}).items():
             self._near.drop(change.service, uid, epoch)
-        return True
+        if change.shards:
+            lost, shard_of = frozenset(change.shards), self._keys.shard
+            self._near.drop_where(lambda uid: shard_of(uid) in lost)
+        known.saw_all((change.counters or {}).items())
+        if change.servers is not None:
+            known.belief.keep_only(change.servers.split(","))
 
     def _find_position_again(self) -> None:
         """Begin at the stream's end: after a loss of data ours may lie beyond it for ever."""
@@ -136,6 +182,7 @@ class ChangeReader:
     def _start_over(self) -> None:
         """Trust nothing that was learnt from the stream: flush, and read the pod tables."""
         self._near.flush()
+        self._known.belief.end()
         pods = PodCalls(self._keys)
         for service in self._services(pods):
             try:
@@ -144,7 +191,7 @@ class ChangeReader:
                 tell(error)
                 continue
             for record in parse_table(reply, self._keys.pods(service)):
-                self._table.update(service, record)
+                self._known.table.update(service, record)
 
     def _services(self, pods: PodCalls) -> list[str]:
         """Read the names of the services; those known already while that key is damaged."""
@@ -152,11 +199,13 @@ class ChangeReader:
             return service_names(self._store.one(pods.services()), self._keys.services)
         except DamagedKeyError as error:
             tell(error)
-            return self._table.services()
+            return self._known.table.services()
 
 
 def _entries(reply: Any) -> list[tuple[str, dict[bytes, bytes]]]:
-    if not reply:
-        return []
-    streams = reply.values() if isinstance(reply, dict) else [stream[1] for stream in reply]
-    return [(entry.decode(), fields) for stream in streams for entry, fields in stream]
+    """Read Redis' own reply: streams of entries, each a list of names and values in turn."""
+    return [
+        (entry.decode(), dict(zip(words[::2], words[1::2], strict=True)))
+        for _, entries in reply or ()
+        for entry, words in entries
+    ]

@@ -1,8 +1,11 @@
-"""Misses travel together: one call to the router under way, the rest wait for the next.
+"""Misses travel together: one question under way, the rest wait for the next.
 
-A lone miss is sent at once; tasks of an event loop that miss in one tick are sent together at its
-end. What comes while a call is under way is sent together when its answer is there, so the demand
+A lone miss leaves at once; tasks of an event loop that miss in one tick leave together at its end.
+What comes while a question is under way leaves together when its answer is there, so the demand
 sets the batch size and nobody waits for company.
+
+Whoever asks only joins a batch, under a lock, and wakes the worker. All else is done by the
+worker's thread, which no signal interrupts: however many callers are, the state stays sound.
 """
 
 from __future__ import annotations
@@ -11,8 +14,7 @@ import asyncio
 import threading
 from asyncio import AbstractEventLoop
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,7 +23,9 @@ from ray_route.client.shared_future import SharedFuture
 from ray_route.clock import Deadline, now
 from ray_route.runtime.waiting import late, result_of
 
-Send = Callable[[str, "dict[str, int]"], Any]
+Put = Callable[[Callable[[], None]], None]
+Done = Callable[[Callable[[], Any]], None]
+Send = Callable[[str, "dict[str, int]", Done], None]
 Take = Callable[[str, "dict[str, int]", Any, float], "dict[str, Any]"]
 
 _MAX_UIDS = 5_000
@@ -29,7 +33,7 @@ _MAX_UIDS = 5_000
 
 @dataclass(eq=False, slots=True)
 class Batch:
-    """What travels in one call: the uids, with the least epoch that each may have.
+    """What travels in one question: the uids, with the least epoch that each may have.
 
     Whoever joins it must see to it that it is sent, by `send` or `send_soon`; `send` does nothing
     once it has been sent, or while it must wait for its turn.
@@ -43,8 +47,8 @@ class Batch:
     def send_soon(self, loop: AbstractEventLoop) -> None:
         """Send it when all tasks that run in this tick of a loop have had time to join."""
         if self._called_by is not loop:
-            self._called_by = loop
             loop.call_soon(self.send)
+            self._called_by = loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +76,17 @@ class SharedAnswer:
 
 @dataclass(slots=True)
 class _Queue:
-    """The misses of one service: the batch under way, and those that wait."""
+    """The misses of one service: whether a batch is under way, and those that wait.
+
+    Nobody joins the one under way: it may have been sent before the uid was moved or dropped.
+    """
 
     send: Callable[[], None]
-    under_way: Batch | None = None
+    is_busy: bool = False
     waiting: deque[Batch] = field(default_factory=deque)
 
     def batch_of(self, uid: str, min_epoch: int) -> Batch:
-        """Return the batch that brings the uid's answer; join one if there is none."""
-        if self.under_way is not None and min_epoch == 0 and uid in self.under_way.wanted:
-            return self.under_way
+        """Return the batch that will bring the uid's answer."""
         for batch in self.waiting:
             if uid in batch.wanted:
                 break
@@ -96,21 +101,24 @@ class _Queue:
         return self.waiting[-1]
 
     def next(self) -> Batch | None:
-        """Put the next batch under way, unless one is."""
-        if self.under_way is not None or not self.waiting:
+        """Return the next batch, which is under way from now on, unless one is."""
+        if self.is_busy or not self.waiting:
             return None
-        self.under_way = self.waiting.popleft()
-        return self.under_way
+        self.is_busy = True
+        return self.waiting.popleft()
 
 
 class Coalescer:
-    """Turns single questions into shared calls. Thread-safe.
+    """Turns single questions into shared ones. Thread-safe.
 
-    `send` makes the call for one service and returns its `ObjectRef`; `take` is handed what was
-    wanted, the reply, and the moment before the call was sent, and returns the answers.
+    `put` has something done by the one thread that sends and takes. `send` asks for one service;
+    when the reply is there, it calls in that thread what it was given, with what returns or raises
+    the reply. `take` is handed what was wanted, the reply, and the moment before it was asked for,
+    and returns the answers.
     """
 
-    def __init__(self, send: Send, take: Take) -> None:
+    def __init__(self, put: Put, send: Send, take: Take) -> None:
+        self._put = put
         self._send = send
         self._take = take
         self._lock = threading.Lock()
@@ -119,46 +127,66 @@ class Coalescer:
     def join(self, service: str, uid: str, min_epoch: int = 0) -> Batch:
         """Return the batch whose answers have the uid's among them, and those of its company.
 
-        One future for a whole call: to hand it to a thousand who wait is one step for a thread.
+        One future for a whole question: to hand it to a thousand who wait is one step for a thread.
         """
         with self._lock:
-            queue = self._queues.get(service)
-            if queue is None:
-                queue = self._queues[service] = _Queue(partial(self._send_next, service))
-            return queue.batch_of(uid, min_epoch)
+            return self._queue(service).batch_of(uid, min_epoch)
 
-    def _send_next(self, service: str) -> None:
+    def join_all(self, service: str, wanted: Mapping[str, int]) -> dict[str, Batch]:
+        """Join many uids at once and have them sent; return each one's batch."""
+        with self._lock:
+            queue = self._queue(service)
+            joined = {uid: queue.batch_of(uid, least) for uid, least in wanted.items()}
+        queue.send()
+        return joined
+
+    def _queue(self, service: str) -> _Queue:
+        queue = self._queues.get(service)
+        if queue is None:
+            queue = self._queues[service] = _Queue(partial(self._wake, service))
+        return queue
+
+    def _wake(self, service: str) -> None:
+        if not self._queues[service].is_busy:  # else what waits leaves when the answer is there
+            self._put(partial(self._advance, service))
+
+    # In the worker's thread.
+
+    def _advance(self, service: str) -> None:
         queue = self._queues[service]
         with self._lock:
             batch = queue.next()
         if batch is not None:
-            self._send_batch(service, queue, batch)
+            self._ask(service, queue, batch)
 
-    def _send_batch(self, service: str, queue: _Queue, batch: Batch) -> None:
-        asked_at = now()
+    def _ask(self, service: str, queue: _Queue, batch: Batch) -> None:
+        answered = partial(self._answered, service, queue, batch, now())
         try:
-            reply = self._send(service, batch.wanted).future()
-        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
-            reply = Future()
-            reply.set_exception(error)
-        reply.add_done_callback(lambda done: self._answered(service, queue, batch, done, asked_at))
+            self._send(service, batch.wanted, answered)
+        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
+            answered(partial(_raise, error))
 
     def _answered(
-        self, service: str, queue: _Queue, batch: Batch, reply: Future[Any], asked_at: float
+        self, service: str, queue: _Queue, batch: Batch, asked_at: float, reply: Callable[[], Any]
     ) -> None:
-        answers, problem = self._taken(service, batch, reply, asked_at)
+        answers, problem = self._taken(service, batch, asked_at, reply)
         with self._lock:  # not before they are kept: who comes in between would ask again
-            queue.under_way = None
-        self._send_next(service)
+            queue.is_busy = False
+        if queue.waiting:
+            queue.send()
         if problem is not None:
             batch.answers.set_exception(problem)
         else:
             batch.answers.set_result(answers)
 
     def _taken(
-        self, service: str, batch: Batch, reply: Future[Any], asked_at: float
-    ) -> tuple[dict[str, Any], Exception | None]:
+        self, service: str, batch: Batch, asked_at: float, reply: Callable[[], Any]
+    ) -> tuple[dict[str, Any], BaseException | None]:
         try:
-            return self._take(service, batch.wanted, reply.result(), asked_at), None
-        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
+            return self._take(service, batch.wanted, reply(), asked_at), None
+        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
             return {}, error
+
+
+def _raise(error: BaseException) -> None:
+    raise error

@@ -6,57 +6,36 @@ the client that runs it decides how.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 
-from ray_route.client.batch import BatchOptions, look_up
 from ray_route.client.coalescer import Batch, SharedAnswer
+from ray_route.client.lookups import Lookups, Lost
 from ray_route.client.session import NoSuchActorError, Session
 from ray_route.clock import Deadline, now
 from ray_route.errors import (
     PodRestartingError,
     RouteError,
-    RouterUnavailableError,
 )
 from ray_route.model import (
     DrainProgress,
     Explanation,
     Link,
-    LinkedPods,
     Pod,
     RoutingState,
     check_duration,
     check_name,
     check_pod,
     check_uid,
-    check_uids,
-    listed,
 )
-from ray_route.protocol.wire import pack_question
 from ray_route.runtime.metrics import CALL_REPEATS
-from ray_route.runtime.waiting import Blocking, Operation, Pause, Remote
+from ray_route.runtime.waiting import INLINE_S, Blocking, Operation, Pause
 
-# Many uids: the router works on a call for about 8 ms, and answers others in between.
-_UIDS_PER_CALL = 1_000
-_CALLS_IN_FLIGHT = 2
 _BACKOFF_S = 0.02
 _DRAIN_POLL_S = 0.1
 _RESTART_POLL_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A call to the router that is under way; leases count from `asked_at`."""
-
-    service: str
-    wanted: dict[str, int]
-    question: bytes
-    ref: Any
-    asked_at: float
 
 
 # One uid.
@@ -68,7 +47,7 @@ def compute(session: Session, uid: str, service: str, min_epoch: int = 0) -> Ope
     if hit is not None:
         return hit
     while True:
-        answer = yield from _shared(session, session.computing.join, uid, service, min_epoch)
+        answer = yield from _answer(session, session.computing, uid, service, min_epoch)
         if isinstance(answer, PodRestartingError):
             yield Pause(_RESTART_POLL_S, f"pod {answer.pod} of {service!r} to restart")
         elif isinstance(answer, RouteError):
@@ -82,26 +61,70 @@ def get(session: Session, uid: str, service: str) -> Operation[Link | None]:
     hit = cached(session, uid, service)
     if hit is not None:
         return hit
-    answer = yield from _shared(session, session.finding.join, uid, service, 0)
+    answer = yield from _answer(session, session.finding, uid, service, 0)
     if isinstance(answer, RouteError):
         raise answer
     return answer  # type: ignore[no-any-return]
 
 
-def _shared(
-    session: Session,
-    join: Callable[[str, str, int], Batch],
-    uid: str,
-    service: str,
-    min_epoch: int,
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """Wait for what Redis says of a uid: a link, the batch of the router's answers, or `Lost`."""
+
+    lookups: Lookups
+    service: str
+    uid: str
+    what: str
+
+    def wait(self, deadline: Deadline) -> Any:
+        """Read it here if nobody else reads now, and if the deadline can't pass meanwhile."""
+        if deadline.remaining() > INLINE_S:
+            answer = self.lookups.look_here(self.service, self.uid)
+            if answer is not None:
+                return answer
+        return self._shared().wait(deadline)[self.uid]
+
+    async def wait_async(self, deadline: Deadline) -> Any:
+        """Have it read, together with whatever else is asked in this tick of the loop."""
+        return (await self._shared().wait_async(deadline))[self.uid]
+
+    def _shared(self) -> SharedAnswer:
+        return SharedAnswer(self.lookups.reading.join(self.service, self.uid), self.what)
+
+
+def _answer(
+    session: Session, lookups: Lookups, uid: str, service: str, min_epoch: int
 ) -> Operation[Any]:
-    """Ask the router together with whoever else asks now."""
+    """Look a uid up in Redis; what that does not tell, have the router decide.
+
+    Whoever has just been refused, and wants a higher epoch, asks the router.
+    """
+    batch = None
+    if min_epoch == 0 and session.may_read():
+        what = f"Redis at {session.namespace.url.address} about uid {uid!r} of {service!r}"
+        answer = yield _Looked(lookups, service, uid, what)
+        if isinstance(answer, Link):
+            return answer
+        if isinstance(answer, Lost):
+            yield from session.namespace.recover([answer.shard])
+        else:
+            batch = answer
+    return (yield from _decided(session, lookups, batch, uid, service, min_epoch))[uid]
+
+
+def _decided(
+    session: Session, lookups: Lookups, batch: Batch | None, uid: str, service: str, min_epoch: int
+) -> Operation[dict[str, Any]]:
+    """Wait for the router's answers to a batch; ask again if the router was not there."""
+    batches = iter([batch])
 
     def send(what: str) -> SharedAnswer:
-        return SharedAnswer(join(service, uid, min_epoch), what)
+        joined = next(batches, None) or lookups.deciding.join(service, uid, min_epoch)
+        return SharedAnswer(joined, what)
 
     what = f"the router's answer about uid {uid!r} of {service!r}"
-    return (yield from session.namespace.until_answered(send, what))[uid]
+    answers: dict[str, Any] = yield from session.namespace.until_answered(send, what)
+    return answers
 
 
 def cached(session: Session, uid: str, service: str, min_epoch: int = 0) -> Link | None:
@@ -198,58 +221,6 @@ def link_service(session: Session, uid: str) -> Operation[dict[str, Link]]:
     links = yield from _read(session, uid, services)
     pairs = zip(services, links, strict=True)
     return {service: link for service, link in pairs if link is not None}
-
-
-# Many uids.
-
-
-def compute_many(session: Session, uids: Iterable[str], service: str) -> Operation[dict[str, Any]]:
-    """See `RouteClient.compute_linked_pods`."""
-    wanted = check_uids(uids)
-    check_name("service", service)
-    answers: dict[str, Any] = session.near.get_all(service, dict.fromkeys(wanted, 0))
-    missing = [uid for uid, link in answers.items() if link is None]
-    if len(missing) > _UIDS_PER_CALL:
-        # Shard by shard: a call then is a few scripts of many uids, not 256 of a few.
-        missing.sort(key=session.namespace.keys.shard)
-    under_way: deque[_Asked] = deque()
-    for start in range(0, len(missing), _UIDS_PER_CALL):
-        if len(under_way) == _CALLS_IN_FLIGHT:
-            answers.update((yield from _computed(session, under_way.popleft())))
-        some = dict.fromkeys(missing[start : start + _UIDS_PER_CALL], 0)
-        under_way.append(_asked(session, service, some))
-    while under_way:
-        answers.update((yield from _computed(session, under_way.popleft())))
-    return answers
-
-
-def _asked(session: Session, service: str, wanted: dict[str, int]) -> _Asked:
-    question = pack_question(service, wanted, session.namespace.node)
-    asked_at = now()
-    return _Asked(
-        service, wanted, question, session.namespace.router.compute.remote(question), asked_at
-    )
-
-
-def _computed(session: Session, asked: _Asked) -> Operation[dict[str, Any]]:
-    """Wait for one call's answers; ask again if the router was not there."""
-    asked_at = asked.asked_at
-    what = f"the router's answers about {len(asked.wanted)} uids of {asked.service!r}"
-    try:
-        packed = yield Remote(asked.ref, what)
-    except (ray.exceptions.RayActorError, RouterUnavailableError):
-        asked_at = now()
-        packed = yield from session.namespace.ask("compute", asked.question)
-    return session.take(asked.service, asked.wanted, packed, asked_at)
-
-
-def batch(
-    session: Session, uids: Iterable[str], service: str, deadline: Deadline, options: BatchOptions
-) -> Operation[LinkedPods]:
-    """See `RouteClient.batch_get_linked_pod`."""
-    check_name("service", service)
-    wanted = listed(uids)
-    return (yield from look_up(session, service, wanted, deadline, options))
 
 
 # Pods.

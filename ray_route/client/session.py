@@ -8,13 +8,17 @@ its last user.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ray
 
-from ray_route.client.change_reader import ChangeReader
-from ray_route.client.coalescer import Coalescer
+from ray_route.client.change_reader import ChangeReader, Known
+from ray_route.client.coalescer import Done, Send
+from ray_route.client.lookups import Found, Judge, Lookups
+from ray_route.client.refresh_ahead import RefreshAhead
+from ray_route.client.use_reporter import UseReporter
 from ray_route.clock import Deadline, now
 from ray_route.config import RouteConfig
 from ray_route.errors import RouteError
@@ -39,6 +43,9 @@ from ray_route.store.namespaces import check_options
 from ray_route.store.pods import PodCalls, service_names
 from ray_route.store.url import StoreUrl
 
+# How often links in use are reported, in parts of `ttl_s`.
+_USE_SHARE = 1 / 10
+
 
 class NoSuchActorError(Exception):
     """Ray knows no actor for a pod, so a call to it provably never started."""
@@ -60,14 +67,19 @@ class Session:
             Store(namespace.url, retries=0),
             namespace.keys,
             namespace.config,
-            self.table,
-            self.near,
+            Known(self.table, self.near, namespace.belief, namespace.saw_all),
             welcome.position,
             namespace.asked_at,
         )
         self.changes.start()
-        self.computing = Coalescer(self._send_compute, self.take)
-        self.finding = Coalescer(self._send_find, self.take)
+        self.judge = Judge(namespace.keys, namespace.config, self.table.routable)
+        self.computing = self._lookups(self._send_compute, self.keep_used)
+        self.finding = self._lookups(self._send_find, self.keep_found)
+        self._uses = UseReporter(_USE_SHARE * namespace.config.ttl_s, self._report_use)
+        namespace.worker.every(self._uses.period_s, self._uses.report)
+        how = (namespace.worker.put, self.may_read, self._read_again)
+        self._ahead = RefreshAhead(self.near, namespace.config.lease_s, *how)
+        namespace.worker.every(self._ahead.period_s, self._ahead.look)
         self._handles: dict[tuple[str, int, int], Any] = {}
         self.meter = meter(namespace.name)
         self._measure()
@@ -78,14 +90,63 @@ class Session:
         self.meter.gauge(CHANGE_STREAM_LAG_SECONDS, lambda: [((), self.changes.lag_s())])
         telemetry.start()
 
+    def _lookups(self, send: Send, keep: Callable[[str, Found, float], None]) -> Lookups:
+        namespace = self.namespace
+        how = (self.may_read, namespace.reads, keep, send, self.take)
+        return Lookups(namespace.worker.put, self.judge, *how)
+
+    # Look-ups in Redis.
+
+    def may_read(self) -> bool:
+        """True if links may be read from Redis by this process; sees to it if it can be true."""
+        if now() >= self.near.trusted_until:
+            return False  # the change stream is not being heard
+        belief = self.namespace.belief
+        if not belief.is_ready():
+            belief.renewed()
+            return False
+        return True
+
+    def keep_found(self, service: str, found: Found, asked_at: float) -> None:
+        """Keep what was read, at `asked_at` or later, and count it."""
+        self.near.put_all(service, found.links, asked_at)
+        self.meter.count(LOOKUPS, "redis", "link", by=len(found.links))
+
+    def keep_used(self, service: str, found: Found, asked_at: float) -> None:
+        """Do the same, and report the links as used that have lost some of their lives."""
+        self.keep_found(service, found, asked_at)
+        self._uses.note(service, found.used)
+
+    def _read_again(self, service: str, uids: Sequence[str]) -> None:
+        """Read links in use before their leases end; those that end by appointment are let end."""
+        parts, asked_at = self.judge.parts(service, uids), now()
+        found = self.judge.found(service, parts, self.namespace.reads.read(parts), 0)
+        for uid in found.ending:
+            del found.links[uid]
+        if self.may_read():
+            self.near.put_all(service, found.links, asked_at)
+            self._uses.note(service, found.used)
+            self.meter.count(LOOKUPS, "redis", "ahead", by=len(found.links))
+            # Those whose lives the router is still to lengthen are read once more.
+            self.near.rest(service, found.links.keys() - found.used.keys())
+
+    def _report_use(self, service: str, used: dict[str, int]) -> None:
+        self.namespace.router.report_use.remote(service, used)
+
     # Look-ups by the router.
 
-    def _send_compute(self, service: str, wanted: dict[str, int]) -> Any:
+    def _send_compute(self, service: str, wanted: dict[str, int], done: Done) -> None:
         question = pack_question(service, wanted, self.namespace.node)
-        return self.namespace.router.compute.remote(question)
+        self._when_there(self.namespace.router.compute.remote(question), done)
 
-    def _send_find(self, service: str, wanted: dict[str, int]) -> Any:
-        return self.namespace.router.find.remote(pack_question(service, wanted))
+    def _send_find(self, service: str, wanted: dict[str, int], done: Done) -> None:
+        question = pack_question(service, wanted)
+        self._when_there(self.namespace.router.find.remote(question), done)
+
+    def _when_there(self, ref: Any, done: Done) -> None:
+        """Have the worker go on when a reply is there, which Ray says in a thread of its own."""
+        put = self.namespace.worker.put
+        ref.future().add_done_callback(lambda reply: put(partial(done, reply.result)))
 
     def take(
         self, service: str, wanted: dict[str, int], packed: bytes, asked_at: float
@@ -157,6 +218,7 @@ class Session:
     def close(self) -> None:
         """Stop reading changes and close the connections."""
         self.changes.stop()
+        self.namespace.worker.put(self._uses.report)
         telemetry.flush()
         self.meter.forget(LOOKUPS, NEAR_CACHE_LINKS, CHANGE_STREAM_LAG_SECONDS)
         self.namespace.close()

@@ -32,8 +32,10 @@ class SharedFuture(Future[T]):
         loop = asyncio.get_running_loop()
         waiters = self._by_loop.get(loop)
         if waiters is None:
-            waiters = self._by_loop[loop] = _Waiters(loop)
+            waiters = _Waiters(loop)
             self.add_done_callback(waiters.wake_all_soon)
+            # Not before: whoever is interrupted in between would leave some that nobody wakes.
+            self._by_loop[loop] = waiters
         return waiters.add(seconds)
 
 
@@ -55,10 +57,11 @@ class _Waiters:
         return waiter
 
     def _look_at(self, until: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        # In this order whatever interrupts it leaves a timer that is early enough.
+        before, self._timer = self._timer, self._loop.call_at(until, self._wake_late_ones)
         self._next = until
-        self._timer = self._loop.call_at(until, self._wake_late_ones)
+        if before is not None:
+            before.cancel()
 
     def _wake_late_ones(self) -> None:
         at = self._loop.time()

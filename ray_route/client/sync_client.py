@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-from ray_route.client import operations
+from ray_route.client import many_uids, operations
 from ray_route.client.base import DRAIN_S, ClientBase, seconds
 from ray_route.client.batch import BatchOptions, Progress
 from ray_route.client.calls import call, call_many
@@ -46,7 +46,7 @@ class RouteClient(ClientBase):
         self, uids: Iterable[str], service: str, *, timeout: float | None = None
     ) -> dict[str, Any]:
         """Do the same for many uids in one go: one outcome per uid, a `Link` or a `RouteError`."""
-        return self._run(operations.compute_many(self._session, uids, service), timeout)
+        return self._run(many_uids.compute_many(self._session, uids, service), timeout)
 
     def get_linked_pod(
         self, uid: str, service: str, *, timeout: float | None = None
@@ -150,7 +150,7 @@ class RouteClient(ClientBase):
         deadline = Deadline.after(seconds(timeout))
         options = BatchOptions(num_cpus, max_in_flight, progress)
         with span("batch", self.namespace):
-            return run(operations.batch(self._session, uids, service, deadline, options), deadline)
+            return run(many_uids.batch(self._session, uids, service, deadline, options), deadline)
 
     def actor(self, uid: str, service: str, *, timeout: float | None = None) -> Any:
         """Return the Ray handle of the uid's pod, placing the uid if need be.

@@ -34,35 +34,50 @@ class Position:
 class Change:
     """One entry.
 
-    `kind` is "pod" (a record changed), "link" (links up to an epoch are stale) or "beat".
+    `kind` is "pod" (a record changed), "link" (links up to an epoch are stale), "lost" (Redis has
+    lost writes to `shards`) or "beat": all counters were compared, `counters` have changed since
+    the last, and `servers` are the primaries now, if they are others than the last time.
     """
 
     kind: str
     service: str = ""
     pod: PodRecord | None = None
     stale: dict[str, int] | None = None
+    shards: tuple[int, ...] = ()
+    counters: dict[int, int] | None = None
+    servers: str | None = None
 
     def encode(self) -> str:
         """Write the payload as JSON."""
         if self.pod is not None:
             return json.dumps(asdict(self.pod))
+        if self.kind == "lost":
+            return json.dumps(self.shards)
+        if self.kind == "beat":
+            return json.dumps({"counters": self.counters or {}, "servers": self.servers})
         return json.dumps(self.stale or {})
 
     @classmethod
     def decode(cls, kind: str, service: str, payload: str) -> Change:
         """Read what `encode` wrote."""
-        content: dict[str, Any] = json.loads(payload)
+        content: Any = json.loads(payload)
         if kind == "pod":
             if not all(isinstance(content[name], int) for name in ("pod", "incarnation", "seq")):
                 raise ValueError(payload)
             content["state"] = RoutingState(content["state"])
             content["life"] = Life(content["life"])
             return cls(kind, service, pod=PodRecord(**content))
+        if kind == "lost":
+            return cls(kind, shards=tuple(map(_whole, content)))
+        if kind == "beat":
+            told = content.get("counters", {}).items()
+            counters = {int(shard): _whole(counter) for shard, counter in told}
+            return cls(kind, counters=counters, servers=content.get("servers"))
         return cls(kind, service, stale={uid: int(epoch) for uid, epoch in content.items()})
 
 
 BEAT = Change("beat")
-"""Nothing has changed: the router is there, and so is the stream."""
+"""A router's first: it has just become the only writer."""
 
 
 def read_entry(fields: Mapping[bytes, bytes]) -> tuple[int, int, Change]:
@@ -73,13 +88,12 @@ def read_entry(fields: Mapping[bytes, bytes]) -> tuple[int, int, Change]:
     try:
         text = {name.decode(): value.decode() for name, value in fields.items()}
         change = Change.decode(text["kind"], text["service"], text["payload"])
-        return _number(text["router"]), _number(text["number"]), change
+        return _whole(int(text["router"])), _whole(int(text["number"])), change
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UnreadableEntryError(f"not a router's: {error!r}") from error
 
 
-def _number(text: str) -> int:
-    number = int(text)
+def _whole(number: int) -> int:
     if not 0 <= number <= _MOST:
-        raise ValueError(f"{text} is out of range")
+        raise ValueError(f"{number} is out of range")
     return number

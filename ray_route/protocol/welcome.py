@@ -1,4 +1,4 @@
-"""A router's first answer to a client."""
+"""A router's first answer to a client, and what it says of servers that a client reads from."""
 
 from __future__ import annotations
 
@@ -20,3 +20,20 @@ class Welcome:
     position: Position
     tables: dict[str, list[PodRecord]]
     seen: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Vouched:
+    """What a router vouches for after a comparison of all counters.
+
+    `servers` are the identities of all primaries (see `AsyncStore.servers`), `seen` the highest
+    counter of each shard.
+    """
+
+    servers: str
+    seen: list[int]
+
+    @property
+    def identities(self) -> frozenset[str]:
+        """The servers one by one."""
+        return frozenset(self.servers.split(","))

@@ -20,8 +20,9 @@ from ray_route.model import DrainProgress, Explanation, Life, Link, Pod, PodReco
 from ray_route.protocol.changes import Change
 from ray_route.protocol.commands import Address, Numbered, Outcome, Word
 from ray_route.protocol.names import RAY_NAMESPACE
-from ray_route.protocol.welcome import Welcome
+from ray_route.protocol.welcome import Vouched, Welcome
 from ray_route.protocol.wire import pack_answers, unpack_question
+from ray_route.router.beats import Beats
 from ray_route.router.change_writer import ChangeWriter
 from ray_route.router.directory import Directory
 from ray_route.router.drains import Drains
@@ -98,6 +99,7 @@ class Router:
             self._failures.begin_anew,
         )
         self._shards.recover = self._recovery.recover
+        self._recovery.tell_lost = self._changes.lost
         gate.readmit = self._recovery.readmit
         self._resumption = Resumption(
             config,
@@ -117,6 +119,7 @@ class Router:
             self._recovery,
             self._changes,
             self._mailboxes,
+            Beats(config.heartbeat_s, self._recovery, self._shards, self._changes),
         )
         self._life.begin()
 
@@ -129,6 +132,15 @@ class Router:
         table = self._membership.table
         tables = {name: list(table.pods(name).values()) for name in table.services()}
         return Welcome(self._config, position, tables, self._shards.seen)
+
+    async def vouch(self) -> Vouched:
+        """Say which servers have lost nothing, by a comparison that begins after this call.
+
+        What it finds lost is restored first. Raises `LostWritesError` if that takes too long.
+        """
+        await self._life.opened()
+        servers = await self._recovery.vouched()
+        return Vouched(servers, list(self._shards.seen))
 
     async def compute(self, question: bytes) -> bytes:
         """See `Directory.compute`; question and answers are packed (see `wire`)."""

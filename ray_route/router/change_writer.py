@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
+from ray_route.clock import now
 from ray_route.errors import RouteError
 from ray_route.protocol.changes import Change, Position
 from ray_route.store.connect import AsyncStore
@@ -15,6 +18,16 @@ logger = logging.getLogger(__name__)
 
 _ENTRIES_KEPT = 10_000
 _RETRY_S = 0.2
+# A beat says that all was well just now. One that could not be told by then says nothing.
+_FRESH_S = 1.0
+
+
+class _Beat(NamedTuple):
+    """What a comparison has found, and when: a router's counters of all shards, the servers."""
+
+    at: float
+    counters: list[int]
+    servers: str
 
 
 class ChangeWriter:
@@ -26,12 +39,24 @@ class ChangeWriter:
         self._keys = keys
         self._number = 0
         self._waiting: list[Change] = []
+        self._beat: _Beat | None = None
+        self._told: dict[int, int] = {}
+        self._servers_told = ""
         self._wake = asyncio.Event()
         self.position = Position("0-0", 0, 0)
 
     def write(self, change: Change) -> None:
         """Queue a change."""
         self._waiting.append(change)
+        self._wake.set()
+
+    def lost(self, shards: Collection[int]) -> None:
+        """Queue that Redis has lost writes to some shards."""
+        self.write(Change("lost", shards=tuple(shards)))
+
+    def beat(self, counters: Sequence[int], servers: str) -> None:
+        """Tell, after what is queued, that all counters have just been compared; once, or never."""
+        self._beat = _Beat(now(), list(counters), servers)
         self._wake.set()
 
     async def run(self) -> None:
@@ -42,6 +67,27 @@ class ChangeWriter:
             sending, self._waiting = self._waiting, []
             for change in sending:
                 await self.append(change)
+            beat, self._beat = self._beat, None
+            if beat is not None and now() - beat.at < _FRESH_S:
+                await self._tell(beat)
+
+    async def _tell(self, beat: _Beat) -> None:
+        """Append what is new in a beat; if Redis does not take it, the next one tells it."""
+        pairs = enumerate(beat.counters)
+        changed = {shard: seen for shard, seen in pairs if seen > self._told.get(shard, 0)}
+        servers = beat.servers if beat.servers != self._servers_told else None
+        self._number += 1
+        try:
+            added: bytes = await self._store.one(
+                self._entry(Change("beat", counters=changed, servers=servers))
+            )
+        except RouteError as error:
+            self._number -= 1
+            logger.debug("a beat was not told: %s", error)
+            return
+        self.position = Position(added.decode(), self.router, self._number)
+        self._told.update(changed)
+        self._servers_told = beat.servers
 
     async def append(self, change: Change) -> None:
         """Append one change and move on to its position."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -128,8 +128,8 @@ class FailureDetector:
         self._checks: dict[tuple[str, int, int], asyncio.Task[bool]] = {}
         self._node = node
 
-    async def watch_heartbeats(self, beat: Callable[[], None]) -> None:
-        """Read the pod tables for ever, once per heartbeat; call `beat` after each attempt."""
+    async def watch_heartbeats(self) -> None:
+        """Read the pod tables for ever, once per heartbeat."""
         while True:
             await asyncio.sleep(self._config.heartbeat_s)
             try:
@@ -141,7 +141,6 @@ class FailureDetector:
                 # Whatever it was: to look again is right, and nobody counts as silent meanwhile.
                 logger.exception("the router can't see its pods")
                 self._heartbeats.interrupt()
-            beat()
 
     def begin_anew(self) -> None:
         """Count no pod's silence from before now: Redis has lost writes."""

@@ -12,6 +12,7 @@ from ray.util import list_named_actors
 from ray_route.errors import RouteError, RouterUnavailableError
 from ray_route.protocol.changes import BEAT
 from ray_route.protocol.names import is_pod_of
+from ray_route.router.beats import Beats
 from ray_route.router.change_writer import ChangeWriter
 from ray_route.router.failure_detector import FailureDetector
 from ray_route.router.link_table import LinkTable
@@ -40,6 +41,7 @@ class Lifecycle:
         recovery: Recovery,
         changes: ChangeWriter,
         mailboxes: Mailboxes,
+        beats: Beats,
     ) -> None:
         self._namespace = links.keys.namespace
         self._shards = shards
@@ -49,6 +51,7 @@ class Lifecycle:
         self._recovery = recovery
         self._changes = changes
         self._mailboxes = mailboxes
+        self._beats = beats
         self._logger = logging.LoggerAdapter(logger, {"namespace": self._namespace})
         self._open = asyncio.Event()
         self._problem = "it is starting"
@@ -82,7 +85,7 @@ class Lifecycle:
         try:
             # Start failure detection first: recovery waits for every pod not yet declared dead.
             await asyncio.gather(
-                self._failures.watch_heartbeats(lambda: self._changes.write(BEAT)),
+                self._failures.watch_heartbeats(),
                 self._failures.watch_processes(),
                 self._open_and_go_on(),
             )
@@ -96,7 +99,7 @@ class Lifecycle:
 
     async def _open_and_go_on(self) -> None:
         await self._claim_and_recover()
-        await asyncio.gather(self._changes.run(), self._recovery.watch())
+        await asyncio.gather(self._changes.run(), self._beats.run())
 
     async def _claim_and_recover(self) -> None:
         pods_expected = await asyncio.to_thread(_has_pods, self._namespace)

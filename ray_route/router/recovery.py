@@ -31,6 +31,7 @@ from ray_route.router.link_table import LinkTable
 from ray_route.router.mailbox import Mailboxes, NoAnswerError
 from ray_route.router.membership import Membership
 from ray_route.router.shards import Shards, SupersededError
+from ray_route.router.shared_run import SharedRun
 from ray_route.runtime.metrics import LOST_SHARDS, RECOVERED_LINKS
 from ray_route.store.circuit import PROBE_S
 from ray_route.store.connect import AsyncStore
@@ -50,7 +51,6 @@ logger = logging.getLogger(__name__)
 
 # How long whoever meets a loss waits for the recovery; a frozen pod has its lease to answer.
 _PATIENCE_S = 20.0
-_LOOKS_AGAIN = 2
 _ANSWER_S = 1.0
 _PAUSE_S = 0.05
 _CALLS_PER_TRIP = 20
@@ -102,7 +102,8 @@ class Recovery:
         self._logger = logging.LoggerAdapter(logger, {"namespace": links.keys.namespace})
         self.is_proven = False
         """True if nothing was lost since an earlier router's last seal: its pod tables are ours."""
-        self._running: asyncio.Task[None] | None = None
+        self.tell_lost: Callable[[Collection[int]], None] = _tell_nobody
+        self._runs = SharedRun(self._compare)
         self._silent: set[Address] = set()
 
     # While the router serves.
@@ -113,8 +114,16 @@ class Recovery:
         Raises `LostWritesError` after 20 s, saying which pods were waited for, and
         `StoreUnavailableError`.
         """
+        await self.vouched(shards)
+
+    async def vouched(self, shards: Iterable[int] = ()) -> str:
+        """Name the servers, of which a comparison found that they have lost nothing.
+
+        It has begun after this call, and what it found lost is restored. Raises what `recover`
+        does; its error names `shards`.
+        """
         try:
-            await asyncio.wait_for(self._whole(), _PATIENCE_S)
+            return await asyncio.wait_for(self._compared_twice(), _PATIENCE_S)
         except asyncio.TimeoutError:
             waiting = ", ".join(f"pod {pod} of {service}" for service, pod, _ in self._silent)
             raise LostWritesError(
@@ -126,46 +135,33 @@ class Recovery:
         except SupersededError as error:
             raise self._table.taken_over() from error
 
-    async def _whole(self) -> None:
-        """Compare and restore; where Redis was away, look again once it may be back.
+    async def _compared_twice(self) -> str:
+        try:
+            return await self.compared()
+        except StoreUnavailableError:
+            # Whoever asks may have had an answer from a Redis that has just come back.
+            await asyncio.sleep(2 * PROBE_S)
+            return await self.compared()
 
-        Who asks has just heard from Redis: the failure of a run that began before the question,
-        or the circuit's memory of one, is no answer to them.
-        """
-        for _ in range(_LOOKS_AGAIN):
-            with contextlib.suppress(StoreUnavailableError):
-                await asyncio.shield(self._start())
-                return
-            await asyncio.sleep(PROBE_S)
-        await asyncio.shield(self._start())
+    async def compared(self) -> str:
+        """Do the same for as long as it takes; `SupersededError` is let through."""
+        return await self._runs.begun_now()
 
-    def _start(self) -> asyncio.Task[None]:
-        """Start to compare all counters and to restore what is lost, once for all who wait."""
-        if self._running is None:
-            self._running = asyncio.get_running_loop().create_task(self._compare_and_restore())
-            self._running.add_done_callback(self._ended)
-        return self._running
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running = None
-        if not task.cancelled() and isinstance(task.exception(), SupersededError):
+    async def _compare(self) -> str:
+        try:
+            return await self._compare_and_restore()
+        except SupersededError:
             self._table.superseded.set()
+            raise
 
-    async def watch(self) -> None:
-        """Compare all counters for ever, once per heartbeat: a loss is noticed by itself too."""
-        while True:
-            await asyncio.sleep(self._config.heartbeat_s)
-            try:
-                await asyncio.shield(self._start())
-            except RouteError as error:
-                self._logger.debug("counters can't be compared: %s", error)
-
-    async def _compare_and_restore(self) -> None:
+    async def _compare_and_restore(self) -> str:
         while True:
             servers = await self._store.servers()
             lost = await self._shards.lost()
             if not lost and await self._is_sealed(servers):
-                return
+                return servers
+            if lost:
+                self.tell_lost(lost)  # before anything is made up for
             await self.restore(lost, servers)
 
     async def _is_sealed(self, servers: str) -> bool:
@@ -420,3 +416,7 @@ class Recovery:
             await self._recall(agents, Recall(frozenset()))
             heard.update(agents)
             await asyncio.sleep(_PAUSE_S)
+
+
+def _tell_nobody(_: Collection[int]) -> None:
+    """Keep a loss to oneself."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from ray_route.config import RouteConfig
 from ray_route.model import Life, PodRecord
@@ -17,39 +17,11 @@ from ray_route.protocol.commands import Address, Word
 from ray_route.router.membership import Membership
 from ray_route.router.recovery import Recovery
 from ray_route.router.shards import Shards, SupersededError
+from ray_route.router.shared_run import SharedRun
 
 logger = logging.getLogger(__name__)
 
 _TRIES = 3
-
-
-class SharedRun:
-    """Runs of some work for many: each who asks gets the result of one that began afterwards."""
-
-    def __init__(self, work: Callable[[], Awaitable[None]]) -> None:
-        self._work = work
-        self._running: asyncio.Task[None] | None = None
-        self._next: asyncio.Task[None] | None = None
-
-    async def begun_now(self) -> None:
-        """Return when a run has ended that began after this call; raise what it raised."""
-        if self._next is None:
-            self._next = asyncio.get_running_loop().create_task(self._run(self._running))
-            self._next.add_done_callback(_heard)
-        await asyncio.shield(self._next)
-
-    async def _run(self, previous: asyncio.Task[None] | None) -> None:
-        if previous is not None:
-            await asyncio.wait([previous])
-        # Whoever asks from here on asks too late for this one.
-        self._running, self._next = self._next, None
-        await self._work()
-
-
-def _heard(task: asyncio.Task[None]) -> None:
-    """Take an error that nobody waits for any more."""
-    if not task.cancelled():
-        task.exception()
 
 
 class Resumption:

@@ -49,7 +49,8 @@ class Metric:
 LOOKUPS = Metric(
     "route_lookups",
     Kind.COUNTER,
-    "look-ups of clients: `source` near (outcome hit) or router (link, none, error)",
+    "look-ups of clients: `source` near (outcome hit), redis (link; ahead: before a lease ends) or "
+    "router (link, none, error)",
     ("source", "outcome"),
 )
 LOOKUP_SECONDS = Metric(

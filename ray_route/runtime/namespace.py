@@ -5,11 +5,11 @@ What clients and agents both need before anything else.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pkgutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import ray
@@ -19,9 +19,12 @@ from ray_route.config import RouteConfig
 from ray_route.errors import RouterUnavailableError
 from ray_route.model import Link, check_name
 from ray_route.protocol.names import RAY_NAMESPACE, router_name
-from ray_route.protocol.welcome import Welcome
+from ray_route.protocol.welcome import Vouched, Welcome
+from ray_route.runtime.belief import Belief
 from ray_route.runtime.embedded_actor import embedded_url
+from ray_route.runtime.link_reads import Awaited, LinkReads, Part
 from ray_route.runtime.waiting import Blocking, Operation, Pause, Remote, Wait, run
+from ray_route.runtime.worker import Worker
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, readable
@@ -36,6 +39,9 @@ _ROUTER_CONCURRENCY = 10_000
 
 _BACKOFF_S = 0.02
 _MAX_BACKOFF_S = 0.5
+# A router that finds writes lost waits so long, and a little, for the pods that remember them.
+_VOUCH_S = 25.0
+_STOP_S = 0.03
 
 
 def resolve_url(redis_url: str | StoreUrl | None, deadline: Deadline) -> StoreUrl:
@@ -80,6 +86,9 @@ class Namespace:
         self.links = LinkCalls(self.keys, self.config)
         self._seen: list[int] = list(self.welcome.seen)
         self._seen_lock = threading.Lock()
+        self.worker = Worker("ray_route-reads")
+        self.belief = Belief(self.store, self._vouch)
+        self.reads = LinkReads(self.worker, self.belief, self.links, self.seen, self.saw_all)
         self.node: str = ray.get_runtime_context().get_node_id()
 
     # The router.
@@ -125,16 +134,39 @@ class Namespace:
     def read(self, shard: int, names: Sequence[tuple[str, str]]) -> Operation[list[Link | None]]:
         """Read the links of (service, uid) names of one shard straight from Redis.
 
-        Where Redis has lost writes, have them recovered and read again: until the deadline.
+        By a server that a router has vouched for; where Redis has lost writes, have them recovered
+        and read again: until the deadline.
         """
         what = f"Redis at {self.url.address}"
         while True:
-            call = self.links.read(self.seen(shard), shard, names)
-            reply = self.links.parse((yield Blocking(partial(self.store.one, call), what)), call)
-            if reply.status == "ok":
-                self.saw(shard, reply.counter)
-                return readable(reply.links)
-            yield from self.recover([shard])
+            (reading,) = yield Awaited(self.reads.ask([Part(shard, names)]), what)
+            if isinstance(reading, Exception):
+                raise reading
+            if reading is None:
+                yield from self.believe()
+            elif reading.reply.status == "ok":
+                return readable(reading.reply.links)
+            else:
+                yield from self.recover([shard])
+
+    def believe(self) -> Operation[None]:
+        """Return once a router has vouched for every server; raise what prevents it."""
+
+        def renewed(what: str) -> Awaited:
+            return Awaited(self.belief.renewed(), what)
+
+        what = f"a router to vouch for Redis at {self.url.address}"
+        yield from self.until_answered(renewed, what)
+
+    def _vouch(self) -> Vouched:
+        """Ask the router once which servers have lost nothing; blocks."""
+        vouched = run(self._vouched(), Deadline.after(_VOUCH_S))
+        self.saw_all(enumerate(vouched.seen))
+        return vouched
+
+    def _vouched(self) -> Operation[Vouched]:
+        what = f"the router of namespace {self.name!r} (vouch)"
+        return (yield Remote(self.router.vouch.remote(), what))  # type: ignore[no-any-return]
 
     def recover(self, shards: Iterable[int]) -> Operation[None]:
         """Have the router write back what Redis has lost in some shards; return when it has."""
@@ -166,11 +198,16 @@ class Namespace:
         """Close the connections; the router is looked for no more once this returns."""
         with self._finding:
             self._closed = True
+        self.belief.close()
+        self.worker.stop(_STOP_S)
         self.store.close()
 
 
 def _router_of(namespace: str, url: StoreUrl, config: RouteConfig) -> Any:
     """Return the handle of a namespace's router, making it if there is none."""
+    with contextlib.suppress(ValueError):
+        # Without its class: to load that takes a fresh process longer than all else here.
+        return ray.get_actor(router_name(namespace), namespace=RAY_NAMESPACE)
     router: Any = ray.remote(pkgutil.resolve_name(_ROUTER_CLASS))
     return router.options(
         name=router_name(namespace),

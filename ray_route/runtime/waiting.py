@@ -26,7 +26,7 @@ T = TypeVar("T")
 _LOOK_S = 0.2
 
 # What a store call may take at worst: connecting and every retry timed out.
-_INLINE_S = 5 * SOCKET_TIMEOUT_S
+INLINE_S = 5 * SOCKET_TIMEOUT_S
 
 
 class Wait(Protocol):
@@ -112,7 +112,7 @@ class Blocking:
 
     def wait(self, deadline: Deadline) -> Any:
         """Run it here, unless it could outlast the deadline: then a thread does."""
-        if deadline.remaining() > _INLINE_S:
+        if deadline.remaining() > INLINE_S:
             return self.work()
         pool = concurrent.futures.ThreadPoolExecutor(1)
         try:

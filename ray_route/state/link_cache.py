@@ -8,7 +8,7 @@ epoch that was meant; an answer that was asked for before an invalidation is not
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from threading import Lock
 from typing import Final
 
@@ -211,6 +211,42 @@ class LinkCache:
             self._flushed_at = at
         self._invalidated[key] = self._dropped_at = at
 
+    @property
+    def slots(self) -> int:
+        """Places in memory, empty ones among them; see `due`."""
+        return len(self._ring.uids)
+
+    def due(self, start: int, count: int, before: float) -> dict[str, list[str]]:
+        """Return the uids in some places, by service, that end before then and were asked for.
+
+        Asked for since they came, or since `rest`: others are let go. Of many, one takes 0.2 µs.
+        """
+        with self._lock:
+            service_of = {id(links): service for service, links in self._links.items()}
+            due: dict[str, list[str]] = {}
+            for home, uid in self._ring.asked_for(start, count):
+                held = home.get(uid)
+                if held is not None and held[_DEADLINE] < before:
+                    due.setdefault(service_of[id(home)], []).append(uid)
+            return due
+
+    def rest(self, service: str, uids: Iterable[str]) -> None:
+        """Count some links as not asked for, from now on."""
+        with self._lock:
+            links = self._links.get(service, {})
+            for uid in uids:
+                held = links.get(uid)
+                if held is not None:
+                    self._touched[held[_SLOT]] = 0
+
+    def drop_where(self, concerns: Callable[[str], bool]) -> None:
+        """Forget the links of the uids that this concerns, and every answer under way."""
+        with self._lock:
+            for links in self._links.values():
+                for uid in [uid for uid in links if concerns(uid)]:
+                    self._ring.vacate(links[uid][_SLOT])
+            self._flushed_at = self._clock()
+
     def flush(self) -> None:
         """Forget everything, and every answer under way."""
         with self._lock:
@@ -233,33 +269,42 @@ class _Ring:
         self.touched = bytearray()
         self._maxsize = maxsize
         self._homes: list[dict[str, _Held]] = []
-        self._uids: list[str] = []
+        self.uids: list[str] = []
         self._vacant: list[int] = []
         self._hand = 0
         self._broom = 0
 
     def __len__(self) -> int:
-        return len(self._uids) - len(self._vacant)
+        return len(self.uids) - len(self._vacant)
 
     def take(self, home: dict[str, _Held], uid: str) -> int:
         """Return a slot for an entry of `home`, emptying one if all are taken."""
         if not self._vacant:
-            if len(self._uids) < self._maxsize:
+            if len(self.uids) < self._maxsize:
                 return self._add(home, uid)
             self.vacate(self._next_victim())
         slot = self._vacant.pop()
         self.touched[slot] = 0
-        self._homes[slot], self._uids[slot] = home, uid
+        self._homes[slot], self.uids[slot] = home, uid
         return slot
 
     def _add(self, home: dict[str, _Held], uid: str) -> int:
-        slot = len(self._uids)
-        self._homes.append(home)
-        self._uids.append(uid)
+        # A slot is there when its uid is: whatever was interrupted before that is done again.
+        slot = len(self.uids)
+        self._homes[slot:] = [home]
         if slot == len(self.touched):
             self.touched.append(0)
         self.touched[slot] = 0
+        self.uids.append(uid)
         return slot
+
+    def asked_for(self, start: int, count: int) -> Iterator[tuple[dict[str, _Held], str]]:
+        """Yield home and uid of the entries in some slots that were asked for."""
+        touched, end = self.touched, min(start + count, len(self.uids))
+        slot = touched.find(1, start, end)
+        while slot >= 0:
+            yield self._homes[slot], self.uids[slot]
+            slot = touched.find(1, slot + 1, end)
 
     def _next_victim(self) -> int:
         slot = self.touched.find(0, self._hand)
@@ -275,17 +320,17 @@ class _Ring:
         self.touched[start:end] = bytes(end - start)
 
     def vacate(self, slot: int) -> None:
-        """Delete a slot's entry from its home."""
-        del self._homes[slot][self._uids[slot]]
-        self._uids[slot] = ""  # no uid is empty
+        """Delete a slot's entry from its home, if it has come there."""
+        self._homes[slot].pop(self.uids[slot], None)
+        self.uids[slot] = ""  # no uid is empty
         self._vacant.append(slot)
 
     def sweep(self, at: float, slots: int) -> None:
         """Delete what has ended from the next slots."""
-        count = len(self._uids)
+        count = len(self.uids)
         for number in range(self._broom, self._broom + min(slots, count)):
             slot = number % count
-            held = self._homes[slot].get(self._uids[slot])
+            held = self._homes[slot].get(self.uids[slot])
             if held is not None and held[_DEADLINE] <= at:
                 self.vacate(slot)
         self._broom = (self._broom + slots) % max(1, count)
@@ -294,6 +339,6 @@ class _Ring:
         """Forget all slots. Their entries are gone already."""
         # Not the bytes: a look-up may be about to set one.
         self._homes.clear()
-        self._uids.clear()
+        self.uids.clear()
         self._vacant.clear()
         self._hand = self._broom = 0

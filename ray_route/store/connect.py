@@ -222,6 +222,28 @@ class Store:
             raise translated(self.url, error) from error
         return self._client.get_redis_connection(node).connection_pool
 
+    def primary_of(self, key: str) -> str:
+        """Name the server that holds a key, for as long as this one is connected to it."""
+        if not self.is_cluster:
+            return self.url.address
+        try:
+            return str(self._client.get_node_from_key(key).name)
+        except DRIVER_ERRORS as error:  # no master holds the slot now
+            raise translated(self.url, error) from error
+
+    def primaries(self) -> list[tuple[str, Any]]:
+        """Look which primaries there are; return each one's name and redis-py's pool of it."""
+        if not self.is_cluster:
+            return [(self.url.address, self._client.connection_pool)]
+        try:
+            self._client.nodes_manager.initialize()
+            return [
+                (str(node.name), self._client.get_redis_connection(node).connection_pool)
+                for node in self._client.get_primaries()
+            ]
+        except DRIVER_ERRORS as error:
+            raise translated(self.url, error) from error
+
     def close(self) -> None:
         """Close all connections."""
         for client in (self._client, *sentinels_of(self._client)):

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from helpers import eventually
 
-from ray_route.client import change_reader
-from ray_route.client.change_reader import ChangeReader
+from ray_route.client.change_reader import ChangeReader, Known
 from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.model import Link
 from ray_route.protocol.changes import BEAT, Change, Position
+from ray_route.runtime.belief import Belief
 from ray_route.state.link_cache import LinkCache
 from ray_route.state.pod_table import PodTable
 from ray_route.store.connect import Store
@@ -62,19 +62,21 @@ def stream(store: Store, keys: Keys) -> Stream:
 
 
 @pytest.fixture
-def near(
-    server: EmbeddedServer, keys: Keys, stream: Stream, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[LinkCache]:
+def near(server: EmbeddedServer, keys: Keys, stream: Stream) -> Iterator[LinkCache]:
     """A near cache whose reader has just been told where the stream stands."""
-    monkeypatch.setattr(change_reader, "_BLOCK_MS", 100)  # a reader stops only between two reads
     cache = LinkCache(100)
     config = RouteConfig(heartbeat_s=0.5, staleness_s=STALENESS_S)
     own = Store(parse_url(server.url), retries=0)
     place = Position("0-0", 1, 0)
-    reader = ChangeReader(own, keys, config, PodTable(), cache, place, now())
+    known = Known(PodTable(), cache, Belief(own, _nobody), lambda _: None)
+    reader = ChangeReader(own, keys, config, known, place, now())
     reader.start()
     yield cache
     reader.stop()
+
+
+def _nobody() -> Any:
+    raise AssertionError("no router is asked")
 
 
 def test_a_silent_stream_makes_every_hit_a_miss_until_it_speaks_again(
@@ -206,3 +208,26 @@ def test_a_reader_whose_stream_was_lost_finds_its_place_again(
     near.put(S, "u", LINK, now())
     store.one(plain_call("DEL", keys.log))
     is_flushed(near, stream, router=1)
+
+
+def test_a_loss_makes_a_reader_forget_these_shards_alone(
+    near: LinkCache, stream: Stream, keys: Keys
+) -> None:
+    other = next(uid for uid in ("v", "w", "x") if keys.shard(uid) != keys.shard("u"))
+    near.put(S, "u", LINK, now())
+    near.put(S, other, LINK, now())
+    asked_at = now()
+    stream.append(Change("lost", shards=(keys.shard("u"),)))
+    eventually(lambda: near.get(S, "u") is None, "the link is not believed any more", 5)
+    assert near.get(S, other) == LINK
+    assert not near.put(S, "u", LINK, asked_at), "an answer of before is kept"
+
+
+def test_only_beats_keep_hits_alive(near: LinkCache, stream: Stream) -> None:
+    near.put(S, "u", LINK, now())
+
+    def forgotten() -> bool:
+        stream.append(Change("link", S, stale={"other": 1}))  # the stream is there; is the shard?
+        return near.get(S, "u") is None
+
+    eventually(forgotten, "nobody believes a stream without beats", 6)

@@ -22,8 +22,9 @@ from ray_route.router.mailbox import Mailboxes
 from ray_route.router.membership import Membership
 from ray_route.router.placing_gate import PlacingGate
 from ray_route.router.recovery import Recovery
-from ray_route.router.resumption import Resumption, SharedRun
+from ray_route.router.resumption import Resumption
 from ray_route.router.shards import Shards
+from ray_route.router.shared_run import SharedRun
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.keys import Keys
@@ -597,7 +598,7 @@ def test_who_comes_once_redis_is_back_is_not_told_of_the_outage(
         proxy.cut()
         with pytest.raises(StoreUnavailableError):
             await router.recovery.recover([0])
-        begun_before = router.recovery._start()
+        begun_before = asyncio.create_task(router.recovery.compared())
         proxy.heal()
         await router.recovery.recover([0])
         assert begun_before.done()
@@ -682,7 +683,7 @@ def test_silence_counts_only_while_redis_takes_the_routers_own_look(run: Run) ->
         refuse_writes(world.store)
         try:
             end = asyncio.get_running_loop().time() + CONFIG.pod_lease_s + 1
-            watching = asyncio.create_task(failures.watch_heartbeats(lambda: None))
+            watching = asyncio.create_task(failures.watch_heartbeats())
             while asyncio.get_running_loop().time() < end:
                 with pytest.raises(StoreUnavailableError):
                     pod.renew()
@@ -701,7 +702,7 @@ def test_silence_counts_only_while_redis_takes_the_routers_own_look(run: Run) ->
 
 def test_a_pod_that_reaches_redis_and_no_router_is_given_up_after_a_lease(run: Run) -> None:
     async def story(world: World) -> None:
-        watching = asyncio.create_task(world.router.failures.watch_heartbeats(lambda: None))
+        watching = asyncio.create_task(world.router.failures.watch_heartbeats())
         for _ in range(int(CONFIG.pod_lease_s / 0.2)):  # its agent is heard, if nothing else
             assert world.pod.renew() == b"ok"
             world.router.failures.hear(SERVICE, 0)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from concurrent.futures import Future
-
 import pytest
 from helpers import ManualClock
 from test_admission_rules import Pod
@@ -67,23 +65,19 @@ def test_a_release_that_is_voided_while_it_waits_is_no_error(clock: ManualClock)
     assert pod.verdict() is Verdict.ADMIT
 
 
-class Ref:
-    def __init__(self) -> None:
-        self.reply: Future = Future()
-
-    def future(self) -> Future:
-        return self.reply
-
-
 @pytest.mark.parametrize("answers", [{"a": 1}, None])
 def test_nobody_waits_for_an_answer_that_will_not_come(answers):
     sent = []
-    coalescer = Coalescer(lambda *_: sent.append(Ref()) or sent[-1], lambda *_: None)
+
+    def send(_, __, done):
+        sent.append(done)
+
+    coalescer = Coalescer(lambda work: work(), send, lambda *_: None)
     batches = [coalescer.join("chat", "first")]
     batches[0].send()
     batches += [coalescer.join("chat", uid) for uid in ("a", "b", "c")]
-    sent[0].reply.set_result({"first": 0})
-    sent[1].reply.set_result(answers)
+    sent[0](lambda: {"first": 0})
+    sent[1](lambda: answers)
     assert all(load.answers.done() for load in batches)
 
 

@@ -1,4 +1,5 @@
--- Reads links with what is left of their lives, and the counter that vouches for them.
+-- Reads links with what is left of their lives, and the counter that vouches for them. Refused by a
+-- server that is no primary any more: PERSIST changes nothing here, but it is a write.
 -- Prelude: _numbers.lua
 -- KEYS  1 the shard's counter, "counter:router"; 2.. one link per uid
 -- ARGV  1 highest counter or epoch that the caller has seen for this shard; 2 the latest time, in
@@ -7,6 +8,7 @@
 -- lost writes, or the counter is damaged, and a missing link means nothing; {'stepped', counter}:
 -- its clock has stepped, and a missing link may have run out before its leases. The value of a key
 -- of another type begins with a '?'.
+redis.call('PERSIST', KEYS[1])
 local stored, is_foreign = try('GET', KEYS[1])
 local counter, writer = string.match(stored or (is_foreign and '?' or '0:0'), '^(%d+):(%d+)$')
 if not (is_number(counter) and is_number(writer)) then return {'lost', '0'} end

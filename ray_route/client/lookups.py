@@ -1,0 +1,171 @@
+"""Look-ups of single uids: read from Redis by this process, and only the rest asked of the router.
+
+What makes the reading safe is in `docs/guarantees.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ray_route.client.coalescer import Coalescer, Done, Put, Send, Take
+from ray_route.clock import now
+from ray_route.config import RouteConfig
+from ray_route.model import Link
+from ray_route.runtime.link_reads import LinkReads, Part, Reading, Readings
+from ray_route.store.keys import Keys
+from ray_route.store.links import MAX_UIDS
+
+# A shorter share of the longest lease is not worth keeping: the router lengthens the link's life.
+_LEAST_SHARE = 0.1
+# What is left of a link's life when it is reported as used.
+_FRESH_SHARE = 0.9
+
+
+class Lost(NamedTuple):
+    """Redis has lost writes to a uid's shard: they must be recovered before it is asked again."""
+
+    shard: int
+
+
+class Found(NamedTuple):
+    """What one reading tells of many uids; of the others it tells nothing.
+
+    `used` are the epochs of links that have less of their lives left than is good, `ending` the
+    uids whose removal is scheduled.
+    """
+
+    links: dict[str, Link]
+    used: dict[str, int]
+    lost: dict[str, Lost]
+    ending: set[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Says which links a process may take from Redis for itself.
+
+    `routable` tells whether the life that a link names serves, by (service, link).
+    """
+
+    keys: Keys
+    config: RouteConfig
+    routable: Callable[[str, Link], bool]
+
+    def parts(self, service: str, uids: Sequence[str]) -> list[Part]:
+        """Sort uids into what is asked of each shard."""
+        if len(uids) == 1:  # the common case, in 3 µs less
+            return [Part(self.keys.shard(uids[0]), [(service, uids[0])])]
+        by_shard: dict[int, list[str]] = {}
+        for uid in uids:
+            by_shard.setdefault(self.keys.shard(uid), []).append(uid)
+        return [
+            Part(shard, [(service, uid) for uid in some[start : start + MAX_UIDS]])
+            for shard, some in by_shard.items()
+            for start in range(0, len(some), MAX_UIDS)
+        ]
+
+    def found(
+        self,
+        service: str,
+        parts: Sequence[Part],
+        readings: Readings,
+        age_s: float,
+    ) -> Found:
+        """Return what may be taken of what was read, `age_s` ago; leave the rest to the router.
+
+        That is what has no link, or one to a life that does not serve, or one whose lease is too
+        short to be worth keeping, or is over.
+        """
+        found = Found({}, {}, {}, set())
+        for part, reading in zip(parts, readings, strict=True):
+            if reading is None or isinstance(reading, Exception):
+                continue
+            if reading.reply.status == "ok":
+                self._take(service, part, reading, age_s, found)
+            else:
+                lost = Lost(part.shard)
+                found.lost.update((uid, lost) for _, uid in part.names)
+        return found
+
+    def _take(self, service: str, part: Part, reading: Reading, age_s: float, found: Found) -> None:
+        config, routable = self.config, self.routable
+        least_s = age_s + _LEAST_SHARE * config.lease_s
+        fresh_s = _FRESH_SHARE * config.ttl_s - config.margin_s
+        for (_, uid), link, ends in zip(
+            part.names, reading.reply.links, reading.ending, strict=True
+        ):
+            if not isinstance(link, Link):
+                continue  # there is none, or its key is damaged: the router says which
+            if link.lease_s < least_s or not routable(service, link):
+                continue
+            found.links[uid] = link
+            if ends:
+                found.ending.add(uid)
+            elif link.lease_s < fresh_s and not link.persistent:
+                found.used[uid] = link.epoch
+
+
+class Lookups:
+    """Look-ups of one kind, many at once in one question. Thread-safe.
+
+    Answers of `reading` are links, or `Lost`, or where Redis did not tell the batch that brings the
+    router's answer. `ready` tells whether Redis may be read now, and `keep` takes in what was
+    found. `send` and `take` are those of the questions to the router.
+    """
+
+    def __init__(
+        self,
+        put: Put,
+        judge: Judge,
+        ready: Callable[[], bool],
+        reads: LinkReads,
+        keep: Callable[[str, Found, float], None],
+        send: Send,
+        take: Take,
+    ) -> None:
+        self.deciding = Coalescer(put, send, take)
+        self.reading = Coalescer(put, self._send, self._take)
+        self._judge = judge
+        self._ready = ready
+        self._reads = reads
+        self._keep = keep
+
+    def look_here(self, service: str, uid: str) -> Any:
+        """Read one link in the calling thread; return what an answer of `reading` may be.
+
+        None where it can't be read here: others read now, or nothing is to be believed.
+        """
+        part, asked_at = Part(self._judge.keys.shard(uid), [(service, uid)]), now()
+        reading = self._reads.read_here(part)
+        if reading is None:
+            return None
+        found = self._judge.found(service, [part], [reading], now() - asked_at)
+        return self._settled(service, (uid,), found, asked_at)[uid]
+
+    def _send(self, service: str, wanted: Mapping[str, int], done: Done) -> None:
+        parts = self._judge.parts(service, list(wanted))
+        reply = parts, self._reads.read(parts)
+        done(lambda: reply)
+
+    def _take(
+        self, service: str, wanted: dict[str, int], reply: Any, asked_at: float
+    ) -> dict[str, Any]:
+        parts, readings = reply
+        found = self._judge.found(service, parts, readings, now() - asked_at)
+        return self._settled(service, wanted, found, asked_at)
+
+    def _settled(
+        self, service: str, uids: Collection[str], found: Found, asked_at: float
+    ) -> dict[str, Any]:
+        """Keep what was found, and have the router decide the rest."""
+        if self._ready():
+            self._keep(service, found, asked_at)
+        else:  # the stream has not been heard meanwhile
+            found = Found({}, {}, found.lost, set())
+        answers: dict[str, Any] = {**found.links, **found.lost}
+        if len(answers) < len(uids):
+            rest = {uid: 0 for uid in uids if uid not in answers}
+            answers.update(self.deciding.join_all(service, rest))
+        return answers

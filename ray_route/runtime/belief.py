@@ -1,0 +1,188 @@
+"""Which servers this process believes, and its connections to them.
+
+Redis answers with what it has: a replica that lagged when it became the primary says "ok" and has
+less than was acknowledged. So links are read only by connections whose server a router has vouched
+for (see `protocol.welcome.Vouched`), and belief ends with the connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+
+from ray_route.errors import RouteError
+from ray_route.protocol.welcome import Vouched
+from ray_route.store.connect import Store
+from ray_route.store.lanes import Lane, lanes_to_all, unsettled
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 5
+# A failover sends every process of a namespace to its router at once.
+_JITTER_S = 0.1
+_MAX_BACKOFF_S = 2.0
+
+
+class Belief:
+    """The lanes to servers that a router has vouched for. Thread-safe.
+
+    Any thread may read, by a lane that it has taken, and any may end belief. `vouch` asks the
+    router, blocking, and is called in a thread of its own. Nothing here raises: who needs belief
+    waits for what `renewed` returns.
+    """
+
+    def __init__(self, store: Store, vouch: Callable[[], Vouched]) -> None:
+        self._store = store
+        self._vouch = vouch
+        self._lock = threading.Lock()
+        self._lanes: dict[str, Lane] = {}
+        self._term = 0
+        self._failures = 0
+        self._renewal: Future[None] | None = None
+        self._closed = False
+
+    # For whoever reads.
+
+    def server_of(self, key: str) -> str:
+        """Name the server that holds a key; empty if none does now."""
+        try:
+            return self._store.primary_of(key)
+        except RouteError:
+            return ""
+
+    def take(self, server: str, wait_s: float) -> Lane | None:
+        """Return the lane to a server, for the caller alone until `give_back`.
+
+        None if the server is not to be believed now, or if others do not give the lane back in
+        time; if there was some, the lane is given up.
+        """
+        lane = self._lanes.get(server)
+        if lane is None:
+            return None
+        if not lane.take(wait_s):
+            if wait_s:
+                self.drop(lane)
+            return None
+        if not lane.is_believed:
+            lane.close()
+            return None
+        return lane
+
+    def give_back(self, lane: Lane) -> None:
+        """Let others have a lane; close it if its server is not believed any more."""
+        lane.give_back()
+        if not lane.is_believed:
+            _close_unless_taken(lane)
+
+    def drop(self, lane: Lane) -> None:
+        """End belief in one server: its connection failed, or it refused."""
+        self._keep(lambda held: held is not lane)
+
+    # For whoever hears that servers may be others by now.
+
+    def is_ready(self) -> bool:
+        """True if any server is believed."""
+        return bool(self._lanes)
+
+    def end(self) -> None:
+        """Believe nothing, nor what a router is just being asked."""
+        with self._lock:
+            self._term += 1
+        self._keep(lambda _: False)
+
+    def keep_only(self, servers: Collection[str]) -> None:
+        """End belief in all servers but these."""
+        self._keep(lambda lane: lane.server in servers)
+
+    def _keep(self, keeps: Callable[[Lane], bool]) -> None:
+        with self._lock:
+            lanes = self._lanes
+            self._lanes = {name: lane for name, lane in lanes.items() if keeps(lane)}
+            for lane in [lane for lane in lanes.values() if not keeps(lane)]:
+                lane.is_believed = False
+                _close_unless_taken(lane)
+
+    def close(self) -> None:
+        """End belief for good."""
+        self._closed = True
+        self.end()
+
+    # Renewal.
+
+    def renewed(self) -> Future[None]:
+        """Have every primary vouched for, in the background; the future raises what prevents it.
+
+        One at a time, for all who ask; after a failure with growing pauses.
+        """
+        with self._lock:
+            if self._renewal is None or self._renewal.done():
+                self._renewal = self._begun()
+            return self._renewal
+
+    def _begun(self) -> Future[None]:
+        renewal: Future[None] = Future()
+        renewal.set_running_or_notify_cancel()  # nobody who waits for it can cancel it
+        name = "ray_route-belief"
+        threading.Thread(target=self._renew, args=(renewal,), name=name, daemon=True).start()
+        return renewal
+
+    def _renew(self, renewal: Future[None]) -> None:
+        try:
+            time.sleep(self._pause_s())
+            self._try_to_renew()
+        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
+            self._failures += 1
+            logger.debug("no server can be vouched for: %s", error)
+            renewal.set_exception(error)
+        else:
+            self._failures = 0
+            renewal.set_result(None)
+
+    def _pause_s(self) -> float:
+        if not self._term and not self._failures:
+            return 0.0  # a process that has just come
+        most_s = min(_JITTER_S * 2.0**self._failures, _MAX_BACKOFF_S)
+        return random.uniform(0, most_s)  # noqa: S311 - no secret
+
+    def _try_to_renew(self) -> None:
+        for _ in range(_TRIES):
+            if self._closed or self._renew_once():
+                return
+        raise unsettled(self._store)
+
+    def _renew_once(self) -> bool:
+        """Open what lanes are missing and have them vouched for; say whether all were."""
+        term = self._term
+        opened = lanes_to_all(self._store, but=list(self._lanes))
+        try:
+            servers = self._vouch().identities
+        except BaseException:
+            self._forget(opened)
+            raise
+        return self._adopt(opened, servers, term)
+
+    def _adopt(self, opened: dict[str, Lane], servers: Collection[str], term: int) -> bool:
+        with self._lock:
+            if term == self._term and not self._closed:
+                good = {name: lane for name, lane in opened.items() if lane.server in servers}
+                for lane in good.values():
+                    lane.is_believed = True
+                self._lanes = {**self._lanes, **good}
+                opened = {name: lane for name, lane in opened.items() if name not in good}
+        self._forget(opened)
+        self.keep_only(servers)
+        return not opened
+
+    def _forget(self, lanes: dict[str, Lane]) -> None:
+        for lane in lanes.values():
+            lane.close()
+
+
+def _close_unless_taken(lane: Lane) -> None:
+    """Close a lane that nobody reads by; whoever has taken it closes it when he gives it back."""
+    if lane.take(0):
+        lane.close()

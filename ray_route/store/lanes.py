@@ -1,0 +1,187 @@
+"""Connections that are held, each tied to the identity of the server at its other end.
+
+A pool's connections come back as others without a word. Where it matters who answers, a lane is
+taken: it never reconnects, and who needs another opens one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+from collections.abc import Sequence
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import hiredis
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MovedError,
+    NoScriptError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
+
+from ray_route.errors import RouteError, StoreUnavailableError
+from ray_route.store.clients import DRIVER_ERRORS, translated
+from ray_route.store.connect import Store
+from ray_route.store.scripts import Call
+
+_IDENTITY = (("INFO", "server"), ("INFO", "replication"))
+
+
+class Lane:
+    """One connection to one server, for whoever has taken it.
+
+    `server` names it as `AsyncStore.servers` does: its process, and its time as a primary;
+    `is_believed` is for whoever holds it. Raises `RouteError` where it can't be reached or said who
+    it is.
+    """
+
+    is_believed = False
+
+    def __init__(self, store: Store, pool: Any) -> None:
+        self._url = store.url
+        self._pool = pool
+        self._sent: Sequence[Call] = ()
+        # Whoever is interrupted just after he has taken it leaves it to be given up: a lock would
+        # be held for ever.
+        self._free: SimpleQueue[None] = SimpleQueue()
+        self._free.put(None)
+        try:
+            self._connection = pool.get_connection()
+        except DRIVER_ERRORS as error:
+            raise translated(self._url, error) from error
+        try:
+            self.server = self._identity()
+        except BaseException:
+            self.close()
+            raise
+
+    def _identity(self) -> str:
+        self._send([("INFO", "server"), ("INFO", "replication")])
+        server, replication = (self._checked(self._reply()) for _ in _IDENTITY)
+        return f"{_field(server, b'run_id')}:{_field(replication, b'master_replid')}"
+
+    def take(self, wait_s: float) -> bool:
+        """Have it for oneself until it is given back; say whether that was so in time."""
+        try:
+            self._free.get(wait_s > 0, wait_s or None)
+        except Empty:
+            return False
+        return True
+
+    def give_back(self) -> None:
+        """Let others take it."""
+        self._free.put(None)
+
+    def run(self, calls: Sequence[Call]) -> list[Any]:
+        """Send calls together; return each one's reply, or the server's refusal.
+
+        Raises `StoreUnavailableError` if the connection fails: then it is of no use any more.
+        """
+        self.send(calls)
+        return self.receive()
+
+    def send(self, calls: Sequence[Call]) -> None:
+        """Send calls, whose replies `receive` waits for."""
+        self._send([call.words for call in calls])
+        self._sent = calls
+
+    def receive(self) -> list[Any]:
+        """Return the replies to what was sent; scripts that the server lacks are sent whole."""
+        calls, self._sent = self._sent, ()
+        replies = [self._reply() for _ in calls]
+        unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
+            self._send([calls[i].with_source() for i in unknown])
+            for i in unknown:
+                replies[i] = self._reply()
+        return replies
+
+    def one(self, call: Call) -> Any:
+        """Send one call; return its reply or raise its error."""
+        return self._checked(self.run([call])[0])
+
+    def _checked(self, reply: Any) -> Any:
+        if isinstance(reply, Exception):
+            raise self.translated(reply) from reply
+        return reply
+
+    def translated(self, refusal: BaseException) -> RouteError:
+        """Say what a server's refusal means to the caller."""
+        return translated(self._url, refusal)
+
+    def _send(self, messages: Sequence[tuple[Any, ...]]) -> None:
+        packed = b"".join(map(hiredis.pack_command, messages))
+        try:
+            self._connection.send_packed_command([packed])
+        except DRIVER_ERRORS as error:
+            raise translated(self._url, error) from error
+
+    def _reply(self) -> Any:
+        try:
+            return self._connection.read_response(disable_decoding=True)
+        except ResponseError as refusal:
+            return refusal
+        except DRIVER_ERRORS as error:
+            raise translated(self._url, error) from error
+
+    def break_off(self) -> None:
+        """Have whoever waits for a reply fail at once; from any thread."""
+        sock = getattr(self._connection, "_sock", None)
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the connection; its place in the pool is free again."""
+        with contextlib.suppress(*DRIVER_ERRORS):
+            self._connection.disconnect()
+        self._pool.release(self._connection)
+
+
+def _field(info: bytes, name: bytes) -> str:
+    found = re.search(rb"^%b:(\w+)" % name, info, re.MULTILINE)
+    return found[1].decode() if found else ""
+
+
+def has_moved(refusal: Exception) -> bool:
+    """True if a server says that it is not the primary of what it was asked for."""
+    # An error within a script is the server's own on some, and wrapped on others.
+    moved = isinstance(refusal, (MovedError, ClusterDownError, ReadOnlyError))
+    return moved or "READONLY" in str(refusal)
+
+
+def is_moving(refusal: Exception) -> bool:
+    """True if what was asked for is just on its way from one primary to another."""
+    return isinstance(refusal, (AskError, TryAgainError))
+
+
+def lane_to(store: Store, key: str) -> Lane:
+    """Open a lane to the server that holds a key now; raise `RouteError`."""
+    store.primaries()
+    return Lane(store, store.pool(key))
+
+
+def lanes_to_all(store: Store, but: Sequence[str] = ()) -> dict[str, Lane]:
+    """Open a lane to every primary, by name, but those named; raise `RouteError` if one fails."""
+    lanes: dict[str, Lane] = {}
+    try:
+        for name, pool in store.primaries():
+            if name not in but:
+                lanes[name] = Lane(store, pool)
+    except BaseException:
+        for lane in lanes.values():
+            lane.close()
+        raise
+    return lanes
+
+
+def unsettled(store: Store) -> StoreUnavailableError:
+    """Make the error of servers that change faster than anybody can vouch for them."""
+    return StoreUnavailableError(
+        address=store.url.address, reason="its servers are others than a router has just seen"
+    )

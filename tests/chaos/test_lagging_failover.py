@@ -1,0 +1,152 @@
+"""A replica that lags by a second takes over while eight processes read links by themselves."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import defaultdict
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from helpers import eventually, unique_name
+from history import Acknowledged, Fault, History, violations
+from servers import admin, is_in_step
+from states import state_violations
+from storm import CALL_S, TIMEOUT_S, call_patiently
+from witness import AsyncWitness
+from world import SERVICE, World, deployed, read_logs
+
+import ray_route
+from ray_route.runtime.metrics import LOOKUPS
+from ray_route.store.embedded import EmbeddedServer
+
+LEASE_S = 3.0
+PROCESSES = 8
+UIDS = [f"user-{number}" for number in range(40)]
+LAG_S = 1.0
+BEFORE_S, AFTER_S = 2.0, 5.0
+
+
+@dataclass
+class Seen:
+    """What one process saw."""
+
+    acknowledged: list[Acknowledged] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    by_redis: int = 0
+
+
+@ray.remote(num_cpus=0)
+class Caller:
+    """A client process: looks uids up, mostly not in its near cache, and calls them."""
+
+    def __init__(self, namespace: str, url: str) -> None:
+        self._client = ray_route.connect(namespace, redis_url=url)
+        self._session = self._client._session
+        self._epochs: defaultdict[str, int] = defaultdict(int)
+
+    def ready(self) -> bool:
+        return self._session.may_read()
+
+    def run(self, name: int, until: float) -> Seen:
+        seen, choose = Seen(), random.Random(name)
+        number = 0
+        while time.monotonic() < until:
+            number += 1
+            uid = choose.choice(UIDS)
+            if choose.random() < 0.7:
+                self._session.near.flush()
+            try:
+                self._look(uid, seen)
+                call, asked = f"{uid}#{name}-{number}", time.monotonic()
+                told = call_patiently(self._client, uid, call, CALL_S)
+                seen.acknowledged.append(Acknowledged(call, uid, asked, time.monotonic(), told))
+            except ray_route.StoreUnavailableError:
+                time.sleep(0.02)
+            except (ray_route.RouteError, ray.exceptions.RayError) as error:
+                seen.problems.append(f"{uid} of process {name}: {error!r} {error}")
+        counts = self._session.meter.counts
+        seen.by_redis = counts[LOOKUPS.name, ("redis", "link")]
+        return seen
+
+    def _look(self, uid: str, seen: Seen) -> None:
+        link = self._client.compute_linked_pod(uid, SERVICE)
+        if link.epoch < self._epochs[uid]:
+            seen.problems.append(f"{uid} went back from {self._epochs[uid]} to {link.epoch}")
+        self._epochs[uid] = max(link.epoch, self._epochs[uid])
+
+
+def follow(replica: EmbeddedServer, *primary: Any) -> None:
+    with closing(admin(replica)) as client:
+        client.execute_command("REPLICAOF", *primary)
+
+
+def move_on(world: World, stop: threading.Event) -> None:
+    """Move users about: what the replica does not hear of are moves and counters."""
+    choose = random.Random(0)
+    while not stop.is_set():
+        with suppress(ray_route.RouteError, ray.exceptions.RayError):
+            world.client.move(choose.choice(UIDS), SERVICE, choose.randrange(4), timeout=3)
+        stop.wait(0.02)
+
+
+def fail_over(world: World, replica: EmbeddedServer) -> Fault:
+    """Have a replica take over that has heard nothing for a second."""
+    follow(replica, "NO", "ONE")
+    time.sleep(LAG_S)
+    at = time.monotonic()
+    world.proxy.retarget(replica.port)
+    return Fault("cut", at, until=at)
+
+
+@pytest.mark.timeout(240)
+def test_a_failover_that_lags_makes_no_two_owners_and_takes_no_epoch_back(
+    ray_session: None, tmp_path: Path
+) -> None:
+    name = unique_name()
+    with deployed(AsyncWitness, name, tmp_path, 1, LEASE_S) as world:
+        (tmp_path / "calm").touch()  # hooks take no time
+        password = world.server.password
+        settings = (f"masterauth {password}", "repl-diskless-sync-delay 0")
+        with EmbeddedServer(password=password, settings=settings) as replica:
+            follow(replica, "127.0.0.1", world.server.port)
+            eventually(lambda: is_in_step(replica), "the replica is in step", 20)
+            world.client.compute_linked_pods(UIDS, SERVICE)
+            callers = [Caller.remote(name, world.url) for _ in range(PROCESSES)]
+            eventually(
+                lambda: all(ray.get([caller.ready.remote() for caller in callers])),
+                "every process reads by itself",
+                60,
+            )
+            history, seen = strike(world, replica, callers)
+            for caller in callers:
+                ray.kill(caller)
+            world.deployment.shutdown()
+    read_logs(tmp_path, history)
+    history.shut_down = True
+    print(f"{len(history.acknowledged)} calls, {sum(one.by_redis for one in seen)} direct reads")
+    wrong = violations(history, unserved_bound_s=TIMEOUT_S) + state_violations(history)
+    assert wrong == []
+    assert [problem for one in seen for problem in one.problems] == []
+    assert all(one.by_redis > 10 for one in seen)
+    assert len(history.acknowledged) > 10 * PROCESSES
+
+
+def strike(world: World, replica: EmbeddedServer, callers: list[Any]) -> tuple[History, list[Seen]]:
+    stop = threading.Event()
+    mover = threading.Thread(target=move_on, args=(world, stop))
+    mover.start()
+    until = time.monotonic() + BEFORE_S + LAG_S + AFTER_S
+    running = [caller.run.remote(number, until) for number, caller in enumerate(callers)]
+    time.sleep(BEFORE_S)
+    fault = fail_over(world, replica)
+    seen: list[Seen] = ray.get(running, timeout=120)
+    stop.set()
+    mover.join(30)
+    calls = [call for one in seen for call in one.acknowledged]
+    return History(acknowledged=calls, faults=[fault]), seen

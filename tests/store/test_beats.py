@@ -1,0 +1,175 @@
+"""What a router's beats say, and what is never said: that all is well where nobody has looked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from helpers import unique_name
+from servers import ClusterServers
+from test_resumption import CONFIG, Router, close_all
+
+from ray_route.clock import now
+from ray_route.protocol.changes import Change
+from ray_route.router import change_writer
+from ray_route.router.beats import Beats
+from ray_route.router.change_writer import ChangeWriter
+from ray_route.store.connect import AsyncStore, Store
+from ray_route.store.keys import Keys
+from ray_route.store.scripts import plain_call
+from ray_route.store.url import StoreUrl
+
+S = "chat"
+BEAT_S = 0.05
+
+
+@dataclass
+class Beating:
+    """A router that beats, and its stream as clients read it."""
+
+    router: Router
+    keys: Keys
+    store: AsyncStore
+    changes: ChangeWriter
+
+    async def entries(self) -> list[Change]:
+        reply = await self.store.one(plain_call("XRANGE", self.keys.log, "-", "+"))
+        fields = [{k.decode(): v.decode() for k, v in said.items()} for _, said in reply]
+        return [Change.decode(one["kind"], one["service"], one["payload"]) for one in fields]
+
+    async def beats(self) -> list[Change]:
+        return [entry for entry in await self.entries() if entry.kind == "beat"]
+
+    async def eventually(self, condition: Any, within_s: float = 20) -> None:
+        end = now() + within_s
+        while not await condition():
+            assert now() < end
+            await asyncio.sleep(0.02)
+
+    async def more_beats(self, count: int = 2) -> None:
+        before = len(await self.beats())
+
+        async def come() -> bool:
+            return len(await self.beats()) >= before + count
+
+        await self.eventually(come)
+
+    async def link(self, uid: str) -> int:
+        """Write something to a uid's shard; return the shard."""
+        calls = self.router.shards._links
+        await self.router.shards.run(
+            [uid],
+            lambda writer, shard, uids: calls.set(
+                writer, shard, S, uids, ["0:7"], persistent=False
+            ),
+        )
+        return self.keys.shard(uid)
+
+
+@asynccontextmanager
+async def beating(url: StoreUrl) -> AsyncIterator[Beating]:
+    keys = Keys(unique_name(), CONFIG.shards)
+    router = Router.on(url, keys)
+    await router.begin()
+    store = AsyncStore(url)
+    changes = ChangeWriter(router.store, keys)
+    changes.router = router.incarnation
+    router.recovery.tell_lost = changes.lost
+    beats = Beats(BEAT_S, router.recovery, router.shards, changes)
+    tasks = [asyncio.create_task(work) for work in (changes.run(), beats.run())]
+    try:
+        yield Beating(router, keys, store, changes)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await store.close()
+        await close_all()
+
+
+def run(work: Any) -> None:
+    asyncio.run(asyncio.wait_for(work, 60))
+
+
+def test_a_beat_tells_the_counters_that_changed_and_the_servers_once(store: Store) -> None:
+    async def story() -> None:
+        async with beating(store.url) as world:
+            await world.more_beats()
+            shard = await world.link("u")
+            counter = world.router.shards.seen[shard]
+            await world.more_beats(3)
+            beats = await world.beats()
+            assert [beat.servers for beat in beats if beat.servers] == [await world.store.servers()]
+            told = [beat.counters for beat in beats if beat.counters]
+            assert told[-1] == {shard: counter}
+            assert beats[-1].counters == {}
+
+    run(story())
+
+
+def test_a_loss_is_told_before_it_is_made_up_for(store: Store) -> None:
+    async def story() -> None:
+        async with beating(store.url) as world:
+            shard = await world.link("u")
+            await world.more_beats()
+            restored = world.router.recovery.restore
+            told_by_then: list[Any] = []
+
+            async def noted(lost: Any, servers: str) -> None:
+                told_by_then.extend(world.changes._waiting)
+                await restored(lost, servers)
+
+            world.router.recovery.restore = noted  # type: ignore[method-assign]
+            await world.store.one(plain_call("DEL", world.keys.counter(shard)))
+
+            async def told() -> bool:
+                return any(entry.shards == (shard,) for entry in await world.entries())
+
+            await world.eventually(told)
+            assert [change.shards for change in told_by_then] == [(shard,)]
+            await world.more_beats()
+
+    run(story())
+
+
+def test_nothing_is_said_while_a_shard_can_not_be_looked_at() -> None:
+    """Its master is cut off; the stream, on another, is as well as ever."""
+
+    async def story(cluster: ClusterServers) -> None:
+        async with beating(cluster.store_url()) as world:
+            await world.more_beats()
+            streams = cluster.owner(cluster.slot(world.keys.log))
+            other = next(node for node in cluster.nodes if node is not streams)
+            other.stop()
+            before = len(await world.beats())
+            await asyncio.sleep(20 * BEAT_S)
+            assert len(await world.beats()) <= before + 1  # one that was on its way
+
+    with ClusterServers("valkey", masters=2) as cluster:
+        run(story(cluster))
+
+
+def test_a_beat_that_could_not_be_told_in_time_is_not_told_at_all(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with beating(store.url) as world:
+            await world.more_beats()
+            moment = now() + 2 * change_writer._FRESH_S
+            world.changes.beat(world.router.shards.seen, "others")
+            monkeypatch.setattr(change_writer, "now", lambda: moment)
+            world.changes.write(Change("link", S, stale={"u": 1}))
+
+            async def written() -> bool:
+                return any(entry.stale for entry in await world.entries())
+
+            await world.eventually(written)
+            monkeypatch.setattr(change_writer, "now", now)
+            await world.more_beats()
+            assert "others" not in [beat.servers for beat in await world.beats()]
+
+    run(story())

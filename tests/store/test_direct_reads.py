@@ -1,0 +1,348 @@
+"""Links are read straight from Redis only where what Redis says is to be believed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from helpers import eventually, unique_name
+from proxy import TcpProxy
+from servers import ClusterServers, admin, is_in_step
+
+from ray_route.config import RouteConfig
+from ray_route.errors import LostWritesError
+from ray_route.protocol.welcome import Vouched
+from ray_route.router.shards import Shards
+from ray_route.runtime.belief import Belief
+from ray_route.runtime.link_reads import LinkReads, Part, Reading
+from ray_route.runtime.worker import Worker
+from ray_route.store.connect import AsyncStore, Store
+from ray_route.store.embedded import EmbeddedServer
+from ray_route.store.keys import Keys
+from ray_route.store.links import LinkCalls, Writer
+from ray_route.store.scripts import plain_call
+from ray_route.store.url import StoreUrl, parse_url
+
+S = "chat"
+CONFIG = RouteConfig(shards=8)
+WAIT_S = 20
+
+
+@dataclass
+class Process:
+    """What a process needs to read links, and a router that it asks: its counters, its compare."""
+
+    url: StoreUrl
+    keys: Keys
+    seen: list[int] = field(default_factory=lambda: [0] * CONFIG.shards)
+    routers: list[int] = field(default_factory=lambda: [0] * CONFIG.shards)
+    asked: int = 0
+
+    def __post_init__(self) -> None:
+        self.store = Store(self.url)
+        self.calls = LinkCalls(self.keys, CONFIG)
+        self.worker = Worker("worker")
+        self.belief = Belief(self.store, self.vouch)
+        self.reads = LinkReads(
+            self.worker, self.belief, self.calls, self.seen.__getitem__, self.saw_all
+        )
+
+    def saw_all(self, pairs: Any) -> None:
+        for shard, counter in pairs:
+            self.seen[shard] = max(counter, self.seen[shard])
+
+    def vouch(self) -> Vouched:
+        """Compare all counters with what the router knows, as it does, and name the servers."""
+        self.asked += 1
+        vouched = asyncio.run(self._compared())
+        self.saw_all(enumerate(vouched.seen))
+        return vouched
+
+    async def _compared(self) -> Vouched:
+        store = AsyncStore(self.url)
+        shards = Shards(store, self.keys, self.calls)
+        shards.remember(enumerate(self.routers))
+        try:
+            servers, lost = await store.servers(), await shards.lost()
+        finally:
+            await store.close()
+        if lost:
+            raise LostWritesError(address="here", shards=lost, reason="lost", namespace="x")
+        return Vouched(servers, list(self.routers))
+
+    # The router writes.
+
+    def link(self, uid: str, owner: str) -> int:
+        """Give a uid to an owner, whoever has it; return the epoch."""
+        shard = self.keys.shard(uid)
+        writer = Writer(1, self.routers[shard])
+        call = self.calls.set(writer, shard, S, [uid], [owner], persistent=False)
+        reply = self.calls.parse(self.store.one(call))
+        assert reply.status == "ok"
+        self.routers[shard] = reply.counter
+        (link,) = reply.links
+        assert link is not None
+        return link.epoch
+
+    # The process reads.
+
+    def part(self, uid: str) -> Part:
+        return Part(self.keys.shard(uid), [(S, uid)])
+
+    def read(self, uid: str) -> Reading | Exception | None:
+        (reading,) = self.reads.ask([self.part(uid)]).result(WAIT_S)
+        return reading
+
+    def pod_of(self, uid: str) -> int | None:
+        reading = self.read(uid)
+        if not isinstance(reading, Reading) or reading.reply.status != "ok":
+            return None
+        (link,) = reading.reply.links
+        return link.pod if link else None
+
+    def believe(self) -> None:
+        self.belief.renewed().result(WAIT_S)
+
+    def close(self) -> None:
+        self.worker.stop(10)
+        self.belief.close()
+        self.store.close()
+
+
+@pytest.fixture(params=["valkey", "redis"])
+def server_pair(request: pytest.FixtureRequest) -> Iterator[tuple[EmbeddedServer, EmbeddedServer]]:
+    """Two servers with one password, of which neither follows the other yet."""
+    password = unique_name()
+    settings = (f"masterauth {password}", "repl-diskless-sync-delay 0")
+    with (
+        EmbeddedServer(request.param, password=password, settings=settings) as one,
+        EmbeddedServer(request.param, password=password, settings=settings) as other,
+    ):
+        yield one, other
+
+
+def follow(replica: EmbeddedServer, primary: EmbeddedServer | None) -> None:
+    """Make a server a replica of another, or of none."""
+    with closing(admin(replica)) as client:
+        client.execute_command(
+            "REPLICAOF", *(("127.0.0.1", primary.port) if primary else ("NO", "ONE"))
+        )
+    if primary is not None:
+        eventually(lambda: is_in_step(replica), "the replica is in step")
+
+
+@pytest.fixture
+def process(server: EmbeddedServer) -> Iterator[Process]:
+    process = Process(parse_url(server.url), Keys(unique_name(), CONFIG.shards))
+    yield process
+    process.close()
+
+
+def test_nothing_is_believed_before_a_router_has_vouched_for_the_server(process: Process) -> None:
+    process.link("u", "3:7")
+    assert process.read("u") is None
+    process.believe()
+    assert process.pod_of("u") == 3
+    assert process.asked == 1
+
+
+def test_what_has_no_link_is_told_as_such_and_a_lost_shard_is_not(process: Process) -> None:
+    process.believe()
+    reading = process.read("nobody")
+    assert isinstance(reading, Reading)
+    assert reading.reply.links == [None]
+    process.saw_all([(process.keys.shard("nobody"), 5)])  # a write of which Redis knows nothing
+    reading = process.read("nobody")
+    assert isinstance(reading, Reading)
+    assert reading.reply.status == "lost"
+
+
+def test_a_replica_that_lagged_is_not_believed_when_it_has_become_the_primary(
+    server_pair: tuple[EmbeddedServer, EmbeddedServer],
+) -> None:
+    primary, replica = server_pair
+    with TcpProxy(primary.port) as proxy:
+        url = parse_url(primary.url.replace(str(primary.port), str(proxy.port)))
+        process = Process(url, Keys(unique_name(), CONFIG.shards))
+        process.link("u", "0:7")
+        follow(replica, primary)
+        process.believe()
+        assert process.pod_of("u") == 0
+        follow(replica, None)  # from here on it lags
+        process.link("u", "1:8")  # which this process has not heard of
+        proxy.retarget(replica.port)
+        for _ in range(5):
+            assert process.pod_of("u") is None
+            with pytest.raises(LostWritesError):
+                process.believe()
+        process.routers[process.keys.shard("u")] = 0  # as after the recovery
+        process.believe()
+        assert process.pod_of("u") == 0
+        process.close()
+
+
+def test_a_primary_that_is_demoted_under_an_open_connection_is_not_believed(
+    server_pair: tuple[EmbeddedServer, EmbeddedServer],
+) -> None:
+    primary, other = server_pair
+    process = Process(parse_url(primary.url), Keys(unique_name(), CONFIG.shards))
+    process.link("u", "0:7")
+    process.believe()
+    assert process.pod_of("u") == 0
+    follow(other, primary)
+    follow(other, None)
+    follow(primary, other)  # it has all links still
+    assert process.read("u") is None
+    assert not process.belief.is_ready()
+    process.close()
+
+
+def test_a_connection_that_breaks_ends_belief_and_its_successor_is_vouched_for(
+    server: EmbeddedServer,
+) -> None:
+    with TcpProxy(server.port) as proxy:
+        url = parse_url(server.url.replace(str(server.port), str(proxy.port)))
+        process = Process(url, Keys(unique_name(), CONFIG.shards))
+        process.link("u", "3:7")
+        process.believe()
+        assert process.pod_of("u") == 3
+        proxy.retarget(server.port)
+        assert process.read("u") is None
+        assert process.asked == 1
+        process.believe()
+        assert process.pod_of("u") == 3
+        assert process.asked == 2
+        process.close()
+
+
+@pytest.mark.parametrize("end", ["before", "after"])
+def test_what_comes_after_belief_has_ended_is_not_believed(
+    process: Process, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    process.link("u", "3:7")
+    process.believe()
+    lane = process.belief.take(process.store.primary_of(""), 0)
+    assert lane is not None
+    process.belief.give_back(lane)
+    receive = lane.receive
+
+    def ended_meanwhile() -> Any:
+        if end == "before":
+            process.belief.end()  # the stream was cut while the answer was on its way
+        replies = receive()
+        process.belief.end()
+        return replies
+
+    monkeypatch.setattr(lane, "receive", ended_meanwhile)
+    assert process.read("u") is None
+
+
+def test_what_was_overtaken_on_its_way_is_not_believed(process: Process) -> None:
+    process.link("u", "3:7")
+    process.believe()
+    part = process.part("u")
+    lane = process.belief.take(process.store.primary_of(""), 0)
+    assert lane is not None
+    process.reads._send(lane, [part])
+    process.saw_all([(part.shard, process.routers[part.shard] + 1)])  # as a beat says
+    assert process.reads._receive(lane, [part]) == [None]
+
+
+def test_belief_that_ended_while_a_router_was_asked_is_not_brought_back_by_its_answer(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = process.vouch
+
+    def interrupted() -> Vouched:
+        vouched = compared()
+        if process.asked == 1:
+            process.belief.end()  # after the comparison
+        return vouched
+
+    monkeypatch.setattr(process.belief, "_vouch", interrupted)
+    process.believe()
+    assert process.asked == 2
+    assert process.belief.is_ready()
+
+
+def test_servers_that_a_beat_does_not_name_are_not_believed(process: Process) -> None:
+    process.link("u", "3:7")
+    process.believe()
+    (server,) = process.vouch().identities
+    process.belief.keep_only([server, "another"])
+    assert process.pod_of("u") == 3
+    process.belief.keep_only(["another"])
+    assert process.read("u") is None
+
+
+def test_a_damaged_link_is_an_error_of_its_own_and_ends_no_belief(process: Process) -> None:
+    process.link("u", "3:7")
+    process.link("v", "3:7")
+    process.believe()
+    process.store.one(plain_call("SET", process.keys.link(process.keys.shard("v"), S, "v"), "!"))
+    readings = process.reads.ask([process.part("v"), process.part("u")]).result(WAIT_S)
+    assert isinstance(readings[0], Exception)
+    assert isinstance(readings[1], Reading)
+    process.store.one(plain_call("SET", process.keys.counter(process.keys.shard("v")), "!"))
+    assert isinstance(process.read("v"), Exception)
+    assert process.belief.is_ready()
+
+
+def test_a_link_whose_removal_is_scheduled_is_told_apart(process: Process) -> None:
+    epoch = process.link("u", "3:7")
+    shard = process.keys.shard("u")
+    writer = Writer(1, process.routers[shard])
+    ending = process.calls.remove_if(writer, shard, S, ["u"], [f"3:7:{epoch}"], after_s=60)
+    process.store.one(ending)
+    process.believe()
+    reading = process.read("u")
+    assert isinstance(reading, Reading)
+    assert reading.ending == [True]
+
+
+def test_scripts_that_a_server_has_forgotten_are_sent_whole(process: Process) -> None:
+    process.link("u", "3:7")
+    process.believe()
+    process.store.one(plain_call("SCRIPT", "FLUSH"))
+    assert process.pod_of("u") == 3
+
+
+def test_in_a_cluster_a_slot_that_has_moved_is_vouched_for_where_it_is() -> None:
+    with ClusterServers("valkey", masters=2) as cluster:
+        process = Process(cluster.store_url(), Keys(unique_name(), CONFIG.shards))
+        uids = [f"u{number}" for number in range(16)]
+        for uid in uids:
+            process.link(uid, "3:7")
+        process.believe()
+        assert [process.pod_of(uid) for uid in uids] == [3] * len(uids)
+        slot = cluster.slot(process.keys.counter(process.keys.shard("u0")))
+        to = next(node for node in cluster.nodes if node is not cluster.owner(slot))
+        source = cluster.begin_move(slot, to)
+        while cluster.move_keys(slot, source, to, 10):
+            assert process.read("u0") is None  # on its way, which is no one's fault
+        assert process.belief.is_ready()
+        cluster.end_move(slot, to)
+        assert process.read("u0") is None
+        process.believe()
+        assert [process.pod_of(uid) for uid in uids] == [3] * len(uids)
+        process.close()
+
+
+def test_in_a_cluster_one_master_that_is_lost_costs_the_others_nothing() -> None:
+    with ClusterServers("valkey", masters=2) as cluster:
+        process = Process(cluster.store_url(), Keys(unique_name(), CONFIG.shards))
+        uids = [f"u{number}" for number in range(32)]
+        for uid in uids:
+            process.link(uid, "3:7")
+        process.believe()
+        slot = cluster.slot(process.keys.counter(process.keys.shard("u0")))
+        cluster.owner(slot).stop()
+        parts = [process.part(uid) for uid in uids]
+        first = process.reads.ask(parts).result(WAIT_S)
+        assert first[0] is None
+        assert any(isinstance(reading, Reading) for reading in first)
+        process.close()

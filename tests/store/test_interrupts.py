@@ -1,0 +1,249 @@
+"""An interrupt, wherever it comes, leaves what all callers share sound.
+
+Python raises KeyboardInterrupt in the main thread at any line. So does a trace function here: at
+the first line of what a look-up runs in its caller's thread, then at the second, and so on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import linecache
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from types import FrameType
+from typing import Any
+
+import pytest
+from helpers import unique_name
+from test_direct_reads import CONFIG, Process
+
+from ray_route.client import coalescer, lookups, shared_future
+from ray_route.client.coalescer import Batch, Done, SharedAnswer
+from ray_route.client.lookups import Found, Judge, Lookups
+from ray_route.clock import Deadline, now
+from ray_route.model import Link
+from ray_route.runtime import belief, link_reads, worker
+from ray_route.state import link_cache
+from ray_route.state.link_cache import LinkCache
+from ray_route.store import bulk, connect, lanes
+from ray_route.store.bulk import FAILED, BulkReader
+from ray_route.store.embedded import EmbeddedServer
+from ray_route.store.keys import Keys
+from ray_route.store.url import parse_url
+
+S = "chat"
+PATIENCE_S = 10
+SHARED = (coalescer, lookups, shared_future, belief, link_reads, worker, link_cache, lanes)
+READING = (bulk, connect)
+
+
+class Interrupter:
+    """Raises KeyboardInterrupt in this thread at the line of that number in some modules."""
+
+    def __init__(self, at_line: int, modules: tuple[Any, ...]) -> None:
+        self.at_line = at_line
+        self.lines = 0
+        self._files = {module.__file__ for module in modules}
+
+    def __enter__(self) -> Interrupter:
+        sys.settrace(self._enter)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _enter(self, frame: FrameType, *_: Any) -> Any:
+        return self._line if frame.f_code.co_filename in self._files else None
+
+    def _line(self, frame: FrameType, event: str, _: Any) -> Any:
+        if event != "line" or self._leaves_a_block(frame):
+            return self._line
+        self.lines += 1
+        if self.lines == self.at_line:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return self._line
+
+    def _leaves_a_block(self, frame: FrameType) -> bool:
+        """True of a line between a block's end and the release of its lock.
+
+        Python lets no signal in there, but calls its trace function.
+        """
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+        return line.startswith("with ")
+
+
+def at_every_line(work: Callable[[], None], check: Callable[[], None], *modules: Any) -> int:
+    """Interrupt some work at each of its lines in turn, and check after each; count them."""
+    for number in count(1):
+        try:
+            with Interrupter(number, modules) as interrupter:
+                work()
+        except KeyboardInterrupt:
+            pass
+        if interrupter.lines < number:
+            return number
+        check()
+    raise AssertionError
+
+
+class Client:
+    """Look-ups as a client's, whose router answers in a thread of its own."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.near = LinkCache(4)  # of few places, so that links give way to others
+        self.lookups = Lookups(
+            process.worker.put,
+            Judge(process.keys, CONFIG, lambda _, link: link.pod != 9),
+            self._ready,
+            process.reads,
+            self._keep,
+            self._send,
+            self._take,
+        )
+        self._router = ThreadPoolExecutor(1)
+
+    def _ready(self) -> bool:
+        if not self.process.belief.is_ready():
+            self.process.belief.renewed()
+            return False
+        return True
+
+    def _keep(self, service: str, found: Found, asked_at: float) -> None:
+        self.near.put_all(service, found.links, asked_at)
+
+    def _send(self, _: str, wanted: dict[str, int], done: Done) -> None:
+        def answer() -> None:
+            pods = {uid: 3 if uid == "known" else 1 for uid in wanted}
+            links = {uid: Link(pods[uid], 7, 8, persistent=False, lease_s=9) for uid in wanted}
+            self.process.worker.put(lambda: done(lambda: links))
+
+        self._router.submit(answer)
+
+    def _take(self, *of_a_reply: Any) -> dict[str, Any]:
+        return dict(of_a_reply[2])
+
+    def look_up(self, uid: str) -> Any:
+        """Do what the sync client does at a miss."""
+        batch = None
+        if self._ready():
+            answer = self.lookups.look_here(S, uid) or self._wait(
+                self.lookups.reading.join(S, uid), uid
+            )
+            if isinstance(answer, Link):
+                return answer
+            batch = answer if isinstance(answer, Batch) else None
+        return self._wait(batch or self.lookups.deciding.join(S, uid), uid)
+
+    def look_up_together(self, uid: str) -> Any:
+        """Do what it does while another thread reads."""
+        answer = self._wait(self.lookups.reading.join(S, uid), uid)
+        return self._wait(answer, uid) if isinstance(answer, Batch) else answer
+
+    def _wait(self, batch: Batch, uid: str) -> Any:
+        return SharedAnswer(batch, "an answer").wait(Deadline.after(PATIENCE_S))[uid]
+
+    async def look_up_async(self, uid: str) -> Any:
+        """Do what the async client does at a miss."""
+        answer: Any = self.lookups.reading.join(S, uid)
+        while isinstance(answer, Batch):
+            shared = SharedAnswer(answer, "an answer")
+            answer = (await shared.wait_async(Deadline.after(PATIENCE_S)))[uid]
+        return answer
+
+    def check(self) -> None:
+        """Find all look-ups well: here, in another thread, of what is known and of what is new."""
+        for look_up in (self.look_up, self.look_up_together):
+            assert look_up("known").pod == 3
+            assert look_up("new").pod == 1
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(self.look_up, "known").result(PATIENCE_S).pod == 3
+
+
+@pytest.fixture
+def client(server: EmbeddedServer) -> Iterator[Client]:
+    process = Process(parse_url(server.url), Keys(unique_name(), CONFIG.shards))
+    process.link("known", "3:7")
+    process.believe()
+    client = Client(process)
+    client.check()
+    yield client
+    process.close()
+
+
+@pytest.mark.parametrize("uid", ["known", "new"])
+@pytest.mark.parametrize("way", ["look_up", "look_up_together"])
+def test_a_lookup_that_is_interrupted_anywhere_costs_no_later_one_its_answer(
+    client: Client, way: str, uid: str
+) -> None:
+    lines = at_every_line(lambda: getattr(client, way)(uid), client.check, *SHARED)
+    assert lines > 10
+
+
+def test_tasks_that_are_interrupted_anywhere_cost_no_later_one_its_answer(client: Client) -> None:
+    async def both() -> None:
+        await asyncio.gather(client.look_up_async("known"), client.look_up_async("new"))
+
+    lines = at_every_line(lambda: asyncio.run(both()), client.check, *SHARED)
+    assert lines > 10
+
+
+def test_a_task_that_is_cancelled_at_any_await_costs_no_other_its_answer(client: Client) -> None:
+    async def cancelled_after(ticks: int) -> bool:
+        tasks = [asyncio.create_task(client.look_up_async(uid)) for uid in ("known", "new")]
+        others = [asyncio.create_task(client.look_up_async(uid)) for uid in ("known", "new")]
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        was_over = all(task.cancel() is False for task in tasks)
+        links = await asyncio.wait_for(asyncio.gather(*others), PATIENCE_S)
+        assert [link.pod for link in links] == [3, 1]
+        return was_over
+
+    for ticks in range(20):
+        asyncio.run(cancelled_after(ticks))
+        client.check()
+
+
+def test_a_cache_that_is_interrupted_anywhere_goes_on_to_keep_and_to_forget() -> None:
+    cache = LinkCache(3)
+    numbers = count()
+
+    def put_and_drop() -> None:
+        number = next(numbers)
+        links = {f"u{number + n}": Link(0, 7, 100, persistent=False, lease_s=9) for n in range(2)}
+        cache.put_all(S, links, now())
+        cache.drop(S, f"u{number}")
+
+    def check() -> None:
+        for _ in range(5):
+            put_and_drop()
+        link = Link(0, 7, 101, persistent=False, lease_s=9)
+        assert cache.put(S, "last", link, now())
+        assert cache.get(S, "last") == link
+        assert len(cache._links[S]) <= 4
+
+    assert at_every_line(put_and_drop, check, link_cache) > 10
+
+
+def test_a_bulk_read_that_is_interrupted_anywhere_gives_the_next_no_answers_of_its_own(
+    client: Client,
+) -> None:
+    process = client.process
+    uids = [f"u{number}".encode() for number in range(40)]
+    for number in range(0, 40, 2):
+        process.link(f"u{number}", "3:7")
+
+    def read(some: list[bytes]) -> list[bool]:
+        reader = BulkReader(process.store, process.keys, S, process.seen)
+        owned = reader.read(some, Deadline.after(PATIENCE_S))
+        assert not owned.failed
+        return [code > FAILED for code in owned.codes]
+
+    def check() -> None:
+        assert read(uids[::-1]) == [number % 2 == 1 for number in range(40)]
+        assert read([b"u1", b"u2"]) == [False, True]
+
+    assert at_every_line(lambda: read(uids) and None, check, *READING) > 10
