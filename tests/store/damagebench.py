@@ -169,7 +169,7 @@ class Bench:
         with contextlib.suppress(RouteError):
             await self.failures._look()
         with contextlib.suppress(RouteError):
-            await self.recovery._start()
+            await self.recovery.compared()
 
     # What users see.
 

@@ -14,7 +14,8 @@ from proxy import TcpProxy
 from servers import ClusterServers, admin, is_in_step
 
 from ray_route.config import RouteConfig
-from ray_route.errors import LostWritesError
+from ray_route.errors import DamagedKeyError, LostWritesError
+from ray_route.model import Link
 from ray_route.protocol.welcome import Vouched
 from ray_route.router.shards import Shards
 from ray_route.runtime.belief import Belief
@@ -247,9 +248,9 @@ def test_what_was_overtaken_on_its_way_is_not_believed(process: Process) -> None
     part = process.part("u")
     lane = process.belief.take(process.store.primary_of(""), 0)
     assert lane is not None
-    process.reads._send(lane, [part])
+    sent = process.reads._send(lane, [part])
     process.saw_all([(part.shard, process.routers[part.shard] + 1)])  # as a beat says
-    assert process.reads._receive(lane, [part]) == [None]
+    assert process.reads._receive(lane, [part.shard], sent) == [None]
 
 
 def test_belief_that_ended_while_a_router_was_asked_is_not_brought_back_by_its_answer(
@@ -285,10 +286,23 @@ def test_a_damaged_link_is_an_error_of_its_own_and_ends_no_belief(process: Proce
     process.believe()
     process.store.one(plain_call("SET", process.keys.link(process.keys.shard("v"), S, "v"), "!"))
     readings = process.reads.ask([process.part("v"), process.part("u")]).result(WAIT_S)
-    assert isinstance(readings[0], Exception)
-    assert isinstance(readings[1], Reading)
-    process.store.one(plain_call("SET", process.keys.counter(process.keys.shard("v")), "!"))
-    assert isinstance(process.read("v"), Exception)
+    damaged, good = readings
+    assert isinstance(damaged, Reading)
+    assert isinstance(good, Reading)
+    (error,) = damaged.reply.links
+    assert isinstance(error, DamagedKeyError)
+    assert (error.service, error.uid) == (S, "v")
+    assert isinstance(good.reply.links[0], Link)
+    assert process.belief.is_ready()
+
+
+def test_a_damaged_counter_is_a_loss_and_ends_no_belief(process: Process) -> None:
+    process.link("u", "3:7")
+    process.believe()
+    process.store.one(plain_call("SET", process.keys.counter(process.keys.shard("u")), "!"))
+    reading = process.read("u")
+    assert isinstance(reading, Reading)
+    assert reading.reply.status == "lost"
     assert process.belief.is_ready()
 
 

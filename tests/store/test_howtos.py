@@ -46,7 +46,7 @@ def lines(page: Path) -> Iterator[str]:
     """Yield the command lines of a page."""
     blocks = re.findall(r"(?ms)^```(?:bash|sh|text)\n(.*?)^```", page.read_text())
     for line in "".join(blocks).splitlines():
-        if re.match(r"(ACL|[a-z-]+) ", line) and not line.startswith("misses per"):
+        if re.match(r"(ACL|[a-z-]+) ", line) and "per second =" not in line:
             yield line
 
 
