@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
@@ -97,13 +97,24 @@ class Deployment:
             self._make.pods(sorted(missing), deadline, or_existing=True)
 
     def _shrink(self, replicas: int, deadline_s: float, turn: ScalingTurn) -> None:
-        for index, pod in sorted(self.pods().items(), reverse=True):
+        for index in sorted(self.pods(), reverse=True):
             if index < replicas:
                 return
-            if pod.life is Life.ALIVE:
-                self._drain_fully(index, deadline_s)
-            turn.check()
-            _stop(pod.actor)  # also one that Ray is just restarting
+            ended = False
+            while not ended:
+                ended = self._end(index, deadline_s, turn)
+
+    def _end(self, index: int, deadline_s: float, turn: ScalingTurn) -> bool:
+        """Drain a pod and end it; False if it has begun another life, which may have users."""
+        pod = self.pods()[index]
+        if pod.life is Life.ALIVE:
+            self._drain_fully(index, deadline_s)
+        turn.check()
+        return _stop(pod.actor, spared=lambda: self._lives_anew(index, pod))
+
+    def _lives_anew(self, index: int, pod: Pod) -> bool:
+        now = self.pods()[index]
+        return now.life is Life.ALIVE and now.incarnation > pod.incarnation
 
     def _drain_fully(self, pod: int, deadline_s: float) -> None:
         for progress in self.drain(pod, deadline_s):
@@ -148,15 +159,21 @@ def _stop_all(actors: list[str], grace_s: float) -> None:
             list(pool.map(lambda actor: _stop(actor, grace_s), actors))
 
 
-def _stop(actor: str, grace_s: float = GRACE_S) -> None:
+def _stop(
+    actor: str, grace_s: float = GRACE_S, *, spared: Callable[[], bool] = lambda: False
+) -> bool:
+    """End a pod in order, or what Ray is just restarting of it; False if it was spared at last."""
     with contextlib.suppress(ValueError, ray.exceptions.RayError):
         handle = ray.get_actor(actor, namespace=RAY_NAMESPACE)
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(handle._ray_route_stop.remote(grace_s), timeout=grace_s + _STOP_S)
             # Queued calls are refused and follow their uids; killed ones would be in doubt.
             ray.get(handle._ray_route_flush.remote(), timeout=_STOP_S)
+        if spared():
+            return False
         ray.kill(handle, no_restart=True)
         _wait_gone(actor, Deadline.after(_STOP_S))
+    return True
 
 
 def _wait_gone(actor: str, deadline: Deadline) -> None:

@@ -163,6 +163,10 @@ class Gated(Counter):
             time.sleep(0.02)
 
 
+class GatedCarrier(Gated, Carrier):
+    """Both: it starts when it is let go on, and hands its state over."""
+
+
 def count_each(client: ray_route.RouteClient, uids: list[str]) -> dict[str, tuple[int, int, int]]:
     """Call every uid of service "svc"; return each one's count, pod and epoch."""
     return {

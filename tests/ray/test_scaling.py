@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import ray
 from helpers import eventually, router_handle
-from services import Counter, Gated
+from services import Counter, Gated, GatedCarrier
 
 import ray_route
 from ray_route.protocol.names import RAY_NAMESPACE
@@ -112,3 +112,33 @@ def test_scaling_in_ends_pods_that_are_just_being_restarted(
 
     with pytest.raises(ValueError, match="Failed to look up"):
         ray.get_actor(f"ray_route:{client.namespace}:{service}:1", namespace=RAY_NAMESPACE)
+
+
+def test_a_pod_that_comes_back_while_it_is_scaled_away_hands_its_users_over(
+    client: Any, deploy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = tmp_path / "go"
+    go.touch()
+    deployment = deploy(GatedCarrier, replicas=2, args=(str(tmp_path),))
+    service, tables = deployment.service, deployment.pods
+    pids = {client.compute_linked_pod(u, service).pod: u for u in map(str, range(99))}
+    pid = client.call(pids[1], service, "pid")
+    go.unlink()
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: 1 not in states(client, service), "its death is known")
+    looks: list[int] = []
+
+    def looked(*args: Any) -> Any:
+        looks.append(len(looks))
+        if len(looks) == 4:  # it looks again before it kills: now the pod comes back
+            go.touch()
+            eventually(lambda: 1 in states(client, service), "it serves again", 30)
+            client.move("user", service, 1)
+            assert client.call("user", service, "add", "user") == 1
+        return tables(*args)
+
+    monkeypatch.setattr(deployment, "pods", looked)
+    deployment.scale(1)
+    assert len(looks) > 4
+    assert client.call("user", service, "add", "user") == 2
+    assert states(client, service) == {0: "READY"}
