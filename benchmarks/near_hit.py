@@ -144,7 +144,7 @@ class _Cachetools:
 @contextmanager
 def no_questions(client: ray_route.RouteClient) -> Iterator[None]:
     """Fail if anything in here was not a hit."""
-    with mock.patch.object(client._session.computing, "join", side_effect=AssertionError):
+    with mock.patch.object(client._session, "may_read", side_effect=AssertionError):
         yield
 
 

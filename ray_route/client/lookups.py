@@ -19,6 +19,9 @@ from ray_route.store.links import MAX_UIDS
 
 # A shorter share of the longest lease is not worth keeping: the router lengthens the link's life.
 _LEAST_SHARE = 0.1
+# After so many reads that told nothing only one of so many is made.
+_READS_IN_VAIN = 32
+_LEFT_OUT = 16
 # What is left of a link's life when it is reported as used.
 _FRESH_SHARE = 0.9
 
@@ -107,6 +110,30 @@ class Judge:
                 found.used[uid] = link.epoch
 
 
+class NewUids:
+    """Notices where all that is asked for is new: then a read tells nothing, and is left out.
+
+    A read in vain costs a tenth of what it saves where it tells. So it is left out only after many
+    in vain, and tried now and then; one that tells something brings it back.
+    """
+
+    def __init__(self) -> None:
+        self._in_vain: dict[str, int] = {}
+        self._left_out: dict[str, int] = {}
+
+    def may_be_known(self, service: str) -> bool:
+        """True if the next read of a service may tell something."""
+        if self._in_vain.get(service, 0) < _READS_IN_VAIN:
+            return True
+        left_out = self._left_out.get(service, 0) + 1
+        self._left_out[service] = left_out
+        return left_out % _LEFT_OUT == 0
+
+    def note(self, service: str, asked: int, told: int) -> None:
+        """Take in how many uids were read, and of how many that told something."""
+        self._in_vain[service] = 0 if told else self._in_vain.get(service, 0) + asked
+
+
 class Lookups:
     """Look-ups of one kind, many at once in one question. Thread-safe.
 
@@ -119,6 +146,7 @@ class Lookups:
         self,
         put: Put,
         judge: Judge,
+        new_uids: NewUids,
         ready: Callable[[], bool],
         reads: LinkReads,
         keep: Callable[[str, Found, float], None],
@@ -128,6 +156,7 @@ class Lookups:
         self.deciding = Coalescer(put, send, take)
         self.reading = Coalescer(put, self._send, self._take)
         self._judge = judge
+        self._new_uids = new_uids
         self._ready = ready
         self._reads = reads
         self._keep = keep
@@ -160,6 +189,7 @@ class Lookups:
         self, service: str, uids: Collection[str], found: Found, asked_at: float
     ) -> dict[str, Any]:
         """Keep what was found, and have the router decide the rest."""
+        self._new_uids.note(service, len(uids), len(found.links) + len(found.lost))
         if self._ready():
             self._keep(service, found, asked_at)
         else:  # the stream has not been heard meanwhile

@@ -46,8 +46,8 @@ def compute_many(session: Session, uids: Iterable[str], service: str) -> Operati
         # Shard by shard: a call then is a few scripts of many uids, not 256 of a few.
         missing.sort(key=session.namespace.keys.shard)
     for start in range(0, len(missing), _UIDS_PER_READ):
-        if not session.may_read():
-            break
+        if not session.may_know(service):
+            continue
         some = missing[start : start + _UIDS_PER_READ]
         answers.update((yield from _found(session, service, some)))
     missing = [uid for uid in missing if answers[uid] is None]
@@ -61,6 +61,7 @@ def _found(session: Session, service: str, uids: list[str]) -> Operation[dict[st
     what = f"Redis at {session.namespace.url.address} about {len(uids)} uids of {service!r}"
     readings = yield Awaited(session.namespace.reads.ask(parts), what)
     found = session.judge.found(service, parts, readings, now() - asked_at)
+    session.new_uids.note(service, len(uids), len(found.links) + len(found.lost))
     if found.lost:
         yield from session.namespace.recover({lost.shard for lost in found.lost.values()})
     if not session.may_read():  # the stream has not been heard meanwhile

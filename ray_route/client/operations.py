@@ -100,7 +100,7 @@ def _answer(
     Whoever has just been refused, and wants a higher epoch, asks the router.
     """
     batch = None
-    if min_epoch == 0 and session.may_read():
+    if min_epoch == 0 and session.may_know(service):
         what = f"Redis at {session.namespace.url.address} about uid {uid!r} of {service!r}"
         answer = yield _Looked(lookups, service, uid, what)
         if isinstance(answer, Link):

@@ -16,7 +16,7 @@ import ray
 
 from ray_route.client.change_reader import ChangeReader, Known
 from ray_route.client.coalescer import Done, Send
-from ray_route.client.lookups import Found, Judge, Lookups
+from ray_route.client.lookups import Found, Judge, Lookups, NewUids
 from ray_route.client.refresh_ahead import RefreshAhead
 from ray_route.client.use_reporter import UseReporter
 from ray_route.clock import Deadline, now
@@ -72,6 +72,7 @@ class Session:
             namespace.asked_at,
         )
         self.changes.start()
+        self.new_uids = NewUids()
         self.judge = Judge(namespace.keys, namespace.config, self.table.routable)
         self.computing = self._lookups(self._send_compute, self.keep_used)
         self.finding = self._lookups(self._send_find, self.keep_found)
@@ -93,7 +94,7 @@ class Session:
     def _lookups(self, send: Send, keep: Callable[[str, Found, float], None]) -> Lookups:
         namespace = self.namespace
         how = (self.may_read, namespace.reads, keep, send, self.take)
-        return Lookups(namespace.worker.put, self.judge, *how)
+        return Lookups(namespace.worker.put, self.judge, self.new_uids, *how)
 
     # Look-ups in Redis.
 
@@ -111,6 +112,10 @@ class Session:
         """Keep what was read, at `asked_at` or later, and count it."""
         self.near.put_all(service, found.links, asked_at)
         self.meter.count(LOOKUPS, "redis", "link", by=len(found.links))
+
+    def may_know(self, service: str) -> bool:
+        """True if links of a service may be read now, and if that may tell something."""
+        return self.may_read() and self.new_uids.may_be_known(service)
 
     def keep_used(self, service: str, found: Found, asked_at: float) -> None:
         """Do the same, and report the links as used that have lost some of their lives."""
@@ -131,7 +136,8 @@ class Session:
             self.near.rest(service, found.links.keys() - found.used.keys())
 
     def _report_use(self, service: str, used: dict[str, int]) -> None:
-        self.namespace.router.report_use.remote(service, used)
+        if ray.is_initialized():  # else the question would start another Ray
+            self.namespace.router.report_use.remote(service, used)
 
     # Look-ups by the router.
 

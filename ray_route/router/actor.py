@@ -10,50 +10,24 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from typing import Any
+import pkgutil
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from ray_route.config import RouteConfig
 from ray_route.errors import RouteError
-from ray_route.model import DrainProgress, Explanation, Life, Link, Pod, PodRecord, RoutingState
-from ray_route.protocol.changes import Change
+from ray_route.model import DrainProgress, Explanation, Link, Pod, PodRecord, RoutingState
 from ray_route.protocol.commands import Address, Numbered, Outcome, Word
-from ray_route.protocol.names import RAY_NAMESPACE
 from ray_route.protocol.welcome import Vouched, Welcome
 from ray_route.protocol.wire import pack_answers, unpack_question
-from ray_route.router.beats import Beats
-from ray_route.router.change_writer import ChangeWriter
-from ray_route.router.directory import Directory
-from ray_route.router.drains import Drains
-from ray_route.router.failure_detector import FailureDetector
-from ray_route.router.lifecycle import Lifecycle
-from ray_route.router.link_table import LinkTable
-from ray_route.router.mailbox import Mailboxes
-from ray_route.router.membership import Membership
-from ray_route.router.moves import Moves
-from ray_route.router.placing_gate import PlacingGate
-from ray_route.router.recovery import Recovery
-from ray_route.router.resumption import Resumption
-from ray_route.router.scalings import Scalings
-from ray_route.router.shards import Shards
-from ray_route.runtime import telemetry
-from ray_route.runtime.metrics import ROUTER_CACHE_LINKS
-from ray_route.store.connect import AsyncStore
-from ray_route.store.keys import Keys
-from ray_route.store.links import LinkCalls
 from ray_route.store.url import StoreUrl
 
+if TYPE_CHECKING:
+    from ray_route.router.parts import Parts
+
 _RETRY_S = 0.2
-
-
-async def _has_actor(name: str) -> bool:
-    """True if Ray has an actor of that name, be it one that it is just restarting."""
-    try:
-        await asyncio.to_thread(ray.get_actor, name, namespace=RAY_NAMESPACE)
-    except ValueError:
-        return False
-    return True
+_PARTS = "ray_route.router.parts:Parts"
 
 
 class Router:
@@ -65,62 +39,21 @@ class Router:
         gc.set_threshold(20_000, 50, 100)
         self._namespace = namespace
         self._config = config
-        store = AsyncStore(url)
-        keys = Keys(namespace, config.shards)
-        self._shards = Shards(store, keys, LinkCalls(keys, config))
-        self._changes = ChangeWriter(store, keys)
-        self._mailboxes = Mailboxes()
-        self._membership = Membership(store, keys, self._pod_changed, self._shards)
-        self._links = LinkTable(config, keys, self._membership, self._shards)
-        self._directory = Directory(config, self._links, store, self._membership)
-        self._moves = Moves(
-            self._membership,
-            self._links,
-            self._directory,
-            self._mailboxes,
-            self._links_stale,
-            config.ttl_s,
-        )
-        self._drains = Drains(
-            self._membership, self._directory, self._mailboxes, self._moves, _has_actor
-        )
-        self._scalings = Scalings()
-        gate = PlacingGate(namespace, config, self._membership)
-        self._shards.may_place = gate.passed
-        node: str = ray.get_runtime_context().get_node_id()
-        self._failures = FailureDetector(self._membership, gate, config, node)
-        self._recovery = Recovery(
-            config,
-            store,
-            self._membership,
-            self._shards,
-            self._links,
-            self._mailboxes,
-            self._failures.begin_anew,
-        )
-        self._shards.recover = self._recovery.recover
-        self._recovery.tell_lost = self._changes.lost
-        gate.readmit = self._recovery.readmit
-        self._resumption = Resumption(
-            config,
-            self._membership,
-            self._shards,
-            self._recovery,
-            self._failures.begin_anew_with,
-        )
-        cache = self._links.cache
-        self._membership.meter.gauge(ROUTER_CACHE_LINKS, lambda: [((), cache.held)])
-        telemetry.start()
-        self._life = Lifecycle(
-            self._shards,
-            self._links,
-            self._membership,
-            self._failures,
-            self._recovery,
-            self._changes,
-            self._mailboxes,
-            Beats(config.heartbeat_s, self._recovery, self._shards, self._changes),
-        )
+        # By name: whoever looks for its router loads this class, and needs none of its parts.
+        parts: Parts = pkgutil.resolve_name(_PARTS)(namespace, url, config)
+        self._shards = parts.shards
+        self._changes = parts.changes
+        self._mailboxes = parts.mailboxes
+        self._membership = parts.membership
+        self._links = parts.links
+        self._directory = parts.directory
+        self._moves = parts.moves
+        self._drains = parts.drains
+        self._scalings = parts.scalings
+        self._failures = parts.failures
+        self._recovery = parts.recovery
+        self._resumption = parts.resumption
+        self._life = parts.life
         self._life.begin()
 
     # Clients: links.
@@ -358,17 +291,3 @@ class Router:
         """Exit for good, if a younger router has taken over."""
         if self._links.superseded.is_set():
             ray.actor.exit_actor()
-
-    # What others of its parts tell it.
-
-    def _pod_changed(self, service: str, record: PodRecord) -> None:
-        self._changes.write(Change("pod", service, pod=record))
-        alive = record.life is Life.ALIVE
-        ended = record.incarnation - 1 if alive else record.incarnation
-        self._mailboxes.end(service, record.pod, ended)
-
-    def _links_stale(self, service: str, epochs: dict[str, int]) -> None:
-        for uid, epoch in epochs.items():
-            self._links.cache.drop(service, uid, epoch)
-        if epochs:
-            self._changes.write(Change("link", service, stale=epochs))

@@ -14,8 +14,10 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 
+from ray_route.clock import now
 from ray_route.errors import RouteError
 from ray_route.protocol.welcome import Vouched
+from ray_route.store.circuit import PROBE_S
 from ray_route.store.connect import Store
 from ray_route.store.lanes import Lane, lanes_to_all, unsettled
 
@@ -24,7 +26,7 @@ logger = logging.getLogger(__name__)
 _TRIES = 5
 # A failover sends every process of a namespace to its router at once.
 _JITTER_S = 0.1
-_MAX_BACKOFF_S = 2.0
+_MAX_BACKOFF_S = 1.0
 
 
 class Belief:
@@ -42,6 +44,8 @@ class Belief:
         self._lanes: dict[str, Lane] = {}
         self._term = 0
         self._failures = 0
+        self._failed_at = 0.0
+        self._is_new = True
         self._renewal: Future[None] | None = None
         self._closed = False
 
@@ -57,11 +61,12 @@ class Belief:
     def take(self, server: str, wait_s: float) -> Lane | None:
         """Return the lane to a server, for the caller alone until `give_back`.
 
-        None if the server is not to be believed now, or if others do not give the lane back in
-        time; if there was some, the lane is given up.
+        None if the server is not to be believed now, which is seen to, or if others do not give the
+        lane back in time; if there was some, the lane is given up.
         """
         lane = self._lanes.get(server)
         if lane is None:
+            self.renewed()
             return None
         if not lane.take(wait_s):
             if wait_s:
@@ -116,12 +121,18 @@ class Belief:
     def renewed(self) -> Future[None]:
         """Have every primary vouched for, in the background; the future raises what prevents it.
 
-        One at a time, for all who ask; after a failure with growing pauses.
+        One at a time, for all who ask; after a failure with growing pauses. Shortly after it the
+        same failure is told at once, since each attempt at a store that is away takes seconds.
         """
         with self._lock:
-            if self._renewal is None or self._renewal.done():
+            if self._renewal is None or self._is_to_be_tried_again(self._renewal):
                 self._renewal = self._begun()
             return self._renewal
+
+    def _is_to_be_tried_again(self, renewal: Future[None]) -> bool:
+        if self._closed or not renewal.done():
+            return False
+        return not self._failures or now() >= self._failed_at + PROBE_S
 
     def _begun(self) -> Future[None]:
         renewal: Future[None] = Future()
@@ -136,6 +147,7 @@ class Belief:
             self._try_to_renew()
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
             self._failures += 1
+            self._failed_at = now()
             logger.debug("no server can be vouched for: %s", error)
             renewal.set_exception(error)
         else:
@@ -143,8 +155,9 @@ class Belief:
             renewal.set_result(None)
 
     def _pause_s(self) -> float:
-        if not self._term and not self._failures:
-            return 0.0  # a process that has just come
+        if self._is_new:
+            self._is_new = False
+            return 0.0
         most_s = min(_JITTER_S * 2.0**self._failures, _MAX_BACKOFF_S)
         return random.uniform(0, most_s)  # noqa: S311 - no secret
 

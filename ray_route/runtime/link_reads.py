@@ -6,8 +6,9 @@ What makes such a read safe is in `docs/guarantees.md`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -111,37 +112,44 @@ class LinkReads:
         """
         readings: Readings = [None] * len(parts)
         by_lane = self._by_lane(parts)
-        try:
+        with self._using([lane for lane, _ in by_lane.values()]):
             sent = {
                 name: self._send(lane, [parts[index] for index in some])
                 for name, (lane, some) in by_lane.items()
             }
             for name, (lane, some) in by_lane.items():
-                taken = self._receive(lane, [parts[index].shard for index in some], sent[name])
-                for index, reading in zip(some, taken, strict=True):
+                received = self._receive(lane, [parts[index].shard for index in some], sent[name])
+                for index, reading in zip(some, received, strict=True):
                     readings[index] = reading
-        finally:
-            for lane, _ in by_lane.values():
-                self._belief.give_back(lane)
         return readings
 
     def read_here(self, part: Part) -> Reading | Exception | None:
         """Read one part in the calling thread; None also while others read.
 
-        Half the time of what goes by way of the worker. Whatever interrupts it ends belief in the
-        server: what is on its way must not be taken for an answer to somebody else.
+        It takes two thirds of the time that it takes by way of the worker.
         """
         lane = self._belief.take(self._server_of(part), 0)
         if lane is None:
             return None
-        try:
+        with self._using([lane]):
             (reading,) = self._receive(lane, [part.shard], self._send(lane, [part]))
+        return reading
+
+    @contextmanager
+    def _using(self, lanes: Sequence[Lane]) -> Iterator[None]:
+        """Give lanes back at the end; if anything interrupts, end belief in their servers.
+
+        What is on its way then must not be taken for an answer to somebody else.
+        """
+        try:
+            yield
         except BaseException:
-            self._belief.drop(lane)
+            for lane in lanes:
+                self._belief.drop(lane)
             raise
         finally:
-            self._belief.give_back(lane)
-        return reading
+            for lane in lanes:
+                self._belief.give_back(lane)
 
     def _by_lane(self, parts: Sequence[Part]) -> dict[str, tuple[Lane, list[int]]]:
         """Take the lanes to the parts' servers; say by which lane each part is read."""

@@ -160,6 +160,8 @@ class Namespace:
 
     def _vouch(self) -> Vouched:
         """Ask the router once which servers have lost nothing; blocks."""
+        if not ray.is_initialized():  # else the question would start another Ray
+            raise RouterUnavailableError(namespace=self.name, reason="this process has left Ray")
         vouched = run(self._vouched(), Deadline.after(_VOUCH_S))
         self.saw_all(enumerate(vouched.seen))
         return vouched

@@ -41,6 +41,12 @@ def session(client: ray_route.RouteClient, svc: ray_route.Deployment) -> Session
     return client._session
 
 
+def forget(session: Session) -> None:
+    """Forget all links, and that what was asked for last was new."""
+    session.near.flush()
+    session.new_uids.note("svc", 1, 1)
+
+
 def answered(client: Any, source: str) -> int:
     counts = client._session.meter.counts
     return sum(
@@ -92,7 +98,7 @@ def ways(client: Any) -> dict[str, Callable[[list[str]], dict[str, Any]]]:
 def test_links_are_read_by_the_process_that_asks(client: Any, session: Session, way: str) -> None:
     uids = [f"{unique_name()}-{number}" for number in range(40)]
     pods = {uid: link.pod for uid, link in client.compute_linked_pods(uids, "svc").items()}
-    session.near.flush()
+    forget(session)
     by_router, by_redis = answered(client, "router"), answered(client, "redis")
     assert ways(client)[way](uids) == pods
     assert answered(client, "router") == by_router
@@ -104,10 +110,10 @@ def test_known_uids_are_found_by_who_can_ask_no_router(client: Any, session: Ses
     links = client.compute_linked_pods(uids, "svc")
     handle, session.namespace.router = session.namespace.router, None
     try:
-        session.near.flush()
+        forget(session)
         for uid in uids:
             assert client.compute_linked_pod(uid, "svc") == links[uid]
-        session.near.flush()
+        forget(session)
         assert client.compute_linked_pods(uids, "svc") == links
     finally:
         session.namespace.router = handle
@@ -135,12 +141,29 @@ def test_a_burst_of_new_uids_is_one_call_to_the_router(
     assert sent == [500]
 
 
+def test_where_all_is_new_nobody_reads_in_vain_for_long(
+    client: Any, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget(session)
+    reads: list[int] = []
+    read_here = session.namespace.reads.read_here
+
+    def noted(part: Any) -> Any:
+        reads.append(1)
+        return read_here(part)
+
+    monkeypatch.setattr(session.namespace.reads, "read_here", noted)
+    for _ in range(112):
+        client.compute_linked_pod(unique_name(), "svc")
+    assert 32 <= len(reads) <= 40
+
+
 def test_a_link_that_has_moved_is_never_found_where_it_was(client: Any, session: Session) -> None:
     uid = unique_name()
     link = client.compute_linked_pod(uid, "svc")
     for _ in range(20):
         moved = client.move(uid, "svc", (link.pod + 1) % 3)
-        session.near.flush()
+        forget(session)
         link = client.compute_linked_pod(uid, "svc")
         assert link == moved
 
@@ -151,7 +174,7 @@ def test_one_look_is_enough_to_lengthen_a_life(client: Any, session: Session) ->
     store, keys = Store(session.namespace.url), session.namespace.keys
     left = plain_call("PTTL", keys.link(keys.shard(uid), "svc", uid))
     eventually(lambda: store.one(left) < 800 * TTL_S, "a part of its life has passed")
-    session.near.flush()
+    forget(session)
     by_redis = answered(client, "redis")
     assert client.compute_linked_pod(uid, "svc") == link
     assert answered(client, "redis") == by_redis + 1
@@ -199,7 +222,7 @@ def test_a_uid_that_is_to_end_ends_though_it_is_looked_up(client: Any, session: 
 def test_who_was_refused_asks_the_router(client: Any, session: Session) -> None:
     uid = unique_name()
     client.compute_linked_pod(uid, "svc")
-    session.near.flush()
+    forget(session)
     by_router, by_redis = answered(client, "router"), answered(client, "redis")
     run(operations.compute(session, uid, "svc", 1), Deadline.after(10))
     assert (answered(client, "router"), answered(client, "redis")) == (by_router + 1, by_redis)

@@ -148,7 +148,7 @@ def test_nothing_is_believed_before_a_router_has_vouched_for_the_server(process:
     assert process.read("u") is None
     process.believe()
     assert process.pod_of("u") == 3
-    assert process.asked == 1
+    assert process.asked >= 1
 
 
 def test_what_has_no_link_is_told_as_such_and_a_lost_shard_is_not(process: Process) -> None:
@@ -176,13 +176,13 @@ def test_a_replica_that_lagged_is_not_believed_when_it_has_become_the_primary(
         follow(replica, None)  # from here on it lags
         process.link("u", "1:8")  # which this process has not heard of
         proxy.retarget(replica.port)
-        for _ in range(5):
+        asked = process.asked
+        while process.asked < asked + 3:
             assert process.pod_of("u") is None
             with pytest.raises(LostWritesError):
                 process.believe()
         process.routers[process.keys.shard("u")] = 0  # as after the recovery
-        process.believe()
-        assert process.pod_of("u") == 0
+        eventually(lambda: process.pod_of("u") == 0, "it is vouched for, and believed")
         process.close()
 
 
@@ -213,7 +213,6 @@ def test_a_connection_that_breaks_ends_belief_and_its_successor_is_vouched_for(
         assert process.pod_of("u") == 3
         proxy.retarget(server.port)
         assert process.read("u") is None
-        assert process.asked == 1
         process.believe()
         assert process.pod_of("u") == 3
         assert process.asked == 2
@@ -341,8 +340,9 @@ def test_in_a_cluster_a_slot_that_has_moved_is_vouched_for_where_it_is() -> None
         assert process.belief.is_ready()
         cluster.end_move(slot, to)
         assert process.read("u0") is None
-        process.believe()
-        assert [process.pod_of(uid) for uid in uids] == [3] * len(uids)
+        eventually(
+            lambda: all(process.pod_of(uid) == 3 for uid in uids), "both are vouched for again", 20
+        )
         process.close()
 
 

@@ -21,7 +21,7 @@ from test_direct_reads import CONFIG, Process
 
 from ray_route.client import coalescer, lookups, shared_future
 from ray_route.client.coalescer import Batch, Done, SharedAnswer
-from ray_route.client.lookups import Found, Judge, Lookups
+from ray_route.client.lookups import Found, Judge, Lookups, NewUids
 from ray_route.clock import Deadline, now
 from ray_route.model import Link
 from ray_route.runtime import belief, link_reads, worker
@@ -98,6 +98,7 @@ class Client:
         self.lookups = Lookups(
             process.worker.put,
             Judge(process.keys, CONFIG, lambda _, link: link.pod != 9),
+            NewUids(),
             self._ready,
             process.reads,
             self._keep,

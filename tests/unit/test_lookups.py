@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ray_route.client.lookups import Judge, Lost
+from ray_route.client.lookups import Judge, Lost, NewUids
 from ray_route.client.use_reporter import UseReporter
 from ray_route.config import RouteConfig
 from ray_route.model import Link
@@ -83,6 +83,17 @@ def test_many_uids_are_sorted_by_shard_and_cut():
     assert max(len(part.names) for part in parts) <= 500
     assert sorted(uid for part in parts for _, uid in part.names) == sorted(uids)
     assert all(KEYS.shard(uid) == part.shard for part in parts for _, uid in part.names)
+
+
+def test_where_all_is_new_a_read_is_tried_now_and_then_and_comes_back_when_it_tells():
+    new = NewUids()
+    new.note(S, 31, 0)
+    assert all(new.may_be_known(S) for _ in range(100))
+    new.note(S, 1, 0)
+    assert sum(new.may_be_known(S) for _ in range(160)) == 10
+    assert new.may_be_known("another")
+    new.note(S, 1, 1)
+    assert all(new.may_be_known(S) for _ in range(100))
 
 
 def test_uses_are_told_together_and_once():
