@@ -11,7 +11,7 @@ import threading
 from dataclasses import replace
 from typing import Any
 
-from ray_route.clock import now
+from ray_route.clock import Deadline, now
 from ray_route.config import RouteConfig
 from ray_route.errors import DamagedKeyError
 from ray_route.protocol.changes import Change, Position, UnreadableEntryError, read_entry
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _BLOCK_MS = 1000
 _COUNT = 500
 _RETRY_S = 0.1
+_LOOK_S = 0.01
 
 
 class ChangeReader:
@@ -58,9 +59,12 @@ class ChangeReader:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop following; returns within about a second."""
+        """Stop following; returns at once, or within three seconds if that can't be had."""
         self._stopping.set()
-        self._thread.join(timeout=3 * _BLOCK_MS / 1000)
+        deadline = Deadline.after(3 * _BLOCK_MS / 1000)
+        while self._thread.is_alive() and deadline.remaining():
+            self._store.interrupt()  # again: it may have been about to send its next read
+            self._thread.join(_LOOK_S)
         self._store.close()
 
     def _heard(self, at: float) -> None:
@@ -78,7 +82,7 @@ class ChangeReader:
                 self._follow()
                 lost = False
             except Exception as error:  # noqa: BLE001 - unread, it allows no hits
-                if not lost:
+                if not lost and not self._stopping.is_set():
                     logger.warning("the change stream can't be read: %s", error)
                 lost = True
                 self._near.flush()

@@ -222,6 +222,13 @@ class Store:
             raise translated(self.url, error) from error
         return self._client.get_redis_connection(node).connection_pool
 
+    def interrupt(self) -> None:
+        """End what waits for a reply in other threads, with an error there."""
+        if self.is_cluster:
+            self._client.disconnect_connection_pools()
+        else:
+            self._client.connection_pool.disconnect(inuse_connections=True)
+
     def close(self) -> None:
         """Close all connections."""
         for client in (self._client, *sentinels_of(self._client)):
