@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SHARED := ../shared/data/college_msg.txt
 
-.PHONY: demo unit test long chaos soak lint type floors docs package lowest bench check clean
+.PHONY: demo unit test long chaos soak partitions lint type floors docs package lowest bench check clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,9 @@ soak: $(READY)  ## five minutes of faults of Redis and pods; repeat one with SOA
 
 chaos: $(READY)  ## five minutes of seeded faults; repeat one with CHAOS_SEED
 	CHAOS_S=$${CHAOS_S:-300} $(BIN)/python -m pytest -s tests/chaos/test_chaos.py
+
+partitions: $(READY)  ## every cut of a real network, 72 of them, as root; repeat a run with NET_SEED
+	NET_CUTS=$${NET_CUTS:-0} $(BIN)/python -m pytest -s -m long tests/chaos/test_net.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

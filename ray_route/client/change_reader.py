@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 _BLOCK_MS = 1000
 _COUNT = 500
 _RETRY_S = 0.1
-_STOP_S = 0.03
+_STOP_S = 0.01
+_STOP_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +79,11 @@ class ChangeReader:
     def stop(self) -> None:
         """Stop following; returns within some 30 ms, whatever it is just waiting for."""
         self._stopping.set()
-        lane = self._lane
-        if lane is not None:
-            lane.break_off()
-        self._thread.join(_STOP_S)
+        for _ in range(_STOP_TRIES):
+            lane = self._lane
+            if lane is not None:
+                lane.break_off()  # again: it may have been about to send its next read
+            self._thread.join(_STOP_S)
         self._store.close()
 
     def _heard(self, at: float) -> None:

@@ -25,7 +25,7 @@ from ray_route.store.namespaces import LAYOUT, parse_layout, parse_options
 from ray_route.store.pods import damaged_field, is_part, read_table
 from ray_route.store.scripts import Call, plain_call
 
-_KEYS_PER_LOOK = 1_000
+_KEYS_PER_LOOK = 5_000
 _ENTRIES = 10_000
 _STRAYS_NAMED = 20  # of each life
 # In one step, so that nobody claims an index in between; the router writes back what is missing.
