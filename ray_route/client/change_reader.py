@@ -55,9 +55,13 @@ class ChangeReader:
         """Begin to follow."""
         self._thread.start()
 
+    def end_soon(self) -> None:
+        """Have it stop; what can't be read from now on is nobody's concern."""
+        self._stopping.set()
+
     def stop(self) -> None:
         """Stop following; returns within about a second."""
-        self._stopping.set()
+        self.end_soon()
         self._thread.join(timeout=3 * _BLOCK_MS / 1000)
         self._store.close()
 
@@ -76,7 +80,7 @@ class ChangeReader:
                 self._follow()
                 lost = False
             except Exception as error:  # noqa: BLE001 - unread, it allows no hits
-                if not lost:
+                if not lost and not self._stopping.is_set():
                     logger.warning("the change stream can't be read: %s", error)
                 lost = True
                 self._near.flush()

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from ray_route.clock import now
-from ray_route.errors import RouteError
+from ray_route.errors import RayGoneError, RouteError
 from ray_route.model import RoutingState
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.release import Releases
@@ -62,6 +62,9 @@ class CommandLoop:
                 self._follow(router, state)
                 for number, command in commands:
                     self._dispatch(router, number, command)
+            except RayGoneError as error:
+                logger.warning("no commands come any more: %s", error)
+                return
             except Exception as error:  # noqa: BLE001 - without commands, nothing here can move
                 # Not by way of `Namespace.ask`: the router's restart must be noticed at once, for
                 # a new one knows of this agent only by this call.
