@@ -192,6 +192,13 @@ class Bank:
         self.debits += 1
         raise error
 
+    def refuse_itself(self) -> None:
+        """Say of itself that it does not run, as a call of its own uid may."""
+        link = ray_route.current_link()
+        assert link is not None
+        ids = {"service": link.service, "pod": link.pod, "uid": link.uid, "epoch": link.epoch}
+        self.ask_itself(ray_route.FencedError(reason="mine", may_have_run=False, **ids))
+
     def fail_at(self, gate: str) -> None:
         self.debits += 1
         while not Path(gate).exists():
@@ -205,8 +212,8 @@ class Bank:
 class AsyncBank(Bank):
     """The same on an event loop."""
 
-    async def ask_itself(self, error: Exception) -> None:  # type: ignore[override]
-        super().ask_itself(error)
+    async def refuse_itself(self) -> None:  # type: ignore[override]
+        super().refuse_itself()
 
     async def fail_at(self, gate: str) -> None:  # type: ignore[override]
         await asyncio.to_thread(super().fail_at, gate)

@@ -7,7 +7,9 @@ batches in which misses travel. Who has which is in `sessions`.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import ray
@@ -29,7 +31,7 @@ from ray_route.runtime.metrics import (
     meter,
 )
 from ray_route.runtime.namespace import Namespace
-from ray_route.runtime.waiting import Operation
+from ray_route.runtime.waiting import Blocking, Operation
 from ray_route.state.link_cache import LinkCache
 from ray_route.state.pod_table import PodTable
 from ray_route.store.connect import Store
@@ -128,8 +130,10 @@ class Session:
         handle = self._handles.get(key)
         if handle is None:
             record = yield from self.record(service, link)
-            try:
-                handle = ray.get_actor(record.actor, namespace=RAY_NAMESPACE)
+            find = partial(ray.get_actor, record.actor, namespace=RAY_NAMESPACE)
+            what = f"Ray to find actor {record.actor!r}"
+            try:  # in a thread of its own: Ray waits for its head longer than anyone says here
+                handle = yield Blocking(find, what, longest_s=math.inf)
             except ValueError as error:
                 raise NoSuchActorError(f"Ray has no actor {record.actor!r}") from error
             self._handles[key] = handle

@@ -18,7 +18,7 @@ from ray_route.clock import Deadline
 from ray_route.config import RouteConfig
 from ray_route.errors import RouteTimeoutError
 from ray_route.model import check_name
-from ray_route.runtime.joined_ray import JoinedRay, joined_ray
+from ray_route.runtime.joined_ray import joined_ray
 from ray_route.runtime.joining import exit_at_sigterm
 from ray_route.runtime.namespace import Namespace, resolve_url
 from ray_route.runtime.waiting import Stage, late, within, within_async
@@ -32,7 +32,7 @@ _Key = tuple[Any, ...]
 class _Shared:
     """A session and how many use it or wait for it; who has the turn opens it."""
 
-    joined: JoinedRay | None
+    joined: object | None
     users: int = 0
     session: Session | None = None
     turn: threading.Lock = field(default_factory=threading.Lock)
@@ -144,7 +144,7 @@ def _end_those_of_other_rays() -> None:
     """Close what was opened in a Ray that this process has left; its clients say so."""
     joined = joined_ray()
     with _lock:
-        strange = [(key, each) for key, each in _shared.items() if each.joined != joined]
+        strange = [(key, each) for key, each in _shared.items() if each.joined is not joined]
         over = [(key, each.session) for key, each in strange if each.session is not None]
         for key, _ in over:
             del _shared[key]

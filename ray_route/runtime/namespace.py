@@ -121,7 +121,7 @@ class Namespace:
 
         To be asked before anything is asked of Ray, which would start another.
         """
-        if joined_ray() != self._joined:
+        if joined_ray() is not self._joined:
             raise RayGoneError(what=f"namespace {self.name!r}", namespace=self.name)
 
     @property

@@ -22,7 +22,7 @@ import ray
 
 from ray_route.clock import Deadline
 from ray_route.errors import RayGoneError, RouteError, RouteTimeoutError
-from ray_route.runtime.joined_ray import JoinedRay, joined_ray
+from ray_route.runtime.joined_ray import joined_ray
 from ray_route.store.clients import SOCKET_TIMEOUT_S
 
 T = TypeVar("T")
@@ -71,10 +71,10 @@ class Remote:
     ref: Any
     what: str
     has_ended: Callable[[], bool] | None = None
-    joined: JoinedRay | None = field(default_factory=joined_ray)
+    joined: object | None = field(default_factory=joined_ray)
 
     def _slice_s(self, deadline: Deadline) -> float:
-        if joined_ray() != self.joined:  # asked now, Ray would start another
+        if joined_ray() is not self.joined:  # asked now, Ray would start another
             raise RayGoneError(what=self.what)
         deadline.check(self.what)
         if self.has_ended is None:
@@ -103,7 +103,7 @@ class Remote:
         What comes later is taken, since Ray complains of errors that nobody saw. If Ray is gone the
         reference is kept: whoever drops one while Ray shuts down has the process ended by it.
         """
-        is_here = joined_ray() == self.joined
+        is_here = joined_ray() is self.joined
         if is_here:
             self.ref.future()
         else:

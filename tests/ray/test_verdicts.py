@@ -66,6 +66,11 @@ def test_a_nested_call_that_finds_no_pod_is_told_apart_too(
     assert (caught.value.service, caught.value.error.service) == (bank, "no-such-service")
 
 
+def test_no_method_can_have_itself_sent_again(client: Any, bank: str, debits: list[int]) -> None:
+    with pytest.raises(ray_route.NestedCallError, match="mine"):
+        client.call("ann", bank, "refuse_itself")
+
+
 def test_it_is_so_in_a_batch_and_for_an_awaited_client(
     client: Any, bank: str, debits: list[int]
 ) -> None:

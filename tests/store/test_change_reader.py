@@ -162,3 +162,20 @@ def test_a_reader_whose_stream_was_lost_finds_its_place_again(
     near.put(S, "u", LINK, now())
     store.one(plain_call("DEL", keys.log))
     is_flushed(near, stream, router=1)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_who_ends_says_nothing_of_a_server_that_ends_with_it(
+    keys: Keys, caplog: pytest.LogCaptureFixture, *, ends: bool
+) -> None:
+    with EmbeddedServer("redis") as server:
+        own = Store(parse_url(server.url), retries=0)
+        config, place = RouteConfig(), Position("0-0", 1, 0)
+        reader = ChangeReader(own, keys, config, PodTable(), LinkCache(100), place, now())
+        reader.start()
+        if ends:
+            reader.end_soon()
+    if not ends:
+        eventually(lambda: caplog.messages, "one that does not end says so")
+    reader.stop()
+    assert bool(caplog.messages) is not ends
