@@ -14,7 +14,7 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 demo: $(READY)  ## sticky routing at work, on a real message log where there is one
-	$(BIN)/ray-route demo --kill --scale-out $(if $(wildcard $(SHARED)),--trace $(SHARED))
+	RAY_ADDRESS=local $(BIN)/ray-route demo --kill --scale-out $(if $(wildcard $(SHARED)),--trace $(SHARED))
 
 unit: $(READY)  ## what needs neither servers nor Ray
 	$(BIN)/python -m pytest tests/unit

@@ -10,15 +10,19 @@ from ray_route.client.sync_client import RouteClient
 from ray_route.config import RouteConfig
 from ray_route.deploy import Deployment, deploy
 from ray_route.errors import (
+    ClosedError,
     ConfigError,
     DamagedKeyError,
     FencedError,
     InvalidInputError,
     LostWritesError,
+    NestedCallError,
     NoAvailablePodError,
     PartialBatchError,
     PodRestartingError,
     PodUnavailableError,
+    RayGoneError,
+    RayUnavailableError,
     RouteError,
     RouterUnavailableError,
     RouteTimeoutError,
@@ -31,6 +35,7 @@ from ray_route.pod.pod_actor import CurrentLink, current_agent, current_link
 
 __all__ = [
     "AsyncRouteClient",
+    "ClosedError",
     "ConfigError",
     "CurrentLink",
     "DamagedKeyError",
@@ -43,12 +48,15 @@ __all__ = [
     "Link",
     "LinkedPods",
     "LostWritesError",
+    "NestedCallError",
     "NoAvailablePodError",
     "PartialBatchError",
     "Pod",
     "PodAgent",
     "PodRestartingError",
     "PodUnavailableError",
+    "RayGoneError",
+    "RayUnavailableError",
     "RouteClient",
     "RouteConfig",
     "RouteError",

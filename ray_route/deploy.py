@@ -13,10 +13,12 @@ import ray
 
 from ray_route.client.base import DRAIN_S
 from ray_route.client.scaling import ScalingTurn, scaling_turn
-from ray_route.client.session import Session, close_session, open_session
+from ray_route.client.session import Session
+from ray_route.client.sessions import close_session, open_session
 from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
 from ray_route.errors import (
+    ClosedError,
     ConfigError,
     InvalidInputError,
     PodUnavailableError,
@@ -46,17 +48,24 @@ _NEVER_MENDED = (ConfigError, UnsafeStoreError)
 class Deployment:
     """The pods of one service, as the process that deployed them holds them.
 
-    The pods are detached: they outlive this object and its process, until `shutdown`.
+    The pods are detached: they outlive this object and its process, until `shutdown`. Then it
+    raises `ClosedError`, and `RayGoneError` once this process has left its Ray.
     """
 
     def __init__(self, session: Session, service: str, make: _Maker) -> None:
-        self._session = session
-        self._make = make
-        self.service = service
         self.namespace = session.namespace.name
+        self.service = service
+        self._client = RouteClient(session)
+        self._make = make
 
     def __repr__(self) -> str:
         return f"Deployment(namespace={self.namespace!r}, service={self.service!r})"
+
+    @property
+    def _session(self) -> Session:
+        if self._client.closed:
+            raise ClosedError(what=repr(self), namespace=self.namespace, service=self.service)
+        return self._client._session
 
     def pods(self, timeout: float = _DEPLOY_S) -> dict[int, Pod]:
         """Return all pods of the service, dead ones included, by index."""
@@ -137,13 +146,17 @@ class Deployment:
         """Stop all pods, each after `on_release` of all its uids, and give their indexes back.
 
         What can't be released within `grace_s` seconds is lost, logged and counted. Links stay
-        until their TTL ends.
+        until their TTL ends. A second time it does nothing. Raises `RayGoneError`, having stopped
+        nothing, once this process has left the Ray of the pods.
         """
+        if self._client.closed:
+            return
+        session = self._session
         with contextlib.suppress(RouteError):
-            run(self._session.refresh(self.service), Deadline.after(_STOP_S))
-        pods = self._session.table.pods(self.service).values()
+            run(session.refresh(self.service), Deadline.after(_STOP_S))
+        pods = session.table.pods(self.service).values()
         _stop_all([record.actor for record in pods if record.actor], grace_s)
-        close_session(self._session)
+        self._client.close()
 
     def __enter__(self) -> Deployment:
         return self

@@ -13,6 +13,10 @@
     │   ├── LostWritesError                         try again, they are being written back
     │   └── PartialBatchError                       use `.partial`, ask again for the rest
     ├── RouterUnavailableError                      try again when the router is back
+    ├── RayUnavailableError                         start that Ray, or name another
+    ├── ClosedError                                 connect again
+    │   └── RayGoneError                            join a Ray again, then connect again
+    ├── NestedCallError                             your method ran: see what it met, `.error`
     └── RouteTimeoutError      (also TimeoutError)  try again, or allow more time
 
 Ids are attributes, and the class writes the message. All survive pickling, so what a Ray actor
@@ -269,10 +273,74 @@ class RouterUnavailableError(RouteError):
         return f"the router is unavailable: {self.reason}"
 
 
+class RayUnavailableError(RouteError):
+    """The Ray to join does not answer or refuses, or there is none and none may be started.
+
+    `address` is None where none is known.
+    """
+
+    def __init__(self, *, address: str | None, reason: str, **ids: Any) -> None:
+        super().__init__(address=address, reason=reason, **ids)
+
+    address: str | None
+    reason: str
+
+    def _what(self) -> str:
+        at = f" at {self.address}" if self.address else ""
+        return f"no Ray{at} could be joined: {self.reason}"
+
+
+class ClosedError(RouteError):
+    """A client or a deployment was used after its end. Nothing was sent."""
+
+    def __init__(self, *, what: str, **ids: Any) -> None:
+        super().__init__(what=what, **ids)
+
+    what: str
+    hint = "connect again"
+
+    def _what(self) -> str:
+        return f"{self.what} is closed"
+
+
+class RayGoneError(ClosedError):
+    """The process has left the Ray in which a client, a deployment or an agent was opened.
+
+    What `ray.shutdown()` leaves behind reaches nobody, also after another `ray.init()`. Pods of a
+    Ray that goes on elsewhere go on with it.
+    """
+
+    hint = "join a Ray again, by ray.init() or connect(), and open it anew"
+
+    def _what(self) -> str:
+        return f"this process has left the Ray (ray.shutdown) of {self.what}"
+
+
+class NestedCallError(RouteError):
+    """The method that you called has run and has raised an error of ray_route: `error`.
+
+    It met that error in a call of its own, to the pod that the error names by its own ids. So what
+    it says of a call that did not run, it says of that one: yours has run, at least in part, and
+    `may_have_run` is True. The ids here are those of your call.
+    """
+
+    def __init__(self, *, method: str, error: RouteError, **ids: Any) -> None:
+        super().__init__(method=method, error=error, **ids)
+
+    method: str
+    error: RouteError
+    may_have_run = True
+    hint = "the call has run: repeat it only if that is harmless"
+
+    def _what(self) -> str:
+        return f"{self.method} raised {type(self.error).__name__}: {self.error}"
+
+
 class RouteTimeoutError(RouteError, TimeoutError):
     """A deadline passed. `waiting_for` says what had not come.
 
     That of a batch carries what had: `partial`, and `unanswered`, the uids in no list of it.
+    That of a call says by `may_have_run` whether it had been sent: then it may run still.
     """
 
     def __init__(self, *, waiting_for: str, timeout_s: float, **ids: Any) -> None:
@@ -282,6 +350,19 @@ class RouteTimeoutError(RouteError, TimeoutError):
     timeout_s: float
     partial: Any = None
     unanswered: list[str] | None = None
+    may_have_run: bool | None = None
+
+    @property
+    def hint(self) -> str:  # type: ignore[override]
+        """What to do next."""
+        if self.may_have_run is None:
+            return ""
+        if self.may_have_run:
+            return (
+                "the call may have run, or may run still: repeat it only if that is harmless "
+                "(idempotent=True)"
+            )
+        return "the call did not run: try again, or allow more time"
 
     def _what(self) -> str:
         return f"timed out after {self.timeout_s:g} s, waiting for {self.waiting_for}"

@@ -45,15 +45,19 @@ class Finished:
 
 
 class Command:
-    """Runs the command, and knows the processes that came of it."""
+    """Runs the command, and knows the processes that came of it.
+
+    On a Ray of its own unless it is told which: others' run on this machine, too.
+    """
 
     def __init__(self) -> None:
         self.mark = uuid.uuid4().hex
 
     def environment(self, **variables: str) -> dict[str, str]:
-        unset = ("PYTHONPATH", "RAY_ADDRESS", "RAY_ROUTE_REDIS_URL")
+        unset = ("PYTHONPATH", "RAY_ROUTE_REDIS_URL")
         kept = {name: value for name, value in os.environ.items() if name not in unset}
-        return {**kept, "PYTHONIOENCODING": "utf-8", MARK: self.mark, **variables}
+        ours = {"RAY_ADDRESS": "local", "PYTHONIOENCODING": "utf-8", MARK: self.mark}
+        return {**kept, **ours, **variables}
 
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

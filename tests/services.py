@@ -197,3 +197,45 @@ class Waiting(Counter):
         while not Path(until).exists():
             time.sleep(0.02)
         return self.add(uid)
+
+
+class Bank:
+    """Debits, and then fails: in a call of its own, by its own word, or late."""
+
+    def __init__(self) -> None:
+        self.debits = 0
+
+    def ask_nobody(self, namespace: str) -> None:
+        self.debits += 1
+        with ray_route.connect(namespace) as client:
+            client.call("bob", "no-such-service", "add", "bob")
+
+    def ask_itself(self, error: Exception) -> None:
+        self.debits += 1
+        raise error
+
+    def refuse_itself(self) -> None:
+        """Say of itself that it does not run, as a call of its own uid may."""
+        link = ray_route.current_link()
+        assert link is not None
+        ids = {"service": link.service, "pod": link.pod, "uid": link.uid, "epoch": link.epoch}
+        self.ask_itself(ray_route.FencedError(reason="mine", may_have_run=False, **ids))
+
+    def fail_at(self, gate: str) -> None:
+        self.debits += 1
+        while not Path(gate).exists():
+            time.sleep(0.02)
+        raise LookupError("too late for anybody")
+
+    def count(self) -> int:
+        return self.debits
+
+
+class AsyncBank(Bank):
+    """The same on an event loop."""
+
+    async def refuse_itself(self) -> None:  # type: ignore[override]
+        super().refuse_itself()
+
+    async def fail_at(self, gate: str) -> None:  # type: ignore[override]
+        await asyncio.to_thread(super().fail_at, gate)

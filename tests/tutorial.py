@@ -1,7 +1,8 @@
 """Follows docs/tutorial.md to the letter, with the commands of any environment.
 
-As a program: `python tests/tutorial.py FOLDER`, where the commands of that environment are. It
-then starts a Ray of its own, in a folder of its own, and reads nothing of this project's code.
+As a program: `python tests/tutorial.py FOLDER`, where the commands of that environment are. In two
+plain shells with nothing set: `rooms.py` runs in one, all else in the other. It reads nothing of
+this project's code.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from alone import ALONE, plain, why_not
+
 PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
 _BLOCK = re.compile(r'```(\w+)(?: title="([\w.]+)")?\n(.*?)```', re.DOTALL)
 _COMMAND_S = 90
-_RAY = """
-import ray, sys
-here = ray.init(num_cpus=4, include_dashboard=False, _temp_dir=sys.argv[1])
-print(here.address_info["gcs_address"], flush=True)
-input()
-"""
+_INSIDE = "TUTORIAL_IS_ALONE"
+_SAID = (
+    "READY",
+    "placed: pod",
+    "pod 0 of rooms is drained: 10 uids moved",
+    "SHUTDOWN",
+    "texts in the room: 1",
+)
+_EPOCHS = r"pod \d+, epoch (\d+), then pod \d+, epoch (\d+)"
 
 
 def blocks(page: Path = PAGE) -> Iterator[tuple[str, str, str]]:
@@ -91,30 +97,27 @@ def _run(commands: Path, folder: Path, environment: dict[str, str], words: list[
     return done.stdout
 
 
+def check(text: str) -> None:
+    """Raise where the commands have not printed what the page says that they print."""
+    missing = [said for said in _SAID if said not in text]
+    assert not missing, (missing, text)
+    before, after = (int(epoch) for epoch in re.findall(_EPOCHS, text)[0])
+    assert before < after, text
+
+
 def main(commands: Path) -> None:
-    """Follow the page on a Ray that nobody else uses."""
-    with tempfile.TemporaryDirectory(prefix="rr-", dir="/tmp") as place:
-        unset = ("PYTHONPATH", "RAY_ADDRESS", "RAY_ROUTE_REDIS_URL")
-        environment = {name: value for name, value in os.environ.items() if name not in unset}
-        environment["RAY_TMPDIR"] = place
-        starter = commands.absolute() / "python"
-        ray_process = subprocess.Popen(
-            [starter, "-c", _RAY, place],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert ray_process.stdout is not None
-        try:
-            address = ray_process.stdout.readline().strip()
-            environment |= {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"}
-            folder = Path(place) / "work"
-            folder.mkdir()
-            for text in follow(commands.absolute(), folder, environment):
-                print(text)
-        finally:
-            ray_process.communicate("\n", timeout=_COMMAND_S)
+    """Follow the page, alone where that can be."""
+    problem = None if _INSIDE in os.environ else why_not()
+    if _INSIDE not in os.environ and problem is None:
+        again = [*ALONE, sys.executable, __file__, str(commands)]
+        sys.exit(subprocess.run(again, env={**os.environ, _INSIDE: "1"}, check=False).returncode)
+    if problem:
+        print(f"Beside all Rays of this machine ({problem})")
+    with tempfile.TemporaryDirectory(prefix="rr-") as folder:
+        environment = {name: value for name, value in plain().items() if name != _INSIDE}
+        text = "\n".join(follow(commands.absolute(), Path(folder), environment))
+    print(text)
+    check(text)
 
 
 if __name__ == "__main__":

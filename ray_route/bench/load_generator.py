@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import ray
 
 from ray_route.client.connect import CONNECT_TIMEOUT_S
-from ray_route.client.session import open_session
+from ray_route.client.sessions import open_session
 from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
 from ray_route.errors import RouteError

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_route._version import __version__
 from ray_route.bench.load_generator import Assignment, LoadGenerator, Second, Target
-from ray_route.client.session import open_session
+from ray_route.client.sessions import open_session
 from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
 from ray_route.deploy import Deployment, deploy

@@ -23,7 +23,6 @@ from ray_route.cli.look import explain, pods, status, top, where
 from ray_route.demo.replay import DemoError
 from ray_route.demo.trace import TraceError
 from ray_route.errors import RouteError
-from ray_route.runtime.bootstrap import RayStartError
 
 _UNUSABLE = 2
 _INTERRUPTED = 130
@@ -32,7 +31,6 @@ _MENDABLE = (
     RouteError,
     TraceError,
     DemoError,
-    RayStartError,
     UnknownNameError,
     ray.exceptions.RayActorError,
 )
@@ -50,9 +48,10 @@ def app() -> None:
       2    not done: wrong options or names, or Ray, Redis or the router did not answer
       130  interrupted by Ctrl-C
 
-    Commands but `demo` and `bench` join a running Ray (--address, else RAY_ADDRESS, else the one on
-    this machine) and its store (RAY_ROUTE_REDIS_URL, else the embedded server). They start
-    neither, nor a router.
+    The Ray is the one at --address or RAY_ADDRESS, else the one that `ray start` has started last
+    on this machine, else your one here in which ray_route is used; of several one must be named.
+    The store is at RAY_ROUTE_REDIS_URL, else the embedded server. Where there is none, `demo` and
+    `bench` start one for the time; other commands start neither, nor a router.
     """  # noqa: D301 - click's mark for text that is not wrapped
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import ray
 from ray.util import list_named_actors
 
-from ray_route.client.session import open_session
+from ray_route.client.sessions import open_session
 from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
 from ray_route.config import RouteConfig

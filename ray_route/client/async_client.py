@@ -10,7 +10,6 @@ from ray_route.client import many_uids, operations
 from ray_route.client.base import DRAIN_S, ClientBase, seconds
 from ray_route.client.batch import BatchOptions, Progress
 from ray_route.client.calls import call, call_many
-from ray_route.client.session import close_session
 from ray_route.clock import Deadline, shorter
 from ray_route.model import DrainProgress, Explanation, Link, LinkedPods, Pod, check_duration
 from ray_route.runtime.tracing import span
@@ -185,7 +184,7 @@ class AsyncRouteClient(ClientBase):
 
     async def close(self) -> None:
         """See `RouteClient.close`."""
-        await asyncio.to_thread(close_session, self._session)
+        await asyncio.to_thread(self._close)
 
     async def __aenter__(self) -> AsyncRouteClient:
         return self

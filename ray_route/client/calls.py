@@ -5,7 +5,8 @@ Written once for the sync and the async client, as operations.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,12 +15,15 @@ import ray
 
 from ray_route.client import many_uids, operations
 from ray_route.client.session import NoSuchActorError, Session
-from ray_route.clock import now
+from ray_route.clock import Deadline, now
 from ray_route.errors import (
     FencedError,
     InvalidInputError,
+    NestedCallError,
     NoAvailablePodError,
     PodUnavailableError,
+    RouteError,
+    RouteTimeoutError,
 )
 from ray_route.model import Link, check_uid
 from ray_route.protocol.calls import Header, Raised, Refused
@@ -43,37 +47,138 @@ def call(
     min_epoch: int = 0,
 ) -> Operation[Any]:
     """See `RouteClient.call`."""
-    what = f"{method} on the pod of uid {uid!r} of {service!r}"
-    attempt, begun_at = 0, now()
-    while True:
-        if attempt:
-            yield Pause(_backoff_s(attempt), what)
-        attempt += 1
+    attempts = _Attempts(session, uid, service, method, args, kwargs, idempotent, min_epoch)
+    begun_at = now()
+    try:
+        result = yield from attempts.result()
+    except RouteTimeoutError as error:
+        raise attempts.judged(error) from error
+    session.meter.observe(CALL_SECONDS, now() - begun_at, service)
+    return result
+
+
+@dataclass(slots=True)
+class _Attempts:
+    """One call on its way to its uid's pod, and what is known of whether it has run."""
+
+    session: Session
+    uid: str
+    service: str
+    method: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    idempotent: bool
+    min_epoch: int
+    may_have_run: bool = False
+
+    @property
+    def what(self) -> str:
+        return f"{self.method} on the pod of uid {self.uid!r} of {self.service!r}"
+
+    def judged(self, error: RouteTimeoutError) -> RouteTimeoutError:
+        """Return a timeout of this call with its ids, and whether it may have run."""
+        return _late(self.session, self.uid, self.service, error, may_have_run=self.may_have_run)
+
+    def result(self) -> Operation[Any]:
+        attempt = 0
+        while True:
+            if attempt:
+                yield Pause(_backoff_s(attempt), self.what)
+            attempt += 1
+            link, handle = yield from self._owner(first=attempt == 1)
+            if handle is None:
+                continue
+            answer = yield from self._answer(link, handle)
+            if type(answer) is not Refused:
+                return answer
+
+    def _owner(self, *, first: bool) -> Operation[tuple[Link | None, Any]]:
+        """Return the uid's link and the handle of its pod; no handle if it has just gone."""
+        link = None
         try:
-            link = yield from operations.compute(session, uid, service, min_epoch)
-            handle = yield from session.handle(service, link)
+            link = yield from operations.compute(
+                self.session, self.uid, self.service, self.min_epoch
+            )
+            return link, (yield from self.session.handle(self.service, link))
         except NoAvailablePodError:
-            if attempt == 1 and not min_epoch:
+            if first and not self.min_epoch:
                 raise
-            continue  # its pod has just gone; another may be on its way
         except NoSuchActorError:
-            min_epoch = yield from operations.failed(session, uid, service, link)
-            continue
-        header = [uid, link.epoch, link.incarnation, method]
+            yield from self._report(link)
+        return link, None  # another may be on its way
+
+    def _report(self, link: Any, error: Exception | None = None) -> Operation[None]:
+        self.min_epoch = yield from operations.failed(
+            self.session, self.uid, self.service, link, error
+        )
+
+    def _answer(self, link: Any, handle: Any) -> Operation[Any]:
+        """Send the call and return its result; a refusal, seen to, if it is to be sent again."""
+        header = [self.uid, link.epoch, link.incarnation, self.method]
+        ref = handle._ray_route_call.remote(header, *self.args, **self.kwargs)
+        over = partial(self.session.has_ended, self.service, link)
+        ids = {**_ids(self.session, self.uid, self.service), "pod": link.pod}
+        ran_before, self.may_have_run = self.may_have_run, True  # while it is out there
         try:
-            ref = handle._ray_route_call.remote(header, *args, **kwargs)
-            result = yield Remote(ref, what, partial(session.has_ended, service, link))
+            answer = yield _UserCall(Remote(ref, self.what, over), self.method, ids)
         except _GONE as error:
             if isinstance(error, ray.exceptions.RayTaskError):
                 raise  # the user's code met it elsewhere
-            min_epoch = yield from operations.failed(session, uid, service, link, error)
-            if not idempotent:
-                raise _unavailable(session, uid, service, link, error) from error
-            continue
-        if type(result) is not Refused:
-            session.meter.observe(CALL_SECONDS, now() - begun_at, service)
-            return result
-        min_epoch = _follow(session, uid, service, link, result, idempotent=idempotent)
+            return (yield from self._lost(link, error))
+        if type(answer) is Refused:
+            self.may_have_run = ran_before or getattr(answer.error, "may_have_run", False)
+            self.min_epoch = _follow(
+                self.session, self.uid, self.service, link, answer, idempotent=self.idempotent
+            )
+        return answer
+
+    def _lost(self, link: Link, error: Exception) -> Operation[Refused]:
+        """See to a pod that ended with the call in it."""
+        lost = _unavailable(self.session, self.uid, self.service, link, error)
+        try:
+            yield from self._report(link, error)
+        except RouteError:
+            if self.idempotent:
+                raise
+        if not self.idempotent:
+            raise lost from error
+        return Refused(lost)
+
+
+@dataclass(frozen=True, slots=True)
+class _UserCall:
+    """Wait for a pod's answer; what the user's code raised is no verdict on the call itself."""
+
+    remote: Remote
+    method: str
+    ids: dict[str, Any]
+
+    def wait(self, deadline: Deadline) -> Any:
+        """Wait in the calling thread."""
+        with self._apart():
+            return self.remote.wait(deadline)
+
+    async def wait_async(self, deadline: Deadline) -> Any:
+        """Wait on the running event loop."""
+        with self._apart():
+            return await self.remote.wait_async(deadline)
+
+    @contextlib.contextmanager
+    def _apart(self) -> Iterator[None]:
+        try:
+            yield
+        except ray.exceptions.RayTaskError as error:
+            if not isinstance(error.cause, RouteError):
+                raise
+            raise _nested(self.method, error.cause, self.ids) from error
+
+
+def _nested(method: str, error: RouteError, ids: dict[str, Any]) -> NestedCallError:
+    return NestedCallError(method=method, error=error, **ids)
+
+
+def _ids(session: Session, uid: str, service: str) -> dict[str, Any]:
+    return {"namespace": session.namespace.name, "service": service, "uid": uid}
 
 
 def _follow(
@@ -95,9 +200,7 @@ def _unavailable(
     return PodUnavailableError(
         reason=f"{type(error).__name__}: {first_line}",
         may_have_run=True,
-        namespace=session.namespace.name,
-        service=service,
-        uid=uid,
+        **_ids(session, uid, service),
         pod=link.pod,
     )
 
@@ -139,7 +242,9 @@ def call_many(
     singly: list[int] = []
     for batch, ref in sent:
         uids = [asked[position][0] for position in batch.positions]
-        answers = yield from _answered(session, service, batch, uids, ref, idempotent=idempotent)
+        answers = yield from _answered(
+            session, service, method, batch, uids, ref, idempotent=idempotent
+        )
         for position, answer in zip(batch.positions, answers, strict=True):
             outcomes[position] = answer
             if type(answer) is Refused:
@@ -188,24 +293,66 @@ def _send(
 
 
 def _answered(
-    session: Session, service: str, batch: _PodBatch, uids: list[str], ref: Any, *, idempotent: bool
+    session: Session,
+    service: str,
+    method: str,
+    batch: _PodBatch,
+    uids: list[str],
+    ref: Any,
+    *,
+    idempotent: bool,
 ) -> Operation[list[Any]]:
     """Wait for a pod's answers; if they don't come, answer for it."""
-    if isinstance(ref, NoSuchActorError):  # none of them ran
-        yield from operations.failed(session, uids[0], service, batch.link)
-        return [Refused(FencedError(reason=str(ref), may_have_run=False))] * len(uids)
     if isinstance(ref, Exception):
-        return [Raised(ref)] * len(uids)
+        return (yield from _unsent(session, service, batch, uids, ref))
     try:
-        what = f"{len(uids)} calls on pod {batch.link.pod}"
+        what = f"{len(uids)} calls of {method} on pod {batch.link.pod} of {service!r}"
         over = partial(session.has_ended, service, batch.link)
         answers: list[Any] = yield Remote(ref, what, over)
     except _GONE as died:
-        yield from operations.failed(session, uids[0], service, batch.link, died)
+        with contextlib.suppress(RouteError):  # other pods' results count
+            yield from operations.failed(session, uids[0], service, batch.link, died)
         if idempotent:
             return [Refused(FencedError(reason="its pod is gone", may_have_run=True))] * len(uids)
         return [Raised(_unavailable(session, uid, service, batch.link, died)) for uid in uids]
+    except RouteTimeoutError as error:
+        return [Raised(_late(session, uid, service, error, may_have_run=True)) for uid in uids]
     except Exception as error:  # noqa: BLE001 - other pods' results count
         return [Raised(error)] * len(uids)
-    else:
-        return answers
+    return [
+        _apart(session, uid, service, batch.link, method, answer)
+        for uid, answer in zip(uids, answers, strict=True)
+    ]
+
+
+def _unsent(
+    session: Session, service: str, batch: _PodBatch, uids: list[str], error: Exception
+) -> Operation[list[Any]]:
+    """Answer for a pod to which the calls were not sent: none of them ran."""
+    if isinstance(error, NoSuchActorError):
+        yield from operations.failed(session, uids[0], service, batch.link)
+        return [Refused(FencedError(reason=str(error), may_have_run=False))] * len(uids)
+    if isinstance(error, RouteTimeoutError):
+        late = partial(_late, session, service=service, error=error, may_have_run=False)
+        return [Raised(late(uid=uid)) for uid in uids]
+    return [Raised(error)] * len(uids)
+
+
+def _apart(session: Session, uid: str, service: str, link: Link, method: str, answer: Any) -> Any:
+    """Keep an error that a user's code met apart from verdicts on its call."""
+    if type(answer) is not Raised or not isinstance(answer.error, RouteError):
+        return answer
+    ids = {**_ids(session, uid, service), "pod": link.pod}
+    return Raised(_nested(method, answer.error, ids))
+
+
+def _late(
+    session: Session, uid: str, service: str, error: RouteTimeoutError, *, may_have_run: bool
+) -> RouteTimeoutError:
+    """Say of a timeout whose call it ended, and whether that may have run."""
+    return RouteTimeoutError(
+        waiting_for=error.waiting_for,
+        timeout_s=error.timeout_s,
+        may_have_run=may_have_run,
+        **_ids(session, uid, service),
+    )

@@ -76,9 +76,13 @@ class ChangeReader:
         """Begin to follow."""
         self._thread.start()
 
+    def end_soon(self) -> None:
+        """Have it stop; what can't be read from now on is nobody's concern."""
+        self._stopping.set()
+
     def stop(self) -> None:
         """Stop following; returns within some 30 ms, whatever it is just waiting for."""
-        self._stopping.set()
+        self.end_soon()
         for _ in range(_STOP_TRIES):
             lane = self._lane
             if lane is not None:

@@ -1,13 +1,13 @@
 """What all clients of a namespace in one process share.
 
 The near cache with its reader of changes, the last known pod table, the handles of pods, and the
-batches in which misses travel. A session is opened once per process and namespace, and closed with
-its last user.
+batches in which misses travel. Who has which is in `sessions`.
 """
 
 from __future__ import annotations
 
-import threading
+import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,10 +19,9 @@ from ray_route.client.coalescer import Done, Send
 from ray_route.client.lookups import Found, Judge, Lookups, NewUids
 from ray_route.client.refresh_ahead import RefreshAhead
 from ray_route.client.use_reporter import UseReporter
-from ray_route.clock import Deadline, now
-from ray_route.config import RouteConfig
+from ray_route.clock import now
 from ray_route.errors import RouteError
-from ray_route.model import Link, PodRecord, check_name
+from ray_route.model import Link, PodRecord
 from ray_route.protocol.names import RAY_NAMESPACE
 from ray_route.protocol.wire import Answer, pack_question, unpack_answers
 from ray_route.runtime import telemetry
@@ -34,14 +33,12 @@ from ray_route.runtime.metrics import (
     NEAR_CACHE_LINKS,
     meter,
 )
-from ray_route.runtime.namespace import Namespace, resolve_url
-from ray_route.runtime.waiting import Operation
+from ray_route.runtime.namespace import Namespace
+from ray_route.runtime.waiting import Blocking, Operation
 from ray_route.state.link_cache import LinkCache
 from ray_route.state.pod_table import PodTable
 from ray_route.store.connect import Store
-from ray_route.store.namespaces import check_options
 from ray_route.store.pods import PodCalls, service_names
-from ray_route.store.url import StoreUrl
 
 # How often links in use are reported, in parts of `ttl_s`.
 _USE_SHARE = 1 / 10
@@ -194,12 +191,15 @@ class Session:
 
     def handle(self, service: str, link: Link) -> Operation[Any]:
         """Return the Ray handle of a link's pod; `NoSuchActorError` if Ray has none."""
+        self.namespace.check_here()
         key = (service, link.pod, link.incarnation)
         handle = self._handles.get(key)
         if handle is None:
             record = yield from self.record(service, link)
-            try:
-                handle = ray.get_actor(record.actor, namespace=RAY_NAMESPACE)
+            find = partial(ray.get_actor, record.actor, namespace=RAY_NAMESPACE)
+            what = f"Ray to find actor {record.actor!r}"
+            try:  # in a thread of its own: Ray waits for its head longer than anyone says here
+                handle = yield Blocking(find, what, longest_s=math.inf)
             except ValueError as error:
                 raise NoSuchActorError(f"Ray has no actor {record.actor!r}") from error
             self._handles[key] = handle
@@ -223,48 +223,10 @@ class Session:
 
     def close(self) -> None:
         """Stop reading changes and close the connections."""
-        self.changes.stop()
-        self.namespace.worker.put(self._uses.report)
-        telemetry.flush()
-        self.meter.forget(LOOKUPS, NEAR_CACHE_LINKS, CHANGE_STREAM_LAG_SECONDS)
-        self.namespace.close()
-
-
-_Key = tuple[Any, ...]
-_sessions: dict[_Key, tuple[Session, int]] = {}
-_lock = threading.Lock()
-
-
-def open_session(
-    namespace: str, redis_url: str | StoreUrl | None, options: dict[str, Any], deadline: Deadline
-) -> Session:
-    """Return this process's session of a namespace, opening it at first use."""
-    check_name("namespace", namespace)
-    RouteConfig.of(options)
-    url = resolve_url(redis_url, deadline)
-    with _lock:
-        key = _key(namespace, url)
-        session, users = _sessions.get(key, (None, 0))
-        if session is None:
-            session = Session(Namespace(namespace, url, options, deadline))
-        check_options(namespace, session.namespace.config, options)
-        _sessions[key] = (session, users + 1)
-        return session
-
-
-def close_session(session: Session) -> None:
-    """Give a session back; the last user closes it."""
-    with _lock:
-        for key, (held, users) in list(_sessions.items()):
-            if held is session and users > 1:
-                _sessions[key] = (session, users - 1)
-                return
-            if held is session:
-                del _sessions[key]
-    session.close()
-
-
-def _key(namespace: str, url: StoreUrl) -> _Key:
-    # A process that leaves Ray and joins again is another worker: its old handles are dead.
-    worker = ray.get_runtime_context().get_worker_id()
-    return worker, namespace, url.kind, url.nodes, url.db, url.service, url.username, url.password
+        with contextlib.ExitStack() as last:  # an interrupt of one step leaves out no other
+            last.callback(self.namespace.close)
+            last.callback(self.meter.forget, LOOKUPS, NEAR_CACHE_LINKS, CHANGE_STREAM_LAG_SECONDS)
+            last.callback(telemetry.flush)
+            last.callback(self.near.flush)
+            last.callback(self.namespace.worker.put, self._uses.report)
+            last.callback(self.changes.stop)

@@ -9,7 +9,6 @@ from ray_route.client import many_uids, operations
 from ray_route.client.base import DRAIN_S, ClientBase, seconds
 from ray_route.client.batch import BatchOptions, Progress
 from ray_route.client.calls import call, call_many
-from ray_route.client.session import close_session
 from ray_route.clock import Deadline, shorter
 from ray_route.model import DrainProgress, Explanation, Link, LinkedPods, Pod, check_duration
 from ray_route.runtime.tracing import span
@@ -24,7 +23,8 @@ class RouteClient(ClientBase):
     Every method takes `timeout` in seconds (None: 30) and raises `RouteTimeoutError` past it,
     saying what it waited for. All raise `InvalidInputError` for bad arguments, having changed
     nothing; `StoreUnavailableError` where Redis, `RouterUnavailableError` where the router does
-    not answer: a failure is never a "no link".
+    not answer: a failure is never a "no link". `ClosedError` after `close`, `RayGoneError` once
+    this process has left its Ray.
     """
 
     def _run(self, operation: Operation[T], timeout: float | None) -> T:
@@ -175,7 +175,9 @@ class RouteClient(ClientBase):
         Fenced: the pod admits the call only while it owns the uid. A refusal is followed to the
         new owner. A pod's death raises `PodUnavailableError`, whose `may_have_run` says whether
         the call may have run; with `idempotent=True` the call is repeated at the new owner
-        until the timeout. Errors of the user's code are raised as Ray raises them.
+        until the timeout. So does `RouteTimeoutError`: a call that was sent in time may run on.
+        Errors of the user's code are raised as Ray raises them, but for those of ray_route that
+        it met in calls of its own: they are in a `NestedCallError`.
         """
         operation = call(self._session, uid, service, method, args, kwargs, idempotent=idempotent)
         return self._run(operation, timeout)
@@ -246,8 +248,11 @@ class RouteClient(ClientBase):
             yield progress
 
     def close(self) -> None:
-        """Give the session back. The router, the pods and the links stay."""
-        close_session(self._session)
+        """End this client, once however often it is called. Router, pods and links stay.
+
+        Other clients of the process go on. Used later, this one raises `ClosedError`.
+        """
+        self._close()
 
     def __enter__(self) -> RouteClient:
         return self

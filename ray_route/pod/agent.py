@@ -31,7 +31,7 @@ from ray_route.pod.link_writes import LinkWrites
 from ray_route.pod.load_state import LoadState
 from ray_route.runtime import telemetry
 from ray_route.runtime.metrics import POD_RUNNING_CALLS, POD_UIDS, meter
-from ray_route.runtime.namespace import Namespace, resolve_url
+from ray_route.runtime.namespace import Namespace, namespace_within
 from ray_route.runtime.waiting import Operation, Pause, run
 from ray_route.store.url import StoreUrl
 
@@ -121,8 +121,8 @@ class PodAgent:
         """
         deadline = Deadline.after(timeout)
         if self._namespace_or_none is None:
-            url = resolve_url(self._redis_url, deadline)
-            self._namespace_or_none = Namespace(self.namespace, url, self._options, deadline)
+            given = (self.namespace, self._redis_url, self._options)
+            self._namespace_or_none = namespace_within(deadline, *given)
         self._index_lease.begin(self._namespace, deadline)
         self._measure()
         return self

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from ray_route.clock import now
-from ray_route.errors import RouteError
+from ray_route.errors import RayGoneError, RouteError
 from ray_route.model import RoutingState
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.release import Releases
@@ -59,6 +59,9 @@ class CommandLoop:
         while not self._ended.is_set():
             try:
                 router, state, commands = self._ask("fetch_commands", self._address, _FETCH_S)
+            except RayGoneError as error:
+                self._log(logging.WARNING, "no commands come any more", error)
+                return
             except Exception as error:  # noqa: BLE001 - without commands, nothing here can move
                 # Not by way of `Namespace.ask`: the router's restart must be noticed at once, for
                 # a new one knows of this agent only by this call.

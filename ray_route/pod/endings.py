@@ -21,6 +21,7 @@ from pathlib import Path
 import ray
 
 from ray_route.runtime import telemetry
+from ray_route.runtime.joined_ray import was_restarted
 from ray_route.runtime.metrics import POD_START_FAILURES, meter
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def made_again(namespace: str, service: str, pod: int, actor: str) -> Iterator[N
     try:
         yield
     except BaseException:  # the user's own code, which may even ask the process to end
-        if not ray.get_runtime_context().was_current_actor_reconstructed:
+        if not was_restarted():
             raise
         backoff_s = _backoff_s(_count_failure(actor))
         logger.exception(

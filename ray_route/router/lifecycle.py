@@ -20,6 +20,7 @@ from ray_route.router.mailbox import Mailboxes
 from ray_route.router.membership import Membership
 from ray_route.router.recovery import Recovery
 from ray_route.router.shards import Shards, SupersededError
+from ray_route.runtime.joined_ray import was_restarted
 from ray_route.runtime.metrics import ROUTER_STARTS
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class Lifecycle:
 
 def _has_pods(namespace: str) -> bool:
     """True if there may be pods that Redis knows nothing of any more."""
-    if ray.get_runtime_context().was_current_actor_reconstructed:
+    if was_restarted():
         return True
     named = list_named_actors(all_namespaces=True)
     return any(is_pod_of(namespace, actor["name"]) for actor in named)

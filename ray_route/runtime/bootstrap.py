@@ -6,35 +6,32 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
-from ray._private.utils import read_ray_address
 from ray.util import list_named_actors
 
 from ray_route.clock import Deadline
 from ray_route.config import RouteConfig
 from ray_route.errors import RouteError
 from ray_route.protocol.names import EMBEDDED_SERVER, RAY_NAMESPACE, router_name
+from ray_route.runtime.joining import Wish, ensure_ray
 from ray_route.runtime.namespace import resolve_url
 from ray_route.runtime.process_ids import POLL_S, has_ended, identify
+from ray_route.runtime.waiting import Stage, within
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
 from ray_route.store.scripts import plain_call
 from ray_route.store.url import StoreUrl
 
+_JOIN_S = 60.0
 _STORE_S = 60.0
 _STOP_S = 5.0
-_ANSWER_S = 3.0
 _KEYS_PER_CALL = 1_000
-
-
-class RayStartError(Exception):
-    """Ray could not be started or joined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,69 +72,34 @@ def bootstrap(address: str | None = None) -> Iterator[Bootstrap]:
         had_store = _actor(EMBEDDED_SERVER) is not None
         if not had_store:
             undo.callback(_stop_unused_store)
-        url = resolve_url(None, Deadline.after(_STORE_S))
+        deadline, stage = Deadline.after(_STORE_S), Stage("the store")
+        url = within(deadline, stage, partial(resolve_url, None, deadline, stage))
         yield Bootstrap(ray_is_ours, not had_store and _actor(EMBEDDED_SERVER) is not None, url)
 
 
 def join_or_start_ray(address: str | None = None) -> bool:
-    """Join the Ray at `address`, or that of `RAY_ADDRESS` or `ray start`; without any, start one.
+    """Join the Ray that is meant (see `which_ray`), or start one; say whether it started one.
 
-    Says whether it started one. Never joins, unasked, a Ray that another program has started for
-    itself: that ends with the program. Raises `RayStartError`.
+    Raises `RayUnavailableError`, `ConfigError` if it is not clear which is meant.
     """
-    if address is not None:
-        join_ray(address)
-    else:
-        _init(_running_ray() or "local", "Ray did not start", include_dashboard=False)
+    _ensure(address, may_start=True, include_dashboard=False)
     # Ray puts its starter's process id at the end of a session's name.
     name: str = ray.get_runtime_context().get_session_name()
     return name.endswith(f"_{os.getpid()}")
 
 
 def join_ray(address: str | None) -> None:
-    """Join the Ray at an address, else at `RAY_ADDRESS`, else the one on this machine.
-
-    Starts none. Raises `RayStartError`.
-    """
-    if address and not _may_answer(address):
-        raise RayStartError(f"no Ray answers at {address}")
-    failed = "no Ray could be joined"
-    if "RAY_AUTH_MODE" not in os.environ:
-        failed += " (one with token authentication wants RAY_AUTH_MODE=token)"
-    _init(address or _running_ray() or "auto", failed)
+    """Do the same, but start none."""
+    _ensure(address, may_start=False)
 
 
-def _init(address: str, failed: str, **options: Any) -> None:
-    try:
-        # Interrupted half-way, Ray would leave processes of its own behind.
-        with _interrupts_later():
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except Exception as error:  # Ray's own timeout of a start is a plain one
-        raise RayStartError(f"{failed}: {error}") from error
-
-
-def _running_ray() -> str | None:
-    """Return the address of the Ray to join, if there is one."""
-    given = os.environ.get("RAY_ADDRESS")
-    if given and not _may_answer(given):
-        raise RayStartError(f"no Ray answers at RAY_ADDRESS={given}")
-    if given:
-        return given
-    left = read_ray_address()
-    # `ray start` leaves this behind, also when that Ray has been killed since.
-    return left if left and _may_answer(left) else None
-
-
-def _may_answer(address: str) -> bool:
-    """Say False where nothing listens: Ray itself would try for more than six minutes."""
-    host, _, port = address.rpartition(":")
-    if not port.isdecimal() or "//" in address:
-        return True  # a word of Ray's, like auto
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S):
-            return True
-    except (OSError, OverflowError):
-        return False
+def _ensure(address: str | None, *, may_start: bool, **options: Any) -> None:
+    deadline, stage = Deadline.after(_JOIN_S), Stage("a Ray")
+    quietly = {"log_to_driver": False, "logging_level": logging.ERROR}
+    wish = Wish(address, may_start, {**quietly, **options})
+    # Interrupted half-way, Ray would leave processes of its own behind.
+    with _interrupts_later():
+        ensure_ray(deadline, stage, wish)
 
 
 @contextlib.contextmanager

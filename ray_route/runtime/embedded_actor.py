@@ -13,6 +13,7 @@ import ray
 from ray_route.clock import Deadline
 from ray_route.errors import ConfigError, StoreUnavailableError
 from ray_route.protocol.names import EMBEDDED_SERVER, RAY_NAMESPACE
+from ray_route.runtime.local_rays import MARK
 from ray_route.store.embedded import EmbeddedServer, free_port
 
 
@@ -46,7 +47,7 @@ def embedded_url(deadline: Deadline) -> str:
             "give a redis_url or set RAY_ROUTE_REDIS_URL",
         )
     context = ray.get_runtime_context()
-    folder = Path(context.get_temp_dir()) / context.get_session_name() / "ray_route"
+    folder = Path(context.get_temp_dir()) / context.get_session_name() / MARK
     host: Any = (
         ray.remote(EmbeddedServerActor)
         .options(

@@ -6,24 +6,38 @@ What clients and agents both need before anything else.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pkgutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from ray_route.clock import Deadline, now
 from ray_route.config import RouteConfig
-from ray_route.errors import RouterUnavailableError
+from ray_route.errors import RayGoneError, RouterUnavailableError
 from ray_route.model import Link, check_name
 from ray_route.protocol.names import RAY_NAMESPACE, router_name
 from ray_route.protocol.welcome import Vouched, Welcome
 from ray_route.runtime.belief import Belief
 from ray_route.runtime.embedded_actor import embedded_url
+from ray_route.runtime.joined_ray import joined_ray
+from ray_route.runtime.joining import ensure_ray, exit_at_sigterm
 from ray_route.runtime.link_reads import Awaited, LinkReads, Part
-from ray_route.runtime.waiting import Blocking, Operation, Pause, Remote, Wait, run
+from ray_route.runtime.local_rays import MARK
+from ray_route.runtime.waiting import (
+    Blocking,
+    Operation,
+    Pause,
+    Remote,
+    Stage,
+    Wait,
+    run,
+    within,
+)
 from ray_route.runtime.worker import Worker
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
@@ -44,15 +58,23 @@ _VOUCH_S = 25.0
 _STOP_S = 0.03
 
 
-def resolve_url(redis_url: str | StoreUrl | None, deadline: Deadline) -> StoreUrl:
-    """Return the store's URL, starting Ray if this process has none.
+# How long `close` waits for a thread that looks the router up just now.
+_LAST_LOOK_S = 2.0
 
-    Without a URL: `RAY_ROUTE_REDIS_URL`, else the Ray session's embedded server.
+
+def resolve_url(
+    redis_url: str | StoreUrl | None, deadline: Deadline, stage: Stage | None = None
+) -> StoreUrl:
+    """Return the store's URL; join or start a Ray if this process is in none.
+
+    Without a URL: `RAY_ROUTE_REDIS_URL`, else the Ray session's embedded server. Waits for Ray,
+    which may take longer than `deadline`: so call it by `within`.
     """
+    stage = stage or Stage("")
     url = redis_url or os.environ.get(URL_VARIABLE)
     parsed = parse_url(url) if isinstance(url, str) else url
-    if not ray.is_initialized():
-        ray.init()
+    ensure_ray(deadline, stage)
+    stage.what = "the embedded server"
     return parsed or parse_url(embedded_url(deadline))
 
 
@@ -60,23 +82,32 @@ class Namespace:
     """An open namespace: safe store, fixed layout, running router."""
 
     def __init__(
-        self, name: str, url: StoreUrl, options: dict[str, Any], deadline: Deadline
+        self,
+        name: str,
+        url: StoreUrl,
+        options: dict[str, Any],
+        deadline: Deadline,
+        stage: Stage | None = None,
     ) -> None:
         self.name = check_name("namespace", name)
         self.url = url
+        self._joined = joined_ray()
         RouteConfig.of(options)
         self.store = Store(url)
         try:
-            self._open(options, deadline)
+            self._open(options, deadline, stage or Stage(""))
         except BaseException:
             self.store.close()
             raise
 
-    def _open(self, options: dict[str, Any], deadline: Deadline) -> None:
+    def _open(self, options: dict[str, Any], deadline: Deadline, stage: Stage) -> None:
         name = self.name
+        stage.what = f"Redis at {self.url.address}"
         self.config = open_namespace(self.store, name, options)
         self._finding = threading.Lock()
         self._closed = False
+        stage.what = f"Ray to find the router of namespace {name!r}"
+        mark_ray()
         self.find_router()
         self.asked_at = now()
         self.welcome: Welcome = run(self.ask("hello"), deadline)
@@ -93,8 +124,22 @@ class Namespace:
 
     # The router.
 
+    def check_here(self) -> None:
+        """Raise `RayGoneError` unless this process is still in the Ray of this namespace.
+
+        To be asked before anything is asked of Ray, which would start another.
+        """
+        if joined_ray() is not self._joined:
+            raise RayGoneError(what=f"namespace {self.name!r}", namespace=self.name)
+
+    @property
+    def router(self) -> Any:
+        """The handle of the router as it was last found; raises `RayGoneError`."""
+        self.check_here()
+        return self._router
+
     def find_router(self) -> None:
-        """Look the router up, and make one if Ray has none.
+        """Look the router up, and make one if Ray has none. Waits for Ray, however long.
 
         Not after `close`: a thread whose last call is under way then would hear of the router's
         end, and bring back what was ended for good. Raises `RouterUnavailableError`.
@@ -104,7 +149,8 @@ class Namespace:
                 raise RouterUnavailableError(
                     namespace=self.name, reason="this process has left the namespace"
                 )
-            self.router = _router_of(self.name, self.url, self.config)
+            self.check_here()
+            self._router = _router_of(self.name, self.url, self.config)
 
     def ask(self, method: str, *args: Any, **kwargs: Any) -> Operation[Any]:
         """Ask the router; while it is being restarted, ask again until the deadline."""
@@ -127,7 +173,7 @@ class Namespace:
                 what = f"{asked}, which said: {_first_line(error)}"
                 yield Pause(backoff_s, what)
                 backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
-                yield Blocking(self.find_router, what)
+                yield Blocking(self.find_router, what, longest_s=math.inf)
 
     # Links straight from Redis.
 
@@ -197,12 +243,30 @@ class Namespace:
                 known[shard] = max(known[shard], counter)
 
     def close(self) -> None:
-        """Close the connections; the router is looked for no more once this returns."""
-        with self._finding:
-            self._closed = True
+        """Close the connections; the router is looked for no more once this returns.
+
+        A look that Ray does not answer is waited for no longer than `_LAST_LOOK_S`.
+        """
+        self._closed = True
+        if self._finding.acquire(timeout=_LAST_LOOK_S):
+            self._finding.release()
         self.belief.close()
         self.worker.stop(_STOP_S)
         self.store.close()
+
+
+def namespace_within(
+    deadline: Deadline, name: str, redis_url: str | StoreUrl | None, options: dict[str, Any]
+) -> Namespace:
+    """Open a namespace; raise `RouteTimeoutError` at the deadline, wherever it is then."""
+    exit_at_sigterm()
+    stage = Stage("Ray")
+
+    def opened() -> Namespace:
+        url = resolve_url(redis_url, deadline, stage)
+        return Namespace(name, url, options, deadline, stage)
+
+    return within(deadline, stage, opened, undo=Namespace.close)
 
 
 def _router_of(namespace: str, url: StoreUrl, config: RouteConfig) -> Any:
@@ -221,6 +285,14 @@ def _router_of(namespace: str, url: StoreUrl, config: RouteConfig) -> Any:
         max_concurrency=_ROUTER_CONCURRENCY,
         scheduling_strategy="DEFAULT",  # not in its maker's placement group, to end with that
     ).remote(namespace, url, config)
+
+
+def mark_ray() -> None:
+    """Leave a folder in the session of this machine's Ray: it says that ray_route is used there."""
+    context = ray.get_runtime_context()
+    with contextlib.suppress(OSError, AttributeError):  # by Ray Client there is no such session
+        session = Path(context.get_temp_dir()) / context.get_session_name()
+        (session / MARK).mkdir(mode=0o700, exist_ok=True)
 
 
 def _first_line(error: Exception) -> str:

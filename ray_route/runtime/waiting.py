@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
+import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import ray
 
 from ray_route.clock import Deadline
-from ray_route.errors import RouteError, RouteTimeoutError
+from ray_route.errors import RayGoneError, RouteError, RouteTimeoutError
+from ray_route.runtime.joined_ray import joined_ray
 from ray_route.store.clients import SOCKET_TIMEOUT_S
 
 T = TypeVar("T")
 
 _LOOK_S = 0.2
+_STAY_S = 1.0
 
 # What a store call may take at worst: connecting and every retry timed out.
 INLINE_S = 5 * SOCKET_TIMEOUT_S
@@ -47,6 +52,10 @@ def late(what: str, deadline: Deadline) -> RouteTimeoutError:
     return RouteTimeoutError(waiting_for=what, timeout_s=deadline.timeout_s)
 
 
+# References of calls that were under way when this process left their Ray.
+_left_behind: list[Any] = []
+
+
 class LifeEndedError(Exception):
     """The process that was to answer is known to have ended."""
 
@@ -62,17 +71,46 @@ class Remote:
     ref: Any
     what: str
     has_ended: Callable[[], bool] | None = None
+    joined: object | None = field(default_factory=joined_ray)
 
     def _slice_s(self, deadline: Deadline) -> float:
+        if joined_ray() is not self.joined:  # asked now, Ray would start another
+            raise RayGoneError(what=self.what)
         deadline.check(self.what)
         if self.has_ended is None:
-            return deadline.remaining()
+            return min(_STAY_S, deadline.remaining())
         if self.has_ended() and not ray.wait([self.ref], timeout=0)[0]:
             raise LifeEndedError(self.what)
         return min(_LOOK_S, deadline.remaining())
 
     def wait(self, deadline: Deadline) -> Any:
         """Wait in the calling thread."""
+        try:
+            return self._got(deadline)
+        except ray.exceptions.RayError:
+            raise  # an answer, too
+        except SystemExit as error:  # what Ray says to who waits while it shuts down
+            if self._give_up():
+                raise
+            raise RayGoneError(what=self.what) from error
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> bool:
+        """Let go of the reference; say whether this process is still in its Ray.
+
+        What comes later is taken, since Ray complains of errors that nobody saw. If Ray is gone the
+        reference is kept: whoever drops one while Ray shuts down has the process ended by it.
+        """
+        is_here = joined_ray() is self.joined
+        if is_here:
+            self.ref.future()
+        else:
+            _left_behind.append(self.ref)
+        return is_here
+
+    def _got(self, deadline: Deadline) -> Any:
         slice_s = min(_LOOK_S, deadline.remaining())
         while True:
             try:
@@ -86,39 +124,118 @@ class Remote:
         """Wait on the running event loop."""
         answer = asyncio.wrap_future(self.ref.future())
         slice_s = min(_LOOK_S, deadline.remaining())
-        while True:
-            done, _ = await asyncio.wait({answer}, timeout=slice_s)
-            if done:
-                return answer.result()
-            slice_s = self._slice_s(deadline)
+        try:
+            while True:
+                done, _ = await asyncio.wait({answer}, timeout=slice_s)
+                if done:
+                    return answer.result()
+                slice_s = self._slice_s(deadline)
+        finally:
+            if answer.cancel():
+                self._give_up()
+            elif not answer.cancelled():
+                answer.exception()  # asyncio, too, complains of an error that nobody saw
 
 
-def result_of(future: Future[Any], what: str, deadline: Deadline) -> Any:
+class Stage:
+    """What a long piece of work is waiting for just now, in words."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+
+def within(
+    deadline: Deadline,
+    stage: Stage,
+    work: Callable[[], T],
+    undo: Callable[[T], object] | None = None,
+) -> T:
+    """Run what may block for longer than its caller has time, in a thread of its own.
+
+    Returns or raises what it does, or `RouteTimeoutError` at the deadline. It goes on then, and
+    after an interrupt, to an end of its own: what it made is handed to `undo`. No interrupt
+    reaches the work itself.
+    """
+    done = _begun(work)
+    with _undoing(done, undo):
+        return result_of(done, stage, deadline)
+
+
+async def within_async(
+    deadline: Deadline,
+    stage: Stage,
+    work: Callable[[], T],
+    undo: Callable[[T], object] | None = None,
+) -> T:
+    """Do as `within`, awaited; also after a cancellation. Takes no thread of the loop's few."""
+    done, loop, woken = _begun(work), asyncio.get_running_loop(), asyncio.Event()
+
+    def wake(_: Future[T]) -> None:
+        with contextlib.suppress(RuntimeError):  # nobody waits on a loop that has been closed
+            loop.call_soon_threadsafe(woken.set)
+
+    done.add_done_callback(wake)
+    with _undoing(done, undo):
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(woken.wait(), deadline.remaining())
+        if not done.done():
+            raise late(stage.what, deadline)
+        return done.result()
+
+
+def _begun(work: Callable[[], T]) -> Future[T]:
+    done: Future[T] = Future()
+    args = (done, work)
+    threading.Thread(target=_settle, args=args, name="ray_route-within", daemon=True).start()
+    return done
+
+
+@contextlib.contextmanager
+def _undoing(done: Future[T], undo: Callable[[T], object] | None) -> Iterator[None]:
+    """Have what nobody waits for any more undone once it is there."""
+    try:
+        yield
+    except BaseException:
+        if undo is not None:
+            done.add_done_callback(partial(_undone, undo))
+        raise
+
+
+def _settle(done: Future[T], work: Callable[[], T]) -> None:
+    try:
+        done.set_result(work())
+    except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
+        done.set_exception(error)
+
+
+def _undone(undo: Callable[[T], object], done: Future[T]) -> None:
+    if done.exception() is None:
+        undo(done.result())
+
+
+def result_of(future: Future[T], what: str | Stage, deadline: Deadline) -> T:
     """Wait for a future in the calling thread."""
     try:
         return future.result(deadline.remaining())
     except concurrent.futures.TimeoutError:
         if future.done():
             return future.result(0)
-        raise late(what, deadline) from None
+        raise late(what.what if isinstance(what, Stage) else what, deadline) from None
 
 
 @dataclass(frozen=True, slots=True)
 class Blocking:
-    """Run a function that blocks for the store."""
+    """Run a function that blocks: for the store, unless `longest_s` says otherwise."""
 
     work: Callable[[], Any]
     what: str
+    longest_s: float = INLINE_S
 
     def wait(self, deadline: Deadline) -> Any:
         """Run it here, unless it could outlast the deadline: then a thread does."""
-        if deadline.remaining() > INLINE_S:
+        if deadline.remaining() > self.longest_s:
             return self.work()
-        pool = concurrent.futures.ThreadPoolExecutor(1)
-        try:
-            return result_of(pool.submit(self.work), self.what, deadline)
-        finally:
-            pool.shutdown(wait=False)
+        return within(deadline, Stage(self.what), self.work)
 
     async def wait_async(self, deadline: Deadline) -> Any:
         """Run it in a thread of the loop's pool."""

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import ray
 
 from ray_route.client import operations
-from ray_route.client.session import NoSuchActorError, Session, open_session
+from ray_route.client.session import NoSuchActorError, Session
+from ray_route.client.sessions import open_session_async
 from ray_route.clock import Deadline
 from ray_route.config import RouteConfig
 from ray_route.errors import PodUnavailableError
@@ -197,7 +198,7 @@ class SessionDirectory:
     async def _open(self) -> Session:
         args = (self.namespace, self._redis_url, self._options, Deadline.after(_OPEN_S))
         try:
-            self._session = await asyncio.to_thread(open_session, *args)
+            self._session = await open_session_async(*args)
         finally:
             self._opening = None
         return self._session

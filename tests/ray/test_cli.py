@@ -239,7 +239,10 @@ def test_what_does_not_answer_is_one_line(run: Run, run_apart: Run) -> None:
     assert done.err.count("\n") == 1
     assert "secret-word" not in done.err
     done = run_apart("status", "--address", "127.0.0.1:1")
-    assert (done.status, done.err) == (2, "Error: no Ray answers at 127.0.0.1:1\n")
+    assert (done.status, done.err) == (
+        2,
+        "Error: no Ray at 127.0.0.1:1 could be joined: nothing listens there\n",
+    )
 
 
 def findings(done: Finished) -> dict[str, dict[str, str]]:

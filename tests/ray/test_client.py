@@ -49,7 +49,7 @@ def test_a_near_hit_asks_nobody(client: Any, u: str, monkeypatch: pytest.MonkeyP
     session = client._session
     for way in ("computing", "finding"):
         monkeypatch.setattr(session, way, None)
-    for way in ("store", "router"):
+    for way in ("store", "_router"):
         monkeypatch.setattr(session.namespace, way, None)
     later = client.compute_linked_pod(u, "svc")
     assert client.get_linked_pod(u, "svc") == later == link

@@ -193,7 +193,8 @@ def test_bad_options_are_refused(here: Here, arguments: list[str], reason: str) 
 def test_a_ray_that_does_not_answer_is_one_line(command: Command, log: str) -> None:
     done = command.run("demo", "--trace", log, RAY_ADDRESS="127.0.0.1:1")
     assert (done.status, done.out) == (2, "")
-    assert done.err == "Error: no Ray answers at RAY_ADDRESS=127.0.0.1:1\n"
+    problem = "RAY_ADDRESS says so; nothing listens there"
+    assert done.err == f"Error: no Ray at 127.0.0.1:1 could be joined: {problem}\n"
 
 
 def test_a_store_that_does_not_answer_is_one_line_and_leaves_nothing(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from alone import ALONE, plain, why_not
 
 import ray_route
 
@@ -19,14 +21,14 @@ def example() -> str:
     return str(code)
 
 
+@pytest.mark.skipif(why_not() is not None, reason=f"nobody can be alone here: {why_not()}")
 def test_the_example_runs_as_printed(tmp_path: Path) -> None:
+    """In a plain shell; it warns its reader of nothing."""
     script = tmp_path / "example.py"
     script.write_text(example())
-    unset = ("PYTHONPATH", "RAY_ADDRESS", "RAY_ROUTE_REDIS_URL")
-    environment = {name: value for name, value in os.environ.items() if name not in unset}
     done = subprocess.run(
-        [sys.executable, str(script)],
-        env=environment,
+        [*ALONE, sys.executable, str(script)],
+        env=plain(),
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -37,6 +39,8 @@ def test_the_example_runs_as_printed(tmp_path: Path) -> None:
     expected = re.search(r"It prints `(.+?)`", README)
     assert expected
     assert expected[1] in done.stdout.splitlines(), done
+    assert "Deprecat" not in done.stdout + done.stderr
+    assert "change stream" not in done.stdout + done.stderr, "no last word of what ends with Ray"
 
 
 def test_the_example_is_short() -> None:

@@ -231,3 +231,20 @@ def test_only_beats_keep_hits_alive(near: LinkCache, stream: Stream) -> None:
         return near.get(S, "u") is None
 
     eventually(forgotten, "nobody believes a stream without beats", 6)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_who_ends_says_nothing_of_a_server_that_ends_with_it(
+    keys: Keys, caplog: pytest.LogCaptureFixture, *, ends: bool
+) -> None:
+    with EmbeddedServer("redis") as server:
+        own = Store(parse_url(server.url), retries=0)
+        config, place = RouteConfig(), Position("0-0", 1, 0)
+        reader = ChangeReader(own, keys, config, PodTable(), LinkCache(100), place, now())
+        reader.start()
+        if ends:
+            reader.end_soon()
+    if not ends:
+        eventually(lambda: caplog.messages, "one that does not end says so")
+    reader.stop()
+    assert bool(caplog.messages) is not ends

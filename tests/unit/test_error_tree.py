@@ -9,15 +9,19 @@ import pytest
 import ray_route
 from ray_route import errors
 from ray_route.errors import (
+    ClosedError,
     ConfigError,
     DamagedKeyError,
     FencedError,
     InvalidInputError,
     LostWritesError,
+    NestedCallError,
     NoAvailablePodError,
     PartialBatchError,
     PodRestartingError,
     PodUnavailableError,
+    RayGoneError,
+    RayUnavailableError,
     RouteError,
     RouterUnavailableError,
     RouteTimeoutError,
@@ -48,6 +52,12 @@ EXAMPLES: dict[type[RouteError], RouteError] = {
         **IDS,
     ),
     RouterUnavailableError: RouterUnavailableError(reason="it restarts", **IDS),
+    RayUnavailableError: RayUnavailableError(address=ADDRESS, reason="nothing listens", **IDS),
+    ClosedError: ClosedError(what="a client", **IDS),
+    RayGoneError: RayGoneError(what="a client", **IDS),
+    NestedCallError: NestedCallError(
+        method="pay", error=FencedError(reason="released", may_have_run=False, uid="bob"), **IDS
+    ),
     RouteTimeoutError: RouteTimeoutError(waiting_for="the router", timeout_s=1.5, **IDS),
 }
 each_error = pytest.mark.parametrize("error", EXAMPLES.values(), ids=lambda e: type(e).__name__)
@@ -85,6 +95,8 @@ def test_errors_can_be_copied(error: RouteError):
 def facts(error: RouteError) -> dict[str, object]:
     """All that a handler can read, in a form that can be compared."""
     seen = {name: value for name, value in vars(error).items() if name != "_facts"}
+    if isinstance(error, NestedCallError):
+        seen["error"] = (type(error.error), facts(error.error))
     if isinstance(seen.get("partial"), LinkedPods):
         partial = seen.pop("partial")
         seen |= {"pods": dict(partial), "missing": partial.missing, "un": partial.unroutable}
@@ -125,8 +137,30 @@ def test_an_error_says_what_to_do_next():
     assert "did not run" in str(not_run)
     assert "may have run" in str(FencedError(reason="released", may_have_run=True))
     assert "did not run" in str(FencedError(reason="released", may_have_run=False))
+    assert "connect again" in str(EXAMPLES[ClosedError])
+    assert "join a Ray again" in str(EXAMPLES[RayGoneError])
     assert "set it" in str(EXAMPLES[UnsafeStoreError])
     assert "the router" in str(EXAMPLES[RouteTimeoutError])
+
+
+def test_a_timeout_says_whether_a_call_was_sent() -> None:
+    sent, unsent = (
+        RouteTimeoutError(waiting_for="a pod", timeout_s=1, may_have_run=ran)
+        for ran in (True, False)
+    )
+    assert "may run still" in str(sent)
+    assert "did not run" in str(unsent)
+    assert "run" not in str(RouteTimeoutError(waiting_for="a link", timeout_s=1))
+
+
+def test_what_a_nested_call_met_is_no_verdict_on_the_outer_one() -> None:
+    outer = EXAMPLES[NestedCallError]
+    assert isinstance(outer, NestedCallError)
+    assert outer.may_have_run
+    assert not isinstance(outer, FencedError)
+    assert (outer.uid, outer.error.uid) == (IDS["uid"], "bob")
+    assert "pay raised FencedError" in str(outer)
+    assert "the call has run" in str(outer)
 
 
 def test_no_available_pod_lists_every_known_pod_in_order():

@@ -1,0 +1,106 @@
+"""A program that leaves its Ray with everything open, and joins another. See its test."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from helpers import eventually
+
+import ray_route
+
+HOW: dict[str, Any] = {"num_cpus": 4, "include_dashboard": False, "log_to_driver": False}
+POD = {"service": "svc", "replicas": 1}
+
+
+def refused(work: Callable[[], Any]) -> None:
+    """See that something says that its Ray is gone, and starts none."""
+    was_in_one = ray.is_initialized()
+    with pytest.raises(ray_route.RayGoneError, match=r"left the Ray \(ray\.shutdown\) of .*left"):
+        work()
+    assert ray.is_initialized() == was_in_one
+
+
+class Room:
+    """Answers at once, or never."""
+
+    def say(self) -> str:
+        return "heard"
+
+    def ponder(self, begun: str) -> None:
+        Path(begun).touch()
+        threading.Event().wait()
+
+
+def waiting(client: ray_route.RouteClient) -> tuple[threading.Thread, list[Exception]]:
+    """Have a thread wait for a call that is under way and does not end."""
+    raised: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            client.call("slow", "svc", "ponder", str(begun), timeout=600)
+        except ray_route.RouteError as error:
+            raised.append(error)
+
+    with tempfile.TemporaryDirectory() as folder:
+        begun = Path(folder) / "begun"
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        eventually(begun.exists, "the call is under way", 30)
+    return thread, raised
+
+
+def main() -> None:
+    ray.init("local", **HOW)
+    client = ray_route.connect("left")
+    deployment = ray_route.deploy(Room, namespace="left", **POD)
+    agent = ray_route.PodAgent("left", "by-hand", 0).start()
+    assert client.call("ann", "svc", "say") == "heard"
+    thread, raised = waiting(client)
+    of_first = ray.get_runtime_context().get_worker_id()
+    ray.shutdown()
+    print("left", flush=True)
+    everything: list[Callable[[], Any]] = [
+        lambda: client.call("ann", "svc", "say"),
+        lambda: client.call_many([("ann", ())], "svc", "say"),
+        lambda: client.compute_linked_pod("new", "svc"),
+        lambda: client.batch_get_linked_pod(["ann"], "svc"),
+        lambda: client.actor("ann", "svc"),
+        deployment.pods,
+        lambda: deployment.scale(2),
+        lambda: next(deployment.drain(0)),
+        deployment.shutdown,
+        lambda: agent.set_linked_pod("ann", 0),
+    ]
+    for each in everything:
+        refused(each)
+    thread.join(30)
+    (error,) = raised
+    died = isinstance(error, ray_route.PodUnavailableError) and error.may_have_run
+    assert isinstance(error, ray_route.RayGoneError) or died, error  # by which was heard of first
+    assert not ray.is_initialized(), "nobody has started another"
+
+    ray.init("local", **HOW)
+    assert ray.get_runtime_context().get_worker_id() == of_first, "that alone tells no difference"
+    for each in everything:
+        refused(each)
+    with (
+        ray_route.connect("left") as live,
+        ray_route.deploy(Room, namespace="left", **POD),
+    ):
+        assert live.call("ann", "svc", "say") == "heard"
+        refused(lambda: client.compute_linked_pod("ann", "svc"))
+        client.close()
+        client.close()
+        assert live.call("bob", "svc", "say") == "heard"
+    print("live", flush=True)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
