@@ -240,7 +240,8 @@ def test_who_ends_says_nothing_of_a_server_that_ends_with_it(
     with EmbeddedServer("redis") as server:
         own = Store(parse_url(server.url), retries=0)
         config, place = RouteConfig(), Position("0-0", 1, 0)
-        reader = ChangeReader(own, keys, config, PodTable(), LinkCache(100), place, now())
+        known = Known(PodTable(), LinkCache(100), Belief(own, _nobody), lambda _: None)
+        reader = ChangeReader(own, keys, config, known, place, now())
         reader.start()
         if ends:
             reader.end_soon()
