@@ -7,6 +7,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, cast
 
 import ray
@@ -23,14 +24,12 @@ from ray_route.errors import (
     InvalidInputError,
     PodUnavailableError,
     RouteError,
-    RouteTimeoutError,
-    UnsafeStoreError,
 )
 from ray_route.model import DrainProgress, Life, Pod, RoutingState, check_name
 from ray_route.pod.pod_actor import CONTROL_GROUP, PodSpec, pod_class
-from ray_route.protocol.calls import Refused
+from ray_route.pod.starting import wait_ready
 from ray_route.protocol.names import RAY_NAMESPACE, pod_name
-from ray_route.runtime.waiting import run
+from ray_route.runtime.waiting import Stage, run, within
 from ray_route.store.url import StoreUrl
 
 _DEPLOY_S = 60.0
@@ -38,11 +37,7 @@ GRACE_S = 20.0
 """How long a pod may take to release its uids when it is to end, in seconds."""
 _STOP_S = 5.0
 _STOPPED_AT_ONCE = 16
-_RETRY_S = 0.1
 _POLL_S = 0.02
-
-# What a pod may meet that stays so until somebody mends it.
-_NEVER_MENDED = (ConfigError, UnsafeStoreError)
 
 
 class Deployment:
@@ -196,6 +191,9 @@ def _wait_gone(actor: str, deadline: Deadline) -> None:
         time.sleep(_POLL_S)
 
 
+_Actors = tuple[dict[int, Any], dict[int, Any]]
+
+
 class _Maker:
     """Makes pod actors of one service."""
 
@@ -230,6 +228,19 @@ class _Maker:
 
         With `or_existing` an actor that Ray is restarting is waited for instead, and never ended.
         """
+        what = f"pods {indexes} of service {self._service!r}"
+        actors = partial(self._actors, indexes, or_existing=or_existing)
+        made, found = within(deadline, Stage(f"Ray to make {what}"), actors, undo=_end_made)
+        try:
+            wait_ready({**made, **found}, what, deadline)
+        except BaseException:
+            _end_made((made, found))
+            raise
+        # The router must know them before anyone places a uid on the strength of this.
+        run(self._session.refresh(self._service), deadline)
+
+    def _actors(self, indexes: list[int], *, or_existing: bool) -> _Actors:
+        """Return the actors that are made for this, and those that are there already."""
         made: dict[int, Any] = {}
         found: dict[int, Any] = {}
         try:
@@ -239,14 +250,10 @@ class _Maker:
                     found[index] = handle
                 else:
                     made[index] = self._made(index)
-            what = f"pods {indexes} of service {self._service!r}"
-            _wait_ready({**made, **found}, what, deadline)
         except BaseException:
-            for handle in made.values():
-                ray.kill(handle, no_restart=True)
+            _end_made((made, found))
             raise
-        # The router must know them before anyone places a uid on the strength of this.
-        run(self._session.refresh(self._service), deadline)
+        return made, found
 
     def _name(self, index: int) -> str:
         return pod_name(self._session.namespace.name, self._service, index)
@@ -288,40 +295,10 @@ class _Maker:
             ) from error
 
 
-def _wait_ready(handles: Mapping[int, Any], what: str, deadline: Deadline) -> None:
-    """Wait until all pods serve, also those that Ray is just restarting.
-
-    Raises at once what no waiting mends, and at the deadline says what was in the way.
-    """
-    waiting, seen = dict(handles), ""
-    while waiting:
-        answers: dict[int, Any] = {}
-        try:
-            asked = {index: pod._ray_route_ready.remote() for index, pod in waiting.items()}
-            values = ray.get(list(asked.values()), timeout=deadline.remaining())
-            answers = dict(zip(asked, values, strict=True))
-        except ray.exceptions.ActorUnavailableError:
-            pass
-        except ray.exceptions.GetTimeoutError:
-            raise RouteTimeoutError(waiting_for=what + seen, timeout_s=deadline.timeout_s) from None
-        except ray.exceptions.RayActorError as error:
-            raise PodUnavailableError(
-                reason=f"{what} failed to start: {_last_line(error)}", may_have_run=False
-            ) from error
-        waiting = {index: pod for index, pod in waiting.items() if answers.get(index) is not True}
-        for index, answer in answers.items():
-            if isinstance(answer, Refused):
-                if isinstance(answer.error, _NEVER_MENDED):
-                    raise answer.error
-                seen = f"; pod {index} can't join: {answer.error}"
-        if waiting:
-            deadline.check(what + seen)
-            time.sleep(min(_RETRY_S, deadline.remaining()))
-
-
-def _last_line(error: Exception) -> str:
-    """Return what was raised, without the traceback that Ray puts before it."""
-    return str(error).strip().rpartition("\n")[2]
+def _end_made(actors: _Actors) -> None:
+    """End what was made, and nothing that was there before."""
+    for handle in actors[0].values():
+        ray.kill(handle, no_restart=True)
 
 
 def _check_replicas(replicas: object) -> None:

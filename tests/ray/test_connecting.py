@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 from helpers import eventually, unique_name
+from ray.util import list_named_actors
+from services import Counter
 
 import ray_route
 from ray_route.client import sessions
@@ -85,7 +87,38 @@ def test_an_interrupt_ends_a_connect_at_once_and_spoils_nothing(
     interrupting.join()
     assert time.monotonic() - begun < 30
     ray_route.connect(client.namespace).close()
-    eventually(lambda: nobody_has(namespace), "what was given up is not kept", 30)
+
+
+@pytest.fixture
+def head() -> int:
+    """The process id of the head (GCS) of the tests' Ray."""
+    (found,) = [
+        int(process.name)
+        for process in Path("/proc").glob("[0-9]*")
+        if f"PPid:\t{os.getpid()}\n" in (process / "status").read_text()
+        and b"gcs_server" in (process / "cmdline").read_bytes()
+    ]
+    return found
+
+
+def test_a_head_that_hangs_holds_nobody_beyond_their_timeout(client: Any, head: int) -> None:
+    namespace, service = unique_name(), unique_name()
+    where = {"namespace": client.namespace, "redis_url": client._session.namespace.url}
+    os.kill(head, signal.SIGSTOP)
+    try:
+        with pytest.raises(ray_route.RouteTimeoutError):
+            ray_route.connect(namespace, timeout=1)
+        with pytest.raises(ray_route.RouteTimeoutError, match="Ray to make pods"):
+            ray_route.deploy(Counter, service=service, replicas=1, timeout=1, **where)
+    finally:
+        os.kill(head, signal.SIGCONT)
+    eventually(lambda: nobody_has(namespace), "what was given up is not kept", 60)
+    eventually(lambda: not pods_of(service), "nor are pods of which nobody knows", 60)
+
+
+def pods_of(service: str) -> list[str]:
+    named = [actor["name"] for actor in list_named_actors(all_namespaces=True)]
+    return [name for name in named if f":{service}:" in name]
 
 
 class Interrupt:
