@@ -9,21 +9,21 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import ray
 
 from ray_route.client.change_reader import ChangeReader, Known
-from ray_route.client.coalescer import Done, Send
+from ray_route.client.coalescer import Send
 from ray_route.client.lookups import Found, Judge, Lookups, NewUids
+from ray_route.client.questions import Questions
 from ray_route.client.refresh_ahead import RefreshAhead
 from ray_route.client.use_reporter import UseReporter
 from ray_route.clock import now
 from ray_route.errors import RouteError
 from ray_route.model import Link, PodRecord
 from ray_route.protocol.names import RAY_NAMESPACE
-from ray_route.protocol.wire import Answer, pack_question, unpack_answers
+from ray_route.protocol.wire import Answer, unpack_answers
 from ray_route.runtime import telemetry
 from ray_route.runtime.metrics import (
     CHANGE_STREAM_LAG_SECONDS,
@@ -71,8 +71,9 @@ class Session:
         self.changes.start()
         self.new_uids = NewUids()
         self.judge = Judge(namespace.keys, namespace.config, self.table.routable)
-        self.computing = self._lookups(self._send_compute, self.keep_used)
-        self.finding = self._lookups(self._send_find, self.keep_found)
+        questions = Questions(namespace)
+        self.computing = self._lookups(questions.compute, self.keep_used)
+        self.finding = self._lookups(questions.find, self.keep_found)
         self._uses = UseReporter(_USE_SHARE * namespace.config.ttl_s, self._report_use)
         namespace.worker.every(self._uses.period_s, self._uses.report)
         how = (namespace.worker.put, self.may_read, self._read_again)
@@ -105,14 +106,14 @@ class Session:
             return False
         return True
 
+    def may_know(self, service: str) -> bool:
+        """True if links of a service may be read now, and if that may tell something."""
+        return self.may_read() and self.new_uids.may_be_known(service)
+
     def keep_found(self, service: str, found: Found, asked_at: float) -> None:
         """Keep what was read, at `asked_at` or later, and count it."""
         self.near.put_all(service, found.links, asked_at)
         self.meter.count(LOOKUPS, "redis", "link", by=len(found.links))
-
-    def may_know(self, service: str) -> bool:
-        """True if links of a service may be read now, and if that may tell something."""
-        return self.may_read() and self.new_uids.may_be_known(service)
 
     def keep_used(self, service: str, found: Found, asked_at: float) -> None:
         """Do the same, and report the links as used that have lost some of their lives."""
@@ -137,19 +138,6 @@ class Session:
             self.namespace.router.report_use.remote(service, used)
 
     # Look-ups by the router.
-
-    def _send_compute(self, service: str, wanted: dict[str, int], done: Done) -> None:
-        question = pack_question(service, wanted, self.namespace.node)
-        self._when_there(self.namespace.router.compute.remote(question), done)
-
-    def _send_find(self, service: str, wanted: dict[str, int], done: Done) -> None:
-        question = pack_question(service, wanted)
-        self._when_there(self.namespace.router.find.remote(question), done)
-
-    def _when_there(self, ref: Any, done: Done) -> None:
-        """Have the worker go on when a reply is there, which Ray says in a thread of its own."""
-        put = self.namespace.worker.put
-        ref.future().add_done_callback(lambda reply: put(partial(done, reply.result)))
 
     def take(
         self, service: str, wanted: dict[str, int], packed: bytes, asked_at: float
