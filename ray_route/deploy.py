@@ -19,6 +19,7 @@ from ray_route.clock import Deadline
 from ray_route.errors import (
     ConfigError,
     InvalidInputError,
+    PodStartError,
     PodUnavailableError,
     RouteError,
     RouteTimeoutError,
@@ -28,6 +29,7 @@ from ray_route.model import DrainProgress, Life, Pod, RoutingState, check_name
 from ray_route.pod.pod_actor import CONTROL_GROUP, PodSpec, pod_class
 from ray_route.protocol.calls import Refused
 from ray_route.protocol.names import RAY_NAMESPACE, pod_name
+from ray_route.runtime.scheduling import why_not_running
 from ray_route.runtime.waiting import run
 from ray_route.store.url import StoreUrl
 
@@ -73,9 +75,9 @@ class Deployment:
         others drained. Callers that scale one service at once do so one after the other.
 
         Raises `PodUnavailableError` if a pod could not be drained within `deadline_s` seconds (it
-        and those below it stay) or if one fails to start, `RouteTimeoutError` if the turn did not
-        come or the pods did not serve within `timeout`. Then only pods that this very call made
-        are ended again.
+        and those below it stay), `PodStartError` if one fails to start, `RouteTimeoutError` if the
+        turn did not come or the pods did not serve within `timeout`. Then only pods that this very
+        call made are ended again.
         """
         _check_replicas(replicas)
         deadline = Deadline.after(timeout)
@@ -210,7 +212,7 @@ class _Maker:
                 else:
                     made[index] = self._made(index)
             what = f"pods {indexes} of service {self._service!r}"
-            _wait_ready({**made, **found}, what, deadline)
+            _wait_ready({**made, **found}, what, deadline, self._options)
         except BaseException:
             for handle in made.values():
                 ray.kill(handle, no_restart=True)
@@ -258,35 +260,45 @@ class _Maker:
             ) from error
 
 
-def _wait_ready(handles: Mapping[int, Any], what: str, deadline: Deadline) -> None:
+def _wait_ready(
+    handles: Mapping[int, Any], what: str, deadline: Deadline, options: Mapping[str, Any]
+) -> None:
     """Wait until all pods serve, also those that Ray is just restarting.
 
     Raises at once what no waiting mends, and at the deadline says what was in the way.
     """
     waiting, seen = dict(handles), ""
     while waiting:
-        answers: dict[int, Any] = {}
-        try:
-            asked = {index: pod._ray_route_ready.remote() for index, pod in waiting.items()}
-            values = ray.get(list(asked.values()), timeout=deadline.remaining())
-            answers = dict(zip(asked, values, strict=True))
-        except ray.exceptions.ActorUnavailableError:
-            pass
-        except ray.exceptions.GetTimeoutError:
-            raise RouteTimeoutError(waiting_for=what + seen, timeout_s=deadline.timeout_s) from None
-        except ray.exceptions.RayActorError as error:
-            raise PodUnavailableError(
-                reason=f"{what} failed to start: {_last_line(error)}", may_have_run=False
-            ) from error
-        waiting = {index: pod for index, pod in waiting.items() if answers.get(index) is not True}
-        for index, answer in answers.items():
-            if isinstance(answer, Refused):
+        asked = {pod._ray_route_ready.remote(): index for index, pod in waiting.items()}
+        answered, late = ray.wait(list(asked), num_returns=len(asked), timeout=deadline.remaining())
+        for ref in answered:
+            index = asked[ref]
+            answer = _readiness(ref, index, what)
+            if answer is True:
+                del waiting[index]
+            elif isinstance(answer, Refused):
                 if isinstance(answer.error, _NEVER_MENDED):
                     raise answer.error
                 seen = f"; pod {index} can't join: {answer.error}"
+        if late:
+            index = asked[late[0]]
+            seen = f"; pod {index}: {why_not_running(waiting[index], options)}"
+            raise RouteTimeoutError(waiting_for=what + seen, timeout_s=deadline.timeout_s)
         if waiting:
             deadline.check(what + seen)
             time.sleep(min(_RETRY_S, deadline.remaining()))
+
+
+def _readiness(ref: Any, index: int, what: str) -> Any:
+    """Return a pod's word on whether it serves; None while Ray restarts it."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.ActorUnavailableError:
+        return None
+    except ray.exceptions.RayActorError as error:
+        raise PodStartError(
+            reason=f"{what} failed to start: {_last_line(error)}", may_have_run=False, pod=index
+        ) from error
 
 
 def _last_line(error: Exception) -> str:
@@ -340,9 +352,10 @@ def deploy(
     and is made again with a back-off if its `__init__` fails.
 
     Raises `InvalidInputError` for a class that is an actor class already or for bad names,
-    `ConfigError` if the service is deployed already, `PodUnavailableError` if an `__init__`
-    fails, `RouteTimeoutError` after `timeout` seconds, which names what kept a pod from joining,
-    and what `connect` raises, at once also if only a pod meets it.
+    `ConfigError` if the service is deployed already, `PodStartError` if an `__init__` fails,
+    with what that raised, `RouteTimeoutError` after `timeout` seconds, which names what kept a pod
+    from joining, as resources that no node has, and what `connect` raises, at once also if only a
+    pod meets it.
     """
     check_name("service", service)
     _check_replicas(replicas)

@@ -6,7 +6,9 @@
     ├── UnsafeStoreError                            mend the server's settings
     ├── NoAvailablePodError                         add pods, or try again when one is ready
     ├── PodUnavailableError                         try again if the call may run twice
+    │   ├── PodStartError                           mend what kept the pod from starting
     │   └── PodRestartingError                      try again, it may come back
+    ├── UnpicklableError       (also TypeError)     let the method return or raise plain data
     ├── FencedError                                 ask for the link again, then call its pod
     ├── StoreUnavailableError                       try again when Redis answers
     │   ├── LostWritesError                         try again, they are being written back
@@ -159,6 +161,12 @@ class PodUnavailableError(RouteError):
         return f"the pod is not available: {self.reason}"
 
 
+class PodStartError(PodUnavailableError):
+    """A pod's code failed before it could serve: `reason` says what it raised."""
+
+    hint = "mend the class or its arguments, then deploy it again"
+
+
 class PodRestartingError(PodUnavailableError):
     """The uid's pod has ended and has `restart_grace_s` to come back. Clients wait for it."""
 
@@ -180,6 +188,25 @@ class FencedError(RouteError):
     def _what(self) -> str:
         ran = "may have run" if self.may_have_run else "did not run"
         return f"fenced, the call {ran}: {self.reason}"
+
+
+class UnpicklableError(RouteError, TypeError):
+    """A call has run, and what it returned or raised can't be pickled, so it can't be had.
+
+    `method` names the user's method, `what` what it made. An exception's own traceback is the
+    cause of this one.
+    """
+
+    def __init__(self, *, method: str, what: str, reason: str, **ids: Any) -> None:
+        super().__init__(method=method, what=what, reason=reason, **ids)
+
+    method: str
+    what: str
+    reason: str
+    hint = "the call has run; let the method return or raise what can be pickled"
+
+    def _what(self) -> str:
+        return f"the {self.what} of {self.method} can't be pickled: {self.reason}"
 
 
 class StoreUnavailableError(RouteError):

@@ -14,6 +14,7 @@ import ray
 
 from ray_route.client import operations
 from ray_route.client.session import NoSuchActorError, Session
+from ray_route.client.user_errors import of_user
 from ray_route.clock import now
 from ray_route.errors import (
     FencedError,
@@ -22,9 +23,14 @@ from ray_route.errors import (
     PodUnavailableError,
 )
 from ray_route.model import Link, check_uid
-from ray_route.protocol.calls import Header, Raised, Refused
+from ray_route.protocol.calls import BatchedCall, Raised, Refused
 from ray_route.runtime.metrics import CALL_REPEATS, CALL_SECONDS
 from ray_route.runtime.waiting import LifeEndedError, Operation, Pause, Remote
+
+ManyCall = tuple[str, tuple[Any, ...]] | tuple[str, tuple[Any, ...], dict[str, Any]]
+"""One of many calls, as users write it: uid, arguments, keywords if there are any."""
+
+_OneCall = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 _GONE = (ray.exceptions.RayActorError, LifeEndedError)
 _BACKOFF_S = 0.02
@@ -63,9 +69,9 @@ def call(
         try:
             ref = handle._ray_route_call.remote(header, *args, **kwargs)
             result = yield Remote(ref, what, partial(session.has_ended, service, link))
+        except ray.exceptions.RayTaskError as error:
+            raise of_user(error, method) from error.__cause__
         except _GONE as error:
-            if isinstance(error, ray.exceptions.RayTaskError):
-                raise  # the user's code met it elsewhere
             min_epoch = yield from operations.failed(session, uid, service, link, error)
             if not idempotent:
                 raise _unavailable(session, uid, service, link, error) from error
@@ -108,15 +114,19 @@ def _backoff_s(attempt: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _PodBatch:
-    """Calls that go to one pod together: their positions in the caller's order."""
+    """Calls that go to one pod together: their positions in the caller's order.
+
+    One whose arguments are references goes alone: Ray resolves those, and their failures are its.
+    """
 
     link: Link
     positions: list[int]
+    alone: bool = False
 
 
 def call_many(
     session: Session,
-    calls: Iterable[tuple[str, tuple[Any, ...]]],
+    calls: Iterable[ManyCall],
     service: str,
     method: str,
     *,
@@ -124,18 +134,18 @@ def call_many(
 ) -> Operation[list[Any]]:
     """See `RouteClient.call_many`."""
     asked = [_checked(item) for item in calls]
-    links = yield from operations.compute_many(session, [uid for uid, _ in asked], service)
-    outcomes: list[Any] = [links[uid] for uid, _ in asked]
+    links = yield from operations.compute_many(session, [uid for uid, _, _ in asked], service)
+    outcomes: list[Any] = [links[uid] for uid, _, _ in asked]
     sent = []
-    for batch in _by_pod(outcomes):
+    for batch in _by_pod(outcomes, asked):
         headers = [
             (
                 (asked[position][0], outcomes[position].epoch, batch.link.incarnation, method),
-                asked[position][1],
+                *asked[position][1:],
             )
             for position in batch.positions
         ]
-        sent.append((batch, (yield from _send(session, service, batch.link, headers))))
+        sent.append((batch, (yield from _send(session, service, batch, headers))))
     singly: list[int] = []
     for batch, ref in sent:
         uids = [asked[position][0] for position in batch.positions]
@@ -145,43 +155,59 @@ def call_many(
             if type(answer) is Refused:
                 singly.append(position)
     for position in sorted(singly):
-        uid, args = asked[position]
+        uid, args, kwargs = asked[position]
         refused, link = outcomes[position], links[uid]
         try:
             least = _follow(session, uid, service, link, refused, idempotent=idempotent)
             one = call(
-                session, uid, service, method, args, {}, idempotent=idempotent, min_epoch=least
+                session, uid, service, method, args, kwargs, idempotent=idempotent, min_epoch=least
             )
             outcomes[position] = yield from one
         except Exception as error:  # noqa: BLE001 - one call's error is its outcome
             outcomes[position] = error
-    return [item.error if type(item) is Raised else item for item in outcomes]
+    return [of_user(item.error, method) if type(item) is Raised else item for item in outcomes]
 
 
-def _checked(item: tuple[str, tuple[Any, ...]]) -> tuple[str, tuple[Any, ...]]:
-    if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[1], tuple):
+def _checked(item: ManyCall) -> _OneCall:
+    parts = item if isinstance(item, tuple) and 2 <= len(item) <= 3 else ()
+    uid, args, kwargs = (*parts, {})[:3] if parts else ("", None, None)
+    if not isinstance(args, tuple) or not isinstance(kwargs, dict):
         raise InvalidInputError(
-            argument="calls", value=item, reason="must hold pairs (uid, tuple of arguments)"
+            argument="calls",
+            value=item,
+            reason="must hold (uid, tuple of arguments), or these and a dict of keywords",
         )
-    check_uid(item[0])
-    return item
+    return check_uid(uid), args, kwargs
 
 
-def _by_pod(links: list[Any]) -> list[_PodBatch]:
+def _by_pod(links: list[Any], asked: list[_OneCall]) -> list[_PodBatch]:
     batches: dict[tuple[int, int], _PodBatch] = {}
+    alone: list[_PodBatch] = []
     for position, link in enumerate(links):
-        if isinstance(link, Link):
+        if not isinstance(link, Link):
+            continue
+        if _has_references(asked[position]):
+            alone.append(_PodBatch(link, [position], alone=True))
+        else:
             batch = batches.setdefault((link.pod, link.incarnation), _PodBatch(link, []))
             batch.positions.append(position)
-    return list(batches.values())
+    return [*batches.values(), *alone]
+
+
+def _has_references(one: _OneCall) -> bool:
+    _, args, kwargs = one
+    return any(isinstance(value, ray.ObjectRef) for value in (*args, *kwargs.values()))
 
 
 def _send(
-    session: Session, service: str, link: Link, calls: list[tuple[Header, tuple[Any, ...]]]
+    session: Session, service: str, batch: _PodBatch, calls: list[BatchedCall]
 ) -> Operation[Any]:
     """Send one pod its calls; return the reference of its answers, or the error instead."""
     try:
-        handle = yield from session.handle(service, link)
+        handle = yield from session.handle(service, batch.link)
+        if batch.alone:
+            header, args, kwargs = calls[0]
+            return handle._ray_route_call.remote(header, *args, **kwargs)
         return handle._ray_route_call_many.remote(calls)
     except Exception as error:  # noqa: BLE001 - other pods' calls have been sent by now
         return error
@@ -199,7 +225,7 @@ def _answered(
     try:
         what = f"{len(uids)} calls on pod {batch.link.pod}"
         over = partial(session.has_ended, service, batch.link)
-        answers: list[Any] = yield Remote(ref, what, over)
+        answers: Any = yield Remote(ref, what, over)
     except _GONE as died:
         yield from operations.failed(session, uids[0], service, batch.link, died)
         if idempotent:
@@ -208,4 +234,4 @@ def _answered(
     except Exception as error:  # noqa: BLE001 - other pods' results count
         return [Raised(error)] * len(uids)
     else:
-        return answers
+        return [answers] if batch.alone else answers

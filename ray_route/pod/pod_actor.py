@@ -28,8 +28,9 @@ from ray_route.pod.endings import (
 )
 from ray_route.pod.hooks import Hook, Hooks
 from ray_route.pod.index_lease import OfPod
+from ray_route.pod.methods import is_stream, method_of, raised, sendable, stream_error
 from ray_route.pod.sigterm import before_sigterm_ends
-from ray_route.protocol.calls import Header, Raised, Refused
+from ray_route.protocol.calls import BatchedCall, Header, Refused
 from ray_route.store.url import StoreUrl
 
 CONTROL_GROUP = "ray_route"
@@ -106,13 +107,13 @@ def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
     uid, epoch, incarnation, method = header
     agent: PodAgent = pod._ray_route_agent
     try:
-        gate = agent.gate
+        gate, function = agent.gate, method_of(pod, method)
         gate.enter(uid, epoch, incarnation)
     except RouteError as error:
         return Refused(error)
     try:
         with pod._ray_route_turn, _under(agent, header):
-            result = getattr(pod, method)(*args, **kwargs)
+            result = function(*args, **kwargs)
         gate.recheck(uid, epoch)
     except FencedError as error:
         return _own(agent, header, error)
@@ -120,7 +121,7 @@ def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
         return Refused(_leaving(agent, uid, method, error, may_have_run=True))
     finally:
         gate.leave(uid)
-    return result
+    return Refused(stream_error(method)) if is_stream(result) else result
 
 
 async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
@@ -128,13 +129,13 @@ async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) ->
     uid, epoch, incarnation, method = header
     agent: PodAgent = pod._ray_route_agent
     try:
-        gate = agent.gate
+        gate, function = agent.gate, method_of(pod, method)
         await gate.enter_async(uid, epoch, incarnation)
     except RouteError as error:
         return Refused(error)
     try:
         with _under(agent, header):
-            result = getattr(pod, method)(*args, **kwargs)
+            result = function(*args, **kwargs)
             if inspect.isawaitable(result):
                 result = await result
         await gate.recheck_async(uid, epoch)
@@ -144,7 +145,7 @@ async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) ->
         return Refused(_leaving(agent, uid, method, error, may_have_run=True))
     finally:
         gate.leave(uid)
-    return result
+    return Refused(stream_error(method)) if is_stream(result) else result
 
 
 def _own(agent: PodAgent, header: Header, error: FencedError) -> Refused:
@@ -186,27 +187,28 @@ async def _flush_async(pod: Any) -> None:
     """Return when every call that was queued before has begun."""
 
 
-def _call_many(pod: Any, calls: list[tuple[Header, tuple[Any, ...]]]) -> list[Any]:
+def _call_many(pod: Any, calls: list[BatchedCall]) -> list[Any]:
     """Run many calls in order, each fenced by itself."""
     outcomes = []
-    for header, args in calls:
+    for header, args, kwargs in calls:
         try:
-            outcomes.append(_sendable(_call(pod, header, *args)))
+            outcome = _call(pod, header, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - one call's error is not the batch's
-            outcomes.append(_sendable(Raised(error)))
+            outcome = raised(pod, header[3], error)
+        outcomes.append(sendable(outcome, header[3]))
     return outcomes
 
 
-async def _call_many_async(pod: Any, calls: list[tuple[Header, tuple[Any, ...]]]) -> list[Any]:
+async def _call_many_async(pod: Any, calls: list[BatchedCall]) -> list[Any]:
     """Run many calls at once, each fenced by itself."""
-    running = (_call_async(pod, header, *args) for header, args in calls)
+    running = (_call_async(pod, header, *args, **kwargs) for header, args, kwargs in calls)
     outcomes = await asyncio.gather(*running, return_exceptions=True)
     return [
-        _sendable(Raised(item) if isinstance(item, BaseException) else item) for item in outcomes
+        sendable(raised(pod, name, item) if isinstance(item, BaseException) else item, name)
+        for item, ((_, _, _, name), _, _) in zip(outcomes, calls, strict=True)
     ]
 
 
-_PLAIN = (int, float, str, bytes, bool, type(None))
 _METHODS = {
     "_ray_route_call": _call,
     "_ray_route_call_many": _call_many,
@@ -217,18 +219,6 @@ _ASYNC_METHODS = {
     "_ray_route_call_many": _call_many_async,
     "_ray_route_flush": _flush_async,
 }
-
-
-def _sendable(outcome: Any) -> Any:
-    """Return an outcome, or an error in its place if it can't be pickled: the others count."""
-    if type(outcome) in _PLAIN:
-        return outcome
-    try:
-        ray.cloudpickle.dumps(outcome)
-    except Exception as error:  # noqa: BLE001 - whatever its pickling does
-        what = outcome.error if isinstance(outcome, Raised) else outcome
-        return Raised(TypeError(f"{type(what).__name__} can't be pickled: {error}"))
-    return outcome
 
 
 @contextmanager

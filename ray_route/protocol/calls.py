@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ray_route.errors import RouteError
 
 Header = tuple[str, int, int, str]
 """uid, epoch, incarnation, method."""
+
+BatchedCall = tuple[Header, tuple[Any, ...], dict[str, Any]]
+"""One of the calls that travel together: header, arguments, keywords."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,13 @@ class Moves:
                 after_s += self._grace_s
             removed = await self._links.remove(service, uid, held, after_s)
             self._stale(service, {uid: held.epoch})
+            if after_s == 0 and removed:
+                self._left(service, held)
             return removed
+
+    def _left(self, service: str, link: Link) -> None:
+        loads = self._membership.loads
+        loads.left(service, link.pod, link.incarnation, link.epoch)
 
     async def _give(
         self,
@@ -144,6 +150,8 @@ class Moves:
         link = await self._links.set(service, uid, target, held, persistent=persistent)
         if held is not None and link.epoch != held.epoch:
             self._stale(service, {uid: link.epoch - 1})
+        if held is not None and not _is_at(held, target):
+            self._left(service, held)
         return link
 
     async def _release(self, service: str, uid: str, link: Link, deadline: Deadline) -> None:

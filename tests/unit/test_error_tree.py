@@ -16,11 +16,13 @@ from ray_route.errors import (
     NoAvailablePodError,
     PartialBatchError,
     PodRestartingError,
+    PodStartError,
     PodUnavailableError,
     RouteError,
     RouterUnavailableError,
     RouteTimeoutError,
     StoreUnavailableError,
+    UnpicklableError,
     UnsafeStoreError,
 )
 from ray_route.model import LinkedPods
@@ -34,6 +36,8 @@ EXAMPLES: dict[type[RouteError], RouteError] = {
     UnsafeStoreError: UnsafeStoreError(address=ADDRESS, reason="it evicts", fix="set it", **IDS),
     NoAvailablePodError: NoAvailablePodError(known={2: "gone", 0: "DENY_NEW"}, **IDS),
     PodRestartingError: PodRestartingError(reason="it restarts", may_have_run=False, **IDS),
+    PodStartError: PodStartError(reason="KeyError: 'x'", may_have_run=False, **IDS),
+    UnpicklableError: UnpicklableError(method="say", what="result", reason="a lock", **IDS),
     PodUnavailableError: PodUnavailableError(reason="it is gone", may_have_run=True, **IDS),
     FencedError: FencedError(reason="released", may_have_run=False, epoch=2**53 - 1, **IDS),
     StoreUnavailableError: StoreUnavailableError(address=ADDRESS, reason="refused", **IDS),

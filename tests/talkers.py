@@ -1,0 +1,112 @@
+"""Users' classes for tests of calls. In a module of their own, so that workers can import it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+
+class LockedError(Exception):
+    """Carries what no process can send to another."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+class Talker:
+    """What users' methods return, raise and yield."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, list[Any]] = {}
+
+    def say(self, uid: str, text: Any, *, loudly: bool = False) -> list[Any]:
+        self.said.setdefault(uid, []).append(f"{text}!" if loudly else text)
+        return self.said[uid]
+
+    def echo(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        return args, kwargs
+
+    def fail(self, text: str) -> None:
+        raise KeyError(text)
+
+    def lock(self) -> Any:
+        return {"lock": threading.Lock()}
+
+    def fail_with_a_lock(self) -> None:
+        raise LockedError("with a lock")
+
+    def count(self, number: int) -> Iterator[int]:
+        yield from range(number)
+
+    def counting(self, number: int) -> Iterator[int]:
+        return (item for item in range(number))
+
+    def sleep(self, seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    def wait_for(self, path: str) -> str:
+        while not Path(path).exists():
+            time.sleep(0.01)
+        return path
+
+    def big(self, size: int) -> bytearray:
+        return bytearray(size)
+
+    def size(self, thing: Any) -> int:
+        return len(thing)
+
+
+class AsyncTalker:
+    """The same with coroutines."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, list[Any]] = {}
+        self.cancelled: list[str] = []
+
+    async def say(self, uid: str, text: Any, *, loudly: bool = False) -> list[Any]:
+        self.said.setdefault(uid, []).append(f"{text}!" if loudly else text)
+        return self.said[uid]
+
+    async def echo(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        return args, kwargs
+
+    async def fail(self, text: str) -> None:
+        raise KeyError(text)
+
+    async def lock(self) -> Any:
+        return {"lock": threading.Lock()}
+
+    async def fail_with_a_lock(self) -> None:
+        raise LockedError("with a lock")
+
+    async def count(self, number: int) -> AsyncIterator[int]:
+        for item in range(number):
+            yield item
+
+    def counting(self, number: int) -> Iterator[int]:
+        return (item for item in range(number))
+
+    async def wait_for(self, path: str) -> str:
+        try:
+            while not Path(path).exists():  # noqa: ASYNC110, ASYNC240 - a test's signal
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            self.cancelled.append(path)
+            raise
+        return path
+
+    async def was_cancelled(self, path: str) -> bool:
+        return path in self.cancelled
+
+
+class FailsToStart:
+    """Its constructor raises."""
+
+    def __init__(self) -> None:
+        raise LookupError("no such model: llama-99")
