@@ -6,10 +6,13 @@ A request for user 42 always reaches the actor that holds user 42.
 from ray_route._version import __version__
 from ray_route.client.async_client import AsyncRouteClient
 from ray_route.client.connect import connect, connect_async
+from ray_route.client.handles import MethodHandle, ServiceHandle, UidHandle
+from ray_route.client.responses import Response
 from ray_route.client.sync_client import RouteClient
 from ray_route.config import RouteConfig
 from ray_route.deploy import Deployment, deploy
 from ray_route.errors import (
+    CallCancelledError,
     ConfigError,
     FencedError,
     InvalidInputError,
@@ -32,6 +35,7 @@ from ray_route.pod.pod_actor import CurrentLink, current_agent, current_link
 
 __all__ = [
     "AsyncRouteClient",
+    "CallCancelledError",
     "ConfigError",
     "CurrentLink",
     "Deployment",
@@ -43,6 +47,7 @@ __all__ = [
     "Link",
     "LinkedPods",
     "LostWritesError",
+    "MethodHandle",
     "NoAvailablePodError",
     "PartialBatchError",
     "Pod",
@@ -50,13 +55,16 @@ __all__ = [
     "PodRestartingError",
     "PodStartError",
     "PodUnavailableError",
+    "Response",
     "RouteClient",
     "RouteConfig",
     "RouteError",
     "RouteTimeoutError",
     "RouterUnavailableError",
     "RoutingState",
+    "ServiceHandle",
     "StoreUnavailableError",
+    "UidHandle",
     "UnpicklableError",
     "UnsafeStoreError",
     "__version__",

@@ -8,6 +8,7 @@
     ├── PodUnavailableError                         try again if the call may run twice
     │   ├── PodStartError                           mend what kept the pod from starting
     │   └── PodRestartingError                      try again, it may come back
+    ├── CallCancelledError                          nothing: it was asked for
     ├── UnpicklableError       (also TypeError)     let the method return or raise plain data
     ├── FencedError                                 ask for the link again, then call its pod
     ├── StoreUnavailableError                       try again when Redis answers
@@ -188,6 +189,23 @@ class FencedError(RouteError):
     def _what(self) -> str:
         ran = "may have run" if self.may_have_run else "did not run"
         return f"fenced, the call {ran}: {self.reason}"
+
+
+class CallCancelledError(RouteError):
+    """A call was cancelled by its caller.
+
+    `may_have_run` is False only where it provably never started.
+    """
+
+    def __init__(self, *, method: str, may_have_run: bool, **ids: Any) -> None:
+        super().__init__(method=method, may_have_run=may_have_run, **ids)
+
+    method: str
+    may_have_run: bool
+
+    def _what(self) -> str:
+        ran = "may have run" if self.may_have_run else "did not run"
+        return f"the call of {self.method} was cancelled, and {ran}"
 
 
 class UnpicklableError(RouteError, TypeError):

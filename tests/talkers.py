@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -26,7 +27,7 @@ class Talker:
 
     def say(self, uid: str, text: Any, *, loudly: bool = False) -> list[Any]:
         self.said.setdefault(uid, []).append(f"{text}!" if loudly else text)
-        return self.said[uid]
+        return list(self.said[uid])
 
     def echo(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         return args, kwargs
@@ -55,6 +56,9 @@ class Talker:
             time.sleep(0.01)
         return path
 
+    def exit(self) -> None:
+        os._exit(1)
+
     def big(self, size: int) -> bytearray:
         return bytearray(size)
 
@@ -67,11 +71,12 @@ class AsyncTalker:
 
     def __init__(self) -> None:
         self.said: dict[str, list[Any]] = {}
+        self.begun: list[str] = []
         self.cancelled: list[str] = []
 
     async def say(self, uid: str, text: Any, *, loudly: bool = False) -> list[Any]:
         self.said.setdefault(uid, []).append(f"{text}!" if loudly else text)
-        return self.said[uid]
+        return list(self.said[uid])
 
     async def echo(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         return args, kwargs
@@ -93,6 +98,7 @@ class AsyncTalker:
         return (item for item in range(number))
 
     async def wait_for(self, path: str) -> str:
+        self.begun.append(path)
         try:
             while not Path(path).exists():  # noqa: ASYNC110, ASYNC240 - a test's signal
                 await asyncio.sleep(0.01)
@@ -100,6 +106,9 @@ class AsyncTalker:
             self.cancelled.append(path)
             raise
         return path
+
+    async def began(self, path: str) -> bool:
+        return path in self.begun
 
     async def was_cancelled(self, path: str) -> bool:
         return path in self.cancelled

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from ray_route.client import operations
+from ray_route.client.handles import ServiceHandle, service_handle
 from ray_route.client.session import Session
 from ray_route.model import Link, check_duration
+
+T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S = 30.0
 DRAIN_S = 300.0
@@ -27,6 +32,14 @@ class ClientBase:
     def namespace(self) -> str:
         """The namespace that this client is connected to."""
         return self._session.namespace.name
+
+    def service(self, name: str, cls: type[T] | None = None, /) -> ServiceHandle[T]:
+        """Return a handle of a service: `rooms["ann"].say.remote("hello")`.
+
+        With the pods' class given, unknown methods are errors at once, and type checkers know
+        `rooms["ann"][Rooms.say]`. Asks nobody; the service need not be there yet.
+        """
+        return service_handle(self._session, name, cls)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.namespace!r} at {self._session.namespace.url.address})"

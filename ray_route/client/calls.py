@@ -138,9 +138,9 @@ def call_many(
     outcomes: list[Any] = [links[uid] for uid, _, _ in asked]
     sent = []
     for batch in _by_pod(outcomes, asked):
-        headers = [
+        headers: list[BatchedCall] = [
             (
-                (asked[position][0], outcomes[position].epoch, batch.link.incarnation, method),
+                [asked[position][0], outcomes[position].epoch, batch.link.incarnation, method],
                 *asked[position][1:],
             )
             for position in batch.positions

@@ -8,7 +8,7 @@ its last user.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -69,6 +69,8 @@ class Session:
         self.computing = Coalescer(self._send_compute, self.take)
         self.finding = Coalescer(self._send_find, self.take)
         self._handles: dict[tuple[str, int, int], Any] = {}
+        self.dispatcher: Any = None
+        self.at_close: list[Callable[[], None]] = []
         self.meter = meter(namespace.name)
         self._measure()
 
@@ -125,6 +127,10 @@ class Session:
         """Forget a handle that did not reach its pod."""
         self._handles.pop((service, link.pod, link.incarnation), None)
 
+    def known_handle(self, service: str, link: Link) -> Any:
+        """Return the handle of a link's pod if this process has it; else None."""
+        return self._handles.get((service, link.pod, link.incarnation))
+
     def handle(self, service: str, link: Link) -> Operation[Any]:
         """Return the Ray handle of a link's pod; `NoSuchActorError` if Ray has none."""
         key = (service, link.pod, link.incarnation)
@@ -156,6 +162,8 @@ class Session:
 
     def close(self) -> None:
         """Stop reading changes and close the connections."""
+        for end in self.at_close:
+            end()
         self.changes.stop()
         telemetry.flush()
         self.meter.forget(LOOKUPS, NEAR_CACHE_LINKS, CHANGE_STREAM_LAG_SECONDS)

@@ -6,14 +6,16 @@ import inspect
 import os
 import traceback
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import ray
 
 from ray_route.errors import InvalidInputError, RouteError, UnpicklableError
-from ray_route.protocol.calls import Raised
+from ray_route.protocol.calls import Raised, Refused, SendAgain
 
 _OURS = "_ray_route"
+_NO_VALUES = (Refused, SendAgain)
 _PLAIN = (int, float, str, bytes, bool, type(None))
 
 
@@ -26,6 +28,11 @@ def method_of(pod: Any, name: str) -> Callable[..., Any]:
     if inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
         raise stream_error(name)
     return found  # type: ignore[no-any-return]
+
+
+def lacks_value(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """True if an argument is no value, but the refusal of the call that was to bring it."""
+    return any(type(value) in _NO_VALUES for value in chain(args, kwargs.values()))
 
 
 def method_names(cls: type) -> list[str]:

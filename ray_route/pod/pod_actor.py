@@ -19,6 +19,7 @@ import ray
 from ray_route.clock import Deadline
 from ray_route.errors import FencedError, PodUnavailableError, RouteError
 from ray_route.pod.agent import PodAgent
+from ray_route.pod.call_order import CallOrder, Place
 from ray_route.pod.endings import (
     EXITS,
     Departure,
@@ -28,7 +29,14 @@ from ray_route.pod.endings import (
 )
 from ray_route.pod.hooks import Hook, Hooks
 from ray_route.pod.index_lease import OfPod
-from ray_route.pod.methods import is_stream, method_of, raised, sendable, stream_error
+from ray_route.pod.methods import (
+    is_stream,
+    lacks_value,
+    method_of,
+    raised,
+    sendable,
+    stream_error,
+)
 from ray_route.pod.sigterm import before_sigterm_ends
 from ray_route.protocol.calls import BatchedCall, Header, Refused
 from ray_route.store.url import StoreUrl
@@ -93,7 +101,7 @@ def current_link() -> CurrentLink | None:
 
 @contextmanager
 def _under(agent: PodAgent, header: Header) -> Iterator[None]:
-    uid, epoch, incarnation, _ = header
+    uid, epoch, incarnation = header[:3]
     link = CurrentLink(agent.service, uid, agent.pod, incarnation, epoch)
     token = _current.set(link)
     try:
@@ -104,13 +112,18 @@ def _under(agent: PodAgent, header: Header) -> Iterator[None]:
 
 def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
     """Run one call if this pod owns its uid."""
-    uid, epoch, incarnation, method = header
+    uid, epoch, incarnation, method = header[:4]
     agent: PodAgent = pod._ray_route_agent
+    place = Place(pod._ray_route_order, header)
     try:
+        if not place.turn() or lacks_value(args, kwargs):
+            return place.send_again()
         gate, function = agent.gate, method_of(pod, method)
         gate.enter(uid, epoch, incarnation)
     except RouteError as error:
-        return Refused(error)
+        return place.refused(error)
+    finally:
+        place.leave()
     try:
         with pod._ray_route_turn, _under(agent, header):
             result = function(*args, **kwargs)
@@ -126,13 +139,18 @@ def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
 
 async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
     """Run one call if this pod owns its uid."""
-    uid, epoch, incarnation, method = header
+    uid, epoch, incarnation, method = header[:4]
     agent: PodAgent = pod._ray_route_agent
+    place = Place(pod._ray_route_order, header)
     try:
+        if not await place.turn_async() or lacks_value(args, kwargs):
+            return place.send_again()
         gate, function = agent.gate, method_of(pod, method)
         await gate.enter_async(uid, epoch, incarnation)
     except RouteError as error:
-        return Refused(error)
+        return place.refused(error)
+    finally:
+        place.leave()
     try:
         with _under(agent, header):
             result = function(*args, **kwargs)
@@ -203,9 +221,10 @@ async def _call_many_async(pod: Any, calls: list[BatchedCall]) -> list[Any]:
     """Run many calls at once, each fenced by itself."""
     running = (_call_async(pod, header, *args, **kwargs) for header, args, kwargs in calls)
     outcomes = await asyncio.gather(*running, return_exceptions=True)
+    names = [header[3] for header, _, _ in calls]
     return [
         sendable(raised(pod, name, item) if isinstance(item, BaseException) else item, name)
-        for item, ((_, _, _, name), _, _) in zip(outcomes, calls, strict=True)
+        for item, name in zip(outcomes, names, strict=True)
     ]
 
 
@@ -289,6 +308,8 @@ def _become_pod(pod: Any, spec: PodSpec) -> PodAgent:
     # At module level: the class that `pod_class` makes travels by value, with globals of its own.
     global _agent_here, _departure  # noqa: PLW0603 - a process is one pod
     pod._ray_route_turn = threading.RLock() if spec.takes_turns else nullcontext()
+    # Ray runs them one by one, in order, where they take turns.
+    pod._ray_route_order = CallOrder(keeps_order=spec.takes_turns and not is_async(type(pod)))
     on_lapse = _exit_fenced if spec.exit_when_fenced else None
     _agent_here = PodAgent(
         spec.namespace,

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ray_route.errors import RouteError
 
-Header = tuple[str, int, int, str]
-"""uid, epoch, incarnation, method."""
+Header = Sequence[Any]
+"""uid, epoch, incarnation, method; then, if it has one, its `Order`, flat.
+
+A list of plain values: Ray packs that in a third of the time of a tuple.
+"""
+
+Order = tuple[int, int]
+"""Number of a run of calls that one caller makes for one uid, and the place of a call in it.
+
+A run begins with place 0, while the caller has nothing else under way for the uid, and all calls
+of a run go to one pod, under one epoch. They begin in that order. Once one is refused, all behind
+it are: the caller sends them again, in order, as another run.
+"""
 
 BatchedCall = tuple[Header, tuple[Any, ...], dict[str, Any]]
 """One of the calls that travel together: header, arguments, keywords."""
@@ -19,6 +31,15 @@ class Refused:
     """A pod's answer instead of a result. A value, so that user code's errors stay apart."""
 
     error: RouteError
+
+
+@dataclass(frozen=True, slots=True)
+class SendAgain:
+    """A pod's answer to a call that has not run, and is to be sent again as it was.
+
+    One of its arguments is a refusal itself, of the call that was to bring it; or a call that was
+    sent before it was refused.
+    """
 
 
 @dataclass(frozen=True, slots=True)

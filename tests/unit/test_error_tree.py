@@ -9,6 +9,7 @@ import pytest
 import ray_route
 from ray_route import errors
 from ray_route.errors import (
+    CallCancelledError,
     ConfigError,
     FencedError,
     InvalidInputError,
@@ -37,6 +38,7 @@ EXAMPLES: dict[type[RouteError], RouteError] = {
     NoAvailablePodError: NoAvailablePodError(known={2: "gone", 0: "DENY_NEW"}, **IDS),
     PodRestartingError: PodRestartingError(reason="it restarts", may_have_run=False, **IDS),
     PodStartError: PodStartError(reason="KeyError: 'x'", may_have_run=False, **IDS),
+    CallCancelledError: CallCancelledError(method="say", may_have_run=False, **IDS),
     UnpicklableError: UnpicklableError(method="say", what="result", reason="a lock", **IDS),
     PodUnavailableError: PodUnavailableError(reason="it is gone", may_have_run=True, **IDS),
     FencedError: FencedError(reason="released", may_have_run=False, epoch=2**53 - 1, **IDS),
