@@ -295,7 +295,8 @@ class RouterUnavailableError(RouteError):
 class RouteTimeoutError(RouteError, TimeoutError):
     """A deadline passed. `waiting_for` says what had not come.
 
-    That of a batch carries what had: `partial`, and `unanswered`, the uids in no list of it.
+    That of a call says by `may_have_run` whether it may have begun; then it may run still. That of
+    a batch carries what had come: `partial`, and `unanswered`, the uids in no list of it.
     """
 
     def __init__(self, *, waiting_for: str, timeout_s: float, **ids: Any) -> None:
@@ -305,6 +306,7 @@ class RouteTimeoutError(RouteError, TimeoutError):
     timeout_s: float
     partial: Any = None
     unanswered: list[str] | None = None
+    may_have_run: bool | None = None
 
     def _what(self) -> str:
         return f"timed out after {self.timeout_s:g} s, waiting for {self.waiting_for}"

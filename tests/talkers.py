@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import ray_route
+
 
 class LockedError(Exception):
     """Carries what no process can send to another."""
@@ -55,6 +57,16 @@ class Talker:
         while not Path(path).exists():
             time.sleep(0.01)
         return path
+
+    def remaining(self) -> float | None:
+        link = ray_route.current_link()
+        assert link is not None
+        return link.remaining_s
+
+    def remaining_of_nested(self, handle: Any, uid: str, timeout_s: float | None) -> Any:
+        if timeout_s is not None:
+            handle = handle.options(timeout_s=timeout_s)
+        return handle[uid].remaining.remote().result()
 
     def exit(self) -> None:
         os._exit(1)
@@ -106,6 +118,16 @@ class AsyncTalker:
             self.cancelled.append(path)
             raise
         return path
+
+    async def remaining(self) -> float | None:
+        link = ray_route.current_link()
+        assert link is not None
+        return link.remaining_s
+
+    async def remaining_of_nested(self, handle: Any, uid: str, timeout_s: float | None) -> Any:
+        if timeout_s is not None:
+            handle = handle.options(timeout_s=timeout_s)
+        return await handle[uid].remaining.remote()
 
     async def began(self, path: str) -> bool:
         return path in self.begun

@@ -7,17 +7,14 @@ from typing import TypeVar
 from ray_route.client import operations
 from ray_route.client.handles import ServiceHandle, service_handle
 from ray_route.client.session import Session
-from ray_route.model import Link, check_duration
+from ray_route.model import Link
+from ray_route.runtime.call_context import seconds
 
 T = TypeVar("T")
 
-DEFAULT_TIMEOUT_S = 30.0
 DRAIN_S = 300.0
 
-
-def seconds(timeout: float | None) -> float:
-    """Return what a `timeout` argument stands for; raises `InvalidInputError`."""
-    return DEFAULT_TIMEOUT_S if timeout is None else check_duration("timeout", timeout)
+__all__ = ["DRAIN_S", "ClientBase", "seconds"]
 
 
 class ClientBase:

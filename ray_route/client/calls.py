@@ -23,9 +23,10 @@ from ray_route.errors import (
     PodUnavailableError,
 )
 from ray_route.model import Link, check_uid
-from ray_route.protocol.calls import BatchedCall, Raised, Refused
+from ray_route.protocol.calls import BatchedCall, Header, Raised, Refused
+from ray_route.runtime.call_context import node_mark, time_of
 from ray_route.runtime.metrics import CALL_REPEATS, CALL_SECONDS
-from ray_route.runtime.waiting import LifeEndedError, Operation, Pause, Remote
+from ray_route.runtime.waiting import LifeEndedError, Operation, Pause, Remote, TheDeadline
 
 ManyCall = tuple[str, tuple[Any, ...]] | tuple[str, tuple[Any, ...], dict[str, Any]]
 """One of many calls, as users write it: uid, arguments, keywords if there are any."""
@@ -51,6 +52,7 @@ def call(
     """See `RouteClient.call`."""
     what = f"{method} on the pod of uid {uid!r} of {service!r}"
     attempt, begun_at = 0, now()
+    due_at = time_of((yield TheDeadline()))
     while True:
         if attempt:
             yield Pause(_backoff_s(attempt), what)
@@ -65,7 +67,7 @@ def call(
         except NoSuchActorError:
             min_epoch = yield from operations.failed(session, uid, service, link)
             continue
-        header = [uid, link.epoch, link.incarnation, method]
+        header = _header(uid, link, method, due_at)
         try:
             ref = handle._ray_route_call.remote(header, *args, **kwargs)
             result = yield Remote(ref, what, partial(session.has_ended, service, link))
@@ -80,6 +82,10 @@ def call(
             session.meter.observe(CALL_SECONDS, now() - begun_at, service)
             return result
         min_epoch = _follow(session, uid, service, link, result, idempotent=idempotent)
+
+
+def _header(uid: str, link: Link, method: str, due_at: float) -> Header:
+    return [uid, link.epoch, link.incarnation, method, 0, 0, due_at, node_mark()]
 
 
 def _follow(
@@ -136,11 +142,12 @@ def call_many(
     asked = [_checked(item) for item in calls]
     links = yield from operations.compute_many(session, [uid for uid, _, _ in asked], service)
     outcomes: list[Any] = [links[uid] for uid, _, _ in asked]
+    due_at = time_of((yield TheDeadline()))
     sent = []
     for batch in _by_pod(outcomes, asked):
         headers: list[BatchedCall] = [
             (
-                [asked[position][0], outcomes[position].epoch, batch.link.incarnation, method],
+                _header(asked[position][0], outcomes[position], method, due_at),
                 *asked[position][1:],
             )
             for position in batch.positions

@@ -23,6 +23,7 @@ from ray_route.client.session import Session
 from ray_route.client.untaken import Untaken
 from ray_route.errors import CallCancelledError, RouterUnavailableError
 from ray_route.protocol.calls import Refused, SendAgain
+from ray_route.runtime.call_context import node_mark, time_of
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ class Dispatcher:
             args = tuple(map(_as_sent, args))
             kwargs = {name: _as_sent(value) for name, value in kwargs.items()}
             call.sent_refs = tuple(one.ref for one in upstream)
-        header = [call.uid, link.epoch, link.incarnation, call.method, *lane.order()]
+        due = (time_of(call.deadline), node_mark())
+        header = [call.uid, link.epoch, link.incarnation, call.method, *lane.order(), *due]
         lane.sent(call, handle._ray_route_call.remote(header, *args, **kwargs), link)
         self.untaken.add(call)
 

@@ -17,6 +17,7 @@ from ray_route.client.session import Session, open_session
 from ray_route.clock import Deadline
 from ray_route.errors import InvalidInputError
 from ray_route.model import check_duration, check_name, check_uid
+from ray_route.runtime.call_context import seconds
 from ray_route.runtime.waiting import Operation, run, run_async
 from ray_route.store.url import StoreUrl
 
@@ -24,15 +25,14 @@ T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_TIMEOUT_S = 30.0
 _CONNECT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class CallOptions:
-    """How calls are made: their deadline in seconds, and whether they may run twice."""
+    """How calls are made: until when, in seconds (None: see `seconds`), and whether twice."""
 
-    timeout_s: float = _TIMEOUT_S
+    timeout_s: float | None = None
     idempotent: bool = False
 
     def changed(self, timeout_s: float | None, idempotent: bool | None) -> CallOptions:  # noqa: FBT001
@@ -132,7 +132,7 @@ class ServiceHandle(Generic[T]):
         return dict(zip(calls, outcomes, strict=True))
 
     def _deadline(self) -> Deadline:
-        return Deadline.after(self._options.timeout_s)
+        return Deadline.after(seconds(self._options.timeout_s))
 
     def _mapped(self, method: str, calls: Mapping[str, tuple[Any, ...]]) -> Operation[list[Any]]:
         check_method(self._cls, method)
@@ -173,7 +173,8 @@ class UidHandle(Generic[T]):
         """Return this handle with other options.
 
         Args:
-            timeout_s: the deadline of each call, in seconds from when it is made (30).
+            timeout_s: the deadline of each call, in seconds from when it is made; by default 30,
+                or within a call what is left of that one's time.
             idempotent: a call may be repeated at the new owner if its pod dies.
 
         """
@@ -236,7 +237,7 @@ class MethodHandle(Generic[P, R]):
             tuple(map(_outgoing, args)),
             {name: _outgoing(value) for name, value in kwargs.items()} if kwargs else {},
             options.idempotent,
-            Deadline.after(options.timeout_s),
+            Deadline.after(seconds(options.timeout_s)),
         )
         dispatcher.send(call)
         return Response(dispatcher, call)

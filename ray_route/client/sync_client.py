@@ -21,10 +21,11 @@ T = TypeVar("T")
 class RouteClient(ClientBase):
     """A client of one namespace. Thread-safe; cheap to make twice in a process.
 
-    Every method takes `timeout` in seconds (None: 30) and raises `RouteTimeoutError` past it,
-    saying what it waited for. All raise `InvalidInputError` for bad arguments, having changed
-    nothing; `StoreUnavailableError` where Redis, `RouterUnavailableError` where the router does
-    not answer: a failure is never a "no link".
+    Every method takes `timeout` in seconds (None: 30, or inside a call of a pod what is left of
+    that one's time) and raises `RouteTimeoutError` past it, saying what it waited for. All raise
+    `InvalidInputError` for bad arguments, having changed nothing; `StoreUnavailableError` where
+    Redis, `RouterUnavailableError` where the router does not answer: a failure is never a "no
+    link".
     """
 
     def _run(self, operation: Operation[T], timeout: float | None) -> T:

@@ -120,7 +120,7 @@ class Place:
 
     def __init__(self, all_calls: CallOrder, header: Header) -> None:
         self._all = all_calls
-        self._order: Order | None = (header[4], header[5]) if len(header) > 4 else None
+        self._order: Order | None = (header[4], header[5]) if header[4:] and header[4] else None
         self._refused = False
 
     def turn(self) -> bool:

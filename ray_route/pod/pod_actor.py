@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from ray_route.clock import Deadline
 from ray_route.errors import FencedError, PodUnavailableError, RouteError
 from ray_route.pod.agent import PodAgent
 from ray_route.pod.call_order import CallOrder, Place
+from ray_route.pod.due import check_due, due_of, is_over, late
 from ray_route.pod.endings import (
     EXITS,
     Departure,
@@ -39,6 +40,7 @@ from ray_route.pod.methods import (
 )
 from ray_route.pod.sigterm import before_sigterm_ends
 from ray_route.protocol.calls import BatchedCall, Header, Refused
+from ray_route.runtime.call_context import serving
 from ray_route.store.url import StoreUrl
 
 CONTROL_GROUP = "ray_route"
@@ -62,6 +64,12 @@ class CurrentLink:
     pod: int
     incarnation: int
     epoch: int
+    deadline: Deadline | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until the caller gives up, never negative; None if it has no deadline."""
+        return None if self.deadline is None else self.deadline.remaining()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +108,13 @@ def current_link() -> CurrentLink | None:
 
 
 @contextmanager
-def _under(agent: PodAgent, header: Header) -> Iterator[None]:
+def _under(agent: PodAgent, header: Header, due: Deadline | None) -> Iterator[None]:
     uid, epoch, incarnation = header[:3]
-    link = CurrentLink(agent.service, uid, agent.pod, incarnation, epoch)
+    link = CurrentLink(agent.service, uid, agent.pod, incarnation, epoch, due)
     token = _current.set(link)
     try:
-        yield
+        with serving(due):
+            yield
     finally:
         _current.reset(token)
 
@@ -114,10 +123,11 @@ def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
     """Run one call if this pod owns its uid."""
     uid, epoch, incarnation, method = header[:4]
     agent: PodAgent = pod._ray_route_agent
-    place = Place(pod._ray_route_order, header)
+    place, due = Place(pod._ray_route_order, header), due_of(header)
     try:
         if not place.turn() or lacks_value(args, kwargs):
             return place.send_again()
+        check_due(due, agent.service, uid, method)
         gate, function = agent.gate, method_of(pod, method)
         gate.enter(uid, epoch, incarnation)
     except RouteError as error:
@@ -125,7 +135,9 @@ def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
     finally:
         place.leave()
     try:
-        with pod._ray_route_turn, _under(agent, header):
+        with pod._ray_route_turn, _under(agent, header, due):
+            if is_over(due):  # it waited for its turn, or for on_acquire
+                return Refused(late(due, agent.service, uid, method))
             result = function(*args, **kwargs)
         gate.recheck(uid, epoch)
     except FencedError as error:
@@ -141,10 +153,11 @@ async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) ->
     """Run one call if this pod owns its uid."""
     uid, epoch, incarnation, method = header[:4]
     agent: PodAgent = pod._ray_route_agent
-    place = Place(pod._ray_route_order, header)
+    place, due = Place(pod._ray_route_order, header), due_of(header)
     try:
         if not await place.turn_async() or lacks_value(args, kwargs):
             return place.send_again()
+        check_due(due, agent.service, uid, method)
         gate, function = agent.gate, method_of(pod, method)
         await gate.enter_async(uid, epoch, incarnation)
     except RouteError as error:
@@ -152,7 +165,9 @@ async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) ->
     finally:
         place.leave()
     try:
-        with _under(agent, header):
+        with _under(agent, header, due):
+            if is_over(due):  # it waited for on_acquire
+                return Refused(late(due, agent.service, uid, method))
             result = function(*args, **kwargs)
             if inspect.isawaitable(result):
                 result = await result

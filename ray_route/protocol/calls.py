@@ -9,10 +9,14 @@ from typing import Any
 from ray_route.errors import RouteError
 
 Header = Sequence[Any]
-"""uid, epoch, incarnation, method; then, if it has one, its `Order`, flat.
+"""uid, epoch, incarnation, method; then, if they are known, its `Order`, flat, or 0 and 0 for none,
+its deadline as a time of day in seconds, and the mark of its caller's node.
 
 A list of plain values: Ray packs that in a third of the time of a tuple.
 """
+
+DUE_AT, NODE = 6, 7
+"""Where these two are in a header."""
 
 Order = tuple[int, int]
 """Number of a run of calls that one caller makes for one uid, and the place of a call in it.

@@ -136,7 +136,8 @@ def test_an_argument_that_is_awaited_is_not_overtaken(rooms: Any, u: str, tmp_pa
     rooms[u].say.remote(u, "first").result()
     rooms[u].say.remote(u, slow.remote(str(tmp_path / "go")))
     last = rooms[u].say.remote(u, "last")
-    assert not last.done()
+    with pytest.raises(RouteTimeoutError):
+        last.result(timeout_s=1)  # long enough to be overtaken
     (tmp_path / "go").touch()
     assert last.result() == ["first", "slow", "last"]
 
@@ -239,6 +240,45 @@ def test_handles_go_to_tasks_and_to_other_pods(rooms: Any, u: str) -> None:
     assert ray.get(say.remote(rooms[u], rooms, u)) == ["from a task", "from a task", 2]
     copied = pickle.loads(pickle.dumps(rooms[u].say))
     assert copied.remote(u, "again").result() == ["from a task", 2, "again"]
+
+
+# Deadlines.
+
+
+def test_a_call_whose_caller_has_given_up_does_not_begin(
+    client: Any, services: dict[type, str], u: str, tmp_path: Path
+) -> None:
+    service = services[Talker]
+    rooms = client.service(service, Talker)
+    rooms[u].say.remote(u, "first").result()
+    running = rooms[u].wait_for.remote(str(tmp_path / "go"))
+    behind = [
+        rooms[u].options(timeout_s=0.3).say.remote(u, "by a handle"),
+        rooms[u].say.remote(u, "in time"),
+    ]
+    with pytest.raises(RouteTimeoutError):
+        client.call(u, service, "say", u, "by call", timeout=0.3)
+    (many,) = client.call_many([(u, (u, "many"))], service, "say", timeout=0.3) or [None]
+    assert isinstance(many, RouteTimeoutError)
+    with pytest.raises(RouteTimeoutError):
+        behind[0].result()
+    (tmp_path / "go").touch()
+    assert running.result()
+    assert behind[1].result() == ["first", "in time"]
+    settled = lambda: not len(dispatcher(client).untaken)  # noqa: E731
+    eventually(settled, "the answer came", within_s=30)
+    with pytest.raises(RouteTimeoutError, match="not begun") as caught:
+        behind[0].result()
+    assert caught.value.may_have_run is False
+
+
+def test_what_is_left_of_the_time_is_known_and_inherited(rooms: Any, u: str) -> None:
+    assert 0 < rooms[u].options(timeout_s=50).remaining.remote().result() <= 50
+    other = u + "2"
+    nested = rooms[u].options(timeout_s=50).remaining_of_nested
+    rooms[other].echo.remote().result()
+    assert 30 < nested.remote(rooms, other, None).result() <= 50
+    assert nested.remote(rooms, other, 5.0).result() <= 5
 
 
 # Cancelling, and the end of pods.
