@@ -6,8 +6,9 @@ A request for user 42 always reaches the actor that holds user 42.
 from ray_route._version import __version__
 from ray_route.client.async_client import AsyncRouteClient
 from ray_route.client.connect import connect, connect_async
-from ray_route.client.handles import MethodHandle, ServiceHandle, UidHandle
+from ray_route.client.handles import MethodHandle, ServiceHandle, StreamMethodHandle, UidHandle
 from ray_route.client.responses import Response
+from ray_route.client.streams import ResponseStream
 from ray_route.client.sync_client import RouteClient
 from ray_route.config import RouteConfig
 from ray_route.deploy import Deployment, deploy
@@ -56,6 +57,7 @@ __all__ = [
     "PodStartError",
     "PodUnavailableError",
     "Response",
+    "ResponseStream",
     "RouteClient",
     "RouteConfig",
     "RouteError",
@@ -64,6 +66,7 @@ __all__ = [
     "RoutingState",
     "ServiceHandle",
     "StoreUnavailableError",
+    "StreamMethodHandle",
     "UidHandle",
     "UnpicklableError",
     "UnsafeStoreError",

@@ -27,6 +27,7 @@ from ray_route.errors import (
 )
 from ray_route.model import DrainProgress, Life, Pod, RoutingState, check_name
 from ray_route.pod.pod_actor import CONTROL_GROUP, PodSpec, pod_class
+from ray_route.pod.streams import with_streams
 from ray_route.protocol.calls import Refused
 from ray_route.protocol.names import RAY_NAMESPACE, pod_name
 from ray_route.runtime.scheduling import why_not_running
@@ -189,7 +190,7 @@ class _Maker:
         given = dict(options)
         groups = {**given.pop("concurrency_groups", {}), CONTROL_GROUP: 2}
         as_actor = cast(Any, ray.remote)(concurrency_groups=groups)  # Ray's stubs lack it
-        self._actor_class = as_actor(pod_class(cls))
+        self._actor_class = as_actor(with_streams(pod_class(cls)))
         self._args, self._kwargs = init
         self._options = {"num_cpus": 0, "max_restarts": -1, **given}
         self._cpu_factor = cpu_factor

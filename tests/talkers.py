@@ -46,6 +46,21 @@ class Talker:
     def count(self, number: int) -> Iterator[int]:
         yield from range(number)
 
+    def drip(self, folder: str, number: int) -> Iterator[int]:
+        """Note in a folder how far it has come, and that it was closed."""
+        try:
+            for item in range(number):
+                (Path(folder) / "at").write_text(str(item))
+                yield item
+        finally:
+            (Path(folder) / "closed").touch()
+
+    def break_off(self, number: int, how: str) -> Iterator[int]:
+        yield from range(number)
+        if how == "exit":
+            os._exit(1)
+        raise KeyError(how)
+
     def counting(self, number: int) -> Iterator[int]:
         return (item for item in range(number))
 
@@ -67,6 +82,9 @@ class Talker:
         if timeout_s is not None:
             handle = handle.options(timeout_s=timeout_s)
         return handle[uid].remaining.remote().result()
+
+    def three(self) -> int:
+        return 3
 
     def exit(self) -> None:
         os._exit(1)
@@ -106,6 +124,21 @@ class AsyncTalker:
         for item in range(number):
             yield item
 
+    async def drip(self, folder: str, number: int) -> AsyncIterator[int]:
+        try:
+            for item in range(number):
+                (Path(folder) / "at").write_text(str(item))
+                yield item
+        finally:
+            (Path(folder) / "closed").touch()
+
+    async def break_off(self, number: int, how: str) -> AsyncIterator[int]:
+        for item in range(number):
+            yield item
+        if how == "exit":
+            os._exit(1)
+        raise KeyError(how)
+
     def counting(self, number: int) -> Iterator[int]:
         return (item for item in range(number))
 
@@ -128,6 +161,9 @@ class AsyncTalker:
         if timeout_s is not None:
             handle = handle.options(timeout_s=timeout_s)
         return await handle[uid].remaining.remote()
+
+    async def three(self) -> int:
+        return 3
 
     async def began(self, path: str) -> bool:
         return path in self.begun

@@ -5,15 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
     from typing import Any
 
     from typing_extensions import assert_type
 
-    from ray_route import MethodHandle, Response, RouteClient, ServiceHandle, UidHandle
+    from ray_route import Response, ResponseStream, RouteClient, ServiceHandle, UidHandle
 
     class Room:
         def say(self, text: str, *, loudly: bool = False) -> int:
             return len(text) + loudly
+
+        def history(self, last: int) -> Iterator[str]:
+            yield from ["hello"] * last
+
+        async def chat(self, text: str) -> AsyncIterator[bytes]:
+            yield text.encode()
 
         async def hear(self, times: int) -> list[str]:
             return ["hello"] * times
@@ -28,6 +35,11 @@ if TYPE_CHECKING:
         assert_type(ann[Room.hear].remote(2).result(timeout_s=1), list[str])
         assert_type(await ann[Room.hear].remote(2), list[str])
 
+        assert_type(ann[Room.history].remote(3), ResponseStream[str])
+        assert_type(next(ann[Room.history].remote(3)), str)
+        async for piece in ann[Room.chat].remote("hi"):
+            assert_type(piece, bytes)
+
         ann[Room.say].remote(3)  # type: ignore[arg-type]
         ann[Room.say].remote()  # type: ignore[call-arg]
         ann[Room.say].remote("hello", softly=True)  # type: ignore[call-arg]
@@ -36,6 +48,5 @@ if TYPE_CHECKING:
         rooms[3]  # type: ignore[index]
 
         # By name anything goes, as with Ray's own handles; without a class, too.
-        assert_type(ann.say, MethodHandle[..., Any])
-        assert_type(ann.say.remote(3), Response[Any])
+        assert_type(ann.say.remote(3), Any)
         assert_type(await client.service("rooms")["ann"].say.remote(3), Any)

@@ -35,10 +35,10 @@ class Dispatcher:
         self.session = session
         self.lanes = Lanes()
         self._closed = False
-        self._loop = CallLoop()
-        self.untaken = Untaken(session, self._loop, self)
+        self.loop = CallLoop()
+        self.untaken = Untaken(session, self.loop, self)
         look = self.untaken.look
-        self._held = HeldCalls(session, self.lanes, self._loop, self._send, self._failed, look)
+        self._held = HeldCalls(session, self.lanes, self.loop, self._send, self._failed, look)
         session.at_close.append(self.close)
 
     # Sending.
@@ -73,8 +73,8 @@ class Dispatcher:
         lane.awaited = call.references()
         upstream = call.upstream()
         if upstream:
-            args = tuple(map(_as_sent, args))
-            kwargs = {name: _as_sent(value) for name, value in kwargs.items()}
+            args = tuple(map(as_sent, args))
+            kwargs = {name: as_sent(value) for name, value in kwargs.items()}
             call.sent_refs = tuple(one.ref for one in upstream)
         due = (time_of(call.deadline), node_mark())
         header = [call.uid, link.epoch, link.incarnation, call.method, *lane.order(), *due]
@@ -187,10 +187,11 @@ class Dispatcher:
             with lane.lock:
                 for call in list(lane.waiting):
                     self._failed(lane, call, self._left())
-        self._loop.stop()
+        self.loop.stop()
 
 
-def _as_sent(value: Any) -> Any:
+def as_sent(value: Any) -> Any:
+    """Return what goes along for an argument."""
     return value.ref if type(value) is Outgoing else value
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
@@ -14,6 +15,7 @@ from ray_route.client.dispatcher import Dispatcher, dispatcher_of
 from ray_route.client.outgoing import Outgoing
 from ray_route.client.responses import Response
 from ray_route.client.session import Session, open_session
+from ray_route.client.streams import ResponseStream
 from ray_route.clock import Deadline
 from ray_route.errors import InvalidInputError
 from ray_route.model import check_duration, check_name, check_uid
@@ -34,14 +36,13 @@ class CallOptions:
 
     timeout_s: float | None = None
     idempotent: bool = False
+    stream: bool | None = None
 
-    def changed(self, timeout_s: float | None, idempotent: bool | None) -> CallOptions:  # noqa: FBT001
-        """Return these with what is given."""
-        changes: dict[str, Any] = {}
-        if timeout_s is not None:
-            changes["timeout_s"] = check_duration("timeout_s", timeout_s)
-        if idempotent is not None:
-            changes["idempotent"] = idempotent
+    def changed(self, **given: Any) -> CallOptions:
+        """Return these with what is given; None is not."""
+        changes = {name: value for name, value in given.items() if value is not None}
+        if "timeout_s" in changes:
+            check_duration("timeout_s", changes["timeout_s"])
         return replace(self, **changes)
 
 
@@ -109,10 +110,14 @@ class ServiceHandle(Generic[T]):
         return UidHandle(self._connection, self._cls, check_uid(uid), self._options)
 
     def options(
-        self, *, timeout_s: float | None = None, idempotent: bool | None = None
+        self,
+        *,
+        timeout_s: float | None = None,
+        idempotent: bool | None = None,
+        stream: bool | None = None,
     ) -> ServiceHandle[T]:
         """Return this handle with other options; see `UidHandle.options`."""
-        changed = self._options.changed(timeout_s, idempotent)
+        changed = self._options.changed(timeout_s=timeout_s, idempotent=idempotent, stream=stream)
         return ServiceHandle(self._connection, self._cls, changed)
 
     def map(self, method: str, calls: Mapping[str, tuple[Any, ...]], /) -> dict[str, Any]:
@@ -168,7 +173,11 @@ class UidHandle(Generic[T]):
         return [*object.__dir__(self), *(method_names(self._cls) if self._cls else ())]
 
     def options(
-        self, *, timeout_s: float | None = None, idempotent: bool | None = None
+        self,
+        *,
+        timeout_s: float | None = None,
+        idempotent: bool | None = None,
+        stream: bool | None = None,
     ) -> UidHandle[T]:
         """Return this handle with other options.
 
@@ -176,15 +185,23 @@ class UidHandle(Generic[T]):
             timeout_s: the deadline of each call, in seconds from when it is made; by default 30,
                 or within a call what is left of that one's time.
             idempotent: a call may be repeated at the new owner if its pod dies.
+            stream: the method is a generator, and `.remote(…)` returns a `ResponseStream`; by
+                default so if the class is known and says so.
 
         """
-        changed = self._options.changed(timeout_s, idempotent)
+        changed = self._options.changed(timeout_s=timeout_s, idempotent=idempotent, stream=stream)
         return UidHandle(self._connection, self._cls, self._uid, changed)
 
-    def __getattr__(self, name: str) -> MethodHandle[..., Any]:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
         return self[name]
+
+    # The first that fits counts, so a generator is no method of one result.
+    @overload
+    def __getitem__(  # type: ignore[overload-overlap]
+        self, method: Callable[Concatenate[T, P], AsyncIterator[R] | Iterator[R]]
+    ) -> StreamMethodHandle[P, R]: ...
 
     @overload
     def __getitem__(
@@ -195,17 +212,20 @@ class UidHandle(Generic[T]):
     def __getitem__(self, method: Callable[Concatenate[T, P], R]) -> MethodHandle[P, R]: ...
 
     @overload
-    def __getitem__(self, method: str) -> MethodHandle[..., Any]: ...
+    def __getitem__(self, method: str) -> Any: ...
 
-    def __getitem__(self, method: Any) -> MethodHandle[..., Any]:
+    def __getitem__(self, method: Any) -> Any:
         """Return a method; raises `InvalidInputError` for one that the class does not have."""
         name = method if isinstance(method, str) else method.__name__
         check_method(self._cls, name)
+        stream = self._options.stream
+        if stream or (stream is None and _is_generator(self._cls, name)):
+            return StreamMethodHandle(self._connection, self._uid, name, self._options)
         return MethodHandle(self._connection, self._uid, name, self._options)
 
 
-class MethodHandle(Generic[P, R]):
-    """A method for one uid: `.remote(…)` calls it."""
+class _MethodHandle:
+    """A method for one uid."""
 
     __slots__ = ("_connection", "_name", "_options", "_uid")
 
@@ -216,10 +236,34 @@ class MethodHandle(Generic[P, R]):
         self._options = options
 
     def __repr__(self) -> str:
-        return f"MethodHandle({self._name} of {self._uid!r} of {self._connection.service!r})"
+        return (
+            f"{type(self).__name__}({self._name} of {self._uid!r} of {self._connection.service!r})"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MethodHandle, (self._connection, self._uid, self._name, self._options)
+        return type(self), (self._connection, self._uid, self._name, self._options)
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """Say how a method is called."""
+        raise TypeError(f"{self!r} is called by .remote(…), as a method of a Ray actor is")
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outgoing:
+        options = self._options
+        return Outgoing(
+            self._connection.service,
+            self._uid,
+            self._name,
+            tuple(map(_outgoing, args)),
+            {name: _outgoing(value) for name, value in kwargs.items()} if kwargs else {},
+            options.idempotent,
+            Deadline.after(seconds(options.timeout_s)),
+        )
+
+
+class MethodHandle(_MethodHandle, Generic[P, R]):
+    """A method for one uid: `.remote(…)` calls it."""
+
+    __slots__ = ()
 
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> Response[R]:
         """Send a call, with all arguments as they are; return its `Response` at once.
@@ -229,22 +273,33 @@ class MethodHandle(Generic[P, R]):
         for its value. Raises only what is wrong with the arguments.
         """
         dispatcher = self._connection.dispatcher
-        options = self._options
-        call = Outgoing(
-            self._connection.service,
-            self._uid,
-            self._name,
-            tuple(map(_outgoing, args)),
-            {name: _outgoing(value) for name, value in kwargs.items()} if kwargs else {},
-            options.idempotent,
-            Deadline.after(seconds(options.timeout_s)),
-        )
+        call = self._call(args, kwargs)
         dispatcher.send(call)
         return Response(dispatcher, call)
 
-    def __call__(self, *_: Any, **__: Any) -> Any:
-        """Say how a method is called."""
-        raise TypeError(f"{self!r} is called by .remote(…), as a method of a Ray actor is")
+
+class StreamMethodHandle(_MethodHandle, Generic[P, R]):
+    """A method that is a generator, for one uid: `.remote(…)` begins it."""
+
+    __slots__ = ()
+
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ResponseStream[R]:
+        """Send a call, with all arguments as they are; return the stream of its items at once.
+
+        It begins when it is there, without regard to the order of other calls.
+        """
+        dispatcher = self._connection.dispatcher
+        call = self._call(args, kwargs)
+        stream: ResponseStream[R] = ResponseStream(
+            dispatcher, call, seconds(self._options.timeout_s)
+        )
+        stream.open()
+        return stream
+
+
+def _is_generator(cls: type | None, name: str) -> bool:
+    method = getattr(cls, name, None)
+    return inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method)
 
 
 def _outgoing(value: Any) -> Any:

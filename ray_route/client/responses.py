@@ -81,11 +81,11 @@ class Response(Generic[R]):
         Fetches no value. Raises what kept the call from running. If the user's code raised, the
         reference is of what it raised, as ever with Ray.
         """
-        return run(self._settled(), self._deadline(timeout_s))
+        return run(settled(self._dispatcher, self._call), self._deadline(timeout_s))
 
     async def ref_async(self, timeout_s: float | None = None) -> ray.ObjectRef[R]:
         """Do the same as `ref`, awaited."""
-        return await run_async(self._settled(), self._deadline(timeout_s))
+        return await run_async(settled(self._dispatcher, self._call), self._deadline(timeout_s))
 
     def as_argument(self) -> Outgoing:
         """Return what stands for the value among the arguments of another call."""
@@ -149,20 +149,20 @@ class Response(Generic[R]):
             meter = self._dispatcher.session.meter
             meter.observe(CALL_SECONDS, now() - call.begun_at, call.service)
 
-    def _settled(self) -> Operation[Any]:
-        """Wait until the outcome is certain, and fetch nothing."""
-        call, dispatcher = self._call, self._dispatcher
-        while not call.certain:
-            if call.error is not None:
-                call.taken = True
-                raise call.error
-            if call.ref is None:
-                yield Change(call)
-            else:
-                yield _Answer(call.ref, call.what)
-                dispatcher.untaken.look([call])
-        call.taken = True
-        return call.ref
+
+def settled(dispatcher: Dispatcher, call: Outgoing) -> Operation[Any]:
+    """Wait until a call's outcome is certain, and fetch nothing; return its reference."""
+    while not call.certain:
+        if call.error is not None:
+            call.taken = True
+            raise call.error
+        if call.ref is None:
+            yield Change(call)
+        else:
+            yield _Answer(call.ref, call.what)
+            dispatcher.untaken.look([call])
+    call.taken = True
+    return call.ref
 
 
 @dataclass(frozen=True, slots=True)

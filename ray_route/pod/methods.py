@@ -20,13 +20,19 @@ _PLAIN = (int, float, str, bytes, bool, type(None))
 
 
 def method_of(pod: Any, name: str) -> Callable[..., Any]:
-    """Return a pod's method; raise `InvalidInputError`, which names those there are."""
+    """Return a pod's method that has one result; raise `InvalidInputError` if there is none."""
+    found = stream_of(pod, name)
+    if inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
+        raise stream_error(name)
+    return found
+
+
+def stream_of(pod: Any, name: str) -> Callable[..., Any]:
+    """Return any method of a pod; raise `InvalidInputError`, which names those there are."""
     found = None if name.startswith(_OURS) else getattr(pod, name, None)
     if not callable(found):
         known = ", ".join(method_names(type(pod))) or "no methods"
         raise _invalid(name, f"is no method of {type(pod).__name__}, which has {known}")
-    if inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
-        raise stream_error(name)
     return found  # type: ignore[no-any-return]
 
 
@@ -51,7 +57,15 @@ def is_stream(result: Any) -> bool:
 
 def stream_error(name: str) -> InvalidInputError:
     """Make the error of a call whose method yields, which has not run."""
-    return _invalid(name, "is a generator, and a call has one result: let it return a list")
+    return _invalid(
+        name,
+        "is a generator: call it by a handle with options(stream=True), or let it return a list",
+    )
+
+
+def no_stream_error(name: str, result: Any) -> InvalidInputError:
+    """Make the error of a streaming call whose method, which has run, is no generator."""
+    return _invalid(name, f"has run, is no generator and returned a {type(result).__name__}")
 
 
 def _invalid(name: str, reason: str) -> InvalidInputError:

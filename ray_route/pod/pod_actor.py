@@ -346,7 +346,10 @@ def _become_pod(pod: Any, spec: PodSpec) -> PodAgent:
 
 def is_async(cls: type) -> bool:
     """True if Ray runs this class's actors on an event loop."""
-    return any(inspect.iscoroutinefunction(member) for _, member in inspect.getmembers(cls))
+    members = [member for _, member in inspect.getmembers(cls)]
+    return any(map(inspect.iscoroutinefunction, members)) or any(
+        map(inspect.isasyncgenfunction, members)
+    )
 
 
 def pod_class(cls: type) -> type:

@@ -47,6 +47,11 @@ class SendAgain:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamEnd:
+    """The last item of a stream that has come to its end: one without it has broken off."""
+
+
+@dataclass(frozen=True, slots=True)
 class Raised:
     """An error of the user's code within a batch of calls."""
 
