@@ -14,7 +14,9 @@ from benchmarks.harness import Report, Sample, take_turns
 from benchmarks.setting import deployed, local_client
 from ray_route.client.sync_client import RouteClient
 
-QUESTION = "one call after the other: plain, through Ray's ActorPool, and fenced on a near hit"
+QUESTION = (
+    "one call after the other: plain, by Ray's ActorPool, and on a near hit by call or handle"
+)
 _CALLS = 200
 _UID = "user-1"
 
@@ -50,6 +52,7 @@ def run(*, quick: bool) -> Report:
 def _peers(client: RouteClient, service: str) -> dict[str, Callable[[], float]]:
     actor = client.actor(_UID, service)
     pool = ActorPool([actor])
+    handle = client.service(service)[_UID]
 
     def pooled() -> Any:
         pool.submit(lambda one, text: one.echo.remote(text), "hello")
@@ -59,6 +62,7 @@ def _peers(client: RouteClient, service: str) -> dict[str, Callable[[], float]]:
         "plain": lambda: ray.get(actor.echo.remote("hello")),
         "ActorPool": pooled,
         "call": lambda: client.call(_UID, service, "echo", "hello"),
+        "handle": lambda: handle.echo.remote("hello").result(),
     }
     return {way: lambda work=work: _median(work) for way, work in ways.items()}
 

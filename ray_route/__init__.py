@@ -6,10 +6,14 @@ A request for user 42 always reaches the actor that holds user 42.
 from ray_route._version import __version__
 from ray_route.client.async_client import AsyncRouteClient
 from ray_route.client.connect import connect, connect_async
+from ray_route.client.handles import MethodHandle, ServiceHandle, StreamMethodHandle, UidHandle
+from ray_route.client.responses import Response
+from ray_route.client.streams import ResponseStream
 from ray_route.client.sync_client import RouteClient
 from ray_route.config import RouteConfig
 from ray_route.deploy import Deployment, deploy
 from ray_route.errors import (
+    CallCancelledError,
     ClosedError,
     ConfigError,
     DamagedKeyError,
@@ -20,6 +24,7 @@ from ray_route.errors import (
     NoAvailablePodError,
     PartialBatchError,
     PodRestartingError,
+    PodStartError,
     PodUnavailableError,
     RayGoneError,
     RayUnavailableError,
@@ -27,6 +32,7 @@ from ray_route.errors import (
     RouterUnavailableError,
     RouteTimeoutError,
     StoreUnavailableError,
+    UnpicklableError,
     UnsafeStoreError,
 )
 from ray_route.model import DrainProgress, Explanation, Life, Link, LinkedPods, Pod, RoutingState
@@ -35,6 +41,7 @@ from ray_route.pod.pod_actor import CurrentLink, current_agent, current_link
 
 __all__ = [
     "AsyncRouteClient",
+    "CallCancelledError",
     "ClosedError",
     "ConfigError",
     "CurrentLink",
@@ -48,22 +55,30 @@ __all__ = [
     "Link",
     "LinkedPods",
     "LostWritesError",
+    "MethodHandle",
     "NestedCallError",
     "NoAvailablePodError",
     "PartialBatchError",
     "Pod",
     "PodAgent",
     "PodRestartingError",
+    "PodStartError",
     "PodUnavailableError",
     "RayGoneError",
     "RayUnavailableError",
+    "Response",
+    "ResponseStream",
     "RouteClient",
     "RouteConfig",
     "RouteError",
     "RouteTimeoutError",
     "RouterUnavailableError",
     "RoutingState",
+    "ServiceHandle",
     "StoreUnavailableError",
+    "StreamMethodHandle",
+    "UidHandle",
+    "UnpicklableError",
     "UnsafeStoreError",
     "__version__",
     "connect",

@@ -28,6 +28,7 @@ from ray_route.errors import (
 from ray_route.model import DrainProgress, Life, Pod, RoutingState, check_name
 from ray_route.pod.pod_actor import CONTROL_GROUP, PodSpec, pod_class
 from ray_route.pod.starting import wait_ready
+from ray_route.pod.streams import with_streams
 from ray_route.protocol.names import RAY_NAMESPACE, pod_name
 from ray_route.runtime.waiting import Stage, run, within
 from ray_route.store.url import StoreUrl
@@ -77,9 +78,9 @@ class Deployment:
         others drained. Callers that scale one service at once do so one after the other.
 
         Raises `PodUnavailableError` if a pod could not be drained within `deadline_s` seconds (it
-        and those below it stay) or if one fails to start, `RouteTimeoutError` if the turn did not
-        come or the pods did not serve within `timeout`. Then only pods that this very call made
-        are ended again.
+        and those below it stay), `PodStartError` if one fails to start, `RouteTimeoutError` if the
+        turn did not come or the pods did not serve within `timeout`. Then only pods that this very
+        call made are ended again.
         """
         _check_replicas(replicas)
         deadline = Deadline.after(timeout)
@@ -215,7 +216,7 @@ class _Maker:
         given = dict(options)
         groups = {**given.pop("concurrency_groups", {}), CONTROL_GROUP: 2}
         as_actor = cast(Any, ray.remote)(concurrency_groups=groups)  # Ray's stubs lack it
-        self._actor_class = as_actor(pod_class(cls))
+        self._actor_class = as_actor(with_streams(pod_class(cls)))
         self._args, self._kwargs = init
         self._options = {"num_cpus": 0, "max_restarts": -1, **given}
         self._cpu_factor = cpu_factor
@@ -232,7 +233,7 @@ class _Maker:
         actors = partial(self._actors, indexes, or_existing=or_existing)
         made, found = within(deadline, Stage(f"Ray to make {what}"), actors, undo=_end_made)
         try:
-            wait_ready({**made, **found}, what, deadline)
+            wait_ready({**made, **found}, what, deadline, self._options)
         except BaseException:
             _end_made((made, found))
             raise
@@ -347,9 +348,10 @@ def deploy(
     and is made again with a back-off if its `__init__` fails.
 
     Raises `InvalidInputError` for a class that is an actor class already or for bad names,
-    `ConfigError` if the service is deployed already, `PodUnavailableError` if an `__init__`
-    fails, `RouteTimeoutError` after `timeout` seconds, which names what kept a pod from joining,
-    and what `connect` raises, at once also if only a pod meets it.
+    `ConfigError` if the service is deployed already, `PodStartError` if an `__init__` fails,
+    with what that raised, `RouteTimeoutError` after `timeout` seconds, which names what kept a pod
+    from joining, as resources that no node has, and what `connect` raises, at once also if only a
+    pod meets it.
     """
     check_name("service", service)
     _check_replicas(replicas)

@@ -7,7 +7,10 @@
     ├── DamagedKeyError                             mend that key: `ray-route doctor` says how
     ├── NoAvailablePodError                         add pods, or try again when one is ready
     ├── PodUnavailableError                         try again if the call may run twice
+    │   ├── PodStartError                           mend what kept the pod from starting
     │   └── PodRestartingError                      try again, it may come back
+    ├── CallCancelledError                          nothing: it was asked for
+    ├── UnpicklableError       (also TypeError)     let the method return or raise plain data
     ├── FencedError                                 ask for the link again, then call its pod
     ├── StoreUnavailableError                       try again when Redis answers
     │   ├── LostWritesError                         try again, they are being written back
@@ -182,6 +185,12 @@ class PodUnavailableError(RouteError):
         return f"the pod is not available: {self.reason}"
 
 
+class PodStartError(PodUnavailableError):
+    """A pod's code failed before it could serve: `reason` says what it raised."""
+
+    hint = "mend the class or its arguments, then deploy it again"
+
+
 class PodRestartingError(PodUnavailableError):
     """The uid's pod has ended and has `restart_grace_s` to come back. Clients wait for it."""
 
@@ -203,6 +212,42 @@ class FencedError(RouteError):
     def _what(self) -> str:
         ran = "may have run" if self.may_have_run else "did not run"
         return f"fenced, the call {ran}: {self.reason}"
+
+
+class CallCancelledError(RouteError):
+    """A call was cancelled by its caller.
+
+    `may_have_run` is False only where it provably never started.
+    """
+
+    def __init__(self, *, method: str, may_have_run: bool, **ids: Any) -> None:
+        super().__init__(method=method, may_have_run=may_have_run, **ids)
+
+    method: str
+    may_have_run: bool
+
+    def _what(self) -> str:
+        ran = "may have run" if self.may_have_run else "did not run"
+        return f"the call of {self.method} was cancelled, and {ran}"
+
+
+class UnpicklableError(RouteError, TypeError):
+    """A call has run, and what it returned or raised can't be pickled, so it can't be had.
+
+    `method` names the user's method, `what` what it made. An exception's own traceback is the
+    cause of this one.
+    """
+
+    def __init__(self, *, method: str, what: str, reason: str, **ids: Any) -> None:
+        super().__init__(method=method, what=what, reason=reason, **ids)
+
+    method: str
+    what: str
+    reason: str
+    hint = "the call has run; let the method return or raise what can be pickled"
+
+    def _what(self) -> str:
+        return f"the {self.what} of {self.method} can't be pickled: {self.reason}"
 
 
 class StoreUnavailableError(RouteError):
@@ -340,7 +385,7 @@ class RouteTimeoutError(RouteError, TimeoutError):
     """A deadline passed. `waiting_for` says what had not come.
 
     That of a batch carries what had: `partial`, and `unanswered`, the uids in no list of it.
-    That of a call says by `may_have_run` whether it had been sent: then it may run still.
+    That of a call says by `may_have_run` whether it may have begun: then it may run still.
     """
 
     def __init__(self, *, waiting_for: str, timeout_s: float, **ids: Any) -> None:

@@ -15,7 +15,7 @@ import ray
 
 from ray_route._version import __version__
 from ray_route.cli.bench import bench
-from ray_route.cli.change import drain, move
+from ray_route.cli.change import drain, move, remove
 from ray_route.cli.cluster import UnknownNameError
 from ray_route.cli.demo import demo
 from ray_route.cli.doctor import doctor
@@ -55,7 +55,7 @@ def app() -> None:
     """  # noqa: D301 - click's mark for text that is not wrapped
 
 
-for command in (status, where, explain, pods, drain, move, top, doctor, bench, demo):
+for command in (status, where, explain, pods, drain, move, remove, top, doctor, bench, demo):
     # Whole sentences: click would cut them at 45 characters.
     command.short_help = command.get_short_help_str(limit=1_000)
     app.add_command(command)

@@ -1,4 +1,4 @@
-"""Commands that move uids: drain, move."""
+"""Commands that move uids: drain, move, remove."""
 
 from __future__ import annotations
 
@@ -86,20 +86,65 @@ def _interrupted(namespace: NamespaceView, service: str, pod: int, last: DrainPr
 @click.argument("service")
 @click.argument("pod", type=click.IntRange(min=0))
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0)
+@click.option("--place", is_flag=True, help="Place a uid that has no link yet.")
 @in_namespace
 def move(
-    namespace: NamespaceView, uid: str, service: str, pod: int, timeout: float, *, as_json: bool
+    namespace: NamespaceView,
+    uid: str,
+    service: str,
+    pod: int,
+    timeout: float,
+    *,
+    place: bool,
+    as_json: bool,
 ) -> int:
     """Move one uid to a pod, by way of the pod that has it: its calls end, its hooks run.
 
+    A uid that has no link is not moved, and the status is 1, unless it is to be placed.
+
     \b
-    Example:
+    Examples:
       ray-route move user-42 rooms 3
+      ray-route move user-43 rooms 3 --place
     """  # noqa: D301 - click's mark for text that is not wrapped
     namespace.pod(namespace.service(service), pod)
+    if not place and service not in namespace.links(uid):
+        click.echo(f"{uid!r} has no link in {service}: --place makes one at pod {pod}", err=True)
+        return _LEFT
     link = namespace.client.move(uid, service, pod, timeout=timeout)
     if as_json:
         print_json(link)
     else:
         console().print(f"{uid!r} is at pod {link.pod}, epoch {link.epoch}", markup=False)
     return 0
+
+
+@click.command()
+@click.argument("uid")
+@click.argument("service")
+@click.option(
+    "--after", type=click.FloatRange(min=0), default=0.0, help="Seconds until its session ends."
+)
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0)
+@in_namespace
+def remove(
+    namespace: NamespaceView, uid: str, service: str, after: float, timeout: float, *, as_json: bool
+) -> int:
+    """End a uid's session: its calls end, its release hook runs, then its link goes.
+
+    The status is 1 if it has no link.
+
+    \b
+    Examples:
+      ray-route remove user-42 rooms
+      ray-route remove user-42 rooms --after 60
+    """  # noqa: D301 - click's mark for text that is not wrapped
+    removed = namespace.client.remove(
+        uid, namespace.service(service), after_s=after, timeout=timeout
+    )
+    if as_json:
+        print_json({"uid": uid, "service": service, "removed": removed, "after_s": after})
+    else:
+        when = f"is removed in {after:g} s" if after else "is removed"
+        console().print(f"{uid!r} {when if removed else 'has no link'}", markup=False)
+    return 0 if removed else _LEFT

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from ray_route.client import many_uids, operations
 from ray_route.client.base import DRAIN_S, ClientBase, seconds
 from ray_route.client.batch import BatchOptions, Progress
-from ray_route.client.calls import call, call_many
+from ray_route.client.calls import ManyCall, call, call_many
 from ray_route.clock import Deadline, shorter
 from ray_route.model import DrainProgress, Explanation, Link, LinkedPods, Pod, check_duration
 from ray_route.runtime.tracing import span
@@ -98,6 +98,14 @@ class AsyncRouteClient(ClientBase):
         operation = operations.move(self._session, uid, service, pod, shorter(seconds(timeout)))
         return await self._run(operation, timeout)
 
+    async def remove(
+        self, uid: str, service: str, *, after_s: float = 0.0, timeout: float | None = None
+    ) -> bool:
+        """See `RouteClient.remove`."""
+        timeout_s = shorter(seconds(timeout))
+        operation = operations.remove(self._session, uid, service, after_s, timeout_s)
+        return await self._run(operation, timeout)
+
     async def get_link_service(self, uid: str, *, timeout: float | None = None) -> dict[str, Link]:
         """See `RouteClient.get_link_service`."""
         return await self._run(operations.link_service(self._session, uid), timeout)
@@ -129,6 +137,7 @@ class AsyncRouteClient(ClientBase):
         uid: str,
         service: str,
         method: str,
+        /,
         *args: Any,
         idempotent: bool = False,
         timeout: float | None = None,
@@ -140,7 +149,7 @@ class AsyncRouteClient(ClientBase):
 
     async def call_many(
         self,
-        calls: Iterable[tuple[str, tuple[Any, ...]]],
+        calls: Iterable[ManyCall],
         service: str,
         method: str,
         *,

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from ray_route.client import operations
+from ray_route.client.handles import ServiceHandle, service_handle
 from ray_route.client.session import Session
 from ray_route.client.sessions import close_session
 from ray_route.errors import ClosedError
-from ray_route.model import Link, check_duration
+from ray_route.model import Link
+from ray_route.runtime.call_context import seconds
 
-DEFAULT_TIMEOUT_S = 30.0
+T = TypeVar("T")
+
 DRAIN_S = 300.0
 
-
-def seconds(timeout: float | None) -> float:
-    """Return what a `timeout` argument stands for; raises `InvalidInputError`."""
-    return DEFAULT_TIMEOUT_S if timeout is None else check_duration("timeout", timeout)
+__all__ = ["DRAIN_S", "ClientBase", "seconds"]
 
 
 class ClientBase:
@@ -56,6 +56,14 @@ class ClientBase:
     def namespace(self) -> str:
         """The namespace that this client is connected to."""
         return self._opened.namespace.name
+
+    def service(self, name: str, cls: type[T] | None = None, /) -> ServiceHandle[T]:
+        """Return a handle of a service: `rooms["ann"].say.remote("hello")`.
+
+        With the pods' class given, unknown methods are errors at once, and type checkers know
+        `rooms["ann"][Rooms.say]`. Asks nobody; the service need not be there yet.
+        """
+        return service_handle(self._session, name, cls)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.namespace!r} at {self._opened.namespace.url.address})"

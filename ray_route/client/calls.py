@@ -6,7 +6,7 @@ Written once for the sync and the async client, as operations.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,8 @@ import ray
 
 from ray_route.client import many_uids, operations
 from ray_route.client.session import NoSuchActorError, Session
-from ray_route.clock import Deadline, now
+from ray_route.client.user_errors import UserCall, of_user
+from ray_route.clock import now
 from ray_route.errors import (
     FencedError,
     InvalidInputError,
@@ -26,9 +27,15 @@ from ray_route.errors import (
     RouteTimeoutError,
 )
 from ray_route.model import Link, check_uid
-from ray_route.protocol.calls import Header, Raised, Refused
+from ray_route.protocol.calls import BatchedCall, Header, Raised, Refused
+from ray_route.runtime.call_context import node_mark, time_of
 from ray_route.runtime.metrics import CALL_REPEATS, CALL_SECONDS
-from ray_route.runtime.waiting import LifeEndedError, Operation, Pause, Remote
+from ray_route.runtime.waiting import LifeEndedError, Operation, Pause, Remote, TheDeadline
+
+ManyCall = tuple[str, tuple[Any, ...]] | tuple[str, tuple[Any, ...], dict[str, Any]]
+"""One of many calls, as users write it: uid, arguments, keywords if there are any."""
+
+_OneCall = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 _GONE = (ray.exceptions.RayActorError, LifeEndedError)
 _BACKOFF_S = 0.02
@@ -47,7 +54,10 @@ def call(
     min_epoch: int = 0,
 ) -> Operation[Any]:
     """See `RouteClient.call`."""
-    attempts = _Attempts(session, uid, service, method, args, kwargs, idempotent, min_epoch)
+    deadline = yield TheDeadline()
+    attempts = _Attempts(
+        session, uid, service, method, args, kwargs, idempotent, min_epoch, time_of(deadline)
+    )
     begun_at = now()
     try:
         result = yield from attempts.result()
@@ -69,6 +79,7 @@ class _Attempts:
     kwargs: dict[str, Any]
     idempotent: bool
     min_epoch: int
+    due_at: float
     may_have_run: bool = False
 
     @property
@@ -114,16 +125,16 @@ class _Attempts:
 
     def _answer(self, link: Any, handle: Any) -> Operation[Any]:
         """Send the call and return its result; a refusal, seen to, if it is to be sent again."""
-        header = [self.uid, link.epoch, link.incarnation, self.method]
+        header = _header(self.uid, link, self.method, self.due_at)
         ref = handle._ray_route_call.remote(header, *self.args, **self.kwargs)
         over = partial(self.session.has_ended, self.service, link)
         ids = {**_ids(self.session, self.uid, self.service), "pod": link.pod}
         ran_before, self.may_have_run = self.may_have_run, True  # while it is out there
         try:
-            answer = yield _UserCall(Remote(ref, self.what, over), self.method, ids)
+            answer = yield UserCall(Remote(ref, self.what, over), self.method, ids)
+        except ray.exceptions.RayTaskError as error:
+            raise of_user(error, self.method, ids) from error.__cause__
         except _GONE as error:
-            if isinstance(error, ray.exceptions.RayTaskError):
-                raise  # the user's code met it elsewhere
             return (yield from self._lost(link, error))
         if type(answer) is Refused:
             self.may_have_run = ran_before or getattr(answer.error, "may_have_run", False)
@@ -145,40 +156,12 @@ class _Attempts:
         return Refused(lost)
 
 
-@dataclass(frozen=True, slots=True)
-class _UserCall:
-    """Wait for a pod's answer; what the user's code raised is no verdict on the call itself."""
-
-    remote: Remote
-    method: str
-    ids: dict[str, Any]
-
-    def wait(self, deadline: Deadline) -> Any:
-        """Wait in the calling thread."""
-        with self._apart():
-            return self.remote.wait(deadline)
-
-    async def wait_async(self, deadline: Deadline) -> Any:
-        """Wait on the running event loop."""
-        with self._apart():
-            return await self.remote.wait_async(deadline)
-
-    @contextlib.contextmanager
-    def _apart(self) -> Iterator[None]:
-        try:
-            yield
-        except ray.exceptions.RayTaskError as error:
-            if not isinstance(error.cause, RouteError):
-                raise
-            raise _nested(self.method, error.cause, self.ids) from error
-
-
-def _nested(method: str, error: RouteError, ids: dict[str, Any]) -> NestedCallError:
-    return NestedCallError(method=method, error=error, **ids)
-
-
 def _ids(session: Session, uid: str, service: str) -> dict[str, Any]:
     return {"namespace": session.namespace.name, "service": service, "uid": uid}
+
+
+def _header(uid: str, link: Link, method: str, due_at: float) -> Header:
+    return [uid, link.epoch, link.incarnation, method, 0, 0, due_at, node_mark()]
 
 
 def _follow(
@@ -211,15 +194,19 @@ def _backoff_s(attempt: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _PodBatch:
-    """Calls that go to one pod together: their positions in the caller's order."""
+    """Calls that go to one pod together: their positions in the caller's order.
+
+    One whose arguments are references goes alone: Ray resolves those, and their failures are its.
+    """
 
     link: Link
     positions: list[int]
+    alone: bool = False
 
 
 def call_many(
     session: Session,
-    calls: Iterable[tuple[str, tuple[Any, ...]]],
+    calls: Iterable[ManyCall],
     service: str,
     method: str,
     *,
@@ -227,18 +214,19 @@ def call_many(
 ) -> Operation[list[Any]]:
     """See `RouteClient.call_many`."""
     asked = [_checked(item) for item in calls]
-    links = yield from many_uids.compute_many(session, [uid for uid, _ in asked], service)
-    outcomes: list[Any] = [links[uid] for uid, _ in asked]
+    links = yield from many_uids.compute_many(session, [uid for uid, _, _ in asked], service)
+    outcomes: list[Any] = [links[uid] for uid, _, _ in asked]
+    due_at = time_of((yield TheDeadline()))
     sent = []
-    for batch in _by_pod(outcomes):
-        headers = [
+    for batch in _by_pod(outcomes, asked):
+        headers: list[BatchedCall] = [
             (
-                (asked[position][0], outcomes[position].epoch, batch.link.incarnation, method),
-                asked[position][1],
+                _header(asked[position][0], outcomes[position], method, due_at),
+                *asked[position][1:],
             )
             for position in batch.positions
         ]
-        sent.append((batch, (yield from _send(session, service, batch.link, headers))))
+        sent.append((batch, (yield from _send(session, service, batch, headers))))
     singly: list[int] = []
     for batch, ref in sent:
         uids = [asked[position][0] for position in batch.positions]
@@ -250,43 +238,60 @@ def call_many(
             if type(answer) is Refused:
                 singly.append(position)
     for position in sorted(singly):
-        uid, args = asked[position]
+        uid, args, kwargs = asked[position]
         refused, link = outcomes[position], links[uid]
         try:
             least = _follow(session, uid, service, link, refused, idempotent=idempotent)
             one = call(
-                session, uid, service, method, args, {}, idempotent=idempotent, min_epoch=least
+                session, uid, service, method, args, kwargs, idempotent=idempotent, min_epoch=least
             )
             outcomes[position] = yield from one
         except Exception as error:  # noqa: BLE001 - one call's error is its outcome
             outcomes[position] = error
-    return [item.error if type(item) is Raised else item for item in outcomes]
+    shown = partial(of_user, method=method, ids={})  # RouteErrors have their ids by now
+    return [shown(item.error) if type(item) is Raised else item for item in outcomes]
 
 
-def _checked(item: tuple[str, tuple[Any, ...]]) -> tuple[str, tuple[Any, ...]]:
-    if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[1], tuple):
+def _checked(item: ManyCall) -> _OneCall:
+    parts = item if isinstance(item, tuple) and 2 <= len(item) <= 3 else ()
+    uid, args, kwargs = (*parts, {})[:3] if parts else ("", None, None)
+    if not isinstance(args, tuple) or not isinstance(kwargs, dict):
         raise InvalidInputError(
-            argument="calls", value=item, reason="must hold pairs (uid, tuple of arguments)"
+            argument="calls",
+            value=item,
+            reason="must hold (uid, tuple of arguments), or these and a dict of keywords",
         )
-    check_uid(item[0])
-    return item
+    return check_uid(uid), args, kwargs
 
 
-def _by_pod(links: list[Any]) -> list[_PodBatch]:
+def _by_pod(links: list[Any], asked: list[_OneCall]) -> list[_PodBatch]:
     batches: dict[tuple[int, int], _PodBatch] = {}
+    alone: list[_PodBatch] = []
     for position, link in enumerate(links):
-        if isinstance(link, Link):
+        if not isinstance(link, Link):
+            continue
+        if _has_references(asked[position]):
+            alone.append(_PodBatch(link, [position], alone=True))
+        else:
             batch = batches.setdefault((link.pod, link.incarnation), _PodBatch(link, []))
             batch.positions.append(position)
-    return list(batches.values())
+    return [*batches.values(), *alone]
+
+
+def _has_references(one: _OneCall) -> bool:
+    _, args, kwargs = one
+    return any(isinstance(value, ray.ObjectRef) for value in (*args, *kwargs.values()))
 
 
 def _send(
-    session: Session, service: str, link: Link, calls: list[tuple[Header, tuple[Any, ...]]]
+    session: Session, service: str, batch: _PodBatch, calls: list[BatchedCall]
 ) -> Operation[Any]:
     """Send one pod its calls; return the reference of its answers, or the error instead."""
     try:
-        handle = yield from session.handle(service, link)
+        handle = yield from session.handle(service, batch.link)
+        if batch.alone:
+            header, args, kwargs = calls[0]
+            return handle._ray_route_call.remote(header, *args, **kwargs)
         return handle._ray_route_call_many.remote(calls)
     except Exception as error:  # noqa: BLE001 - other pods' calls have been sent by now
         return error
@@ -308,21 +313,37 @@ def _answered(
     try:
         what = f"{len(uids)} calls of {method} on pod {batch.link.pod} of {service!r}"
         over = partial(session.has_ended, service, batch.link)
-        answers: list[Any] = yield Remote(ref, what, over)
+        ids = {**_ids(session, uids[0], service), "pod": batch.link.pod}
+        answers: Any = yield UserCall(Remote(ref, what, over), method, ids)
+    except ray.exceptions.RayTaskError as error:  # of one that goes alone
+        answers = Raised(of_user(error, method, ids))
     except _GONE as died:
-        with contextlib.suppress(RouteError):  # other pods' results count
-            yield from operations.failed(session, uids[0], service, batch.link, died)
-        if idempotent:
-            return [Refused(FencedError(reason="its pod is gone", may_have_run=True))] * len(uids)
-        return [Raised(_unavailable(session, uid, service, batch.link, died)) for uid in uids]
+        return (yield from _died(session, service, batch, uids, died, idempotent=idempotent))
     except RouteTimeoutError as error:
         return [Raised(_late(session, uid, service, error, may_have_run=True)) for uid in uids]
     except Exception as error:  # noqa: BLE001 - other pods' results count
         return [Raised(error)] * len(uids)
     return [
         _apart(session, uid, service, batch.link, method, answer)
-        for uid, answer in zip(uids, answers, strict=True)
+        for uid, answer in zip(uids, [answers] if batch.alone else answers, strict=True)
     ]
+
+
+def _died(
+    session: Session,
+    service: str,
+    batch: _PodBatch,
+    uids: list[str],
+    died: Exception,
+    *,
+    idempotent: bool,
+) -> Operation[list[Any]]:
+    """Answer for a pod that ended with the calls in it."""
+    with contextlib.suppress(RouteError):  # other pods' results count
+        yield from operations.failed(session, uids[0], service, batch.link, died)
+    if idempotent:
+        return [Refused(FencedError(reason="its pod is gone", may_have_run=True))] * len(uids)
+    return [Raised(_unavailable(session, uid, service, batch.link, died)) for uid in uids]
 
 
 def _unsent(
@@ -343,7 +364,7 @@ def _apart(session: Session, uid: str, service: str, link: Link, method: str, an
     if type(answer) is not Raised or not isinstance(answer.error, RouteError):
         return answer
     ids = {**_ids(session, uid, service), "pod": link.pod}
-    return Raised(_nested(method, answer.error, ids))
+    return Raised(NestedCallError(method=method, error=answer.error, **ids))
 
 
 def _late(

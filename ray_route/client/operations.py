@@ -212,6 +212,21 @@ def move(session: Session, uid: str, service: str, pod: int, timeout_s: float) -
     return link
 
 
+def remove(
+    session: Session, uid: str, service: str, after_s: float, timeout_s: float
+) -> Operation[bool]:
+    """See `RouteClient.remove`."""
+    check_uid(uid)
+    check_name("service", service)
+    if after_s != 0:
+        check_duration("after_s", after_s)
+    removed: bool = yield from session.namespace.ask(
+        "remove_link", service, uid, None, after_s=after_s, timeout_s=timeout_s
+    )
+    session.near.drop(service, uid)
+    return removed
+
+
 def link_service(session: Session, uid: str) -> Operation[dict[str, Link]]:
     """See `RouteClient.get_link_service`."""
     check_uid(uid)

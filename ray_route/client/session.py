@@ -81,6 +81,8 @@ class Session:
         self._ahead = RefreshAhead(self.near, namespace.config.lease_s, *how)
         namespace.worker.every(self._ahead.period_s, self._ahead.look)
         self._handles: dict[tuple[str, int, int], Any] = {}
+        self.dispatcher: Any = None
+        self.at_close: list[Callable[[], None]] = []
         self.meter = meter(namespace.name)
         self._measure()
 
@@ -178,6 +180,10 @@ class Session:
         """Forget a handle that did not reach its pod."""
         self._handles.pop((service, link.pod, link.incarnation), None)
 
+    def known_handle(self, service: str, link: Link) -> Any:
+        """Return the handle of a link's pod if this process has it; else None."""
+        return self._handles.get((service, link.pod, link.incarnation))
+
     def handle(self, service: str, link: Link) -> Operation[Any]:
         """Return the Ray handle of a link's pod; `NoSuchActorError` if Ray has none."""
         self.namespace.check_here()
@@ -219,3 +225,5 @@ class Session:
             last.callback(self.near.flush)
             last.callback(self.namespace.worker.put, self._uses.report)
             last.callback(self.changes.stop)
+            for end in self.at_close:
+                last.callback(end)

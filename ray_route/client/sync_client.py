@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from ray_route.client import many_uids, operations
 from ray_route.client.base import DRAIN_S, ClientBase, seconds
 from ray_route.client.batch import BatchOptions, Progress
-from ray_route.client.calls import call, call_many
+from ray_route.client.calls import ManyCall, call, call_many
 from ray_route.clock import Deadline, shorter
 from ray_route.model import DrainProgress, Explanation, Link, LinkedPods, Pod, check_duration
 from ray_route.runtime.tracing import span
@@ -20,11 +20,11 @@ T = TypeVar("T")
 class RouteClient(ClientBase):
     """A client of one namespace. Thread-safe; cheap to make twice in a process.
 
-    Every method takes `timeout` in seconds (None: 30) and raises `RouteTimeoutError` past it,
-    saying what it waited for. All raise `InvalidInputError` for bad arguments, having changed
-    nothing; `StoreUnavailableError` where Redis, `RouterUnavailableError` where the router does
-    not answer: a failure is never a "no link". `ClosedError` after `close`, `RayGoneError` once
-    this process has left its Ray.
+    Every method takes `timeout` in seconds (None: 30, or inside a call of a pod what is left of
+    that one's time) and raises `RouteTimeoutError` past it, saying what it waited for. All raise
+    `InvalidInputError` for bad arguments, having changed nothing; `StoreUnavailableError` where
+    Redis, `RouterUnavailableError` where the router does not answer: a failure is never a "no
+    link". `ClosedError` after `close`, `RayGoneError` once this process has left its Ray.
     """
 
     def _run(self, operation: Operation[T], timeout: float | None) -> T:
@@ -115,6 +115,19 @@ class RouteClient(ClientBase):
         operation = operations.move(self._session, uid, service, pod, shorter(seconds(timeout)))
         return self._run(operation, timeout)
 
+    def remove(
+        self, uid: str, service: str, *, after_s: float = 0.0, timeout: float | None = None
+    ) -> bool:
+        """End a uid's session, now or `after_s` seconds from now; False if it has no link.
+
+        Its pod refuses the uid, lets its calls end and runs `on_release`; then the link goes, and
+        the pod's load falls. A later call places the uid anew. Raises `PodUnavailableError` if the
+        pod kept the uid because a call for it did not end in time.
+        """
+        timeout_s = shorter(seconds(timeout))
+        operation = operations.remove(self._session, uid, service, after_s, timeout_s)
+        return self._run(operation, timeout)
+
     def get_link_service(self, uid: str, *, timeout: float | None = None) -> dict[str, Link]:
         """Return every service that the uid is linked to now, temporary links too."""
         return self._run(operations.link_service(self._session, uid), timeout)
@@ -165,6 +178,7 @@ class RouteClient(ClientBase):
         uid: str,
         service: str,
         method: str,
+        /,
         *args: Any,
         idempotent: bool = False,
         timeout: float | None = None,
@@ -176,15 +190,17 @@ class RouteClient(ClientBase):
         new owner. A pod's death raises `PodUnavailableError`, whose `may_have_run` says whether
         the call may have run; with `idempotent=True` the call is repeated at the new owner
         until the timeout. So does `RouteTimeoutError`: a call that was sent in time may run on.
-        Errors of the user's code are raised as Ray raises them, but for those of ray_route that
-        it met in calls of its own: they are in a `NestedCallError`.
+        What the user's code raises keeps its type, and its text begins with the user's traceback;
+        but errors of ray_route that it met in calls of its own are in a `NestedCallError`. What
+        can't be pickled, result or exception, is an `UnpicklableError`. A method that is not there,
+        or is a generator, is an `InvalidInputError`: nothing has run.
         """
         operation = call(self._session, uid, service, method, args, kwargs, idempotent=idempotent)
         return self._run(operation, timeout)
 
     def call_many(
         self,
-        calls: Iterable[tuple[str, tuple[Any, ...]]],
+        calls: Iterable[ManyCall],
         service: str,
         method: str,
         *,
@@ -193,9 +209,11 @@ class RouteClient(ClientBase):
     ) -> list[Any]:
         """Make many calls `(uid, args)` of one method, with one Ray call per pod.
 
-        Returns one outcome per call, in the order given: its result, or the exception that
-        `call` would have raised. Each is fenced and followed by itself; a pod runs its own in
-        the order given (an async pod: all at once).
+        A call may have keywords, too: `(uid, args, keywords)`. Returns one outcome per call, in
+        the order given: its result, or the exception that `call` would have raised. Each is
+        fenced and followed by itself; a pod runs its own in the order given (an async pod: all
+        at once). Arguments that are `ObjectRef`s are resolved, as `call` does; such a call is
+        sent by itself, behind those without.
         """
         operation = call_many(self._session, calls, service, method, idempotent=idempotent)
         return self._run(operation, timeout)

@@ -122,7 +122,8 @@ class Holdings:
         self._woken = False
 
     def __len__(self) -> int:
-        return len(self.entries)
+        """Number of uids that are this pod's load: not those given up."""
+        return len(self.entries) - len(self.given_up)
 
     def is_confirmed(self, entry: Entry) -> bool:
         """True while Redis' word on a uid, given in this term, holds."""

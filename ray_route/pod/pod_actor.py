@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,8 @@ from ray_route.clock import Deadline
 from ray_route.errors import FencedError, PodUnavailableError, RouteError
 from ray_route.pod.actor_name import leads_here, this_worker
 from ray_route.pod.agent import PodAgent
+from ray_route.pod.call_order import CallOrder, Place
+from ray_route.pod.due import check_due, due_of, is_over, late
 from ray_route.pod.endings import (
     EXITS,
     Departure,
@@ -29,8 +31,17 @@ from ray_route.pod.endings import (
 )
 from ray_route.pod.hooks import Hook, Hooks
 from ray_route.pod.index_lease import OfPod
+from ray_route.pod.methods import (
+    is_stream,
+    lacks_value,
+    method_of,
+    raised,
+    sendable,
+    stream_error,
+)
 from ray_route.pod.sigterm import before_sigterm_ends
-from ray_route.protocol.calls import Header, Raised, Refused
+from ray_route.protocol.calls import BatchedCall, Header, Refused
+from ray_route.runtime.call_context import serving
 from ray_route.store.url import StoreUrl
 
 CONTROL_GROUP = "ray_route"
@@ -54,6 +65,12 @@ class CurrentLink:
     pod: int
     incarnation: int
     epoch: int
+    deadline: Deadline | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until the caller gives up, never negative; None if it has no deadline."""
+        return None if self.deadline is None else self.deadline.remaining()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,28 +109,37 @@ def current_link() -> CurrentLink | None:
 
 
 @contextmanager
-def _under(agent: PodAgent, header: Header) -> Iterator[None]:
-    uid, epoch, incarnation, _ = header
-    link = CurrentLink(agent.service, uid, agent.pod, incarnation, epoch)
+def _under(agent: PodAgent, header: Header, due: Deadline | None) -> Iterator[None]:
+    uid, epoch, incarnation = header[:3]
+    link = CurrentLink(agent.service, uid, agent.pod, incarnation, epoch, due)
     token = _current.set(link)
     try:
-        yield
+        with serving(due):
+            yield
     finally:
         _current.reset(token)
 
 
 def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
     """Run one call if this pod owns its uid."""
-    uid, epoch, incarnation, method = header
+    uid, epoch, incarnation, method = header[:4]
     agent: PodAgent = pod._ray_route_agent
+    place, due = Place(pod._ray_route_order, header), due_of(header)
     try:
-        gate = agent.gate
+        if not place.turn() or lacks_value(args, kwargs):
+            return place.send_again()
+        check_due(due, agent.service, uid, method)
+        gate, function = agent.gate, method_of(pod, method)
         gate.enter(uid, epoch, incarnation)
     except RouteError as error:
-        return Refused(error)
+        return place.refused(error)
+    finally:
+        place.leave()
     try:
-        with pod._ray_route_turn, _under(agent, header):
-            result = getattr(pod, method)(*args, **kwargs)
+        with pod._ray_route_turn, _under(agent, header, due):
+            if is_over(due):  # it waited for its turn, or for on_acquire
+                return Refused(late(due, agent.service, uid, method))
+            result = function(*args, **kwargs)
         gate.recheck(uid, epoch)
     except FencedError as error:
         return _own(agent, header, error)
@@ -121,21 +147,29 @@ def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
         return Refused(_leaving(agent, uid, method, error, may_have_run=True))
     finally:
         gate.leave(uid)
-    return result
+    return Refused(stream_error(method)) if is_stream(result) else result
 
 
 async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
     """Run one call if this pod owns its uid."""
-    uid, epoch, incarnation, method = header
+    uid, epoch, incarnation, method = header[:4]
     agent: PodAgent = pod._ray_route_agent
+    place, due = Place(pod._ray_route_order, header), due_of(header)
     try:
-        gate = agent.gate
+        if not await place.turn_async() or lacks_value(args, kwargs):
+            return place.send_again()
+        check_due(due, agent.service, uid, method)
+        gate, function = agent.gate, method_of(pod, method)
         await gate.enter_async(uid, epoch, incarnation)
     except RouteError as error:
-        return Refused(error)
+        return place.refused(error)
+    finally:
+        place.leave()
     try:
-        with _under(agent, header):
-            result = getattr(pod, method)(*args, **kwargs)
+        with _under(agent, header, due):
+            if is_over(due):  # it waited for on_acquire
+                return Refused(late(due, agent.service, uid, method))
+            result = function(*args, **kwargs)
             if inspect.isawaitable(result):
                 result = await result
         await gate.recheck_async(uid, epoch)
@@ -145,7 +179,7 @@ async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) ->
         return Refused(_leaving(agent, uid, method, error, may_have_run=True))
     finally:
         gate.leave(uid)
-    return result
+    return Refused(stream_error(method)) if is_stream(result) else result
 
 
 def _own(agent: PodAgent, header: Header, error: FencedError) -> Refused:
@@ -187,27 +221,29 @@ async def _flush_async(pod: Any) -> None:
     """Return when every call that was queued before has begun."""
 
 
-def _call_many(pod: Any, calls: list[tuple[Header, tuple[Any, ...]]]) -> list[Any]:
+def _call_many(pod: Any, calls: list[BatchedCall]) -> list[Any]:
     """Run many calls in order, each fenced by itself."""
     outcomes = []
-    for header, args in calls:
+    for header, args, kwargs in calls:
         try:
-            outcomes.append(_sendable(_call(pod, header, *args)))
+            outcome = _call(pod, header, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - one call's error is not the batch's
-            outcomes.append(_sendable(Raised(error)))
+            outcome = raised(pod, header[3], error)
+        outcomes.append(sendable(outcome, header[3]))
     return outcomes
 
 
-async def _call_many_async(pod: Any, calls: list[tuple[Header, tuple[Any, ...]]]) -> list[Any]:
+async def _call_many_async(pod: Any, calls: list[BatchedCall]) -> list[Any]:
     """Run many calls at once, each fenced by itself."""
-    running = (_call_async(pod, header, *args) for header, args in calls)
+    running = (_call_async(pod, header, *args, **kwargs) for header, args, kwargs in calls)
     outcomes = await asyncio.gather(*running, return_exceptions=True)
+    names = [header[3] for header, _, _ in calls]
     return [
-        _sendable(Raised(item) if isinstance(item, BaseException) else item) for item in outcomes
+        sendable(raised(pod, name, item) if isinstance(item, BaseException) else item, name)
+        for item, name in zip(outcomes, names, strict=True)
     ]
 
 
-_PLAIN = (int, float, str, bytes, bool, type(None))
 _METHODS = {
     "_ray_route_call": _call,
     "_ray_route_call_many": _call_many,
@@ -218,18 +254,6 @@ _ASYNC_METHODS = {
     "_ray_route_call_many": _call_many_async,
     "_ray_route_flush": _flush_async,
 }
-
-
-def _sendable(outcome: Any) -> Any:
-    """Return an outcome, or an error in its place if it can't be pickled: the others count."""
-    if type(outcome) in _PLAIN:
-        return outcome
-    try:
-        ray.cloudpickle.dumps(outcome)
-    except Exception as error:  # noqa: BLE001 - whatever its pickling does
-        what = outcome.error if isinstance(outcome, Raised) else outcome
-        return Raised(TypeError(f"{type(what).__name__} can't be pickled: {error}"))
-    return outcome
 
 
 @contextmanager
@@ -300,6 +324,8 @@ def _become_pod(pod: Any, spec: PodSpec) -> PodAgent:
     # At module level: the class that `pod_class` makes travels by value, with globals of its own.
     global _agent_here, _departure  # noqa: PLW0603 - a process is one pod
     pod._ray_route_turn = threading.RLock() if spec.takes_turns else nullcontext()
+    # Ray runs them one by one, in order, where they take turns.
+    pod._ray_route_order = CallOrder(keeps_order=spec.takes_turns and not is_async(type(pod)))
     on_lapse = _exit_fenced if spec.exit_when_fenced else None
     _agent_here = PodAgent(
         spec.namespace,
@@ -321,7 +347,10 @@ def _become_pod(pod: Any, spec: PodSpec) -> PodAgent:
 
 def is_async(cls: type) -> bool:
     """True if Ray runs this class's actors on an event loop."""
-    return any(inspect.iscoroutinefunction(member) for _, member in inspect.getmembers(cls))
+    members = [member for _, member in inspect.getmembers(cls)]
+    return any(map(inspect.iscoroutinefunction, members)) or any(
+        map(inspect.isasyncgenfunction, members)
+    )
 
 
 def pod_class(cls: type) -> type:

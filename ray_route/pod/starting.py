@@ -9,13 +9,9 @@ from typing import Any
 import ray
 
 from ray_route.clock import Deadline
-from ray_route.errors import (
-    ConfigError,
-    PodUnavailableError,
-    RouteTimeoutError,
-    UnsafeStoreError,
-)
+from ray_route.errors import ConfigError, PodStartError, RouteTimeoutError, UnsafeStoreError
 from ray_route.protocol.calls import Refused
+from ray_route.runtime.scheduling import why_not_running
 
 _RETRY_S = 0.1
 
@@ -23,35 +19,46 @@ _RETRY_S = 0.1
 _NEVER_MENDED = (ConfigError, UnsafeStoreError)
 
 
-def wait_ready(handles: Mapping[int, Any], what: str, deadline: Deadline) -> None:
+def wait_ready(
+    handles: Mapping[int, Any], what: str, deadline: Deadline, options: Mapping[str, Any]
+) -> None:
     """Wait until all pods serve, also those that Ray is just restarting.
 
-    Raises at once what no waiting mends, and at the deadline says what was in the way.
+    Raises at once what no waiting mends, and at the deadline says what was in the way; `options`
+    are those that the pods' actors were made with.
     """
     waiting, seen = dict(handles), ""
     while waiting:
-        answers: dict[int, Any] = {}
-        try:
-            asked = {index: pod._ray_route_ready.remote() for index, pod in waiting.items()}
-            values = ray.get(list(asked.values()), timeout=deadline.remaining())
-            answers = dict(zip(asked, values, strict=True))
-        except ray.exceptions.ActorUnavailableError:
-            pass
-        except ray.exceptions.GetTimeoutError:
-            raise RouteTimeoutError(waiting_for=what + seen, timeout_s=deadline.timeout_s) from None
-        except ray.exceptions.RayActorError as error:
-            raise PodUnavailableError(
-                reason=f"{what} failed to start: {_last_line(error)}", may_have_run=False
-            ) from error
-        waiting = {index: pod for index, pod in waiting.items() if answers.get(index) is not True}
-        for index, answer in answers.items():
-            if isinstance(answer, Refused):
+        asked = {pod._ray_route_ready.remote(): index for index, pod in waiting.items()}
+        answered, late = ray.wait(list(asked), num_returns=len(asked), timeout=deadline.remaining())
+        for ref in answered:
+            index = asked[ref]
+            answer = _readiness(ref, index, what)
+            if answer is True:
+                del waiting[index]
+            elif isinstance(answer, Refused):
                 if isinstance(answer.error, _NEVER_MENDED):
                     raise answer.error
                 seen = f"; pod {index} can't join: {answer.error}"
+        if late:
+            index = asked[late[0]]
+            seen = f"; pod {index}: {why_not_running(waiting[index], options)}"
+            raise RouteTimeoutError(waiting_for=what + seen, timeout_s=deadline.timeout_s)
         if waiting:
             deadline.check(what + seen)
             time.sleep(min(_RETRY_S, deadline.remaining()))
+
+
+def _readiness(ref: Any, index: int, what: str) -> Any:
+    """Return a pod's word on whether it serves; None while Ray restarts it."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.ActorUnavailableError:
+        return None
+    except ray.exceptions.RayActorError as error:
+        raise PodStartError(
+            reason=f"{what} failed to start: {_last_line(error)}", may_have_run=False, pod=index
+        ) from error
 
 
 def _last_line(error: Exception) -> str:

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ray_route.errors import RouteError
 
-Header = tuple[str, int, int, str]
-"""uid, epoch, incarnation, method."""
+Header = Sequence[Any]
+"""uid, epoch, incarnation, method; then, if they are known, its `Order`, flat, or 0 and 0 for none,
+its deadline as a time of day in seconds, and the mark of its caller's node.
+
+A list of plain values: Ray packs that in a third of the time of a tuple.
+"""
+
+DUE_AT, NODE = 6, 7
+"""Where these two are in a header."""
+
+Order = tuple[int, int]
+"""Number of a run of calls that one caller makes for one uid, and the place of a call in it.
+
+A run begins with place 0, while the caller has nothing else under way for the uid, and all calls
+of a run go to one pod, under one epoch. They begin in that order. Once one is refused, all behind
+it are: the caller sends them again, in order, as another run.
+"""
+
+BatchedCall = tuple[Header, tuple[Any, ...], dict[str, Any]]
+"""One of the calls that travel together: header, arguments, keywords."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +35,20 @@ class Refused:
     """A pod's answer instead of a result. A value, so that user code's errors stay apart."""
 
     error: RouteError
+
+
+@dataclass(frozen=True, slots=True)
+class SendAgain:
+    """A pod's answer to a call that has not run, and is to be sent again as it was.
+
+    One of its arguments is a refusal itself, of the call that was to bring it; or a call that was
+    sent before it was refused.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnd:
+    """The last item of a stream that has come to its end: one without it has broken off."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -289,7 +289,7 @@ class LinkTable:
     def _left(self, service: str, held: Link | None) -> None:
         """Count a link less at the pod that had it."""
         if held is not None:
-            self._membership.loads.left(service, held.pod, held.incarnation, 1)
+            self._membership.loads.left(service, held.pod, held.incarnation, held.epoch)
 
     def _count(self, service: str, written: Mapping[str, Link], decision: str) -> None:
         """Count links that were just written, and remember why they were."""

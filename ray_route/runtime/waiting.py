@@ -263,6 +263,19 @@ class Pause:
         await asyncio.sleep(min(self.seconds, deadline.remaining()))
 
 
+@dataclass(frozen=True, slots=True)
+class TheDeadline:
+    """Wait for nothing; what comes is the operation's deadline."""
+
+    def wait(self, deadline: Deadline) -> Deadline:
+        """Return it."""
+        return deadline
+
+    async def wait_async(self, deadline: Deadline) -> Deadline:
+        """Return it."""
+        return deadline
+
+
 Operation = Generator[Wait, Any, T]
 
 

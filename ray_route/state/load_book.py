@@ -75,11 +75,16 @@ class LoadBook:
         count.links += len(epochs)
         count.placed.extend(epochs)
 
-    def left(self, service: str, pod: int, incarnation: int, links: int) -> None:
-        """Count links that were taken from an incarnation; it may not be the present one."""
+    def left(self, service: str, pod: int, incarnation: int, epoch: int) -> None:
+        """Count a link no more that its pod has given up, before the pod reports it."""
         count = self._counts.get((service, pod))
-        if count is not None and count.incarnation == incarnation:
-            count.links = max(0, count.links - links)
+        if count is None or count.incarnation != incarnation:
+            return
+        count.links = max(0, count.links - 1)
+        if epoch in count.placed:
+            count.placed.remove(epoch)
+        else:
+            count.expected = max(0.0, count.expected - 1)
 
     def _of(self, service: str, pod: PodRecord) -> _Count:
         count = self._counts.get((service, pod.pod))

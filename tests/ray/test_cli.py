@@ -138,6 +138,10 @@ def test_where_explain_and_move(run: Run, client: Any, svc: Any, u: str) -> None
     assert nowhere.status == 1, nowhere
     assert "has no link" in nowhere.out
     assert run("explain", u, "svc").status == 1
+    not_moved = run("move", u, "svc", "0")
+    assert not_moved.status == 1, not_moved
+    assert "--place makes one" in not_moved.err
+    assert client.get_linked_pod_not_cache(u, "svc") is None
     link = client.compute_linked_pod(u, "svc")
     assert f"ray_route:{client.namespace}:svc:{link.pod}" in run("where", u).out
     target = (link.pod + 1) % 3
@@ -148,6 +152,14 @@ def test_where_explain_and_move(run: Run, client: Any, svc: Any, u: str) -> None
     assert f"placed: pod {link.pod}" in explained.out
     assert f"set: pod {target}" in explained.out
     assert shown(run("where", u, "--json"))["svc"]["pod"] == target
+
+
+def test_remove_and_place(run: Run, client: Any, svc: Any, u: str) -> None:
+    assert shown(run("move", u, "svc", "2", "--place", "--json"))["pod"] == 2
+    assert run("remove", u, "svc").status == 0
+    assert client.get_linked_pod_not_cache(u, "svc") is None
+    again = run("remove", u, "svc")
+    assert (again.status, again.out) == (1, f"{u!r} has no link\n"), again
 
 
 def test_a_drain_to_its_end(run: Run, client: Any, deploy: Any) -> None:

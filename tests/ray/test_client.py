@@ -201,8 +201,6 @@ def test_the_plain_handle_is_that_pods_actor(client: Any, u: str) -> None:
 def test_errors_of_the_users_code_are_its_own(client: Any, u: str) -> None:
     with pytest.raises(KeyError, match="my fault"):
         client.call(u, "svc", "fail", "my fault")
-    with pytest.raises(AttributeError):
-        client.call(u, "svc", "no_such_method")
 
 
 def test_many_calls_have_one_outcome_each_in_order(client: Any, u: str) -> None:
@@ -210,7 +208,7 @@ def test_many_calls_have_one_outcome_each_in_order(client: Any, u: str) -> None:
     calls = [(uid, (uid, 2)) for uid in uids for _ in range(3)]
     assert client.call_many(calls, "svc", "add") == [2, 4, 6] * 100
     outcomes = client.call_many([("a", ("x",)), ("b", ("y",))], "svc", "fail")
-    assert [type(outcome) for outcome in outcomes] == [KeyError, KeyError]
+    assert all(isinstance(outcome, KeyError) for outcome in outcomes)
 
 
 def test_threads_share_one_answer(client: Any, u: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 import ray_route
 from ray_route import errors
 from ray_route.errors import (
+    CallCancelledError,
     ClosedError,
     ConfigError,
     DamagedKeyError,
@@ -19,6 +20,7 @@ from ray_route.errors import (
     NoAvailablePodError,
     PartialBatchError,
     PodRestartingError,
+    PodStartError,
     PodUnavailableError,
     RayGoneError,
     RayUnavailableError,
@@ -26,6 +28,7 @@ from ray_route.errors import (
     RouterUnavailableError,
     RouteTimeoutError,
     StoreUnavailableError,
+    UnpicklableError,
     UnsafeStoreError,
 )
 from ray_route.model import LinkedPods
@@ -40,6 +43,9 @@ EXAMPLES: dict[type[RouteError], RouteError] = {
     DamagedKeyError: DamagedKeyError(key="rr:{game:3}:e", reason="'x'", **IDS),
     NoAvailablePodError: NoAvailablePodError(known={2: "gone", 0: "DENY_NEW"}, **IDS),
     PodRestartingError: PodRestartingError(reason="it restarts", may_have_run=False, **IDS),
+    PodStartError: PodStartError(reason="KeyError: 'x'", may_have_run=False, **IDS),
+    CallCancelledError: CallCancelledError(method="say", may_have_run=False, **IDS),
+    UnpicklableError: UnpicklableError(method="say", what="result", reason="a lock", **IDS),
     PodUnavailableError: PodUnavailableError(reason="it is gone", may_have_run=True, **IDS),
     FencedError: FencedError(reason="released", may_have_run=False, epoch=2**53 - 1, **IDS),
     StoreUnavailableError: StoreUnavailableError(address=ADDRESS, reason="refused", **IDS),

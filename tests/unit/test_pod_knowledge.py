@@ -227,6 +227,19 @@ class TestLoadBook:
         book.settle(S, POD, 1)
         assert self.load(book) == 0.0
 
+    def test_a_link_that_was_given_up_counts_no_more_reported_or_not(self):
+        book = LoadBook()
+        book.placed(S, POD, [900])
+        book.report(S, replace(POD, load=4.0))
+        book.placed(S, POD, [1_500])
+        book.left(S, POD.pod, POD.incarnation, 1_500)
+        assert self.load(book) == 4.0
+        book.left(S, POD.pod, POD.incarnation, 900)
+        assert self.load(book) == 3.0
+        assert book.links(S, POD) == 0
+        book.left(S, POD.pod, POD.incarnation + 1, 900)
+        assert self.load(book) == 3.0, "another life's"
+
     def test_a_new_incarnation_begins_empty(self):
         book = LoadBook()
         book.report(S, replace(POD, load=4.0))

@@ -1,0 +1,120 @@
+"""One call on its way: what is known of it, and how it is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from ray_route.clock import Deadline, now
+from ray_route.model import Link
+from ray_route.runtime.waiting import late, result_of
+
+_numbers = itertools.count(1)
+_waiting = threading.Lock()
+
+
+@dataclass(eq=False, slots=True)
+class Outgoing:
+    """A call from when it is made until its outcome is certain.
+
+    It waits (`ref` is None), or was sent (`ref` is its answer, which may turn out to be a refusal,
+    and then it waits again), or is over: `certain`, with `ref` as its outcome, or with an `error`
+    of ours. An argument that is itself an `Outgoing` stands for its answer.
+    """
+
+    service: str
+    uid: str
+    method: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    idempotent: bool
+    deadline: Deadline
+    begun_at: float = field(default_factory=now)
+    number: int = field(default_factory=_numbers.__next__)
+    ref: Any = None
+    link: Link | None = None
+    sent_refs: tuple[Any, ...] = ()
+    """The answers of other calls that went along as arguments."""
+    min_epoch: int = 0
+    may_have_run: bool = False
+    trouble: Exception | None = None
+    """What came instead of an answer, and may be the fault of an argument."""
+    certain: bool = False
+    error: Exception | None = None
+    failure: Exception | None = None
+    """What the user's code raised, as far as it has been seen."""
+    cancelled: bool = False
+    taken: bool = False
+    forsaken: bool = False
+    """Nobody can take its outcome any more."""
+    waiters: list[Future[None]] = field(default_factory=list)
+
+    @property
+    def what(self) -> str:
+        """What whoever waits for it waits for."""
+        return f"{self.method} on the pod of uid {self.uid!r} of {self.service!r}"
+
+    @property
+    def ids(self) -> dict[str, Any]:
+        """What its errors name."""
+        return {"service": self.service, "uid": self.uid, "pod": self.link and self.link.pod}
+
+    @property
+    def over(self) -> bool:
+        """True once nothing will happen to it any more."""
+        return self.certain or self.error is not None
+
+    def values(self) -> Iterator[Any]:
+        """Iterate over its arguments."""
+        return itertools.chain(self.args, self.kwargs.values())
+
+    def upstream(self) -> tuple[Outgoing, ...]:
+        """Return the calls whose answers are its arguments."""
+        return tuple(value for value in self.values() if type(value) is Outgoing)
+
+    def references(self) -> list[Any]:
+        """Return the references among its arguments, of other calls' answers too."""
+        refs = [value.ref if type(value) is Outgoing else value for value in self.values()]
+        return [ref for ref in refs if isinstance(ref, ray.ObjectRef)]
+
+    def changed(self) -> None:
+        """Let all go on who wait for it to be sent, or to be over."""
+        with _waiting:
+            waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            if waiter.set_running_or_notify_cancel():
+                waiter.set_result(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Wait until a call has been sent, or is over."""
+
+    call: Outgoing
+
+    def _future(self) -> Future[None]:
+        future: Future[None] = Future()
+        with _waiting:
+            if self.call.ref is not None or self.call.over:
+                future.set_result(None)
+            else:
+                self.call.waiters.append(future)
+        return future
+
+    def wait(self, deadline: Deadline) -> None:
+        """Wait in the calling thread."""
+        result_of(self._future(), self.call.what, deadline)
+
+    async def wait_async(self, deadline: Deadline) -> None:
+        """Wait on the running event loop."""
+        future = asyncio.wrap_future(self._future())
+        done, _ = await asyncio.wait({future}, timeout=deadline.remaining())
+        if not done:
+            raise late(self.call.what, deadline)

@@ -1,0 +1,207 @@
+"""`Response`: the outcome of a call that was sent, to be taken when it suits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, NoReturn, TypeVar
+
+import ray
+
+from ray_route.client.dispatcher import Dispatcher, cancelled, log_untaken
+from ray_route.client.outgoing import Change, Outgoing
+from ray_route.client.user_errors import UserCall, of_user
+from ray_route.clock import Deadline, now
+from ray_route.errors import RouteError, RouteTimeoutError
+from ray_route.model import check_duration
+from ray_route.runtime.metrics import CALL_SECONDS
+from ray_route.runtime.waiting import Operation, Remote, run, run_async
+
+R = TypeVar("R")
+
+_SLICE_S = 0.2
+_FETCH_S = 30.0
+_POLL_S = 0.002
+_MAX_POLL_S = 0.02
+
+
+class Response(Generic[R]):
+    """The outcome of a call that has been sent. Thread-safe; made by `.remote()`.
+
+    Take it by `result()` or `await`, as often as you like. Given as an argument of another call of
+    ours it stands for its value, which goes from pod to pod and never by way of the caller; plain
+    Ray tasks take `ref()`. It need not be taken: the call goes on all the same, follows its uid if
+    that moves, and a failure that nobody takes is logged once.
+    """
+
+    __slots__ = ("__weakref__", "_call", "_dispatcher")
+
+    def __init__(self, dispatcher: Dispatcher, call: Outgoing) -> None:
+        self._dispatcher = dispatcher
+        self._call = call
+
+    def __repr__(self) -> str:
+        call = self._call
+        state = "over" if call.over else "sent" if call.ref is not None else "waiting"
+        return f"Response({call.method} of uid {call.uid!r} of {call.service!r}, {state})"
+
+    def result(self, timeout_s: float | None = None) -> R:
+        """Wait for the outcome and return it, or raise it.
+
+        Waits until the call's own deadline, or for `timeout_s` seconds if that is less; then
+        `RouteTimeoutError` is raised, and the call goes on. What the user's code raised keeps its
+        type. `PodUnavailableError` says whether the call may have run; see `RouteClient.call`.
+        """
+        return run(self._taken(), self._deadline(timeout_s))  # type: ignore[no-any-return]
+
+    def __await__(self) -> Generator[Any, None, R]:
+        """Do the same as `result`, on the running event loop."""
+        return run_async(self._taken(), self._deadline(None)).__await__()
+
+    def done(self) -> bool:
+        """Return True if the outcome is there. Asks nobody and waits for nothing."""
+        if not self._call.over:
+            self._dispatcher.untaken.look([self._call])
+        return self._call.over
+
+    def cancel(self) -> None:
+        """Ask that the call does not run, or ends: its outcome is then `CallCancelledError`.
+
+        A call that has not been sent is over at once. One that a pod has begun ends only if its
+        method is a coroutine, which sees `asyncio.CancelledError`; calls that it made go on.
+        """
+        self._dispatcher.cancel(self._call)
+
+    def ref(self, timeout_s: float | None = None) -> ray.ObjectRef[R]:
+        """Return the reference of the result for a plain Ray task, once it is certain.
+
+        Fetches no value. Raises what kept the call from running. If the user's code raised, the
+        reference is of what it raised, as ever with Ray.
+        """
+        return run(settled(self._dispatcher, self._call), self._deadline(timeout_s))
+
+    async def ref_async(self, timeout_s: float | None = None) -> ray.ObjectRef[R]:
+        """Do the same as `ref`, awaited."""
+        return await run_async(settled(self._dispatcher, self._call), self._deadline(timeout_s))
+
+    def as_argument(self) -> Outgoing:
+        """Return what stands for the value among the arguments of another call."""
+        self._call.taken = True
+        return self._call
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Response can't be pickled: give it to a call of a service as an argument by itself, "
+            "give its .ref() to a plain Ray task, or take its .result()"
+        )
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # of one that was never made
+            call = self._call
+            call.forsaken = True
+            if call.over:
+                log_untaken(call)
+
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        own = self._call.deadline
+        if not own.remaining() and self.done():  # it came in time, and may have to be fetched
+            own = Deadline.after(_FETCH_S)
+        if timeout_s is None:
+            return own
+        asked = Deadline.after(check_duration("timeout_s", timeout_s))
+        return asked if asked.at < own.at else own
+
+    def _taken(self) -> Operation[Any]:
+        """Wait for the outcome, whatever has to be done for it."""
+        call, dispatcher = self._call, self._dispatcher
+        while True:
+            ref = call.ref
+            if call.error is not None:
+                call.taken = True
+                raise call.error
+            if ref is None:
+                yield Change(call)
+                continue
+            try:
+                remote = Remote(ref, call.what, partial(_has_ended, dispatcher, call))
+                answer = yield UserCall(remote, call.method, call.ids)
+            except RouteTimeoutError as error:
+                raise _late(call, error) from None
+            except RouteError as error:  # nested in the user's code, or this process left its Ray
+                call.taken = True
+                dispatcher.settled(call, ref, error)
+                raise
+            except Exception as error:  # noqa: BLE001 - the dispatcher decides
+                if dispatcher.take_in_error(call, ref, error):
+                    call.taken = True
+                    raise _shown(call, error) from error.__cause__
+                continue
+            if dispatcher.take_in(call, ref, answer):
+                self._measure()
+                return answer
+
+    def _measure(self) -> None:
+        call = self._call
+        if not call.taken:
+            call.taken = True
+            meter = self._dispatcher.session.meter
+            meter.observe(CALL_SECONDS, now() - call.begun_at, call.service)
+
+
+def settled(dispatcher: Dispatcher, call: Outgoing) -> Operation[Any]:
+    """Wait until a call's outcome is certain, and fetch nothing; return its reference."""
+    while not call.certain:
+        if call.error is not None:
+            call.taken = True
+            raise call.error
+        if call.ref is None:
+            yield Change(call)
+        else:
+            yield _Answer(call.ref, call.what)
+            dispatcher.untaken.look([call])
+    call.taken = True
+    return call.ref
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """Wait a while for an answer, without fetching it."""
+
+    ref: Any
+    what: str
+
+    def wait(self, deadline: Deadline) -> None:
+        """Wait in the calling thread."""
+        deadline.check(self.what)
+        slice_s = min(_SLICE_S, deadline.remaining())
+        ray.wait([self.ref], timeout=slice_s, fetch_local=False)
+
+    async def wait_async(self, deadline: Deadline) -> None:
+        """Wait on the running event loop."""
+        pause_s, until = _POLL_S, now() + _SLICE_S
+        while now() < until and not ray.wait([self.ref], timeout=0, fetch_local=False)[0]:
+            deadline.check(self.what)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _MAX_POLL_S)
+
+
+def _has_ended(dispatcher: Dispatcher, call: Outgoing) -> bool:
+    link = call.link
+    return link is not None and dispatcher.session.has_ended(call.service, link)
+
+
+def _shown(call: Outgoing, error: Exception) -> BaseException:
+    cause = getattr(error, "cause", None)
+    if isinstance(error, ray.exceptions.TaskCancelledError) or isinstance(
+        cause, ray.exceptions.TaskCancelledError
+    ):
+        return cancelled(call, may_have_run=True)
+    return of_user(error, call.method, call.ids)
+
+
+def _late(call: Outgoing, error: RouteTimeoutError) -> RouteTimeoutError:
+    ids = {"service": call.service, "uid": call.uid, "may_have_run": True}
+    return RouteTimeoutError(waiting_for=error.waiting_for, timeout_s=error.timeout_s, **ids)

@@ -1,0 +1,333 @@
+"""`ResponseStream`: the items of a call whose method is a generator, one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import ray
+
+from ray_route.client import operations
+from ray_route.client.calls import _GONE as GONE
+from ray_route.client.calls import _follow as follow
+from ray_route.client.calls import _unavailable as unavailable
+from ray_route.client.dispatcher import Dispatcher, as_sent
+from ray_route.client.outgoing import Outgoing
+from ray_route.client.responses import settled
+from ray_route.client.session import NoSuchActorError
+from ray_route.client.user_errors import UserCall, of_user
+from ray_route.clock import Deadline, now
+from ray_route.errors import NoAvailablePodError, RouteError, RouteTimeoutError
+from ray_route.protocol.calls import Refused, StreamEnd
+from ray_route.runtime.call_context import node_mark, time_of
+from ray_route.runtime.waiting import (
+    LifeEndedError,
+    Operation,
+    Pause,
+    late,
+    result_of,
+    run,
+    run_async,
+)
+
+R = TypeVar("R")
+
+AHEAD = 16
+"""Items that a pod makes before the first of them has been taken."""
+IDLE_S = 60.0
+"""A stream of which nobody takes an item for so long is closed."""
+_LOOK_S = 0.2
+_BACKOFF_S = 0.02
+_END = object()
+
+
+class ResponseStream(Generic[R]):
+    """The items of a call that has been sent: iterate over it, by `for` or `async for`.
+
+    Each wait for an item is bounded by the call's `timeout_s`. The first item comes once the pod
+    has admitted the call; a refusal is followed until then. Each item is fenced as a result is.
+    A pod that dies, or loses the uid, in between is an error with `may_have_run`: a stream that
+    ends has come to its end. `close()`, leaving a `with`, or dropping it closes the generator at
+    the pod; so does nobody's taking an item for 60 s, for until then the call counts as running.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, call: Outgoing, timeout_s: float) -> None:
+        self._dispatcher = dispatcher
+        self._call = call
+        self._timeout_s = timeout_s
+        self._generator: Any = None
+        self._sent: Future[Any] = Future()
+        self._taken = 0
+        self._used_at = now()
+        self._over = False
+        self._error: Exception | None = None
+
+    def __repr__(self) -> str:
+        call = self._call
+        return f"ResponseStream({call.method} of uid {call.uid!r} of {call.service!r})"
+
+    # Sync.
+
+    def __iter__(self) -> ResponseStream[R]:
+        return self
+
+    def __next__(self) -> R:
+        item = run(self._next(), self._deadline())
+        if item is _END:
+            raise StopIteration
+        return item  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Close the generator at the pod, if it has not come to its end. Waits for nothing."""
+        self._over = True
+        generator, self._generator = self._generator, None
+        if generator is not None and ray.is_initialized():
+            with contextlib.suppress(ray.exceptions.RayError, ValueError):
+                # Dropping it would not do: an async generator would run on to its end.
+                ray.cancel(generator, recursive=False)
+
+    def __enter__(self) -> ResponseStream[R]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Async.
+
+    def __aiter__(self) -> ResponseStream[R]:
+        return self
+
+    async def __anext__(self) -> R:
+        item = await run_async(self._next(), self._deadline())
+        if item is _END:
+            raise StopAsyncIteration
+        return item  # type: ignore[no-any-return]
+
+    async def aclose(self) -> None:
+        """Do the same as `close`."""
+        self.close()
+
+    async def __aenter__(self) -> ResponseStream[R]:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # of one that was never made
+            self.close()
+
+    def _deadline(self) -> Deadline:
+        return Deadline.after(self._timeout_s)
+
+    def close_if_idle(self) -> float:
+        """Close it if nobody has taken an item for long; return when to look again, in seconds."""
+        left_s = self._used_at + IDLE_S - now()
+        if left_s <= 0 and not self._over:
+            what = f"an item of {self._call.what} to be taken: the stream is closed"
+            self._error = RouteTimeoutError(waiting_for=what, timeout_s=IDLE_S, may_have_run=True)
+            self.close()
+        return max(left_s, _LOOK_S)
+
+    @property
+    def is_over(self) -> bool:
+        """True once nothing more comes."""
+        return self._over
+
+    # Sending.
+
+    def open(self) -> None:
+        """Send the call: here if its link and pod are known, else as soon as they are."""
+        session, call = self._dispatcher.session, self._call
+        link = session.near.get(call.service, call.uid)
+        handle = link and session.known_handle(call.service, link)
+        if handle and not call.upstream():
+            self._send(link, handle)
+        else:
+            self._dispatcher.loop.run_soon(self._open_soon())
+        self._dispatcher.loop.run_soon(_close_when_idle(weakref.ref(self)))
+
+    def _send(self, link: Any, handle: Any) -> None:
+        call = self._call
+        call.link = link
+        due = (time_of(call.deadline), node_mark())
+        header = [call.uid, link.epoch, link.incarnation, call.method, 0, 0, *due]
+        streamed = handle._ray_route_stream.options(
+            num_returns="streaming", _generator_backpressure_num_objects=AHEAD
+        )
+        kwargs = {name: as_sent(value) for name, value in call.kwargs.items()}
+        self._generator = streamed.remote(header, *map(as_sent, call.args), **kwargs)
+        self._sent.set_result(None)
+
+    async def _open_soon(self) -> None:
+        try:
+            link, handle = await run_async(self._owner(), self._call.deadline)
+            if not self._over:
+                self._send(link, handle)
+        except Exception as error:  # noqa: BLE001 - it is the stream's outcome
+            self._sent.set_exception(error)
+
+    def _owner(self) -> Operation[tuple[Any, Any]]:
+        """Return the link of the uid, and the handle of its pod."""
+        session, call, first = self._dispatcher.session, self._call, True
+        for one in call.upstream():
+            yield from settled(self._dispatcher, one)
+        while True:
+            link = None
+            try:
+                link = yield from operations.compute(
+                    session, call.uid, call.service, call.min_epoch
+                )
+                return link, (yield from session.handle(call.service, link))
+            except NoAvailablePodError:
+                if first and not call.min_epoch:
+                    raise
+            except NoSuchActorError:
+                assert link is not None
+                call.min_epoch = yield from operations.failed(session, call.uid, call.service, link)
+            first = False
+            yield Pause(_BACKOFF_S, call.what)
+
+    def _again(self) -> Operation[None]:
+        """Send the call once more: nothing of it has run, or it may run twice."""
+        self._generator, self._sent = None, Future()
+        link, handle = yield from self._owner()
+        self._send(link, handle)
+
+    # Taking.
+
+    def _next(self) -> Operation[Any]:
+        """Return the next item, or the mark of the end."""
+        if self._error is not None:
+            raise self._error
+        while not self._over:
+            yield _Sent(self._sent, self._call.what)
+            try:
+                coming = _Item(self._generator, self._call.what, self._has_ended)
+                item = yield UserCall(coming, self._call.method, self._call.ids)
+            except ray.exceptions.RayTaskError as error:
+                self.close()
+                raise of_user(error, self._call.method, self._call.ids) from error.__cause__
+            except GONE as error:
+                yield from self._lost(error)
+                continue
+            except RouteError as error:
+                if not isinstance(error, RouteTimeoutError):
+                    self.close()
+                raise
+            if type(item) is Refused:
+                yield from self._refused(item)
+                continue
+            if type(item) is StreamEnd:
+                break
+            self._taken += 1
+            self._used_at = now()
+            return item
+        self.close()
+        return _END
+
+    def _refused(self, refused: Refused) -> Operation[None]:
+        session, call = self._dispatcher.session, self._call
+        if self._taken:
+            self.close()
+            raise refused.error
+        link, idempotent = call.link, call.idempotent
+        assert link is not None
+        try:
+            call.min_epoch = follow(
+                session, call.uid, call.service, link, refused, idempotent=idempotent
+            )
+        except BaseException:
+            self.close()
+            raise
+        yield from self._again()
+
+    def _lost(self, error: Exception) -> Operation[None]:
+        """See to a pod that ended before the stream did."""
+        session, call = self._dispatcher.session, self._call
+        link = call.link
+        assert link is not None
+        self._generator = None
+        lost = unavailable(session, call.uid, call.service, link, error)
+        call.min_epoch = yield from operations.failed(session, call.uid, call.service, link, error)
+        if self._taken or not call.idempotent:
+            self.close()
+            raise lost from error
+        yield from self._again()
+
+    def _has_ended(self) -> bool:
+        link = self._call.link
+        return link is not None and self._dispatcher.session.has_ended(self._call.service, link)
+
+
+async def _close_when_idle(stream: weakref.ref[ResponseStream[Any]]) -> None:
+    while (one := stream()) is not None and not one.is_over:
+        pause_s = min(one.close_if_idle(), IDLE_S)
+        del one
+        await asyncio.sleep(pause_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """Wait until a stream's call has been sent."""
+
+    sent: Future[Any]
+    what: str
+
+    def wait(self, deadline: Deadline) -> None:
+        """Wait in the calling thread."""
+        if self.sent.done():
+            self.sent.result()
+        else:
+            result_of(self.sent, self.what, deadline)
+
+    async def wait_async(self, deadline: Deadline) -> None:
+        """Wait on the running event loop."""
+        if not self.sent.done():
+            done, _ = await asyncio.wait(
+                {asyncio.wrap_future(self.sent)}, timeout=deadline.remaining()
+            )
+            if not done:
+                raise late(self.what, deadline)
+        self.sent.result()
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """Wait for the next item of a stream; one that ends without its mark has lost its pod."""
+
+    generator: Any
+    what: str
+    has_ended: Callable[[], bool]
+
+    def _check(self, deadline: Deadline) -> None:
+        deadline.check(f"the next item of {self.what}")
+        if self.has_ended():
+            raise LifeEndedError(self.what)
+
+    def wait(self, deadline: Deadline) -> Any:
+        """Wait in the calling thread."""
+        while True:
+            try:
+                ref = self.generator._next_sync(_LOOK_S)
+            except StopIteration:
+                raise LifeEndedError(f"{self.what}, whose stream broke off") from None
+            if not ref.is_nil():
+                return ray.get(ref)
+            self._check(deadline)
+
+    async def wait_async(self, deadline: Deadline) -> Any:
+        """Wait on the running event loop."""
+        while True:
+            try:
+                ref = await self.generator._next_async(_LOOK_S)
+            except StopAsyncIteration:
+                raise LifeEndedError(f"{self.what}, whose stream broke off") from None
+            if not ref.is_nil():
+                return await ref
+            self._check(deadline)

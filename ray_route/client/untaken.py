@@ -1,0 +1,128 @@
+"""Looks at the answers of calls that nobody has taken yet: some are refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from typing import Any, Protocol
+
+import ray
+from ray.experimental import get_object_locations
+
+from ray_route.client.call_loop import CallLoop
+from ray_route.client.outgoing import Outgoing
+from ray_route.client.session import Session
+from ray_route.clock import now
+from ray_route.runtime.waiting import LifeEndedError
+
+logger = logging.getLogger(__name__)
+
+# Whoever takes an answer soon sees by himself what it is. A look costs as much as taking it.
+_LOOK_S = 0.2
+_OF_THE_TIME = 0.1
+_HERE_S = 0.02
+
+
+class Outcomes(Protocol):
+    """Who is told what became of answers; see `Dispatcher`."""
+
+    def settled(self, call: Outgoing, ref: Any) -> bool:
+        """Take in that an answer is the outcome."""
+
+    def troubled(self, call: Outgoing, ref: Any, error: Exception) -> None:
+        """Take in that no answer comes."""
+
+    def take_in(self, call: Outgoing, ref: Any, answer: Any) -> bool:
+        """Take in an answer."""
+
+    def take_in_error(self, call: Outgoing, ref: Any, error: Exception) -> bool:
+        """Take in an error that came instead."""
+
+
+class Untaken:
+    """The calls that are out. Their answers are looked at now and then, and never fetched.
+
+    One that lies in Ray's object store is no refusal, for those are small.
+    """
+
+    def __init__(self, session: Session, loop: CallLoop, outcomes: Outcomes) -> None:
+        self._session = session
+        self._loop = loop
+        self._outcomes = outcomes
+        self._out: dict[Outgoing, None] = {}
+        self._lock = threading.Lock()
+        self._looking = False
+
+    def __len__(self) -> int:
+        return len(self._out)
+
+    def add(self, call: Outgoing) -> None:
+        """Look at a call's answer after a while, until it is discarded."""
+        self._out[call] = None
+        if not self._looking:
+            self._start()
+
+    def discard(self, call: Outgoing) -> None:
+        """Look at a call no more."""
+        self._out.pop(call, None)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._looking:
+                return
+            self._looking = True
+        self._loop.run_soon(self._look())
+
+    async def _look(self) -> None:
+        """Look at answers now and then, for no more than a part of the time."""
+        pause_s = _LOOK_S
+        while ray.is_initialized() and self._has_work():
+            await asyncio.sleep(pause_s)
+            begun_at = now()
+            try:
+                self.look([call for call in list(self._out) if call.begun_at < begun_at - _LOOK_S])
+            except Exception:
+                logger.exception("could not look at the answers of calls")
+            pause_s = max(_LOOK_S, (now() - begun_at) / _OF_THE_TIME)
+
+    def _has_work(self) -> bool:
+        """True if there is something to look at; else looking is over, and begins anew."""
+        if self._out:
+            return True
+        self._looking = False
+        if not self._out:
+            return False
+        with self._lock:  # one has come in between, and may have begun it anew
+            begins, self._looking = not self._looking, True
+        return begins
+
+    def look(self, calls: list[Outgoing]) -> None:
+        """See to those calls that have an answer, without fetching any value."""
+        # Those of another namespace are seen to by who sent them.
+        by_ref = {call.ref: call for call in calls if call.ref is not None and call in self._out}
+        if not by_ref:
+            return
+        there, _ = ray.wait(list(by_ref), num_returns=len(by_ref), timeout=0, fetch_local=False)
+        locations = get_object_locations(there) if there else {}
+        for ref in there:
+            if locations[ref]["node_ids"]:
+                self._outcomes.settled(by_ref[ref], ref)
+            else:
+                self._look_at(by_ref[ref], ref)
+        for ref in set(by_ref).difference(there):
+            self._look_whether_ended(by_ref[ref], ref)
+
+    def _look_at(self, call: Outgoing, ref: Any) -> None:
+        try:
+            self._outcomes.take_in(call, ref, ray.get(ref, timeout=_HERE_S))
+        except ray.exceptions.GetTimeoutError as error:
+            if isinstance(error, ray.exceptions.RayTaskError):
+                self._outcomes.take_in_error(call, ref, error)
+        except Exception as error:  # noqa: BLE001 - it is the call's outcome
+            self._outcomes.take_in_error(call, ref, error)
+
+    def _look_whether_ended(self, call: Outgoing, ref: Any) -> None:
+        link = call.link
+        if link is not None and call.ref is ref and self._session.has_ended(call.service, link):
+            self._outcomes.troubled(call, ref, LifeEndedError(call.what))

@@ -1,0 +1,46 @@
+"""Calls whose callers have given up: they do not begin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray_route.clock import Deadline
+from ray_route.errors import RouteTimeoutError
+from ray_route.protocol.calls import DUE_AT, NODE, Header
+from ray_route.runtime.call_context import deadline_at, node_mark
+
+# Clocks of two nodes differ; a pod must not refuse for that what its caller still waits for.
+_SKEW_S = 1.0
+
+
+def due_of(header: Header) -> Deadline | None:
+    """Return when the caller of a call gives up; None if it does not say.
+
+    Exact for a caller on the same node; for any other, up to a second later.
+    """
+    if len(header) <= DUE_AT:
+        return None
+    is_near = header[NODE] == node_mark()
+    return deadline_at(header[DUE_AT] + (0.0 if is_near else _SKEW_S))
+
+
+def is_over(due: Deadline | None) -> bool:
+    """True once the caller has given up."""
+    return due is not None and not due.remaining()
+
+
+def check_due(due: Deadline | None, service: str, uid: str, method: str) -> None:
+    """Raise the error of a call that is not begun, once its caller has given up."""
+    if is_over(due):
+        raise late(due, service, uid, method)
+
+
+def late(due: Any, service: str, uid: str, method: str) -> RouteTimeoutError:
+    """Make that error."""
+    return RouteTimeoutError(
+        waiting_for=f"the turn of {method} at its pod, where it has not begun",
+        timeout_s=due.timeout_s,
+        may_have_run=False,
+        service=service,
+        uid=uid,
+    )

@@ -1,0 +1,105 @@
+"""The user's methods as calls find them: which there are, and what they may answer with."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import traceback
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import ray
+
+from ray_route.errors import InvalidInputError, RouteError, UnpicklableError
+from ray_route.protocol.calls import Raised, Refused, SendAgain
+
+_OURS = "_ray_route"
+_NO_VALUES = (Refused, SendAgain)
+_PLAIN = (int, float, str, bytes, bool, type(None))
+
+
+def method_of(pod: Any, name: str) -> Callable[..., Any]:
+    """Return a pod's method that has one result; raise `InvalidInputError` if there is none."""
+    found = stream_of(pod, name)
+    if inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
+        raise stream_error(name)
+    return found
+
+
+def stream_of(pod: Any, name: str) -> Callable[..., Any]:
+    """Return any method of a pod; raise `InvalidInputError`, which names those there are."""
+    found = None if name.startswith(_OURS) else getattr(pod, name, None)
+    if not callable(found):
+        known = ", ".join(method_names(type(pod))) or "no methods"
+        raise _invalid(name, f"is no method of {type(pod).__name__}, which has {known}")
+    return found  # type: ignore[no-any-return]
+
+
+def lacks_value(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """True if an argument is no value, but the refusal of the call that was to bring it."""
+    return any(type(value) in _NO_VALUES for value in chain(args, kwargs.values()))
+
+
+def method_names(cls: type) -> list[str]:
+    """Return the names of a class's public methods."""
+    return [
+        name
+        for name in dir(cls)
+        if not name.startswith("_") and callable(inspect.getattr_static(cls, name))
+    ]
+
+
+def is_stream(result: Any) -> bool:
+    """True for a generator, of which Ray would send the first item alone."""
+    return inspect.isgenerator(result) or inspect.isasyncgen(result)
+
+
+def stream_error(name: str) -> InvalidInputError:
+    """Make the error of a call whose method yields, which has not run."""
+    return _invalid(
+        name,
+        "is a generator: call it by a handle with options(stream=True), or let it return a list",
+    )
+
+
+def no_stream_error(name: str, result: Any) -> InvalidInputError:
+    """Make the error of a streaming call whose method, which has run, is no generator."""
+    return _invalid(name, f"has run, is no generator and returned a {type(result).__name__}")
+
+
+def _invalid(name: str, reason: str) -> InvalidInputError:
+    return InvalidInputError(argument="method", value=name, reason=reason)
+
+
+def raised(pod: Any, name: str, error: BaseException) -> Raised:
+    """Return an error of the user's code as Ray would send it, with its traceback as text."""
+    if isinstance(error, RouteError):
+        return Raised(error)
+    shown = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    as_ray_does = ray.exceptions.RayTaskError(
+        name,
+        shown,
+        error if isinstance(error, Exception) else RuntimeError(repr(error)),
+        proctitle=f"ray::{type(pod).__name__}.{name}",
+        pid=os.getpid(),
+        actor_repr=repr(type(pod).__name__),
+    )
+    return Raised(as_ray_does)
+
+
+def sendable(outcome: Any, name: str) -> Any:
+    """Return an outcome of a batch, or an error in its place if it can't be pickled."""
+    if type(outcome) in _PLAIN:
+        return outcome
+    try:
+        ray.cloudpickle.dumps(outcome)
+    except Exception as error:  # noqa: BLE001 - whatever its pickling does
+        return Raised(UnpicklableError(method=name, what=_what(outcome), reason=str(error)))
+    return outcome
+
+
+def _what(outcome: Any) -> str:
+    if isinstance(outcome, Raised):
+        return f"exception ({type(outcome.error).__name__})"
+    return f"result ({type(outcome).__name__})"

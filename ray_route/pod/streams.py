@@ -1,0 +1,131 @@
+"""Calls that answer item by item: a generator of the user's, within the fence from end to end."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from typing import Any
+
+from ray_route.errors import FencedError, RouteError
+from ray_route.pod.agent import PodAgent
+from ray_route.pod.due import check_due, due_of
+from ray_route.pod.endings import EXITS
+from ray_route.pod.methods import is_stream, no_stream_error, stream_of
+from ray_route.pod.pod_actor import _leaving as leaving
+from ray_route.pod.pod_actor import _own as own_refusal
+from ray_route.pod.pod_actor import _under as under
+from ray_route.pod.pod_actor import is_async
+from ray_route.protocol.calls import Header, Refused, StreamEnd
+
+
+def _stream(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    """Yield what the user's generator does, if this pod owns the uid, and then a `StreamEnd`.
+
+    A `Refused` instead says that nothing has run, if it comes first; or that no more comes.
+    """
+    uid, epoch, incarnation, method = header[:4]
+    agent: PodAgent = pod._ray_route_agent
+    gate = agent.gate
+    try:
+        check_due(due_of(header), agent.service, uid, method)
+        function = stream_of(pod, method)
+        gate.enter(uid, epoch, incarnation)
+    except RouteError as error:
+        yield Refused(error)
+        return
+    last: Any = StreamEnd()
+    items: Any = None
+    try:
+        with under(agent, header, None):
+            items = function(*args, **kwargs)
+        if not is_stream(items):
+            last = Refused(no_stream_error(method, items))
+            items = iter(())
+        for item in _taking_turns(pod, agent, header, items):
+            gate.recheck(uid, epoch)
+            yield item
+        gate.recheck(uid, epoch)
+    except FencedError as error:
+        last = own_refusal(agent, header, error)
+    except EXITS as error:
+        last = Refused(leaving(agent, uid, method, error, may_have_run=True))
+    finally:
+        _close(agent, header, items)
+        gate.leave(uid)
+    yield last
+
+
+def _taking_turns(pod: Any, agent: PodAgent, header: Header, items: Iterator[Any]) -> Iterator[Any]:
+    """Yield the items, each made in a turn of its own: hooks may run in between."""
+    while True:
+        with pod._ray_route_turn, under(agent, header, None):
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item
+
+
+def _close(agent: PodAgent, header: Header, items: Any) -> None:
+    if inspect.isgenerator(items):
+        with under(agent, header, None):
+            items.close()
+
+
+async def _stream_async(
+    pod: Any, header: Header, /, *args: Any, **kwargs: Any
+) -> AsyncIterator[Any]:
+    """Do the same on the event loop; the generator may be one of either kind."""
+    uid, epoch, incarnation, method = header[:4]
+    agent: PodAgent = pod._ray_route_agent
+    gate = agent.gate
+    try:
+        check_due(due_of(header), agent.service, uid, method)
+        function = stream_of(pod, method)
+        await gate.enter_async(uid, epoch, incarnation)
+    except RouteError as error:
+        yield Refused(error)
+        return
+    last: Any = StreamEnd()
+    items: Any = None
+    try:
+        with under(agent, header, None):
+            items = function(*args, **kwargs)
+            if inspect.isawaitable(items):
+                items = await items
+        if not is_stream(items):
+            last = Refused(no_stream_error(method, items))
+            items = iter(())
+        async for item in _one_by_one(agent, header, items):
+            await gate.recheck_async(uid, epoch)
+            yield item
+        await gate.recheck_async(uid, epoch)
+    except FencedError as error:
+        last = own_refusal(agent, header, error)
+    except EXITS as error:
+        last = Refused(leaving(agent, uid, method, error, may_have_run=True))
+    finally:
+        if inspect.isasyncgen(items):
+            with suppress(RuntimeError):  # it is closed already, or closes itself
+                await items.aclose()
+        else:
+            _close(agent, header, items)
+        gate.leave(uid)
+    yield last
+
+
+async def _one_by_one(agent: PodAgent, header: Header, items: Any) -> AsyncIterator[Any]:
+    while True:
+        with under(agent, header, None):
+            try:
+                item = await anext(items) if hasattr(items, "__anext__") else next(items)
+            except (StopIteration, StopAsyncIteration):
+                return
+        yield item
+
+
+def with_streams(pod_class: Any) -> Any:
+    """Add streaming calls to a class of pods."""
+    pod_class._ray_route_stream = _stream_async if is_async(pod_class) else _stream
+    return pod_class

@@ -1,0 +1,62 @@
+"""The deadline of the call that the running code serves; calls that it makes inherit it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+
+import ray
+
+from ray_route.clock import Deadline
+from ray_route.model import check_duration
+
+DEFAULT_TIMEOUT_S = 30.0
+
+_MARK = 12
+
+_deadline: ContextVar[Deadline | None] = ContextVar("ray_route_deadline", default=None)
+
+
+def seconds(timeout: float | None) -> float:
+    """Return what a `timeout` argument stands for; raises `InvalidInputError`.
+
+    None: what is left to the call that this code serves, or 30 s where it serves none.
+    """
+    if timeout is not None:
+        return check_duration("timeout", timeout)
+    inherited = _deadline.get()
+    return DEFAULT_TIMEOUT_S if inherited is None else inherited.remaining()
+
+
+@contextmanager
+def serving(deadline: Deadline | None) -> Iterator[None]:
+    """Have the code within serve a call of this deadline."""
+    token = _deadline.set(deadline)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+# Between processes a deadline is a time of day, since a call may lie in a pod's queue for longer
+# than its caller waits. It is exact on one node, which has one clock.
+
+
+@cache
+def node_mark() -> str:
+    """Return a mark of this node, which no other is likely to have."""
+    return ray.get_runtime_context().get_node_id()[:_MARK]
+
+
+def time_of(deadline: Deadline) -> float:
+    """Return the time of day of a deadline, in seconds."""
+    return time.time() + deadline.remaining()
+
+
+def deadline_at(time_of_day: float) -> Deadline:
+    """Return the deadline of a time of day; one that has passed has nothing left."""
+    left_s = time_of_day - time.time()
+    return Deadline.after(max(0.0, left_s))

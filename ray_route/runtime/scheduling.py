@@ -1,0 +1,55 @@
+"""Why an actor that was made does not run yet, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+import ray._private.state as ray_state
+
+_UNITS = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
+
+
+def why_not_running(handle: Any, options: Mapping[str, Any]) -> str:
+    """Return what an actor waits for, given the options that it was made with."""
+    known = ray_state.actors(handle._actor_id.hex())  # noqa: SLF001 - Ray has no public way
+    if not known:
+        return "Ray does not know it"
+    if known["Address"]["Port"]:
+        return f"its __init__ runs in process {known['Pid']}" if known["Pid"] else "it starts"
+    return f"it is not scheduled: {_what_lacks(resources_of(options))}"
+
+
+def resources_of(options: Mapping[str, Any]) -> dict[str, float]:
+    """Return the resources that an actor with these options takes."""
+    asked = {unit: options.get(name) or 0 for name, unit in _UNITS.items()}
+    asked.update(options.get("resources") or {})
+    return {unit: float(amount) for unit, amount in asked.items() if amount}
+
+
+def _what_lacks(asked: Mapping[str, float]) -> str:
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    wanted = _listed(asked)
+    if not any(_has(there, asked) for there in nodes.values()):
+        most = {unit: max((n.get(unit, 0) for n in nodes.values()), default=0) for unit in asked}
+        return (
+            f"no node has {wanted} (the most that one has: {_listed(most)}); add such a node, "
+            "or ask for less by ray_actor_options"
+        )
+    free = ray_state.available_resources_per_node()
+    if not any(_has(there, asked) for there in free.values()):
+        most = {unit: max((n.get(unit, 0) for n in free.values()), default=0) for unit in asked}
+        return (
+            f"no node has {wanted} free (the most that one has free: {_listed(most)}); end what "
+            "takes it, add a node, or ask for less by ray_actor_options"
+        )
+    return f"{wanted or 'no resources'} asked for; Ray has not placed it yet"
+
+
+def _has(there: Mapping[str, float], asked: Mapping[str, float]) -> bool:
+    return all(there.get(unit, 0) >= amount for unit, amount in asked.items())
+
+
+def _listed(amounts: Mapping[str, float]) -> str:
+    return ", ".join(f"{unit} {amount:g}" for unit, amount in sorted(amounts.items()))

@@ -1,0 +1,339 @@
+"""Calls by handles: responses, their order, passing on, cancelling, and what happens unattended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from helpers import eventually
+from talkers import AsyncTalker, Talker
+
+import ray_route
+from ray_route import CallCancelledError, InvalidInputError, PodUnavailableError, RouteTimeoutError
+
+
+@pytest.fixture(scope="module")
+def services(client: ray_route.RouteClient) -> Iterator[dict[type, str]]:
+    with contextlib.ExitStack() as ends:
+        for cls in (Talker, AsyncTalker):
+            options = {"namespace": client.namespace, "service": cls.__name__, "replicas": 2}
+            ends.enter_context(ray_route.deploy(cls, **options))
+        yield {cls: cls.__name__ for cls in (Talker, AsyncTalker)}
+
+
+@pytest.fixture(params=[Talker, AsyncTalker])
+def rooms(
+    client: ray_route.RouteClient, services: dict[type, str], request: pytest.FixtureRequest
+) -> Any:
+    return client.service(services[request.param], request.param)
+
+
+@pytest.fixture
+def async_rooms(client: ray_route.RouteClient, services: dict[type, str]) -> Any:
+    return client.service(services[AsyncTalker], AsyncTalker)
+
+
+@pytest.fixture
+def u(namespace: str) -> str:
+    return namespace
+
+
+@contextlib.contextmanager
+def out_of_date(client: Any, service: str, uid: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Move a uid, and have this process believe for a while that it had not been moved."""
+    old = client.compute_linked_pod(uid, service)
+    client.move(uid, service, 1 - old.pod)
+    near = client._session.near
+    real = near.get
+
+    def get(asked: str, one: str, min_epoch: int = 0) -> Any:
+        return old if (asked, one, min_epoch) == (service, uid, 0) else real(asked, one, min_epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(near, "get", get)
+        yield
+
+
+def dispatcher(client: Any) -> Any:
+    return client._session.dispatcher
+
+
+# Responses.
+
+
+def test_a_response_is_taken_by_result_or_awaited_and_again(rooms: Any, u: str) -> None:
+    response = rooms[u].say.remote(u, "hi", loudly=True)
+    assert response.result() == ["hi!"]
+    assert response.result(timeout_s=5) == ["hi!"]
+    assert response.done()
+
+    async def awaited() -> Any:
+        return await response, await rooms[u].echo.remote(1, timeout=2, idempotent=3, uid=4)
+
+    assert asyncio.run(awaited()) == (
+        ["hi!"],
+        ((1,), {"timeout": 2, "idempotent": 3, "uid": 4}),
+    )
+
+
+def test_what_the_users_code_raises_keeps_its_type(rooms: Any, u: str) -> None:
+    with pytest.raises(KeyError, match="my fault"):
+        rooms[u].fail.remote("my fault").result()
+    with pytest.raises(ray_route.UnpicklableError):
+        rooms[u].lock.remote().result()
+
+
+def test_unknown_methods_are_errors_at_once_that_name_the_known(rooms: Any, u: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"'sey' is no method of .*Talker.*say"):
+        _ = rooms[u].sey
+    assert {"say", "echo", "options"} <= set(dir(rooms[u]))
+    with pytest.raises(TypeError, match="remote"):
+        rooms[u].say("hello")
+    with pytest.raises(InvalidInputError):
+        rooms[""]
+
+
+def test_a_result_that_is_late_can_still_be_had(async_rooms: Any, u: str, tmp_path: Path) -> None:
+    response = async_rooms[u].wait_for.remote(str(tmp_path / "go"))
+    with pytest.raises(RouteTimeoutError, match="wait_for on the pod"):
+        response.result(timeout_s=0.1)
+    assert not response.done()
+    (tmp_path / "go").touch()
+    assert response.result() == str(tmp_path / "go")
+
+
+def test_many_at_once_by_one_call_for_each_pod(rooms: Any, u: str) -> None:
+    uids = [f"{u}-{number}" for number in range(50)]
+    expected = {uid: [uid] for uid in uids}
+    assert rooms.map("say", {uid: (uid, uid) for uid in uids}) == expected
+    again = asyncio.run(rooms.map_async("fail", {u: ("my fault",)}))
+    assert isinstance(again[u], KeyError)
+
+
+# Order.
+
+
+def test_calls_of_a_uid_start_in_the_order_made(rooms: Any, u: str) -> None:
+    responses = [rooms[u].say.remote(u, number) for number in range(200)]  # a miss goes first
+    assert responses[-1].result() == list(range(200))
+    assert [len(response.result()) for response in responses] == list(range(1, 201))
+
+
+def test_an_argument_that_is_awaited_is_not_overtaken(rooms: Any, u: str, tmp_path: Path) -> None:
+    @ray.remote(num_cpus=0)
+    def slow(path: str) -> str:
+        eventually(Path(path).exists, "let go on", within_s=60)
+        return "slow"
+
+    rooms[u].say.remote(u, "first").result()
+    rooms[u].say.remote(u, slow.remote(str(tmp_path / "go")))
+    last = rooms[u].say.remote(u, "last")
+    with pytest.raises(RouteTimeoutError):
+        last.result(timeout_s=1)  # long enough to be overtaken
+    (tmp_path / "go").touch()
+    assert last.result() == ["first", "slow", "last"]
+
+
+def test_a_move_in_between_keeps_the_order(client: Any, rooms: Any, u: str) -> None:
+    service = rooms._connection.service
+    first = client.compute_linked_pod(u, service)
+    mover = threading.Thread(target=client.move, args=(u, service, 1 - first.pod))
+    responses = [rooms[u].say.remote(u, number) for number in range(20)]
+    responses[0].result()
+    mover.start()
+    responses += [rooms[u].say.remote(u, number) for number in range(20, 300)]
+    mover.join()
+    responses += [rooms[u].say.remote(u, number) for number in range(300, 310)]
+    heard = [response.result() for response in responses]
+    before = [number for number, said in enumerate(heard) if said[0] == 0]
+    after = [number for number, said in enumerate(heard) if said[0] != 0]
+    assert before + after == list(range(310))
+    assert heard[-1] == after
+    assert heard[before[-1]] == before
+
+
+# Unattended.
+
+
+def test_a_refused_call_follows_its_uid_though_nobody_waits(
+    client: Any, rooms: Any, u: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = rooms._connection.service
+    with out_of_date(client, service, u, monkeypatch):
+        for number in range(3):
+            rooms[u].say.remote(u, number)
+        on_its_way = dispatcher(client)
+        gone = lambda: not len(on_its_way.untaken) and not len(on_its_way.lanes)  # noqa: E731
+        eventually(gone, "nothing is on its way", within_s=30)
+    assert client.call(u, service, "say", u, "last") == [0, 1, 2, "last"]
+
+
+def test_what_nobody_takes_is_no_leak_and_a_failure_is_logged_once(
+    client: Any, rooms: Any, u: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR, "ray_route.client.dispatcher")
+    for _ in range(200):
+        rooms[u].echo.remote()
+    rooms[u].fail.remote("nobody cares")
+    with pytest.raises(KeyError):
+        rooms[u].fail.remote("somebody does").result()
+    on_its_way = dispatcher(client)
+    gone = lambda: not len(on_its_way.untaken) and not len(on_its_way.lanes)  # noqa: E731
+    eventually(gone, "nothing is on its way", within_s=30)
+    logged = [record.getMessage() for record in caplog.records]
+    assert len(logged) == 1
+    assert "nobody cares" in logged[0]
+    assert u in logged[0]
+
+
+# Passing on.
+
+
+def test_a_response_is_an_argument_of_other_calls(rooms: Any, u: str) -> None:
+    said = rooms[u].say.remote(u, "hi")
+    told = rooms[u + "2"].echo.remote(said, again=said)
+    assert told.result() == ((["hi"],), {"again": ["hi"]})
+    failed = rooms[u + "2"].echo.remote(rooms[u].fail.remote("upstream"))
+    with pytest.raises(KeyError, match="upstream"):
+        failed.result()
+
+
+def test_a_refused_argument_is_sent_again_and_then_its_call(
+    client: Any, rooms: Any, u: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with out_of_date(client, rooms._connection.service, u, monkeypatch):
+        told = rooms[u + "2"].echo.remote(rooms[u].say.remote(u, "hi"))
+        assert told.result() == ((["hi"],), {})
+
+
+def test_plain_tasks_take_a_reference_that_is_certain(
+    client: Any, rooms: Any, u: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @ray.remote(num_cpus=0)
+    def length(thing: Any) -> int:
+        return len(thing)
+
+    with out_of_date(client, rooms._connection.service, u, monkeypatch):
+        ref = rooms[u].say.remote(u, "hi").ref()
+        assert ray.get(length.remote(ref)) == 1
+        again = asyncio.run(rooms[u].say.remote(u, "ho").ref_async())
+        assert ray.get(length.remote(again)) == 2
+    with pytest.raises(TypeError, match=r"\.ref\(\)"):
+        length.remote([rooms[u].say.remote(u, "no")])
+
+
+def test_handles_go_to_tasks_and_to_other_pods(rooms: Any, u: str) -> None:
+    @ray.remote(num_cpus=0)
+    def say(room: Any, handle: Any, uid: str) -> Any:
+        return (
+            room.say.remote(uid, "from a task").result() + handle[uid].say.remote(uid, 2).result()
+        )
+
+    assert ray.get(say.remote(rooms[u], rooms, u)) == ["from a task", "from a task", 2]
+    copied = pickle.loads(pickle.dumps(rooms[u].say))
+    assert copied.remote(u, "again").result() == ["from a task", 2, "again"]
+
+
+# Deadlines.
+
+
+def test_a_call_whose_caller_has_given_up_does_not_begin(
+    client: Any, services: dict[type, str], u: str, tmp_path: Path
+) -> None:
+    service = services[Talker]
+    rooms = client.service(service, Talker)
+    rooms[u].say.remote(u, "first").result()
+    running = rooms[u].wait_for.remote(str(tmp_path / "go"))
+    behind = [
+        rooms[u].options(timeout_s=0.3).say.remote(u, "by a handle"),
+        rooms[u].say.remote(u, "in time"),
+    ]
+    with pytest.raises(RouteTimeoutError):
+        client.call(u, service, "say", u, "by call", timeout=0.3)
+    (many,) = client.call_many([(u, (u, "many"))], service, "say", timeout=0.3) or [None]
+    assert isinstance(many, RouteTimeoutError)
+    with pytest.raises(RouteTimeoutError):
+        behind[0].result()
+    (tmp_path / "go").touch()
+    assert running.result()
+    assert behind[1].result() == ["first", "in time"]
+    settled = lambda: not len(dispatcher(client).untaken)  # noqa: E731
+    eventually(settled, "the answer came", within_s=30)
+    with pytest.raises(RouteTimeoutError, match="not begun") as caught:
+        behind[0].result()
+    assert caught.value.may_have_run is False
+
+
+def test_what_is_left_of_the_time_is_known_and_inherited(rooms: Any, u: str) -> None:
+    assert 0 < rooms[u].options(timeout_s=50).remaining.remote().result() <= 50
+    other = u + "2"
+    nested = rooms[u].options(timeout_s=50).remaining_of_nested
+    rooms[other].echo.remote().result()
+    assert 30 < nested.remote(rooms, other, None).result() <= 50
+    assert nested.remote(rooms, other, 5.0).result() <= 5
+
+
+# Cancelling, and the end of pods.
+
+
+def test_a_call_that_waits_is_cancelled_at_once(rooms: Any, u: str, tmp_path: Path) -> None:
+    @ray.remote(num_cpus=0)
+    def slow(path: str) -> str:
+        eventually(Path(path).exists, "let go on", within_s=60)
+        return "slow"
+
+    rooms[u].say.remote(u, slow.remote(str(tmp_path / "go")))
+    second = rooms[u].say.remote(u, "second")
+    third = rooms[u].say.remote(u, "third")
+    second.cancel()
+    with pytest.raises(CallCancelledError) as caught:
+        second.result()
+    assert caught.value.may_have_run is False
+    (tmp_path / "go").touch()
+    assert third.result() == ["slow", "third"]
+
+
+def test_a_coroutine_sees_that_it_is_cancelled(async_rooms: Any, u: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "never")
+    response = async_rooms[u].wait_for.remote(path)
+    began = lambda: async_rooms[u].began.remote(path).result()  # noqa: E731
+    eventually(began, "it runs", within_s=30)
+    response.cancel()
+    with pytest.raises(CallCancelledError, match="may have run"):
+        response.result()
+    seen = lambda: async_rooms[u].was_cancelled.remote(path).result()  # noqa: E731
+    eventually(seen, "its method was told", within_s=30)
+
+
+def test_the_death_of_a_pod_is_told_or_survived(client: Any, deploy: Any, u: str) -> None:
+    rooms = client.service(deploy(Talker).service, Talker)
+    rooms[u].say.remote(u, "hi").result()
+    dying = rooms[u].exit.remote()
+    behind = rooms[u].say.remote(u, "behind")
+    passed_on = rooms[u + "2"].echo.remote(dying)
+    repeated = rooms[u].options(idempotent=True).say.remote(u, "repeated")
+    for response in (dying, behind, passed_on):
+        with pytest.raises(PodUnavailableError) as caught:
+            response.result()
+        assert caught.value.may_have_run is True
+    assert repeated.result() == ["repeated"]
+
+
+def test_a_client_that_has_left_sends_nothing(ray_session: None, namespace: str) -> None:
+    client = ray_route.connect(namespace)
+    rooms = client.service("rooms")
+    response = rooms["ann"].say.remote()
+    with pytest.raises(ray_route.NoAvailablePodError):
+        response.result()
+    client.close()
+    with pytest.raises(ray_route.RouterUnavailableError, match="left"):
+        rooms["ann"].say.remote()
+    ray.kill(ray.get_actor(f"ray_route:{namespace}:router", namespace="ray_route"))

@@ -1,0 +1,179 @@
+"""Users' classes for tests of calls. In a module of their own, so that workers can import it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray_route
+
+
+class LockedError(Exception):
+    """Carries what no process can send to another."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+class Talker:
+    """What users' methods return, raise and yield."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, list[Any]] = {}
+
+    def say(self, uid: str, text: Any, *, loudly: bool = False) -> list[Any]:
+        self.said.setdefault(uid, []).append(f"{text}!" if loudly else text)
+        return list(self.said[uid])
+
+    def echo(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        return args, kwargs
+
+    def fail(self, text: str) -> None:
+        raise KeyError(text)
+
+    def lock(self) -> Any:
+        return {"lock": threading.Lock()}
+
+    def fail_with_a_lock(self) -> None:
+        raise LockedError("with a lock")
+
+    def count(self, number: int) -> Iterator[int]:
+        yield from range(number)
+
+    def drip(self, folder: str, number: int) -> Iterator[int]:
+        """Note in a folder how far it has come, and that it was closed."""
+        try:
+            for item in range(number):
+                (Path(folder) / "at").write_text(str(item))
+                yield item
+        finally:
+            (Path(folder) / "closed").touch()
+
+    def break_off(self, number: int, how: str) -> Iterator[int]:
+        yield from range(number)
+        if how == "exit":
+            os._exit(1)
+        raise KeyError(how)
+
+    def counting(self, number: int) -> Iterator[int]:
+        return (item for item in range(number))
+
+    def sleep(self, seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    def wait_for(self, path: str) -> str:
+        while not Path(path).exists():
+            time.sleep(0.01)
+        return path
+
+    def remaining(self) -> float | None:
+        link = ray_route.current_link()
+        assert link is not None
+        return link.remaining_s
+
+    def remaining_of_nested(self, handle: Any, uid: str, timeout_s: float | None) -> Any:
+        if timeout_s is not None:
+            handle = handle.options(timeout_s=timeout_s)
+        return handle[uid].remaining.remote().result()
+
+    def three(self) -> int:
+        return 3
+
+    def exit(self) -> None:
+        os._exit(1)
+
+    def big(self, size: int) -> bytearray:
+        return bytearray(size)
+
+    def size(self, thing: Any) -> int:
+        return len(thing)
+
+
+class AsyncTalker:
+    """The same with coroutines."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, list[Any]] = {}
+        self.begun: list[str] = []
+        self.cancelled: list[str] = []
+
+    async def say(self, uid: str, text: Any, *, loudly: bool = False) -> list[Any]:
+        self.said.setdefault(uid, []).append(f"{text}!" if loudly else text)
+        return list(self.said[uid])
+
+    async def echo(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        return args, kwargs
+
+    async def fail(self, text: str) -> None:
+        raise KeyError(text)
+
+    async def lock(self) -> Any:
+        return {"lock": threading.Lock()}
+
+    async def fail_with_a_lock(self) -> None:
+        raise LockedError("with a lock")
+
+    async def count(self, number: int) -> AsyncIterator[int]:
+        for item in range(number):
+            yield item
+
+    async def drip(self, folder: str, number: int) -> AsyncIterator[int]:
+        try:
+            for item in range(number):
+                (Path(folder) / "at").write_text(str(item))
+                yield item
+        finally:
+            (Path(folder) / "closed").touch()
+
+    async def break_off(self, number: int, how: str) -> AsyncIterator[int]:
+        for item in range(number):
+            yield item
+        if how == "exit":
+            os._exit(1)
+        raise KeyError(how)
+
+    def counting(self, number: int) -> Iterator[int]:
+        return (item for item in range(number))
+
+    async def wait_for(self, path: str) -> str:
+        self.begun.append(path)
+        try:
+            while not Path(path).exists():  # noqa: ASYNC110, ASYNC240 - a test's signal
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            self.cancelled.append(path)
+            raise
+        return path
+
+    async def remaining(self) -> float | None:
+        link = ray_route.current_link()
+        assert link is not None
+        return link.remaining_s
+
+    async def remaining_of_nested(self, handle: Any, uid: str, timeout_s: float | None) -> Any:
+        if timeout_s is not None:
+            handle = handle.options(timeout_s=timeout_s)
+        return await handle[uid].remaining.remote()
+
+    async def three(self) -> int:
+        return 3
+
+    async def began(self, path: str) -> bool:
+        return path in self.begun
+
+    async def was_cancelled(self, path: str) -> bool:
+        return path in self.cancelled
+
+
+class FailsToStart:
+    """Its constructor raises."""
+
+    def __init__(self) -> None:
+        raise LookupError("no such model: llama-99")
