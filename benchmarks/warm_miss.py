@@ -28,7 +28,7 @@ def run(*, quick: bool) -> Report:
     with local_client("bench-miss") as client, deployed(client):
         uids = [f"user-{number}" for number in range(_BULK)]
         client.compute_linked_pods(uids, SERVICE, timeout=120)
-        _wait_until_read(client)
+        wait_until_read(client)
         samples = take_turns(_peers(client, uids), runs)
     get = samples["redis-py GET"]
     for way, sample in samples.items():
@@ -42,7 +42,8 @@ def run(*, quick: bool) -> Report:
     return report
 
 
-def _wait_until_read(client: ray_route.RouteClient) -> None:
+def wait_until_read(client: ray_route.RouteClient) -> None:
+    """Return once the client may read from Redis."""
     end = time.monotonic() + _READY_S
     while not client._session.may_read() and time.monotonic() < end:
         time.sleep(0.01)

@@ -331,12 +331,13 @@ class RayUnavailableError(RouteError):
     reason: str
 
     def _what(self) -> str:
-        at = f" at {self.address}" if self.address else ""
-        return f"no Ray{at} could be joined: {self.reason}"
+        if self.address is None:
+            return f"there is no Ray to join: {self.reason}"
+        return f"no Ray at {self.address} could be joined: {self.reason}"
 
 
 class ClosedError(RouteError):
-    """A client or a deployment was used after its end. Nothing was sent."""
+    """A client or a deployment was used after its end."""
 
     def __init__(self, *, what: str, **ids: Any) -> None:
         super().__init__(what=what, **ids)
@@ -352,13 +353,15 @@ class RayGoneError(ClosedError):
     """The process has left the Ray in which a client, a deployment or an agent was opened.
 
     What `ray.shutdown()` leaves behind reaches nobody, also after another `ray.init()`. Pods of a
-    Ray that goes on elsewhere go on with it.
+    Ray that goes on elsewhere go on with it. `may_have_run` is True for a call that was under way.
     """
 
+    may_have_run: bool = False
     hint = "join a Ray again, by ray.init() or connect(), and open it anew"
 
     def _what(self) -> str:
-        return f"this process has left the Ray (ray.shutdown) of {self.what}"
+        ran = ", and the call may have run" if self.may_have_run else ""
+        return f"this process has left the Ray (ray.shutdown) of {self.what}{ran}"
 
 
 class NestedCallError(RouteError):

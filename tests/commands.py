@@ -18,7 +18,7 @@ COMMAND = Path(sys.executable).with_name("ray-route")
 MARK = "RAY_ROUTE_TEST_MARK"
 
 # Ray gives its own start 30 s, and has no setting for that.
-_TOO_BUSY = "Ray did not start: The current node timed out during startup"
+_TOO_BUSY = "a new one did not start: The current node timed out during startup"
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -22,6 +23,11 @@ from ray_route.store.url import parse_url
 # Ray's workers yield to all else (nice 15): beside a busy process, or a test that calls without a
 # pause, pods and routers get a thirtieth of a core, and miss leases and deadlines of seconds.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own spelling
+
+# A shell without job control starts what it puts in the background deaf to Ctrl-C, with all that
+# comes of it: tests of interrupts would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

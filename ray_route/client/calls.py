@@ -23,6 +23,7 @@ from ray_route.errors import (
     NestedCallError,
     NoAvailablePodError,
     PodUnavailableError,
+    RayGoneError,
     RouteError,
     RouteTimeoutError,
 )
@@ -38,6 +39,8 @@ ManyCall = tuple[str, tuple[Any, ...]] | tuple[str, tuple[Any, ...], dict[str, A
 _OneCall = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 _GONE = (ray.exceptions.RayActorError, LifeEndedError)
+# What may come while a call is on its way, and says by itself nothing of it.
+_UNDECIDED = (RouteTimeoutError, RayGoneError)
 _BACKOFF_S = 0.02
 _MAX_BACKOFF_S = 0.5
 
@@ -61,7 +64,7 @@ def call(
     begun_at = now()
     try:
         result = yield from attempts.result()
-    except RouteTimeoutError as error:
+    except _UNDECIDED as error:
         raise attempts.judged(error) from error
     session.meter.observe(CALL_SECONDS, now() - begun_at, service)
     return result
@@ -86,9 +89,9 @@ class _Attempts:
     def what(self) -> str:
         return f"{self.method} on the pod of uid {self.uid!r} of {self.service!r}"
 
-    def judged(self, error: RouteTimeoutError) -> RouteTimeoutError:
-        """Return a timeout of this call with its ids, and whether it may have run."""
-        return _late(self.session, self.uid, self.service, error, may_have_run=self.may_have_run)
+    def judged(self, error: RouteError) -> RouteError:
+        """Return an error that ended this call's way, saying whether it may have run."""
+        return _judged(self.session, self.uid, self.service, error, may_have_run=self.may_have_run)
 
     def result(self) -> Operation[Any]:
         attempt = 0
@@ -319,8 +322,8 @@ def _answered(
         answers = Raised(of_user(error, method, ids))
     except _GONE as died:
         return (yield from _died(session, service, batch, uids, died, idempotent=idempotent))
-    except RouteTimeoutError as error:
-        return [Raised(_late(session, uid, service, error, may_have_run=True)) for uid in uids]
+    except _UNDECIDED as error:
+        return [Raised(_judged(session, uid, service, error, may_have_run=True)) for uid in uids]
     except Exception as error:  # noqa: BLE001 - other pods' results count
         return [Raised(error)] * len(uids)
     return [
@@ -353,9 +356,9 @@ def _unsent(
     if isinstance(error, NoSuchActorError):
         yield from operations.failed(session, uids[0], service, batch.link)
         return [Refused(FencedError(reason=str(error), may_have_run=False))] * len(uids)
-    if isinstance(error, RouteTimeoutError):
-        late = partial(_late, session, service=service, error=error, may_have_run=False)
-        return [Raised(late(uid=uid)) for uid in uids]
+    if isinstance(error, _UNDECIDED):
+        judged = partial(_judged, session, service=service, error=error, may_have_run=False)
+        return [Raised(judged(uid=uid)) for uid in uids]
     return [Raised(error)] * len(uids)
 
 
@@ -367,13 +370,9 @@ def _apart(session: Session, uid: str, service: str, link: Link, method: str, an
     return Raised(NestedCallError(method=method, error=answer.error, **ids))
 
 
-def _late(
-    session: Session, uid: str, service: str, error: RouteTimeoutError, *, may_have_run: bool
-) -> RouteTimeoutError:
-    """Say of a timeout whose call it ended, and whether that may have run."""
-    return RouteTimeoutError(
-        waiting_for=error.waiting_for,
-        timeout_s=error.timeout_s,
-        may_have_run=may_have_run,
-        **_ids(session, uid, service),
-    )
+def _judged(
+    session: Session, uid: str, service: str, error: RouteError, *, may_have_run: bool
+) -> RouteError:
+    """Say of an error whose call it ended, and whether that may have run."""
+    ids = _ids(session, uid, service)
+    return type(error)(**{**error._facts, **ids, "may_have_run": may_have_run})

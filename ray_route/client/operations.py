@@ -71,10 +71,10 @@ def get(session: Session, uid: str, service: str) -> Operation[Link | None]:
 class _Looked:
     """Wait for what Redis says of a uid: a link, the batch of the router's answers, or `Lost`."""
 
+    session: Session
     lookups: Lookups
     service: str
     uid: str
-    what: str
 
     def wait(self, deadline: Deadline) -> Any:
         """Read it here if nobody else reads now, and if the deadline can't pass meanwhile."""
@@ -89,7 +89,9 @@ class _Looked:
         return (await self._shared().wait_async(deadline))[self.uid]
 
     def _shared(self) -> SharedAnswer:
-        return SharedAnswer(self.lookups.reading.join(self.service, self.uid), self.what)
+        address = self.session.namespace.url.address
+        what = f"Redis at {address} about uid {self.uid!r} of {self.service!r}"
+        return SharedAnswer(self.lookups.reading.join(self.service, self.uid), what)
 
 
 def _answer(
@@ -101,8 +103,7 @@ def _answer(
     """
     batch = None
     if min_epoch == 0 and session.may_know(service):
-        what = f"Redis at {session.namespace.url.address} about uid {uid!r} of {service!r}"
-        answer = yield _Looked(lookups, service, uid, what)
+        answer = yield _Looked(session, lookups, service, uid)
         if isinstance(answer, Link):
             return answer
         if isinstance(answer, Lost):

@@ -51,20 +51,20 @@ class Belief:
 
     # For whoever reads.
 
-    def server_of(self, key: str) -> str:
-        """Name the server that holds a key; empty if none does now."""
+    def server_of(self, key: str) -> str | None:
+        """Name the server that holds a key; None if none does now."""
         try:
             return self._store.primary_of(key)
         except RouteError:
-            return ""
+            return None
 
-    def take(self, server: str, wait_s: float) -> Lane | None:
+    def take(self, server: str | None, wait_s: float) -> Lane | None:
         """Return the lane to a server, for the caller alone until `give_back`.
 
         None if the server is not to be believed now, which is seen to, or if others do not give the
         lane back in time; if there was some, the lane is given up.
         """
-        lane = self._lanes.get(server)
+        lane = self._lanes.get(server) if server is not None else None
         if lane is None:
             self.renewed()
             return None

@@ -99,10 +99,12 @@ def _join(deadline: Deadline, stage: Stage, wish: Wish) -> str:
 
 
 def _refused(address: str, error: Exception) -> RayUnavailableError:
-    reason = f"it could not be {'started' if address == NEW else 'joined'}: {error}"
-    if address != NEW and "RAY_AUTH_MODE" not in os.environ:
+    if address == NEW:
+        return RayUnavailableError(address=None, reason=f"a new one did not start: {error}")
+    reason = str(error)
+    if "RAY_AUTH_MODE" not in os.environ:
         reason += " (one with token authentication wants RAY_AUTH_MODE=token)"
-    return RayUnavailableError(address=None if address == NEW else address, reason=reason)
+    return RayUnavailableError(address=address, reason=reason)
 
 
 def _believe(address: str) -> None:

@@ -6,9 +6,8 @@ What makes such a read safe is in `docs/guarantees.md`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -112,7 +111,7 @@ class LinkReads:
         """
         readings: Readings = [None] * len(parts)
         by_lane = self._by_lane(parts)
-        with self._using([lane for lane, _ in by_lane.values()]):
+        try:
             sent = {
                 name: self._send(lane, [parts[index] for index in some])
                 for name, (lane, some) in by_lane.items()
@@ -121,6 +120,13 @@ class LinkReads:
                 received = self._receive(lane, [parts[index].shard for index in some], sent[name])
                 for index, reading in zip(some, received, strict=True):
                     readings[index] = reading
+        except BaseException:  # what is on its way must not be an answer to somebody else
+            for lane, _ in by_lane.values():
+                self._belief.drop(lane)
+            raise
+        finally:
+            for lane, _ in by_lane.values():
+                self._belief.give_back(lane)
         return readings
 
     def read_here(self, part: Part) -> Reading | Exception | None:
@@ -131,29 +137,18 @@ class LinkReads:
         lane = self._belief.take(self._server_of(part), 0)
         if lane is None:
             return None
-        with self._using([lane]):
-            (reading,) = self._receive(lane, [part.shard], self._send(lane, [part]))
-        return reading
-
-    @contextmanager
-    def _using(self, lanes: Sequence[Lane]) -> Iterator[None]:
-        """Give lanes back at the end; if anything interrupts, end belief in their servers.
-
-        What is on its way then must not be taken for an answer to somebody else.
-        """
         try:
-            yield
-        except BaseException:
-            for lane in lanes:
-                self._belief.drop(lane)
+            (reading,) = self._receive(lane, [part.shard], self._send(lane, [part]))
+        except BaseException:  # what is on its way must not be an answer to somebody else
+            self._belief.drop(lane)
             raise
         finally:
-            for lane in lanes:
-                self._belief.give_back(lane)
+            self._belief.give_back(lane)
+        return reading
 
-    def _by_lane(self, parts: Sequence[Part]) -> dict[str, tuple[Lane, list[int]]]:
+    def _by_lane(self, parts: Sequence[Part]) -> dict[str | None, tuple[Lane, list[int]]]:
         """Take the lanes to the parts' servers; say by which lane each part is read."""
-        lanes: dict[str, tuple[Lane, list[int]]] = {}
+        lanes: dict[str | None, tuple[Lane, list[int]]] = {}
         for index, part in enumerate(parts):
             name = self._server_of(part)
             if name not in lanes:
@@ -164,7 +159,7 @@ class LinkReads:
             lanes[name][1].append(index)
         return lanes
 
-    def _server_of(self, part: Part) -> str:
+    def _server_of(self, part: Part) -> str | None:
         return self._belief.server_of(self._links.keys.counter(part.shard))
 
     def _send(self, lane: Lane, parts: Sequence[Part]) -> list[Call]:

@@ -223,9 +223,9 @@ class Store:
         return self._client.get_redis_connection(node).connection_pool
 
     def primary_of(self, key: str) -> str:
-        """Name the server that holds a key, for as long as this one is connected to it."""
+        """Name the server that holds a key; without a Cluster there is one, wherever it is."""
         if not self.is_cluster:
-            return self.url.address
+            return ""
         try:
             return str(self._client.get_node_from_key(key).name)
         except DRIVER_ERRORS as error:  # no master holds the slot now
@@ -234,7 +234,7 @@ class Store:
     def primaries(self) -> list[tuple[str, Any]]:
         """Look which primaries there are; return each one's name and redis-py's pool of it."""
         if not self.is_cluster:
-            return [(self.url.address, self._client.connection_pool)]
+            return [("", self._client.connection_pool)]
         try:
             self._client.nodes_manager.initialize()
             return [

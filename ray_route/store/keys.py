@@ -7,7 +7,7 @@ import zlib
 from dataclasses import dataclass
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_SHARD = re.compile(r"[0-9]{1,9}")
+_COUNTER = re.compile(r"rr:\{[A-Za-z0-9_.-]{1,64}:([0-9]{1,9})\}:e")
 _META = re.compile(r"rr:\{([A-Za-z0-9_.-]{1,64})\}:meta")
 _LINK = re.compile(r"rr:\{[A-Za-z0-9_.-]{1,64}:[0-9]+\}:l:([A-Za-z0-9_.-]{1,64}):(.*)", re.DOTALL)
 
@@ -59,8 +59,8 @@ class Keys:
 
     def counter_named(self, key: str) -> int | None:
         """Return the shard whose counter a key is; None if it is none."""
-        shard = key.removeprefix(f"rr:{{{self.namespace}:").removesuffix("}:e")
-        return int(shard) if _SHARD.fullmatch(shard) and key == self.counter(int(shard)) else None
+        found = _COUNTER.fullmatch(key)
+        return int(found[1]) if found and key == self.counter(int(found[1])) else None
 
     def counter(self, shard: int) -> str:
         """Key of a shard's counter and writer: the string "counter:router".

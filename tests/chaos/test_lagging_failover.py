@@ -104,7 +104,7 @@ def fail_over(world: World, replica: EmbeddedServer) -> Fault:
     return Fault("cut", at, until=at)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(420)
 def test_a_failover_that_lags_makes_no_two_owners_and_takes_no_epoch_back(
     ray_session: None, tmp_path: Path
 ) -> None:
@@ -118,6 +118,7 @@ def test_a_failover_that_lags_makes_no_two_owners_and_takes_no_epoch_back(
             eventually(lambda: is_in_step(replica), "the replica is in step", 20)
             world.client.compute_linked_pods(UIDS, SERVICE)
             callers = [Caller.remote(name, world.url) for _ in range(PROCESSES)]
+            ray.get([caller.ready.remote() for caller in callers], timeout=180)  # they have started
             eventually(
                 lambda: all(ray.get([caller.ready.remote() for caller in callers])),
                 "every process reads by itself",

@@ -1,0 +1,210 @@
+"""Hosts of their own on one machine: network namespaces on a bridge, whose cables can be cut.
+
+Four hosts: the store, Ray's head with the router, one with pods, one with pods and the client. All
+in namespaces of the lab's own, so that nothing else on the machine can be met. Needs root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import permutations
+from pathlib import Path
+
+from helpers import eventually
+
+from ray_route.store.embedded import server_binary
+
+STORE, HEAD, PODS, CLIENT = "store", "head", "pods", "client"
+HOSTS = (STORE, HEAD, PODS, CLIENT)
+_RAY_PORT, _STORE_PORT = 6391, 6400
+_NOBODY = "02:00:00:00:00:01"
+_START_S = 240.0
+# Each node starts as few processes as it can, and none for others to see.
+_HAS = {HEAD: {"head": 1}, PODS: {"pod": 2}, CLIENT: {"pod": 2}}
+_FRUGAL = ("--num-cpus=1", "--disable-usage-stats", "--object-store-memory=100000000", "--block")
+
+
+def problem() -> str:
+    """Say why there can be no lab here; nothing if there can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("ip") is None:
+        return "there is no `ip`"
+    name = f"rr{secrets.token_hex(3)}"
+    tried = subprocess.run(
+        ["ip", "netns", "add", name], check=False, capture_output=True, text=True
+    )
+    if tried.returncode:
+        return f"no network namespace can be made: {tried.stderr.strip()}"
+    subprocess.run(["ip", "netns", "del", name], check=True)
+    return ""
+
+
+@dataclass
+class Lab:
+    """Four hosts, wired."""
+
+    mark: str = field(default_factory=lambda: f"rr{secrets.token_hex(2)}")
+    _stack: ExitStack = field(default_factory=ExitStack)
+    _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"redis://{self.address(STORE)}:{_STORE_PORT}"
+
+    @property
+    def ray_address(self) -> str:
+        return f"{self.address(HEAD)}:{_RAY_PORT}"
+
+    @staticmethod
+    def address(host: str) -> str:
+        return f"10.77.0.{HOSTS.index(host) + 1}"
+
+    def space(self, host: str) -> str:
+        return f"{self.mark}{host[0]}"
+
+    def __enter__(self) -> Lab:
+        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="rr")))
+        try:
+            self._wire()
+            self._start_store()
+            self._start_ray()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_processes()
+        self._stack.close()
+
+    # Cables.
+
+    def _wire(self) -> None:
+        bridge = f"{self.mark}x"
+        self._space(bridge)
+        _ip(bridge, "link add name br0 type bridge")
+        _ip(bridge, "link set br0 up")
+        for host in HOSTS:
+            space, end = self.space(host), f"e{host[0]}"
+            self._space(space)
+            _ip(space, f"link add name v type veth peer name {end} netns {bridge}")
+            _ip(space, f"addr add {self.address(host)}/24 dev v")
+            _ip(space, "link set v up")
+            _ip(bridge, f"link set {end} master br0 up")
+
+    def _space(self, name: str) -> None:
+        subprocess.run(["ip", "netns", "add", name], check=True)
+        self._stack.callback(subprocess.run, ["ip", "netns", "del", name], check=False)
+        _ip(name, "link set lo up")
+
+    @contextmanager
+    def cut(self, ways: list[tuple[str, str]], kind: str) -> Iterator[None]:
+        """Let nothing through from one host to another, for each of some ways.
+
+        "lost": it vanishes on the cable, and nobody is told. "refused": the sender is told at once.
+        """
+        try:
+            for one, other in ways:
+                _ip(self.space(one), _CUT[kind].format(self.address(other), _NOBODY))
+            yield
+        finally:
+            for one, other in ways:
+                _ip(self.space(one), _HEAL[kind].format(self.address(other)))
+
+    # Processes.
+
+    def start(self, host: str, *words: str, log: str) -> subprocess.Popen[bytes]:
+        """Start a program on a host."""
+        with (self.folder / log).open("wb") as out:
+            process = subprocess.Popen(
+                ["ip", "netns", "exec", self.space(host), *words],
+                env=self.environment(),
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._started.append(process)
+        return process
+
+    def environment(self) -> dict[str, str]:
+        here = Path(__file__).parent
+        unset = ("RAY_ADDRESS", "RAY_ROUTE_REDIS_URL")
+        kept = {name: value for name, value in os.environ.items() if name not in unset}
+        return {
+            **kept,
+            "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
+            "RAY_AUTH_MODE": "disabled",  # nobody else is on this network
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        }
+
+    def _start_store(self) -> None:
+        server = str(server_binary("valkey"))
+        options = ("--bind", self.address(STORE), "--port", str(_STORE_PORT), "--save", "")
+        self.start(STORE, server, *options, "--protected-mode", "no", log="store.log")
+
+    def _start_ray(self) -> None:
+        """Start three nodes, one after the other: raylets that start at once race for sockets."""
+        ray = str(Path(sys.executable).with_name("ray"))
+        head = (f"--port={_RAY_PORT}", "--head", f"--temp-dir={self.folder / 'ray'}")
+        for host in (HEAD, PODS, CLIENT):
+            at = f"--node-ip-address={self.address(host)}"
+            how = (*head, "--include-dashboard=false") if host == HEAD else ()
+            to = () if host == HEAD else (f"--address={self.ray_address}",)
+            has = f"--resources={json.dumps(_HAS[host])}"
+            log = f"{host}.log"
+            self.start(host, ray, "start", at, *how, *to, has, *_FRUGAL, log=log)
+            said = self.folder / log
+            eventually(
+                lambda said=said: "Ray runtime started" in said.read_text(errors="replace"),
+                f"Ray runs on the host {host}: {said.read_text(errors='replace')[-2000:]}",
+                _START_S,
+            )
+
+    def _end_processes(self) -> None:
+        """End all that runs in the lab's namespaces, and nothing else."""
+        for sent in (signal.SIGTERM, signal.SIGKILL):
+            for host in HOSTS:
+                for pid in self._pids(host):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, sent)
+            end = time.monotonic() + 10
+            while any(map(self._pids, HOSTS)) and time.monotonic() < end:
+                time.sleep(0.1)
+        for process in self._started:
+            process.wait(10)
+
+    def _pids(self, host: str) -> list[int]:
+        named = ["ip", "netns", "pids", self.space(host)]
+        listed = subprocess.run(named, capture_output=True, text=True, check=False)
+        return [int(pid) for pid in listed.stdout.split()]
+
+
+# A neighbour that is nobody's: what is sent to it is lost on the cable.
+_CUT = {
+    "lost": "neigh replace {} lladdr {} dev v nud permanent",
+    "refused": "route add unreachable {}/32",
+}
+_HEAL = {"lost": "neigh del {} dev v", "refused": "route del unreachable {}/32"}
+
+
+def _ip(space: str, words: str) -> None:
+    subprocess.run(["ip", "-n", space, *words.split()], check=True, capture_output=True)
+
+
+def ways() -> list[list[tuple[str, str]]]:
+    """Return every cut there is: of each pair of hosts, one way, the other, and both."""
+    single = [[way] for way in permutations(HOSTS, 2)]
+    return single + [[way, way[::-1]] for [way] in single if way[0] < way[1]]
