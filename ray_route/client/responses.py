@@ -22,6 +22,7 @@ from ray_route.runtime.waiting import Operation, Remote, run, run_async
 
 R = TypeVar("R")
 
+_NONE = object()
 _SLICE_S = 0.2
 _FETCH_S = 30.0
 _POLL_S = 0.002
@@ -55,7 +56,9 @@ class Response(Generic[R]):
         `RouteTimeoutError` is raised, and the call goes on. What the user's code raised keeps its
         type. `PodUnavailableError` says whether the call may have run; see `RouteClient.call`.
         """
-        return run(self._taken(), self._deadline(timeout_s))  # type: ignore[no-any-return]
+        deadline = self._deadline(timeout_s)
+        answer = self._taken_now(deadline)
+        return run(self._taken(), deadline) if answer is _NONE else answer  # type: ignore[no-any-return]
 
     def __await__(self) -> Generator[Any, None, R]:
         """Do the same as `result`, on the running event loop."""
@@ -114,6 +117,21 @@ class Response(Generic[R]):
         asked = Deadline.after(check_duration("timeout_s", timeout_s))
         return asked if asked.at < own.at else own
 
+    def _taken_now(self, deadline: Deadline) -> Any:
+        """Take an answer that is a value; else nothing. Saves a tenth of what a hit costs."""
+        call = self._call
+        if call.ref is None or call.error is not None:
+            return _NONE
+        ref = call.ref
+        try:
+            answer = ray.get(ref, timeout=min(_SLICE_S, deadline.remaining()))
+        except Exception:  # noqa: BLE001 - taken once more, and dealt with there
+            return _NONE
+        if not self._dispatcher.take_in(call, ref, answer):
+            return _NONE
+        self._measure()
+        return answer
+
     def _taken(self) -> Operation[Any]:
         """Wait for the outcome, whatever has to be done for it."""
         call, dispatcher = self._call, self._dispatcher
@@ -122,10 +140,10 @@ class Response(Generic[R]):
             if call.error is not None:
                 call.taken = True
                 raise call.error
-            if ref is None:
-                yield Change(call)
-                continue
             try:
+                if ref is None:
+                    yield Change(call)
+                    continue
                 answer = yield Remote(ref, call.what, partial(_has_ended, dispatcher, call))
             except RouteTimeoutError as error:
                 raise _late(call, error) from None
@@ -202,5 +220,6 @@ def _shown(call: Outgoing, error: Exception) -> BaseException:
 
 
 def _late(call: Outgoing, error: RouteTimeoutError) -> RouteTimeoutError:
-    ids = {"service": call.service, "uid": call.uid, "may_have_run": True}
+    may_have_run = call.may_have_run or call.ref is not None
+    ids = {"service": call.service, "uid": call.uid, "may_have_run": may_have_run}
     return RouteTimeoutError(waiting_for=error.waiting_for, timeout_s=error.timeout_s, **ids)
