@@ -15,7 +15,7 @@ from ray_route.client.dispatcher import Dispatcher, cancelled, log_untaken
 from ray_route.client.outgoing import Change, Outgoing
 from ray_route.client.user_errors import of_user
 from ray_route.clock import Deadline, now
-from ray_route.errors import RouteError, RouteTimeoutError
+from ray_route.errors import RouteTimeoutError
 from ray_route.model import check_duration
 from ray_route.runtime.metrics import CALL_SECONDS
 from ray_route.runtime.waiting import Operation, Remote, run, run_async
@@ -118,7 +118,7 @@ class Response(Generic[R]):
         return asked if asked.at < own.at else own
 
     def _taken_now(self, deadline: Deadline) -> Any:
-        """Take an answer that is a value; else nothing. Saves a tenth of what a hit costs."""
+        """Take an answer that is a value, without the machinery of waiting; else nothing."""
         call = self._call
         if call.ref is None or call.error is not None:
             return _NONE
@@ -144,17 +144,16 @@ class Response(Generic[R]):
                 if ref is None:
                     yield Change(call)
                     continue
-                answer = yield Remote(ref, call.what, partial(_has_ended, dispatcher, call))
+                has_ended = partial(_has_ended, dispatcher, call)
+                answer = yield _Outcome(Remote(ref, call.what, has_ended))
             except RouteTimeoutError as error:
                 raise _late(call, error) from None
-            except RouteError as error:  # of the user's code
-                call.taken = True
-                dispatcher.settled(call, ref, error)
-                raise
             except Exception as error:  # noqa: BLE001 - the dispatcher decides
-                if dispatcher.take_in_error(call, ref, error):
+                answer = Failed(error)
+            if type(answer) is Failed:
+                if dispatcher.take_in_error(call, ref, answer.error):
                     call.taken = True
-                    raise _shown(call, error) from error.__cause__
+                    raise _shown(call, answer.error) from answer.error.__cause__
                 continue
             if dispatcher.take_in(call, ref, answer):
                 self._measure()
@@ -181,6 +180,34 @@ def settled(dispatcher: Dispatcher, call: Outgoing) -> Operation[Any]:
             dispatcher.untaken.look([call])
     call.taken = True
     return call.ref
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """What came instead of an answer."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """Wait for an answer, or what the user's code raised: that is apart from errors of the wait."""
+
+    remote: Remote
+
+    def wait(self, deadline: Deadline) -> Any:
+        """Wait in the calling thread."""
+        try:
+            return self.remote.wait(deadline)
+        except ray.exceptions.RayTaskError as error:
+            return Failed(error)
+
+    async def wait_async(self, deadline: Deadline) -> Any:
+        """Wait on the running event loop."""
+        try:
+            return await self.remote.wait_async(deadline)
+        except ray.exceptions.RayTaskError as error:
+            return Failed(error)
 
 
 @dataclass(frozen=True, slots=True)
