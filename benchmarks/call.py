@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import ray
@@ -12,6 +12,7 @@ from ray.util import ActorPool
 
 from benchmarks.harness import Report, Sample, take_turns
 from benchmarks.setting import deployed, local_client
+from ray_route.client.streams import AHEAD
 from ray_route.client.sync_client import RouteClient
 
 QUESTION = (
@@ -19,6 +20,7 @@ QUESTION = (
 )
 _CALLS = 200
 _UID = "user-1"
+_IN_FLIGHT = 1_000
 
 
 class Echo:
@@ -28,6 +30,11 @@ class Echo:
         """Return it."""
         return text
 
+    def count(self, number: int) -> Iterator[int]:
+        """Yield so many items."""
+        for item in range(number):  # noqa: UP028 - Ray's streams want a generator's `send`
+            yield item
+
 
 class AsyncEcho:
     """A service on an event loop."""
@@ -35,6 +42,11 @@ class AsyncEcho:
     async def echo(self, text: str) -> str:
         """Return it."""
         return text
+
+    async def count(self, number: int) -> AsyncIterator[int]:
+        """Yield so many items."""
+        for item in range(number):
+            yield item
 
 
 def run(*, quick: bool) -> Report:
@@ -44,8 +56,12 @@ def run(*, quick: bool) -> Report:
     with local_client("bench-call") as client:
         for kind, cls in (("sync", Echo), ("async", AsyncEcho)):
             with deployed(client, cls, replicas=1, service=kind):
-                samples = take_turns(_peers(client, kind), runs)
-            _add(report, kind, samples)
+                one_by_one = take_turns(_peers(client, kind), runs)
+                in_flight = take_turns(_in_flight(client, kind), runs)
+                streamed = take_turns(_streamed(client, kind, cls), runs)
+            _add(report, kind, one_by_one)
+            _add(report, f"{kind}, {_IN_FLIGHT} in flight", in_flight)
+            _add(report, f"{kind}, per streamed item", streamed)
     return report
 
 
@@ -65,6 +81,54 @@ def _peers(client: RouteClient, service: str) -> dict[str, Callable[[], float]]:
         "handle": lambda: handle.echo.remote("hello").result(),
     }
     return {way: lambda work=work: _median(work) for way, work in ways.items()}
+
+
+def _in_flight(client: RouteClient, service: str) -> dict[str, Callable[[], float]]:
+    """Send many calls from one thread, each for a uid of its own, then take all results."""
+    uids = [f"user-{number}" for number in range(_IN_FLIGHT)]
+    actors = [client.actor(uid, service) for uid in uids]
+    handles = [client.service(service)[uid] for uid in uids]
+    for handle in handles:
+        handle.echo.remote("hello").result()
+
+    def plain() -> None:
+        for ref in [actor.echo.remote("hello") for actor in actors]:
+            ray.get(ref)
+
+    def by_handles() -> None:
+        for response in [handle.echo.remote("hello") for handle in handles]:
+            response.result()
+
+    return {
+        "plain": lambda: _each(plain, _IN_FLIGHT),
+        "handle": lambda: _each(by_handles, _IN_FLIGHT),
+    }
+
+
+def _streamed(client: RouteClient, service: str, cls: type) -> dict[str, Callable[[], float]]:
+    """Read a stream of items: of a plain actor, and of a pod."""
+    actor: Any = ray.remote(num_cpus=0)(cls).remote()
+    handle = client.service(service, cls)[_UID]
+    options = {"num_returns": "streaming", "_generator_backpressure_num_objects": AHEAD}
+
+    def plain() -> None:
+        for ref in actor.count.options(**options).remote(_IN_FLIGHT):
+            ray.get(ref)
+
+    def by_handle() -> None:
+        for _ in handle.count.remote(_IN_FLIGHT):
+            pass
+
+    return {
+        "plain": lambda: _each(plain, _IN_FLIGHT),
+        "handle": lambda: _each(by_handle, _IN_FLIGHT),
+    }
+
+
+def _each(work: Callable[[], None]) -> float:
+    begun = time.perf_counter()
+    work()
+    return (time.perf_counter() - begun) / _IN_FLIGHT
 
 
 def _median(work: Callable[[], Any]) -> float:

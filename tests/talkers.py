@@ -37,6 +37,9 @@ class Talker:
     def fail(self, text: str) -> None:
         raise KeyError(text)
 
+    def fail_of_ours(self) -> None:
+        raise ray_route.RouteTimeoutError(waiting_for="another", timeout_s=1.5)
+
     def lock(self) -> Any:
         return {"lock": threading.Lock()}
 
@@ -113,6 +116,9 @@ class AsyncTalker:
 
     async def fail(self, text: str) -> None:
         raise KeyError(text)
+
+    async def fail_of_ours(self) -> None:
+        raise ray_route.RouteTimeoutError(waiting_for="another", timeout_s=1.5)
 
     async def lock(self) -> Any:
         return {"lock": threading.Lock()}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from ray_route.client.calls import call_many
@@ -218,7 +219,8 @@ class UidHandle(Generic[T]):
         name = method if isinstance(method, str) else method.__name__
         check_method(self._cls, name)
         stream = self._options.stream
-        if stream or (stream is None and _is_generator(self._cls, name)):
+        cls: Any = self._cls  # a class can be hashed, whatever mypy says of type[T]
+        if stream or (stream is None and _is_generator(cls, name)):
             return StreamMethodHandle(self._connection, self._uid, name, self._options)
         return MethodHandle(self._connection, self._uid, name, self._options)
 
@@ -296,7 +298,8 @@ class StreamMethodHandle(_MethodHandle, Generic[P, R]):
         return stream
 
 
-def _is_generator(cls: type | None, name: str) -> bool:
+@lru_cache(maxsize=1024)
+def _is_generator(cls: Hashable, name: str) -> bool:
     method = getattr(cls, name, None)
     return inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method)
 

@@ -13,15 +13,16 @@ import ray
 
 from ray_route.client.dispatcher import Dispatcher, cancelled, log_untaken
 from ray_route.client.outgoing import Change, Outgoing
-from ray_route.client.user_errors import UserCall, of_user
+from ray_route.client.user_errors import of_user
 from ray_route.clock import Deadline, now
-from ray_route.errors import RouteError, RouteTimeoutError
+from ray_route.errors import RouteTimeoutError
 from ray_route.model import check_duration
 from ray_route.runtime.metrics import CALL_SECONDS
 from ray_route.runtime.waiting import Operation, Remote, run, run_async
 
 R = TypeVar("R")
 
+_NONE = object()
 _SLICE_S = 0.2
 _FETCH_S = 30.0
 _POLL_S = 0.002
@@ -55,7 +56,9 @@ class Response(Generic[R]):
         `RouteTimeoutError` is raised, and the call goes on. What the user's code raised keeps its
         type. `PodUnavailableError` says whether the call may have run; see `RouteClient.call`.
         """
-        return run(self._taken(), self._deadline(timeout_s))  # type: ignore[no-any-return]
+        deadline = self._deadline(timeout_s)
+        answer = self._taken_now(deadline)
+        return run(self._taken(), deadline) if answer is _NONE else answer  # type: ignore[no-any-return]
 
     def __await__(self) -> Generator[Any, None, R]:
         """Do the same as `result`, on the running event loop."""
@@ -114,6 +117,21 @@ class Response(Generic[R]):
         asked = Deadline.after(check_duration("timeout_s", timeout_s))
         return asked if asked.at < own.at else own
 
+    def _taken_now(self, deadline: Deadline) -> Any:
+        """Take an answer that is a value, without the machinery of waiting; else nothing."""
+        call = self._call
+        if call.ref is None or call.error is not None:
+            return _NONE
+        ref = call.ref
+        try:
+            answer = ray.get(ref, timeout=min(_SLICE_S, deadline.remaining()))
+        except Exception:  # noqa: BLE001 - taken once more, and dealt with there
+            return _NONE
+        if not self._dispatcher.take_in(call, ref, answer):
+            return _NONE
+        self._measure()
+        return answer
+
     def _taken(self) -> Operation[Any]:
         """Wait for the outcome, whatever has to be done for it."""
         call, dispatcher = self._call, self._dispatcher
@@ -122,22 +140,20 @@ class Response(Generic[R]):
             if call.error is not None:
                 call.taken = True
                 raise call.error
-            if ref is None:
-                yield Change(call)
-                continue
             try:
-                remote = Remote(ref, call.what, partial(_has_ended, dispatcher, call))
-                answer = yield UserCall(remote, call.method, call.ids)
+                if ref is None:
+                    yield Change(call)
+                    continue
+                has_ended = partial(_has_ended, dispatcher, call)
+                answer = yield _Outcome(Remote(ref, call.what, has_ended))
             except RouteTimeoutError as error:
                 raise _late(call, error) from None
-            except RouteError as error:  # nested in the user's code, or this process left its Ray
-                call.taken = True
-                dispatcher.settled(call, ref, error)
-                raise
             except Exception as error:  # noqa: BLE001 - the dispatcher decides
-                if dispatcher.take_in_error(call, ref, error):
+                answer = Failed(error)
+            if type(answer) is Failed:
+                if dispatcher.take_in_error(call, ref, answer.error):
                     call.taken = True
-                    raise _shown(call, error) from error.__cause__
+                    raise _shown(call, answer.error) from answer.error.__cause__
                 continue
             if dispatcher.take_in(call, ref, answer):
                 self._measure()
@@ -164,6 +180,34 @@ def settled(dispatcher: Dispatcher, call: Outgoing) -> Operation[Any]:
             dispatcher.untaken.look([call])
     call.taken = True
     return call.ref
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """What came instead of an answer."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """Wait for an answer, or what the user's code raised: that is apart from errors of the wait."""
+
+    remote: Remote
+
+    def wait(self, deadline: Deadline) -> Any:
+        """Wait in the calling thread."""
+        try:
+            return self.remote.wait(deadline)
+        except ray.exceptions.RayTaskError as error:
+            return Failed(error)
+
+    async def wait_async(self, deadline: Deadline) -> Any:
+        """Wait on the running event loop."""
+        try:
+            return await self.remote.wait_async(deadline)
+        except ray.exceptions.RayTaskError as error:
+            return Failed(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,5 +247,6 @@ def _shown(call: Outgoing, error: Exception) -> BaseException:
 
 
 def _late(call: Outgoing, error: RouteTimeoutError) -> RouteTimeoutError:
-    ids = {"service": call.service, "uid": call.uid, "may_have_run": True}
+    may_have_run = call.may_have_run or call.ref is not None
+    ids = {"service": call.service, "uid": call.uid, "may_have_run": may_have_run}
     return RouteTimeoutError(waiting_for=error.waiting_for, timeout_s=error.timeout_s, **ids)

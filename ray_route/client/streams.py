@@ -18,11 +18,11 @@ from ray_route.client.calls import _follow as follow
 from ray_route.client.calls import _unavailable as unavailable
 from ray_route.client.dispatcher import Dispatcher, as_sent
 from ray_route.client.outgoing import Outgoing
-from ray_route.client.responses import settled
+from ray_route.client.responses import Failed, settled
 from ray_route.client.session import NoSuchActorError
-from ray_route.client.user_errors import UserCall, of_user
+from ray_route.client.user_errors import of_user
 from ray_route.clock import Deadline, now
-from ray_route.errors import NoAvailablePodError, RouteError, RouteTimeoutError
+from ray_route.errors import NoAvailablePodError, RouteTimeoutError
 from ray_route.protocol.calls import Refused, StreamEnd
 from ray_route.runtime.call_context import node_mark, time_of
 from ray_route.runtime.waiting import (
@@ -208,18 +208,13 @@ class ResponseStream(Generic[R]):
         while not self._over:
             yield _Sent(self._sent, self._call.what)
             try:
-                coming = _Item(self._generator, self._call.what, self._has_ended)
-                item = yield UserCall(coming, self._call.method, self._call.ids)
-            except ray.exceptions.RayTaskError as error:
-                self.close()
-                raise of_user(error, self._call.method, self._call.ids) from error.__cause__
+                item = yield _Item(self._generator, self._call.what, self._has_ended)
             except GONE as error:
                 yield from self._lost(error)
                 continue
-            except RouteError as error:
-                if not isinstance(error, RouteTimeoutError):
-                    self.close()
-                raise
+            if type(item) is Failed:
+                self.close()
+                raise of_user(item.error, self._call.method, self._call.ids) from item.error.__cause__
             if type(item) is Refused:
                 yield from self._refused(item)
                 continue
@@ -310,6 +305,12 @@ class _Item:
         if self.has_ended():
             raise LifeEndedError(self.what)
 
+    def _value(self, ref: Any) -> Any:
+        try:
+            return ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            return Failed(error)
+
     def wait(self, deadline: Deadline) -> Any:
         """Wait in the calling thread."""
         while True:
@@ -318,7 +319,7 @@ class _Item:
             except StopIteration:
                 raise LifeEndedError(f"{self.what}, whose stream broke off") from None
             if not ref.is_nil():
-                return ray.get(ref)
+                return self._value(ref)
             self._check(deadline)
 
     async def wait_async(self, deadline: Deadline) -> Any:
@@ -329,5 +330,8 @@ class _Item:
             except StopAsyncIteration:
                 raise LifeEndedError(f"{self.what}, whose stream broke off") from None
             if not ref.is_nil():
-                return await ref
+                try:
+                    return await ref
+                except ray.exceptions.RayTaskError as error:
+                    return Failed(error)
             self._check(deadline)

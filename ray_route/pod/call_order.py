@@ -60,9 +60,12 @@ class CallOrder:
 
     def turn(self, order: Order) -> bool:
         """Wait for the turn of a call; False if it is to be refused."""
+        if self._keeps_order:
+            run = self._runs.get(order[0])
+            return run is None or not run.refused
         with self._lock:
             run = self._came(order)
-            while not self._keeps_order and run.next < order[1]:
+            while run.next < order[1]:
                 at, limit_s = run.next, _MISSING_S if run.lacks_next() else None
                 if not self._lock.wait_for(lambda at=at: run.next > at, limit_s):  # type: ignore[misc]
                     self._skip(run, at)
@@ -82,6 +85,10 @@ class CallOrder:
 
     def begins(self, order: Order, *, refused: bool = False) -> None:
         """Let the next call go on: this one begins, or is refused."""
+        if self._keeps_order:
+            if refused:
+                self._refuse(order)
+            return
         with self._lock:
             run = self._runs.get(order[0])
             if run is None:
@@ -90,6 +97,11 @@ class CallOrder:
             run.passes(order[1])
             self._changed(run)
 
+    def _refuse(self, order: Order) -> None:
+        run = self._came(order)
+        run.refused = True
+        run.come.clear()
+
     def _came(self, order: Order) -> _Run:
         with self._lock:
             at = self._clock()
@@ -97,10 +109,16 @@ class CallOrder:
             run.used_at = at
             self._runs[order[0]] = run  # the latest come last
             run.come.add(order[1])
-            while next(iter(self._runs.values())).used_at < at - _IDLE_S:
-                self._runs.popitem(last=False)
+            self._forget_idle(at)
             self._changed(run)
             return run
+
+    def _forget_idle(self, at: float) -> None:
+        while next(iter(self._runs.values())).used_at < at - _IDLE_S:
+            number, run = self._runs.popitem(last=False)
+            if run.come:  # its next call takes long to begin
+                run.used_at = at
+                self._runs[number] = run
 
     def _skip(self, run: _Run, number: int) -> None:
         with self._lock:

@@ -41,7 +41,7 @@ from ray_route.pod.methods import (
 )
 from ray_route.pod.sigterm import before_sigterm_ends
 from ray_route.protocol.calls import BatchedCall, Header, Refused
-from ray_route.runtime.call_context import serving
+from ray_route.runtime.call_context import begin_serving, end_serving
 from ray_route.store.url import StoreUrl
 
 CONTROL_GROUP = "ray_route"
@@ -112,11 +112,11 @@ def current_link() -> CurrentLink | None:
 def _under(agent: PodAgent, header: Header, due: Deadline | None) -> Iterator[None]:
     uid, epoch, incarnation = header[:3]
     link = CurrentLink(agent.service, uid, agent.pod, incarnation, epoch, due)
-    token = _current.set(link)
+    token, serving = _current.set(link), begin_serving(due)
     try:
-        with serving(due):
-            yield
+        yield
     finally:
+        end_serving(serving)
         _current.reset(token)
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from functools import cache
 
 import ray
@@ -31,14 +29,14 @@ def seconds(timeout: float | None) -> float:
     return DEFAULT_TIMEOUT_S if inherited is None else inherited.remaining()
 
 
-@contextmanager
-def serving(deadline: Deadline | None) -> Iterator[None]:
-    """Have the code within serve a call of this deadline."""
-    token = _deadline.set(deadline)
-    try:
-        yield
-    finally:
-        _deadline.reset(token)
+def begin_serving(deadline: Deadline | None) -> Token[Deadline | None]:
+    """Have the code from here on serve a call of this deadline; end it with `end_serving`."""
+    return _deadline.set(deadline)
+
+
+def end_serving(token: Token[Deadline | None]) -> None:
+    """Have the code from here on serve what it served before."""
+    _deadline.reset(token)
 
 
 # Between processes a deadline is a time of day, since a call may lie in a pod's queue for longer

@@ -86,7 +86,7 @@ def routers() -> list[str]:
 def test_the_pages_code_runs(rooms: None, capsys: pytest.CaptureFixture[str]) -> None:
     """Pages in order of their names, on the tutorial's service."""
     for page in PAGES:
-        if page.name == "serve.md":  # runs on a real Serve: tests/serve/test_its_page.py
+        if page.name in {"serve.md", "stream.md"}:  # they run on a real Serve, in tests/serve
             continue
         names: dict[str, Any] = {"__name__": f"docs_{page.stem}", "ray_route": ray_route}
         for language, _, text in blocks(page):

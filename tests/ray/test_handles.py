@@ -91,6 +91,14 @@ def test_what_the_users_code_raises_keeps_its_type(rooms: Any, u: str) -> None:
         rooms[u].lock.remote().result()
 
 
+def test_an_error_of_ours_that_the_users_code_met_is_an_outcome(rooms: Any, u: str) -> None:
+    response = rooms[u].fail_of_ours.remote()
+    for _ in range(2):
+        with pytest.raises(RouteTimeoutError, match="another"):
+            response.result()
+        assert response._call.certain
+
+
 def test_unknown_methods_are_errors_at_once_that_name_the_known(rooms: Any, u: str) -> None:
     with pytest.raises(InvalidInputError, match=r"'sey' is no method of .*Talker.*say"):
         _ = rooms[u].sey

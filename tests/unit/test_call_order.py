@@ -145,6 +145,36 @@ def test_a_call_without_a_place_waits_for_nobody() -> None:
     assert len(order) == 0
 
 
+def test_a_run_whose_call_takes_long_to_begin_is_not_forgotten() -> None:
+    clock = ManualClock()
+    order = CallOrder(keeps_order=False, clock=clock)
+    order.turn((1, 0))
+    begun = threading.Event()
+
+    def second() -> None:
+        order.turn((1, 1))
+        begun.set()
+
+    thread = threading.Thread(target=second, daemon=True)
+    thread.start()
+    eventually(lambda: 1 in order._runs[1].come, "it waits for the first")
+    clock.tick(100)
+    order.turn((2, 0))
+    order.begins((2, 0))
+    order.begins((1, 0))
+    assert begun.wait(10)
+    thread.join()
+
+
+def test_refused_runs_are_forgotten_too() -> None:
+    clock = ManualClock()
+    order = CallOrder(keeps_order=True, clock=clock)
+    for run in range(100):
+        order.begins((run, 0), refused=True)
+        clock.tick(1)
+    assert len(order) <= 12
+
+
 def test_runs_are_forgotten_when_they_are_idle() -> None:
     clock = ManualClock()
     order = CallOrder(keeps_order=False, clock=clock)
