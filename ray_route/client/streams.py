@@ -214,7 +214,8 @@ class ResponseStream(Generic[R]):
                 continue
             if type(item) is Failed:
                 self.close()
-                raise of_user(item.error, self._call.method, self._call.ids) from item.error.__cause__
+                error, call = item.error, self._call
+                raise of_user(error, call.method, call.ids) from error.__cause__
             if type(item) is Refused:
                 yield from self._refused(item)
                 continue
