@@ -46,7 +46,7 @@ def bench(
 ) -> int:
     """Put a cluster under load: clients on every node call pods on every node, uid by uid.
 
-    Joins the Ray at --address, at RAY_ADDRESS or of `ray start`, else starts one for the time.
+    Joins Ray as all commands do (see ray-route --help), else starts one for the time.
     Prints every second, then throughput, p50 to p99.9, hit ratio, links moved, failed calls. Exit 1
     if a call failed. The picture needs matplotlib: pip install matplotlib.
 

@@ -44,9 +44,9 @@ def demo(
     The log has one header line, then "src dst unix-seconds" a line; without --trace one of
     59,835 messages among 1,899 people is drawn, their popularity Zipf-distributed.
 
-    Ray is joined at --address, at RAY_ADDRESS, or where `ray start` has run, else started and shut
-    down at the end. Links go to RAY_ROUTE_REDIS_URL, else to an embedded server; the demo deletes
-    its own afterwards.
+    Ray is joined as by all commands (see ray-route --help), RAY_ADDRESS=local asks for a new one;
+    where there is none it is started, and shut down at the end. Links go to RAY_ROUTE_REDIS_URL,
+    else to an embedded server; the demo deletes its own afterwards.
 
     With --kill, a message that the pod had handled and not yet acknowledged when it died is
     handled again by another: the first handling is gone with the dead pod's memory.
