@@ -59,7 +59,8 @@ class Keys:
 
     def counter_named(self, key: str) -> int | None:
         """Return the shard whose counter a key is; None if it is none."""
-        shard = key.removeprefix(f"rr:{{{self.namespace}:").removesuffix("}:e")
+        before, after = self.counter(0).rsplit("0", 1)
+        shard = key.removeprefix(before).removesuffix(after)
         return int(shard) if _SHARD.fullmatch(shard) and key == self.counter(int(shard)) else None
 
     def counter(self, shard: int) -> str:
