@@ -214,8 +214,8 @@ class ResponseStream(Generic[R]):
                 continue
             if type(item) is Failed:
                 self.close()
-                error, call = item.error, self._call
-                raise of_user(error, call.method, call.ids) from error.__cause__
+                raised, call = item.error, self._call
+                raise of_user(raised, call.method, call.ids) from raised.__cause__
             if type(item) is Refused:
                 yield from self._refused(item)
                 continue
