@@ -26,6 +26,7 @@ from ray_route.errors import (
     RayGoneError,
     RouteError,
     RouteTimeoutError,
+    UnpicklableError,
 )
 from ray_route.model import Link, check_uid
 from ray_route.protocol.calls import BatchedCall, Header, Raised, Refused
@@ -365,6 +366,8 @@ def _unsent(
 def _apart(session: Session, uid: str, service: str, link: Link, method: str, answer: Any) -> Any:
     """Keep an error that a user's code met apart from verdicts on its call."""
     if type(answer) is not Raised or not isinstance(answer.error, RouteError):
+        return answer
+    if isinstance(answer.error, UnpicklableError):  # the pod's own word on this call
         return answer
     ids = {**_ids(session, uid, service), "pod": link.pod}
     return Raised(NestedCallError(method=method, error=answer.error, **ids))

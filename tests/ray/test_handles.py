@@ -94,8 +94,10 @@ def test_what_the_users_code_raises_keeps_its_type(rooms: Any, u: str) -> None:
 def test_an_error_of_ours_that_the_users_code_met_is_an_outcome(rooms: Any, u: str) -> None:
     response = rooms[u].fail_of_ours.remote()
     for _ in range(2):
-        with pytest.raises(RouteTimeoutError, match="another"):
+        with pytest.raises(ray_route.NestedCallError, match="another") as caught:
             response.result()
+        assert isinstance(caught.value.error, RouteTimeoutError)
+        assert (caught.value.uid, caught.value.may_have_run) == (u, True)
         assert response._call.certain
 
 
