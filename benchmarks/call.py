@@ -59,9 +59,9 @@ def run(*, quick: bool) -> Report:
                 one_by_one = take_turns(_peers(client, kind), runs)
                 in_flight = take_turns(_in_flight(client, kind), runs)
                 streamed = take_turns(_streamed(client, kind, cls), runs)
-            _add(report, kind, one_by_one)
-            _add(report, f"{kind}, {_IN_FLIGHT} in flight", in_flight)
-            _add(report, f"{kind}, per streamed item", streamed)
+            _add(report, kind, one_by_one, 1.15)
+            _add(report, f"{kind}, {_IN_FLIGHT} in flight", in_flight, 1.18)
+            _add(report, f"{kind}, per streamed item", streamed, 1.2)
     return report
 
 
@@ -88,8 +88,7 @@ def _in_flight(client: RouteClient, service: str) -> dict[str, Callable[[], floa
     uids = [f"user-{number}" for number in range(_IN_FLIGHT)]
     actors = [client.actor(uid, service) for uid in uids]
     handles = [client.service(service)[uid] for uid in uids]
-    for handle in handles:
-        handle.echo.remote("hello").result()
+    client.service(service).map("echo", dict.fromkeys(uids, ("hello",)))  # no miss is measured
 
     def plain() -> None:
         for ref in [actor.echo.remote("hello") for actor in actors]:
@@ -100,8 +99,8 @@ def _in_flight(client: RouteClient, service: str) -> dict[str, Callable[[], floa
             response.result()
 
     return {
-        "plain": lambda: _each(plain, _IN_FLIGHT),
-        "handle": lambda: _each(by_handles, _IN_FLIGHT),
+        "plain": lambda: _each(plain),
+        "handle": lambda: _each(by_handles),
     }
 
 
@@ -120,8 +119,8 @@ def _streamed(client: RouteClient, service: str, cls: type) -> dict[str, Callabl
             pass
 
     return {
-        "plain": lambda: _each(plain, _IN_FLIGHT),
-        "handle": lambda: _each(by_handle, _IN_FLIGHT),
+        "plain": lambda: _each(plain),
+        "handle": lambda: _each(by_handle),
     }
 
 
@@ -141,10 +140,11 @@ def _median(work: Callable[[], Any]) -> float:
     return statistics.median(took)
 
 
-def _add(report: Report, kind: str, samples: dict[str, Sample]) -> None:
+def _add(report: Report, kind: str, samples: dict[str, Sample], at_most: float) -> None:
     for way, sample in samples.items():
         report.samples[f"{kind} {way}"] = sample
-        factor = sample.over(samples["plain"]).median
-        report.rows.append((kind, way, f"{sample.median * 1e6:.0f}", f"{factor:.2f}"))
-    factor = samples["call"].over(samples["plain"])
-    report.aim(f"a call to a {kind} pod, against a plain one (times)", "at most", 1.15, factor)
+        factor = sample.over(samples["plain"])
+        report.rows.append((kind, way, f"{sample.median * 1e6:.0f}", f"{factor.median:.2f}"))
+        if way in {"call", "handle"}:
+            what = f"{kind}: by {way}, against plain (times)"
+            report.aim(what, "at most", at_most, factor)
