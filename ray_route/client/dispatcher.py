@@ -21,7 +21,7 @@ from ray_route.client.lanes import Lane, Lanes
 from ray_route.client.outgoing import Outgoing
 from ray_route.client.session import Session
 from ray_route.client.untaken import Untaken
-from ray_route.errors import CallCancelledError, RouterUnavailableError
+from ray_route.errors import CallCancelledError, ClosedError
 from ray_route.protocol.calls import Refused, SendAgain
 from ray_route.runtime.call_context import node_mark, time_of
 
@@ -85,9 +85,10 @@ class Dispatcher:
         lane.hold(call)
         self._held.drive(lane)
 
-    def _left(self) -> RouterUnavailableError:
-        return RouterUnavailableError(
-            namespace=self.session.namespace.name, reason="this process has left the namespace"
+    def _left(self) -> ClosedError:
+        name = self.session.namespace.name
+        return ClosedError(
+            what=f"the session of namespace {name!r} in this process", namespace=name
         )
 
     # What became of an answer. Whoever sees one says so; what was said before does nothing.
