@@ -22,6 +22,15 @@ now: Clock = (
 )
 
 
+# Beyond so many, a power of two is no float any more.
+_MOST_DOUBLINGS = 100
+
+
+def backoff_s(failures: int, first_s: float, most_s: float) -> float:
+    """Return the seconds to wait after so many failures: twice as long each time, up to a limit."""
+    return float(min(first_s * 2.0 ** min(failures, _MOST_DOUBLINGS), most_s))
+
+
 # Of a timeout: leaves room for the way of the answer.
 _SHORTER = 0.8
 

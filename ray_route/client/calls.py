@@ -16,7 +16,7 @@ import ray
 from ray_route.client import many_uids, operations
 from ray_route.client.session import NoSuchActorError, Session
 from ray_route.client.user_errors import UserCall, of_user
-from ray_route.clock import now
+from ray_route.clock import backoff_s, now
 from ray_route.errors import (
     FencedError,
     InvalidInputError,
@@ -98,7 +98,7 @@ class _Attempts:
         attempt = 0
         while True:
             if attempt:
-                yield Pause(_backoff_s(attempt), self.what)
+                yield Pause(backoff_s(attempt - 1, _BACKOFF_S, _MAX_BACKOFF_S), self.what)
             attempt += 1
             link, handle = yield from self._owner(first=attempt == 1)
             if handle is None:
@@ -190,10 +190,6 @@ def _unavailable(
         **_ids(session, uid, service),
         pod=link.pod,
     )
-
-
-def _backoff_s(attempt: int) -> float:
-    return min(_BACKOFF_S * 2.0 ** (attempt - 1), _MAX_BACKOFF_S)
 
 
 @dataclass(frozen=True, slots=True)

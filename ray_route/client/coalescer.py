@@ -11,16 +11,19 @@ worker's thread, which no signal interrupts: however many callers are, the state
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import InvalidStateError
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from ray_route.client.shared_future import SharedFuture
 from ray_route.clock import Deadline, now
+from ray_route.errors import RouteError
 from ray_route.runtime.waiting import late, result_of
 
 Put = Callable[[Callable[[], None]], None]
@@ -83,6 +86,7 @@ class _Queue:
 
     send: Callable[[], None]
     is_busy: bool = False
+    under_way: Batch | None = None
     waiting: deque[Batch] = field(default_factory=deque)
 
     def batch_of(self, uid: str, min_epoch: int) -> Batch:
@@ -105,7 +109,8 @@ class _Queue:
         if self.is_busy or not self.waiting:
             return None
         self.is_busy = True
-        return self.waiting.popleft()
+        self.under_way = self.waiting.popleft()
+        return self.under_way
 
 
 class Coalescer:
@@ -123,6 +128,19 @@ class Coalescer:
         self._take = take
         self._lock = threading.Lock()
         self._queues: dict[str, _Queue] = {}
+        self._closed: RouteError | None = None
+
+    def close(self, error: RouteError) -> None:
+        """Fail what is asked, what waits, and whatever comes."""
+        with self._lock:
+            self._closed = error
+            queues = list(self._queues.values())
+            left = [batch for queue in queues for batch in (queue.under_way, *queue.waiting)]
+            for queue in queues:
+                queue.waiting.clear()
+        for batch in left:
+            if batch is not None:
+                _settle(batch.answers, {}, error)
 
     def join(self, service: str, uid: str, min_epoch: int = 0) -> Batch:
         """Return the batch whose answers have the uid's among them, and those of its company.
@@ -130,11 +148,15 @@ class Coalescer:
         One future for a whole question: to hand it to a thousand who wait is one step for a thread.
         """
         with self._lock:
+            if self._closed is not None:
+                return _over(self._closed)
             return self._queue(service).batch_of(uid, min_epoch)
 
     def join_all(self, service: str, wanted: Mapping[str, int]) -> dict[str, Batch]:
         """Join many uids at once and have them sent; return each one's batch."""
         with self._lock:
+            if self._closed is not None:
+                return dict.fromkeys(wanted, _over(self._closed))
             queue = self._queue(service)
             joined = {uid: queue.batch_of(uid, least) for uid, least in wanted.items()}
         queue.send()
@@ -171,13 +193,10 @@ class Coalescer:
     ) -> None:
         answers, problem = self._taken(service, batch, asked_at, reply)
         with self._lock:  # not before they are kept: who comes in between would ask again
-            queue.is_busy = False
+            queue.is_busy, queue.under_way = False, None
         if queue.waiting:
             queue.send()
-        if problem is not None:
-            batch.answers.set_exception(problem)
-        else:
-            batch.answers.set_result(answers)
+        _settle(batch.answers, answers, problem)
 
     def _taken(
         self, service: str, batch: Batch, asked_at: float, reply: Callable[[], Any]
@@ -186,6 +205,23 @@ class Coalescer:
             return self._take(service, batch.wanted, reply(), asked_at), None
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
             return {}, error
+
+
+def _settle(
+    future: SharedFuture[dict[str, Any]], answers: dict[str, Any], problem: BaseException | None
+) -> None:
+    with contextlib.suppress(InvalidStateError):  # it was closed meanwhile
+        if problem is not None:
+            future.set_exception(problem)
+        else:
+            future.set_result(answers)
+
+
+def _over(error: RouteError) -> Batch:
+    """Return a batch that will not be sent."""
+    batch = Batch(lambda: None)
+    batch.answers.set_exception(error)
+    return batch
 
 
 def _raise(error: BaseException) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ray_route.client.coalescer import Coalescer, Done, Put, Send, Take
 from ray_route.clock import now
 from ray_route.config import RouteConfig
+from ray_route.errors import RouteError
 from ray_route.model import Link
 from ray_route.runtime.link_reads import LinkReads, Part, Reading, Readings
 from ray_route.store.keys import Keys
@@ -160,6 +161,11 @@ class Lookups:
         self._ready = ready
         self._reads = reads
         self._keep = keep
+
+    def close(self, error: RouteError) -> None:
+        """Let all who wait, and all who come, hear that this has ended."""
+        for questions in (self.reading, self.deciding):
+            questions.close(error)
 
     def look_here(self, service: str, uid: str) -> Any:
         """Read one link in the calling thread; return what an answer of `reading` may be.

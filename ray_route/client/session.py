@@ -21,7 +21,7 @@ from ray_route.client.questions import Questions
 from ray_route.client.refresh_ahead import RefreshAhead
 from ray_route.client.use_reporter import UseReporter
 from ray_route.clock import now
-from ray_route.errors import RouteError
+from ray_route.errors import ClosedError, RouteError
 from ray_route.model import Link, PodRecord
 from ray_route.protocol.names import RAY_NAMESPACE
 from ray_route.protocol.wire import Answer, unpack_answers
@@ -224,6 +224,12 @@ class Session:
             last.callback(telemetry.flush)
             last.callback(self.near.flush)
             last.callback(self.namespace.worker.put, self._uses.report)
+            closed = ClosedError(
+                what=f"the session of namespace {self.namespace.name!r}",
+                namespace=self.namespace.name,
+            )
+            for lookups in (self.computing, self.finding):
+                last.callback(lookups.close, closed)
             last.callback(self.changes.stop)
             for end in self.at_close:
                 last.callback(end)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import ray
 
+from ray_route.clock import backoff_s
 from ray_route.runtime import telemetry
 from ray_route.runtime.joined_ray import was_restarted
 from ray_route.runtime.metrics import POD_START_FAILURES, meter
@@ -116,7 +117,7 @@ def made_again(namespace: str, service: str, pod: int, actor: str) -> Iterator[N
 def _backoff_s(failures: int) -> float:
     if not failures:
         return _BACKOFF_WITHOUT_FILE_S
-    return min(_MAX_BACKOFF_S, 2.0 ** (failures - 1)) * random.uniform(0.5, 1.0)  # noqa: S311
+    return backoff_s(failures - 1, 1.0, _MAX_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
 def _count_failure(actor: str) -> int:

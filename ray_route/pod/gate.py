@@ -9,6 +9,7 @@ import asyncio
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as LateError
 from functools import partial
 from typing import Any
 
@@ -139,9 +140,9 @@ class Gate:
             self._fly(uid, epoch, flight)
         try:
             flight.result(deadline.remaining())
-        except TimeoutError:
+        except LateError:  # Python 3.10 has a builtin that is another
             if flight.done():
-                raise  # on_acquire's own
+                flight.result()  # on_acquire's own, or it has just come
 
     async def _confirm_soon(self, uid: str, epoch: int, deadline: Deadline) -> None:
         flight, is_mine = self._flight((uid, epoch))

@@ -8,14 +8,15 @@ for (see `protocol.welcome.Vouched`), and belief ends with the connection.
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 
-from ray_route.clock import now
-from ray_route.errors import RouteError
+from ray_route.clock import backoff_s, now
+from ray_route.errors import ClosedError, RouteError
 from ray_route.protocol.welcome import Vouched
 from ray_route.store.circuit import PROBE_S
 from ray_route.store.connect import Store
@@ -48,6 +49,7 @@ class Belief:
         self._is_new = True
         self._renewal: Future[None] | None = None
         self._closed = False
+        self._pid = os.getpid()
 
     # For whoever reads.
 
@@ -64,6 +66,8 @@ class Belief:
         None if the server is not to be believed now, which is seen to, or if others do not give the
         lane back in time; if there was some, the lane is given up.
         """
+        if self._pid != os.getpid():  # a fork would read its parent's replies
+            return None
         lane = self._lanes.get(server) if server is not None else None
         if lane is None:
             self.renewed()
@@ -72,6 +76,8 @@ class Belief:
             if wait_s:
                 self.drop(lane)
             return None
+        if lane.has_unread:  # after two interrupts at once: its next reply is another's answer
+            self.drop(lane)
         if not lane.is_believed:
             lane.close()
             return None
@@ -100,7 +106,9 @@ class Belief:
         self._keep(lambda _: False)
 
     def keep_only(self, servers: Collection[str]) -> None:
-        """End belief in all servers but these."""
+        """End belief in all servers but these, also in what a router said of others before."""
+        with self._lock:
+            self._term += 1
         self._keep(lambda lane: lane.server in servers)
 
     def _keep(self, keeps: Callable[[Lane], bool]) -> None:
@@ -125,12 +133,14 @@ class Belief:
         same failure is told at once, since each attempt at a store that is away takes seconds.
         """
         with self._lock:
+            if self._closed:
+                return _failed(ClosedError(what=f"the connection to {self._store.url.address}"))
             if self._renewal is None or self._is_to_be_tried_again(self._renewal):
                 self._renewal = self._begun()
             return self._renewal
 
     def _is_to_be_tried_again(self, renewal: Future[None]) -> bool:
-        if self._closed or not renewal.done():
+        if not renewal.done():
             return False
         return not self._failures or now() >= self._failed_at + PROBE_S
 
@@ -158,7 +168,7 @@ class Belief:
         if self._is_new:
             self._is_new = False
             return 0.0
-        most_s = min(_JITTER_S * 2.0**self._failures, _MAX_BACKOFF_S)
+        most_s = backoff_s(self._failures, _JITTER_S, _MAX_BACKOFF_S)
         return random.uniform(0, most_s)  # noqa: S311 - no secret
 
     def _try_to_renew(self) -> None:
@@ -187,12 +197,18 @@ class Belief:
                 self._lanes = {**self._lanes, **good}
                 opened = {name: lane for name, lane in opened.items() if name not in good}
         self._forget(opened)
-        self.keep_only(servers)
+        self._keep(lambda lane: lane.server in servers)
         return not opened
 
     def _forget(self, lanes: dict[str, Lane]) -> None:
         for lane in lanes.values():
             lane.close()
+
+
+def _failed(error: RouteError) -> Future[None]:
+    failed: Future[None] = Future()
+    failed.set_exception(error)
+    return failed
 
 
 def _close_unless_taken(lane: Lane) -> None:

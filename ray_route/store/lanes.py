@@ -83,19 +83,25 @@ class Lane:
 
     def send(self, calls: Sequence[Call]) -> None:
         """Send calls, whose replies `receive` waits for."""
+        self._sent = calls  # before: whatever interrupts it leaves replies that are to come
         self._send([call.words for call in calls])
-        self._sent = calls
 
     def receive(self) -> list[Any]:
         """Return the replies to what was sent; scripts that the server lacks are sent whole."""
-        calls, self._sent = self._sent, ()
+        calls = self._sent
         replies = [self._reply() for _ in calls]
         unknown = [i for i, reply in enumerate(replies) if _says(reply, "NOSCRIPT")]
         if unknown:
             self._send([calls[i].with_source() for i in unknown])
             for i in unknown:
                 replies[i] = self._reply()
+        self._sent = ()
         return replies
+
+    @property
+    def has_unread(self) -> bool:
+        """True if replies are still to come to what was sent."""
+        return bool(self._sent)
 
     def one(self, call: Call) -> Any:
         """Send one call; return its reply or raise its error."""

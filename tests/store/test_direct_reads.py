@@ -14,7 +14,7 @@ from proxy import TcpProxy
 from servers import ClusterServers, admin, is_in_step
 
 from ray_route.config import RouteConfig
-from ray_route.errors import DamagedKeyError, LostWritesError
+from ray_route.errors import ClosedError, DamagedKeyError, LostWritesError
 from ray_route.model import Link
 from ray_route.protocol.welcome import Vouched
 from ray_route.router.shards import Shards
@@ -277,6 +277,56 @@ def test_servers_that_a_beat_does_not_name_are_not_believed(process: Process) ->
     assert process.pod_of("u") == 3
     process.belief.keep_only(["another"])
     assert process.read("u") is None
+
+
+def test_a_beat_of_other_servers_voids_what_a_router_is_just_being_asked(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = process.vouch
+
+    def slow_to_arrive() -> Vouched:
+        vouched = compared()
+        if process.asked == 1:
+            process.belief.keep_only(["another"])  # it took over after the comparison
+        return vouched
+
+    monkeypatch.setattr(process.belief, "_vouch", slow_to_arrive)
+    process.believe()
+    assert process.asked == 2, "who it is now was asked again"
+
+
+def test_what_has_replies_to_come_is_taken_by_nobody(process: Process) -> None:
+    process.link("u", "3:7")
+    process.believe()
+    lane = process.belief.take(process.store.primary_of(""), 0)
+    assert lane is not None
+    process.reads._send(lane, [process.part("u")])
+    process.belief.give_back(lane)  # as two interrupts, one after the other, may do
+    assert process.read("u") is None
+    process.believe()
+    assert process.pod_of("u") == 3
+
+
+def test_a_fork_reads_nothing_by_its_parents_connections(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process.link("u", "3:7")
+    process.believe()
+    monkeypatch.setattr("ray_route.runtime.belief.os.getpid", lambda: -1)
+    assert process.read("u") is None
+
+
+def test_after_the_end_nobody_waits_for_belief(process: Process) -> None:
+    process.believe()
+    process.belief.close()
+    with pytest.raises(ClosedError):
+        process.belief.renewed().result(0)
+
+
+def test_belief_comes_back_however_often_nobody_could_vouch(process: Process) -> None:
+    process.belief._failures = 5_000
+    process.believe()
+    assert process.belief.is_ready()
 
 
 def test_a_damaged_link_is_an_error_of_its_own_and_ends_no_belief(process: Process) -> None:

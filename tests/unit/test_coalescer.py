@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ray_route.client.coalescer import _MAX_UIDS, Coalescer, Done
+from ray_route.errors import ClosedError
 from ray_route.runtime.worker import Worker
 
 
@@ -207,6 +208,18 @@ def test_an_error_is_kept_nowhere(router: Router):
     router.ask("a")
     router.sent[0].fail(ConnectionError())
     assert router.kept == []
+
+
+def test_all_who_wait_and_all_who_come_hear_that_it_has_ended(router: Router):
+    under_way, waiting = router.ask("a"), router.ask("b")
+    router.coalescer.close(ClosedError(what="the session"))
+    late = router.ask("c")
+    several = router.coalescer.join_all("chat", {"d": 0, "e": 0})
+    for future in (under_way, waiting, late, several["d"].answers):
+        with pytest.raises(ClosedError):
+            future.result(0)
+    router.sent[0].answer()  # which comes for nobody
+    assert router.travelled() == [["a"]]
 
 
 def test_a_crowd_is_split_into_calls_of_bounded_size(router: Router):

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from ray_route import clock
-from ray_route.clock import Deadline, now
+from ray_route.clock import Deadline, backoff_s, now
 from ray_route.errors import RouteTimeoutError
 
 
@@ -45,3 +45,8 @@ def test_the_clock_runs_forward_in_seconds():
 def test_a_machines_sleep_counts():
     # Elsewhere than on a machine that has slept, the clocks show the same.
     assert (now.func, now.args) == (time.clock_gettime, (time.CLOCK_BOOTTIME,))
+
+
+def test_pauses_grow_up_to_a_limit_however_often_it_failed():
+    assert [backoff_s(failures, 0.5, 3.0) for failures in range(4)] == [0.5, 1.0, 2.0, 3.0]
+    assert backoff_s(100_000, 0.5, 3.0) == 3.0
