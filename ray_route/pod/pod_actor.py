@@ -184,7 +184,7 @@ async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) ->
 
 def _own(agent: PodAgent, header: Header, error: FencedError) -> Refused:
     """Answer with the refusal of this very call; one that user code met elsewhere is the user's."""
-    uid, epoch, _, _ = header
+    uid, epoch, *_ = header
     ours = (agent.service, agent.pod, uid, epoch, True)  # for the call has begun
     if (error.service, error.pod, error.uid, error.epoch, error.may_have_run) != ours:
         raise error

@@ -42,7 +42,7 @@ def wait_ready(
                 seen = f"; pod {index} can't join: {answer.error}"
         if late:
             index = asked[late[0]]
-            seen = f"; pod {index}: {why_not_running(waiting[index], options)}"
+            seen = seen or f"; pod {index}: {why_not_running(waiting[index], options)}"
             raise RouteTimeoutError(waiting_for=what + seen, timeout_s=deadline.timeout_s)
         if waiting:
             deadline.check(what + seen)

@@ -104,7 +104,8 @@ def test_a_call_that_was_late_may_run_still_and_says_so(
     assert isinstance(outcome, ray_route.RouteTimeoutError)
     assert (outcome.may_have_run, outcome.uid) == (True, "ann")
     gate.touch()
-    debits.append(1)
+    if bank == "AsyncBank":  # else the second one waited for its turn, and did not begin
+        debits.append(1)
 
 
 def test_a_call_that_was_never_sent_says_so(client: Any, bank: str) -> None:
@@ -150,4 +151,4 @@ def test_what_comes_after_a_caller_has_given_up_is_complained_of_by_nobody(
     client.actor("ann", bank).fail_at.remote(str(gate))
     eventually(lambda: complaints, "Ray complains of one that nobody ever waited for", 30)
     assert len([said for said in complaints if "Unhandled error" in said]) == 1
-    debits.extend([1, 1])
+    debits.extend([1, 1] if bank == "AsyncBank" else [1])  # who waited for his turn gave up
