@@ -235,6 +235,8 @@ def test_a_ray_that_hangs_holds_nobody_beyond_its_deadline(
     """And one thread's long wait is none of another's."""
     monkeypatch.setenv("RAY_ADDRESS", serve(None))
     monkeypatch.setattr(rule, "_ANSWER_S", 60.0)
+    # Other tests may have had this process join one.
+    monkeypatch.setattr("ray_route.runtime.joining.joined_ray", lambda: None)
 
     def join(timeout_s: float) -> float:
         begun, stage = time.monotonic(), Stage("Ray")
