@@ -53,11 +53,15 @@ def is_in_step(replica: EmbeddedServer) -> bool:
 
 @dataclass
 class ClusterServers:
-    """A Redis Cluster on loopback; the first `masters` nodes share the slots, the rest follow."""
+    """A Redis Cluster on loopback; the first `masters` nodes share the slots, the rest follow.
+
+    With `in_part`, masters that are a majority go on when others are lost.
+    """
 
     flavor: str
     masters: int = 3
     replicas: int = 0
+    in_part: bool = False
     nodes: list[EmbeddedServer] = field(default_factory=list)
     password: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
     _stack: ExitStack = field(default_factory=ExitStack, repr=False)
@@ -74,6 +78,7 @@ class ClusterServers:
         settings = (
             "cluster-enabled yes",
             "cluster-node-timeout 1000",
+            f"cluster-require-full-coverage {'no' if self.in_part else 'yes'}",
             "cluster-replica-validity-factor 0",
             "repl-ping-replica-period 1",
             "repl-diskless-sync-delay 0",

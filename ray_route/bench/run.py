@@ -21,7 +21,7 @@ from ray_route.clock import Deadline
 from ray_route.deploy import Deployment, deploy
 from ray_route.model import Life
 from ray_route.protocol.names import RAY_NAMESPACE
-from ray_route.runtime.bootstrap import Bootstrap, clear_namespace
+from ray_route.runtime.bootstrap import Bootstrap, clear_namespace, undoing
 
 SERVICE = "bench"
 _ANSWER_S = 60.0
@@ -96,7 +96,7 @@ class Result:
 def run(plan: Plan, started: Bootstrap, note: Note) -> Result:
     """Run the plan on a Ray that this process has joined; `note` hears of every second."""
     namespace = f"bench-{uuid.uuid4().hex[:8]}"
-    with contextlib.ExitStack() as undo:
+    with undoing() as undo:
         undo.callback(clear_namespace, started.url, namespace, SERVICE, _uids(plan))
         client = RouteClient(open_session(namespace, started.url, {}, Deadline.after(_ANSWER_S)))
         undo.callback(client.close)

@@ -22,7 +22,7 @@ from ray_route.protocol.names import EMBEDDED_SERVER, RAY_NAMESPACE, router_name
 from ray_route.runtime.joining import Wish, ensure_ray
 from ray_route.runtime.namespace import resolve_url
 from ray_route.runtime.process_ids import POLL_S, has_ended, identify
-from ray_route.runtime.waiting import Stage, within
+from ray_route.runtime.waiting import Stage, await_given_up, within
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
 from ray_route.store.scripts import plain_call
@@ -31,6 +31,8 @@ from ray_route.store.url import StoreUrl
 _JOIN_S = 60.0
 _STORE_S = 60.0
 _STOP_S = 5.0
+# As long as a connect takes at most: a router that is being made is there by then, or never.
+_GIVEN_UP_S = 30.0
 _KEYS_PER_CALL = 1_000
 
 
@@ -51,13 +53,17 @@ class Bootstrap:
 
 @contextlib.contextmanager
 def undoing() -> Iterator[contextlib.ExitStack]:
-    """Provide an exit stack that a second Ctrl-C does not cut short."""
+    """Provide an exit stack that a second Ctrl-C does not cut short.
+
+    Nothing is taken away while what a first one has interrupted may still make it.
+    """
     undo = contextlib.ExitStack()
     try:
         yield undo
     finally:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
+            await_given_up(_GIVEN_UP_S)
             undo.close()
         finally:
             signal.signal(signal.SIGINT, before)

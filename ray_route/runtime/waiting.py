@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 _LOOK_S = 0.2
 _STAY_S = 1.0
+_POLL_S = 0.02
 
 # What a store call may take at worst: connecting and every retry timed out.
 INLINE_S = 5 * SOCKET_TIMEOUT_S
@@ -156,8 +157,9 @@ def within(
     after an interrupt, to an end of its own: what it made is handed to `undo`. No interrupt
     reaches the work itself.
     """
-    done = _begun(work)
+    done: Future[T] = Future()
     with _undoing(done, undo):
+        _begin(done, work)
         return result_of(done, stage, deadline)
 
 
@@ -168,7 +170,8 @@ async def within_async(
     undo: Callable[[T], object] | None = None,
 ) -> T:
     """Do as `within`, awaited; also after a cancellation. Takes no thread of the loop's few."""
-    done, loop, woken = _begun(work), asyncio.get_running_loop(), asyncio.Event()
+    done: Future[T] = Future()
+    loop, woken = asyncio.get_running_loop(), asyncio.Event()
 
     def wake(_: Future[T]) -> None:
         with contextlib.suppress(RuntimeError):  # nobody waits on a loop that has been closed
@@ -176,6 +179,7 @@ async def within_async(
 
     done.add_done_callback(wake)
     with _undoing(done, undo):
+        _begin(done, work)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(woken.wait(), deadline.remaining())
         if not done.done():
@@ -183,11 +187,13 @@ async def within_async(
         return done.result()
 
 
-def _begun(work: Callable[[], T]) -> Future[T]:
-    done: Future[T] = Future()
+def _begin(done: Future[T], work: Callable[[], T]) -> None:
     args = (done, work)
     threading.Thread(target=_settle, args=args, name="ray_route-within", daemon=True).start()
-    return done
+
+
+# Work that nobody waits for any more, until what it made is undone.
+_given_up: set[Future[Any]] = set()
 
 
 @contextlib.contextmanager
@@ -196,9 +202,16 @@ def _undoing(done: Future[T], undo: Callable[[T], object] | None) -> Iterator[No
     try:
         yield
     except BaseException:
-        if undo is not None:
-            done.add_done_callback(partial(_undone, undo))
+        _given_up.add(done)
+        done.add_done_callback(partial(_undone, undo))
         raise
+
+
+def await_given_up(longest_s: float) -> None:
+    """Wait for the end of work that `within` has given up: until then it makes things."""
+    deadline = Deadline.after(longest_s)
+    while _given_up and deadline.remaining():
+        time.sleep(_POLL_S)
 
 
 def _settle(done: Future[T], work: Callable[[], T]) -> None:
@@ -208,9 +221,12 @@ def _settle(done: Future[T], work: Callable[[], T]) -> None:
         done.set_exception(error)
 
 
-def _undone(undo: Callable[[T], object], done: Future[T]) -> None:
-    if done.exception() is None:
-        undo(done.result())
+def _undone(undo: Callable[[T], object] | None, done: Future[T]) -> None:
+    try:
+        if undo is not None and done.exception() is None:
+            undo(done.result())
+    finally:
+        _given_up.discard(done)
 
 
 def result_of(future: Future[T], what: str | Stage, deadline: Deadline) -> T:

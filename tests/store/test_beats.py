@@ -149,7 +149,7 @@ def test_nothing_is_said_while_a_shard_can_not_be_looked_at() -> None:
             await asyncio.sleep(20 * BEAT_S)
             assert len(await world.beats()) <= before + 1  # one that was on its way
 
-    with ClusterServers("valkey", masters=2) as cluster:
+    with ClusterServers("valkey", in_part=True) as cluster:
         run(story(cluster))
 
 

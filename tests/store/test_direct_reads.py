@@ -397,7 +397,7 @@ def test_in_a_cluster_a_slot_that_has_moved_is_vouched_for_where_it_is() -> None
 
 
 def test_in_a_cluster_one_master_that_is_lost_costs_the_others_nothing() -> None:
-    with ClusterServers("valkey", masters=2) as cluster:
+    with ClusterServers("valkey", in_part=True) as cluster:
         process = Process(cluster.store_url(), Keys(unique_name(), CONFIG.shards))
         uids = [f"u{number}" for number in range(32)]
         for uid in uids:

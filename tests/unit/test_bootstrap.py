@@ -6,9 +6,12 @@ import os
 import signal
 
 import pytest
+from helpers import eventually
 
+from ray_route.clock import Deadline
 from ray_route.runtime import bootstrap
 from ray_route.runtime.bootstrap import undoing
+from ray_route.runtime.waiting import Stage, within
 
 
 def interrupt() -> None:
@@ -42,3 +45,23 @@ def test_undoing_goes_on_through_interrupts_and_errors():
         work()
     assert done == ["first", "last"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_nothing_is_taken_away_while_what_was_interrupted_may_make_it() -> None:
+    """As a connect does, whose router would stay for ever."""
+    order: list[str] = []
+
+    def make() -> str:
+        interrupt()
+        eventually(lambda: signal.getsignal(signal.SIGINT) is signal.SIG_IGN, "the end has begun")
+        order.append("made")
+        return "undone"
+
+    def work() -> None:
+        with undoing() as undo:
+            undo.callback(order.append, "taken away")
+            within(Deadline.after(60), Stage("a router"), make, undo=order.append)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert order == ["made", "undone", "taken away"]
