@@ -121,4 +121,6 @@ def main(commands: Path) -> None:
 
 
 if __name__ == "__main__":
+    # A shell's background job is deaf to Ctrl-C, and so would be the service that gets one here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main(Path(sys.argv[1]))

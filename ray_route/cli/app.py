@@ -7,6 +7,7 @@ standard error and status 2; Ctrl-C is 130, after the command has cleaned up.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         outcome = error.exit_code
     except (click.Abort, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would cut the way out short
         click.echo("Interrupted.", err=True)
         outcome = _INTERRUPTED
     except _MENDABLE as error:
