@@ -13,9 +13,11 @@ import ray
 from helpers import eventually
 
 import ray_route
+from ray_route.store.embedded import EmbeddedServer
 
 HOW: dict[str, Any] = {"num_cpus": 4, "include_dashboard": False, "log_to_driver": False}
-POD = {"service": "svc", "replicas": 1}
+# A node of the first Ray is unknown to the second, so its pods are dead once they were silent.
+OPTIONS = {"heartbeat_s": 0.3, "pod_lease_s": 3.0}
 
 
 def refused(work: Callable[[], Any]) -> None:
@@ -56,10 +58,16 @@ def waiting(client: ray_route.RouteClient) -> tuple[threading.Thread, list[Excep
 
 
 def main() -> None:
+    with EmbeddedServer() as server:  # one store for both, so that they look alike
+        leave_one_and_join_another(server.url)
+
+
+def leave_one_and_join_another(url: str) -> None:
+    pods: dict[str, Any] = {"namespace": "left", "service": "svc", "replicas": 1, "redis_url": url}
     ray.init("local", **HOW)
-    client = ray_route.connect("left")
-    deployment = ray_route.deploy(Room, namespace="left", **POD)
-    agent = ray_route.PodAgent("left", "by-hand", 0).start()
+    client = ray_route.connect("left", url, **OPTIONS)
+    deployment = ray_route.deploy(Room, **pods)
+    agent = ray_route.PodAgent("left", "by-hand", 0, redis_url=url).start()
     assert client.call("ann", "svc", "say") == "heard"
     thread, raised = waiting(client)
     of_first = ray.get_runtime_context().get_worker_id()
@@ -91,8 +99,8 @@ def main() -> None:
     for each in everything:
         refused(each)
     with (
-        ray_route.connect("left") as live,
-        ray_route.deploy(Room, namespace="left", **POD),
+        ray_route.connect("left", url) as live,
+        ray_route.deploy(Room, **pods),
     ):
         assert live.call("ann", "svc", "say") == "heard"
         refused(lambda: client.compute_linked_pod("ann", "svc"))
