@@ -67,7 +67,8 @@ def leave_one_and_join_another(url: str) -> None:
     ray.init("local", **HOW)
     client = ray_route.connect("left", url, **OPTIONS)
     deployment = ray_route.deploy(Room, **pods)
-    agent = ray_route.PodAgent("left", "by-hand", 0, redis_url=url).start()
+    # In a namespace of its own: the next router of this one would wait to hear from it.
+    agent = ray_route.PodAgent("left-too", "by-hand", 0, redis_url=url).start()
     assert client.call("ann", "svc", "say") == "heard"
     thread, raised = waiting(client)
     of_first = ray.get_runtime_context().get_worker_id()
