@@ -125,6 +125,8 @@ class Admission:
 
     def _take_in(self, uid: str, epoch: int, entry: Entry | None, until: float, link: Link) -> Told:
         """Begin to acquire a uid, once an earlier epoch of it is over."""
+        if self._held.closed or self._held.shut:
+            return Told.VOID  # who closed the pod has been told all that it holds
         if entry is None or entry.phase is Phase.GIVEN:
             at, term = self._held.clock(), self._held.term
             if at >= until:

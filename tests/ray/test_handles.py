@@ -198,7 +198,9 @@ def test_what_nobody_takes_is_no_leak_and_a_failure_is_logged_once(
     on_its_way = dispatcher(client)
     gone = lambda: not len(on_its_way.untaken) and not len(on_its_way.lanes)  # noqa: E731
     eventually(gone, "nothing is on its way", within_s=30)
-    logged = [record.getMessage() for record in caplog.records]
+    # It is on its way no more just before that is told.
+    eventually(lambda: caplog.messages, "the failure is logged")
+    logged = caplog.messages
     assert len(logged) == 1
     assert "nobody cares" in logged[0]
     assert u in logged[0]

@@ -247,6 +247,16 @@ class TestCalls:
         pod.releases.open()
         assert pod.verdict() is Verdict.ADMIT
 
+    def test_a_closed_pod_takes_in_no_uid_whose_link_was_read_before(self, pod: Pod):
+        """Who closed it has been told all that it holds, and may call it empty."""
+        asked_at = pod.clock()
+        pod.releases.close("drained")
+        assert pod.confirm("new", 200, asked_at=asked_at) is Told.VOID
+        assert "new" not in pod.held.entries
+        assert pod.confirm() is Told.HELD, "what it has it has"
+        pod.releases.open()
+        assert pod.confirm("new", 200) is Told.ACQUIRE
+
     def test_opening_again_spares_releases_under_way(self, pod: Pod):
         pod.release()
         pod.releases.close("drained")

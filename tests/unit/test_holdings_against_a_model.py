@@ -315,6 +315,7 @@ class World:
 
     def begin_acquire(self, uid: str, epoch: int) -> None:
         assert self.nothing_runs(uid), "acquired beside something of an earlier epoch"
+        assert not self.closed, "acquired by a pod that has told all that it holds"
         assert all(work.uid != uid for work in self.taken)
         assert self.acquired[uid, epoch] == 0, "acquired twice"
         assert (uid, epoch) not in self.to_move, "acquired after it was given up"
