@@ -88,7 +88,7 @@ def leave_one_and_join_another(url: str) -> None:
     ]
     for each in everything:
         refused(each)
-    thread.join(30)
+    thread.join(60)
     (error,) = raised
     # By which was heard of first.
     assert isinstance(error, (ray_route.RayGoneError, ray_route.PodUnavailableError)), error
