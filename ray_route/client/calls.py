@@ -39,7 +39,8 @@ ManyCall = tuple[str, tuple[Any, ...]] | tuple[str, tuple[Any, ...], dict[str, A
 
 _OneCall = tuple[str, tuple[Any, ...], dict[str, Any]]
 
-_GONE = (ray.exceptions.RayActorError, LifeEndedError)
+GONE = (ray.exceptions.RayActorError, LifeEndedError)
+"""What comes instead of an answer from a pod that has ended."""
 # What may come while a call is on its way, and says by itself nothing of it.
 _UNDECIDED = (RouteTimeoutError, RayGoneError)
 _BACKOFF_S = 0.02
@@ -138,18 +139,18 @@ class _Attempts:
             answer = yield UserCall(Remote(ref, self.what, over), self.method, ids)
         except ray.exceptions.RayTaskError as error:
             raise of_user(error, self.method, ids) from error.__cause__
-        except _GONE as error:
+        except GONE as error:
             return (yield from self._lost(link, error))
         if type(answer) is Refused:
             self.may_have_run = ran_before or getattr(answer.error, "may_have_run", False)
-            self.min_epoch = _follow(
+            self.min_epoch = follow(
                 self.session, self.uid, self.service, link, answer, idempotent=self.idempotent
             )
         return answer
 
     def _lost(self, link: Link, error: Exception) -> Operation[Refused]:
         """See to a pod that ended with the call in it."""
-        lost = _unavailable(self.session, self.uid, self.service, link, error)
+        lost = unavailable(self.session, self.uid, self.service, link, error)
         try:
             yield from self._report(link, error)
         except RouteError:
@@ -168,7 +169,7 @@ def _header(uid: str, link: Link, method: str, due_at: float) -> Header:
     return [uid, link.epoch, link.incarnation, method, 0, 0, due_at, node_mark()]
 
 
-def _follow(
+def follow(
     session: Session, uid: str, service: str, link: Link, refused: Refused, *, idempotent: bool
 ) -> int:
     """Return the epoch to ask for after a refusal; raise it if it can't be followed."""
@@ -180,9 +181,10 @@ def _follow(
     return link.epoch + 1
 
 
-def _unavailable(
+def unavailable(
     session: Session, uid: str, service: str, link: Link, error: Exception
 ) -> PodUnavailableError:
+    """Make the error of a call whose pod ended with it."""
     first_line = str(error).partition("\n")[0]
     return PodUnavailableError(
         reason=f"{type(error).__name__}: {first_line}",
@@ -241,7 +243,7 @@ def call_many(
         uid, args, kwargs = asked[position]
         refused, link = outcomes[position], links[uid]
         try:
-            least = _follow(session, uid, service, link, refused, idempotent=idempotent)
+            least = follow(session, uid, service, link, refused, idempotent=idempotent)
             one = call(
                 session, uid, service, method, args, kwargs, idempotent=idempotent, min_epoch=least
             )
@@ -317,7 +319,7 @@ def _answered(
         answers: Any = yield UserCall(Remote(ref, what, over), method, ids)
     except ray.exceptions.RayTaskError as error:  # of one that goes alone
         answers = Raised(of_user(error, method, ids))
-    except _GONE as died:
+    except GONE as died:
         return (yield from _died(session, service, batch, uids, died, idempotent=idempotent))
     except _UNDECIDED as error:
         return [Raised(_judged(session, uid, service, error, may_have_run=True)) for uid in uids]
@@ -343,7 +345,7 @@ def _died(
         yield from operations.failed(session, uids[0], service, batch.link, died)
     if idempotent:
         return [Refused(FencedError(reason="its pod is gone", may_have_run=True))] * len(uids)
-    return [Raised(_unavailable(session, uid, service, batch.link, died)) for uid in uids]
+    return [Raised(unavailable(session, uid, service, batch.link, died)) for uid in uids]
 
 
 def _unsent(

@@ -14,8 +14,7 @@ from typing import Any
 import ray
 
 from ray_route.client.call_loop import CallLoop
-from ray_route.client.calls import _GONE as GONE
-from ray_route.client.calls import _follow as follow
+from ray_route.client.calls import GONE, follow
 from ray_route.client.held_calls import HeldCalls, NotRunError
 from ray_route.client.lanes import Lane, Lanes
 from ray_route.client.outgoing import Outgoing

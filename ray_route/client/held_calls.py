@@ -10,7 +10,7 @@ import ray
 
 from ray_route.client import operations
 from ray_route.client.call_loop import CallLoop
-from ray_route.client.calls import _unavailable as unavailable
+from ray_route.client.calls import unavailable
 from ray_route.client.lanes import Lane, Lanes
 from ray_route.client.outgoing import Outgoing
 from ray_route.client.session import NoSuchActorError, Session

@@ -13,9 +13,7 @@ from typing import Any, Generic, TypeVar
 import ray
 
 from ray_route.client import operations
-from ray_route.client.calls import _GONE as GONE
-from ray_route.client.calls import _follow as follow
-from ray_route.client.calls import _unavailable as unavailable
+from ray_route.client.calls import GONE, follow, unavailable
 from ray_route.client.dispatcher import Dispatcher, as_sent
 from ray_route.client.outgoing import Outgoing
 from ray_route.client.responses import Failed, settled

@@ -109,7 +109,8 @@ def current_link() -> CurrentLink | None:
 
 
 @contextmanager
-def _under(agent: PodAgent, header: Header, due: Deadline | None) -> Iterator[None]:
+def under(agent: PodAgent, header: Header, due: Deadline | None) -> Iterator[None]:
+    """Have the user's code within serve the call of a header, until its deadline."""
     uid, epoch, incarnation = header[:3]
     link = CurrentLink(agent.service, uid, agent.pod, incarnation, epoch, due)
     token, serving = _current.set(link), begin_serving(due)
@@ -136,15 +137,15 @@ def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
     finally:
         place.leave()
     try:
-        with pod._ray_route_turn, _under(agent, header, due):
+        with pod._ray_route_turn, under(agent, header, due):
             if is_over(due):  # it waited for its turn, or for on_acquire
                 return Refused(late(due, agent.service, uid, method))
             result = function(*args, **kwargs)
         gate.recheck(uid, epoch)
     except FencedError as error:
-        return _own(agent, header, error)
+        return own_refusal(agent, header, error)
     except EXITS as error:
-        return Refused(_leaving(agent, uid, method, error, may_have_run=True))
+        return Refused(leaving(agent, uid, method, error, may_have_run=True))
     finally:
         gate.leave(uid)
     return Refused(stream_error(method)) if is_stream(result) else result
@@ -166,7 +167,7 @@ async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) ->
     finally:
         place.leave()
     try:
-        with _under(agent, header, due):
+        with under(agent, header, due):
             if is_over(due):  # it waited for on_acquire
                 return Refused(late(due, agent.service, uid, method))
             result = function(*args, **kwargs)
@@ -174,15 +175,15 @@ async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) ->
                 result = await result
         await gate.recheck_async(uid, epoch)
     except FencedError as error:
-        return _own(agent, header, error)
+        return own_refusal(agent, header, error)
     except EXITS as error:
-        return Refused(_leaving(agent, uid, method, error, may_have_run=True))
+        return Refused(leaving(agent, uid, method, error, may_have_run=True))
     finally:
         gate.leave(uid)
     return Refused(stream_error(method)) if is_stream(result) else result
 
 
-def _own(agent: PodAgent, header: Header, error: FencedError) -> Refused:
+def own_refusal(agent: PodAgent, header: Header, error: FencedError) -> Refused:
     """Answer with the refusal of this very call; one that user code met elsewhere is the user's."""
     uid, epoch, *_ = header
     ours = (agent.service, agent.pod, uid, epoch, True)  # for the call has begun
@@ -191,7 +192,7 @@ def _own(agent: PodAgent, header: Header, error: FencedError) -> Refused:
     return Refused(error)
 
 
-def _leaving(
+def leaving(
     agent: PodAgent, uid: str, what: str, error: BaseException, *, may_have_run: bool
 ) -> PodUnavailableError:
     """Begin to end this process, since the user's code asked for it; return what a caller gets.
@@ -263,7 +264,7 @@ def _exits_become_errors(uid: str, name: str) -> Iterator[None]:
     except EXITS as error:
         if _agent_here is None:
             raise
-        raise _leaving(_agent_here, uid, name, error, may_have_run=False) from error
+        raise leaving(_agent_here, uid, name, error, may_have_run=False) from error
 
 
 def _hook(pod: Any, name: str) -> Hook | None:

@@ -12,10 +12,7 @@ from ray_route.pod.agent import PodAgent
 from ray_route.pod.due import check_due, due_of
 from ray_route.pod.endings import EXITS
 from ray_route.pod.methods import is_stream, no_stream_error, stream_of
-from ray_route.pod.pod_actor import _leaving as leaving
-from ray_route.pod.pod_actor import _own as own_refusal
-from ray_route.pod.pod_actor import _under as under
-from ray_route.pod.pod_actor import is_async
+from ray_route.pod.pod_actor import is_async, leaving, own_refusal, under
 from ray_route.protocol.calls import Header, Refused, StreamEnd
 
 
