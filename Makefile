@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SHARED := ../shared/data/college_msg.txt
 
+# Each of the tests' hundreds of processes would compile anew what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo unit test long chaos soak partitions lint type floors docs package lowest bench check clean
 
 $(READY): pyproject.toml

@@ -24,6 +24,11 @@ from ray_route.store.url import parse_url
 # pause, pods and routers get a thirtieth of a core, and miss leases and deadlines of seconds.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own spelling
 
+# Where hundreds of processes have had their logs, Ray's monitor of logs takes more of the machine
+# than all else of Ray, by looking for new ones ten times a second. No test waits for what it tells.
+os.environ["RAY_LOG_MONITOR_MANY_FILES_THRESHOLD"] = "0"
+os.environ["LOG_NAME_UPDATE_INTERVAL_S"] = "5"
+
 # A shell without job control starts what it puts in the background deaf to Ctrl-C, with all that
 # comes of it: tests of interrupts would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import ray
+from ray.util import list_named_actors
 
 from ray_route.protocol.names import RAY_NAMESPACE
 
@@ -44,6 +46,20 @@ def router_handle(namespace: str) -> Any:
 
 def end_router(namespace: str) -> None:
     ray.kill(router_handle(namespace), no_restart=True)
+
+
+def namespaces_with_routers() -> set[str]:
+    named = list_named_actors(all_namespaces=True)
+    ours = [actor["name"].split(":") for actor in named if actor["namespace"] == RAY_NAMESPACE]
+    return {parts[1] for parts in ours if parts[-1] == "router"}
+
+
+@contextmanager
+def own_namespace() -> Iterator[str]:
+    """Give a namespace; its router ends after all that would make another one."""
+    name = unique_name()
+    yield name
+    end_router(name)
 
 
 def unique_name() -> str:

@@ -93,7 +93,7 @@ class Walk:
         assert not self._thread.is_alive(), "a request hangs"
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
+        while not self._stopping.wait(0.05):  # the cluster needs the machine for what it does
             under_way = {name: self._app.saying(name) for name in self.path}
             for name, answer in under_way.items():
                 self._note(name, answer)

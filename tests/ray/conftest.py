@@ -6,13 +6,23 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import ray
 from commands import Command
-from helpers import end_router, eventually, unique_name
+from helpers import end_router, eventually, namespaces_with_routers, unique_name
 from services import Counter
 
 import ray_route
 
 Deploy = Callable[..., ray_route.Deployment]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_router_stays() -> Iterator[None]:
+    """What a module leaves behind would take its share of the machine until the session's end."""
+    others = namespaces_with_routers() if ray.is_initialized() else set()
+    yield
+    if ray.is_initialized():
+        eventually(lambda: namespaces_with_routers() <= others, "this module's routers have ended")
 
 
 @pytest.fixture(scope="module")

@@ -300,12 +300,14 @@ def test_damaged_keys_harm_nobody_else_and_are_mended_as_doctor_says(
         client.batch_get_linked_pod([u, *others], "svc")
     assert (partly.value.unanswered, partly.value.damaged) == ([u], [link])
 
-    found = faults(run)
-    assert {link, keys.pods("svc")} <= {each["what"] for each in found}
-    commands = [each["command"] for each in found]
-    # Whole lines, for a shell: the table above them would break them.
-    assert set(commands) <= set(run("doctor").out.splitlines())
-    for command in commands:
+    assert {link, keys.pods("svc")} <= {each["what"] for each in faults(run)}
+
+    def printed() -> list[str] | None:
+        """Return the commands, each a whole line for a shell: a table would break it."""
+        commands = [each["command"] for each in faults(run)]
+        return commands if set(commands) <= set(run("doctor").out.splitlines()) else None
+
+    for command in eventually(printed, "both forms tell of the same faults", 30):
         mend(command, store)
     eventually(lambda: faults(run) == [], "all is well again", 30)
     assert client.call(u, "svc", "add", u) == counts[u] + 1  # where it was, with its memory

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from helpers import end_router, eventually, unique_name
+from helpers import eventually, own_namespace, unique_name
 from servers import ClusterServers, SentinelServers, admin
 from services import Counter
 
@@ -33,9 +33,8 @@ def servers(request: pytest.FixtureRequest, ray_session: None) -> Iterator[Serve
 
 @pytest.fixture(scope="module")
 def client(servers: Servers) -> Iterator[ray_route.RouteClient]:
-    with ray_route.connect(unique_name(), servers.url, shards=32) as connected:
+    with own_namespace() as name, ray_route.connect(name, servers.url, shards=32) as connected:
         yield connected
-        end_router(connected.namespace)
 
 
 @pytest.fixture(scope="module")

@@ -92,13 +92,16 @@ def test_an_interrupt_ends_a_connect_at_once_and_spoils_nothing(
 @pytest.fixture
 def head() -> int:
     """The process id of the head (GCS) of the tests' Ray."""
-    (found,) = [
-        int(process.name)
-        for process in Path("/proc").glob("[0-9]*")
-        if f"PPid:\t{os.getpid()}\n" in (process / "status").read_text()
-        and b"gcs_server" in (process / "cmdline").read_bytes()
-    ]
+    (found,) = [int(each.name) for each in Path("/proc").glob("[0-9]*") if is_head(each)]
     return found
+
+
+def is_head(process: Path) -> bool:
+    try:
+        ours = f"PPid:\t{os.getpid()}\n" in (process / "status").read_text()
+        return ours and b"gcs_server" in (process / "cmdline").read_bytes()
+    except OSError:  # it has just ended
+        return False
 
 
 def test_a_head_that_hangs_holds_nobody_beyond_their_timeout(client: Any, head: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import ray
-from helpers import end_router, eventually, router_handle, unique_name
+from helpers import eventually, own_namespace, router_handle, unique_name
 from proxy import TcpProxy
 from services import Counter
 
@@ -65,8 +65,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(ray_session: None) -> Iterator[World]:
-    namespace = unique_name()
-    with EmbeddedServer() as server:
+    with EmbeddedServer() as server, own_namespace() as namespace:
         options = {"namespace": namespace, "service": "svc", "replicas": 3, **OPTIONS}
         with (
             ray_route.deploy(Counter, redis_url=server.url, **options) as pods,
@@ -77,7 +76,6 @@ def world(ray_session: None) -> Iterator[World]:
             made.links = made.stored()
             assert made.links.keys() == set(USERS)
             yield made
-            end_router(namespace)
 
 
 def flush(world: World) -> None:
@@ -152,7 +150,6 @@ def test_a_new_router_learns_from_the_pods_what_was_lost_with_the_old_one(world:
 
 def test_a_replica_that_lacks_the_last_writes_is_promoted(ray_session: None) -> None:
     """The proxy to the replica stalls, so that it lacks what the primary took afterwards."""
-    namespace = unique_name()
     with (
         EmbeddedServer() as primary,
         TcpProxy(primary.port) as line,
@@ -161,6 +158,7 @@ def test_a_replica_that_lacks_the_last_writes_is_promoted(ray_session: None) -> 
             settings=(f"replicaof 127.0.0.1 {line.port}", f'masterauth "{primary.password}"'),
         ) as replica,
         TcpProxy(primary.port) as front,
+        own_namespace() as namespace,
     ):
         url = primary.url.replace(str(primary.port), str(front.port))
         copies = Store(parse_url(replica.url))
@@ -193,7 +191,6 @@ def test_a_replica_that_lacks_the_last_writes_is_promoted(ray_session: None) -> 
             front.retarget(replica.port)
 
             world.check()
-            end_router(namespace)
         copies.close()
         line.heal()
 

@@ -20,13 +20,11 @@ import pytest
 import yaml
 from alone import why_not
 from commands import Finished
-from helpers import end_router
-from ray.util import list_named_actors
+from helpers import end_router, namespaces_with_routers
 from tutorial import PAGE, blocks
 
 import ray_route
 from ray_route.cli.app import app, main
-from ray_route.protocol.names import RAY_NAMESPACE
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -67,20 +65,14 @@ def rooms(ray_session: None) -> Iterator[None]:
     program = program.replace("threading.Event().wait()", "yield")
     body = "\n".join(f"    {line}" for line in program.splitlines())
     names: dict[str, Any] = {"__name__": "rooms_of_the_docs"}
+    others = namespaces_with_routers()
     exec(f"def service():\n{body}\n", names)
     running = names["service"]()
     next(running)
     yield
     next(running, None)
-    for name in routers():
-        if name in ("chat", "chat-eu", "chat-us", "compare", "game", "moved"):
-            end_router(name)
-
-
-def routers() -> list[str]:
-    named = list_named_actors(all_namespaces=True)
-    ours = [actor["name"].split(":") for actor in named if actor["namespace"] == RAY_NAMESPACE]
-    return [parts[1] for parts in ours if parts[-1] == "router"]
+    for name in namespaces_with_routers() - others:
+        end_router(name)
 
 
 def test_the_pages_code_runs(rooms: None, capsys: pytest.CaptureFixture[str]) -> None:

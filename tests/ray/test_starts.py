@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import end_router, eventually, unique_name
+from helpers import end_router, eventually, own_namespace, unique_name
 from proxy import TcpProxy
 from services import (
     AsyncCounter,
@@ -52,8 +52,8 @@ def served(client: Any, service: str, uid: str) -> Callable[[], Any]:
 
 
 def test_a_pod_that_dies_in_an_outage_serves_soon_after_it(ray_session: None) -> None:
-    name, outage_s = unique_name(), 8.0
-    with EmbeddedServer() as server, TcpProxy(server.port) as proxy:
+    outage_s = 8.0
+    with EmbeddedServer() as server, TcpProxy(server.port) as proxy, own_namespace() as name:
         url = server.url.replace(str(server.port), str(proxy.port))
         with (
             ray_route.deploy(
@@ -74,7 +74,6 @@ def test_a_pod_that_dies_in_an_outage_serves_soon_after_it(ray_session: None) ->
                 assert time.monotonic() - asked_at < 2.5, "a caller waits no longer than it said"
             proxy.heal()
             assert eventually(served(client, "svc", "u"), "served", SERVED_WITHIN_S) == 1
-            end_router(name)
 
 
 def test_a_deployment_without_a_store_ends_at_its_deadline_and_says_why(

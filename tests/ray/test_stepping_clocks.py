@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import ray
-from helpers import end_router, eventually, router_handle, unique_name
+from helpers import eventually, own_namespace, router_handle, unique_name
 from services import Counter, Other, count_each
 from stepping import SteppingServer, stepping_server
 
@@ -45,8 +45,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(ray_session: None) -> Iterator[World]:
-    namespace = unique_name()
-    with stepping_server() as clock:
+    with stepping_server() as clock, own_namespace() as namespace:
         url = clock.server.url
         options = {"namespace": namespace, "service": "svc", "replicas": 3}
         with (
@@ -56,7 +55,6 @@ def world(ray_session: None) -> Iterator[World]:
             other = ray.remote(num_cpus=0)(Other).remote(namespace, url)
             yield World(clock, client, other)
             ray.kill(other)
-            end_router(namespace)
 
 
 @pytest.mark.parametrize("step_s", [HOUR_S, HOUR_S + 1, -HOUR_S, 310.0])
@@ -86,12 +84,11 @@ def test_a_pod_that_misses_a_link_asks_the_router_before_it_gives_anything_up(
     world: World,
 ) -> None:
     """The pod's own lease on the uid ends in a call, when the router has not looked yet."""
-    namespace, url = unique_name(), world.clock.server.url
-    options = {"ttl_s": 12.0, "margin_s": 10.0, "redis_url": url}
-    of_service = {"namespace": namespace, "service": "svc", "replicas": 2}
+    options = {"ttl_s": 12.0, "margin_s": 10.0, "redis_url": world.clock.server.url}
     with (
+        own_namespace() as namespace,
         ray_route.connect(namespace, **options) as client,
-        ray_route.deploy(Counter, **options, **of_service),
+        ray_route.deploy(Counter, namespace=namespace, service="svc", replicas=2, **options),
         ThreadPoolExecutor() as threads,
     ):
         client.call("ann", "svc", "add", "ann")
@@ -106,4 +103,3 @@ def test_a_pod_that_misses_a_link_asks_the_router_before_it_gives_anything_up(
             os.kill(router, signal.SIGCONT)
         assert running.result(30) is None
         assert client.call("ann", "svc", "add", "ann") == 2
-    end_router(namespace)

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 import pytest
-from helpers import end_router, eventually, unique_name
+from helpers import eventually, own_namespace, unique_name
 from proxy import TcpProxy
 from services import Counter
 
@@ -37,8 +37,11 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(ray_session: None) -> Iterator[World]:
-    namespace = unique_name()
-    with EmbeddedServer(password=PASSWORD) as server, TcpProxy(server.port) as proxy:
+    with (
+        EmbeddedServer(password=PASSWORD) as server,
+        TcpProxy(server.port) as proxy,
+        own_namespace() as namespace,
+    ):
         url = server.url.replace(str(server.port), str(proxy.port))
         options = {"namespace": namespace, "service": "svc", "replicas": 2, **OPTIONS}
         with (
@@ -51,7 +54,6 @@ def world(ray_session: None) -> Iterator[World]:
                 client.call(uid, "svc", "add", uid, 7)
             yield made
             proxy.heal()
-            end_router(namespace)
 
 
 def half_close_and_cut(proxy: TcpProxy) -> None:

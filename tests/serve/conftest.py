@@ -14,7 +14,7 @@ import ray_route
 from ray_route.store.embedded import free_port
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def serve_url(ray_session: None) -> Iterator[str]:
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -37,7 +37,7 @@ def stop_routers() -> None:
     eventually(lambda: not loop.is_running(), "the loop of Serve's routers ends")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def directory(serve_url: str) -> Iterator[ray_route.RouteClient]:
     """A client of the namespace in which all of Serve's sessions are."""
     namespace = unique_name()
@@ -64,7 +64,7 @@ def running(serve_url: str, directory: ray_route.RouteClient) -> Iterator[Run]:
         serve.delete(name, _blocking=False)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chat(serve_url: str, directory: ray_route.RouteClient) -> App:
     """Four replicas that all tests share: give sessions of your own."""
     made: list[str] = []

@@ -12,7 +12,7 @@ from helpers import end_router, eventually
 from ray import serve
 from serveapp import App, Run, Walk, sessions
 
-SOME = 200
+SOME = 60
 
 
 def scaled(chat: App, replicas: int) -> dict[str, int]:
@@ -28,7 +28,7 @@ def test_adding_a_replica_moves_nobody_and_removing_it_only_its_own(chat: App) -
         walk.go_on()
         assert walk.moved() == {}, "on scale-out"
         added = set(after) - set(before)
-        fresh = chat.homes(sessions(50))
+        fresh = chat.homes(sessions(10))
         assert set(fresh.values()) == added, "new sessions go where there are none"
 
         left = scaled(chat, 4)
