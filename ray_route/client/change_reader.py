@@ -169,10 +169,11 @@ class ChangeReader:
             known.table.update(change.service, change.pod)
         for uid, epoch in (change.stale or {}).items():
             self._near.drop(change.service, uid, epoch)
-        if change.shards:
-            lost, shard_of = frozenset(change.shards), self._keys.shard
-            self._near.drop_where(lambda uid: shard_of(uid) in lost)
-        known.saw_all((change.counters or {}).items())
+        counters = change.counters or {}
+        known.saw_all(counters.items())  # first: what is read from now on is judged by it
+        if change.kind == "lost":
+            shard_of = self._keys.shard
+            self._near.drop_where(lambda uid: shard_of(uid) in counters)
         if change.servers is not None:
             known.belief.keep_only(change.servers.split(","))
 

@@ -35,15 +35,15 @@ class Change:
     """One entry.
 
     `kind` is "pod" (a record changed), "link" (links up to an epoch are stale), "lost" (Redis has
-    lost writes to `shards`) or "beat": all counters were compared, `counters` have changed since
-    the last, and `servers` are the primaries now, if they are others than the last time.
+    lost writes to some shards, whose `counters` were so high) or "beat": all counters were
+    compared, `counters` have changed since the last, and `servers` are the primaries now, if they
+    are others than the last time.
     """
 
     kind: str
     service: str = ""
     pod: PodRecord | None = None
     stale: dict[str, int] | None = None
-    shards: tuple[int, ...] = ()
     counters: dict[int, int] | None = None
     servers: str | None = None
 
@@ -52,7 +52,7 @@ class Change:
         if self.pod is not None:
             return json.dumps(asdict(self.pod))
         if self.kind == "lost":
-            return json.dumps(self.shards)
+            return json.dumps(self.counters or {})
         if self.kind == "beat":
             return json.dumps({"counters": self.counters or {}, "servers": self.servers})
         return json.dumps(self.stale or {})
@@ -68,10 +68,9 @@ class Change:
             content["life"] = Life(content["life"])
             return cls(kind, service, pod=PodRecord(**content))
         if kind == "lost":
-            return cls(kind, shards=tuple(map(_whole, content)))
+            return cls(kind, counters=_counters(content))
         if kind == "beat":
-            told = content.get("counters", {}).items()
-            counters = {int(shard): _whole(counter) for shard, counter in told}
+            counters = _counters(content.get("counters", {}))
             return cls(kind, counters=counters, servers=content.get("servers"))
         return cls(kind, service, stale={uid: int(epoch) for uid, epoch in content.items()})
 
@@ -91,6 +90,10 @@ def read_entry(fields: Mapping[bytes, bytes]) -> tuple[int, int, Change]:
         return _whole(int(text["router"])), _whole(int(text["number"])), change
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UnreadableEntryError(f"not a router's: {error!r}") from error
+
+
+def _counters(told: Mapping[str, int]) -> dict[int, int]:
+    return {_whole(int(shard)): _whole(counter) for shard, counter in told.items()}
 
 
 def _whole(number: int) -> int:

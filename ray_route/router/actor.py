@@ -67,13 +67,14 @@ class Router:
         return Welcome(self._config, position, tables, self._shards.seen)
 
     async def vouch(self) -> Vouched:
-        """Say which servers have lost nothing, by a comparison that begins after this call.
+        """Say which servers there are, by a comparison of counters that begins after this call.
 
-        What it finds lost is restored first. Raises `LostWritesError` if that takes too long.
+        A shard that it finds lost is refused to whoever knows its counter, which this tells. Raises
+        `StoreUnavailableError`.
         """
         await self._life.opened()
-        servers = await self._recovery.vouched()
-        return Vouched(servers, list(self._shards.seen))
+        found = await self._recovery.vouched()
+        return Vouched(found.servers, list(self._shards.seen))
 
     async def compute(self, question: bytes) -> bytes:
         """See `Directory.compute`; question and answers are packed (see `wire`)."""

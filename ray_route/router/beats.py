@@ -1,4 +1,4 @@
-"""The router's beats: that all counters have just been compared, and nothing is lost.
+"""The router's beats: that all counters have just been compared, and what is lost was told.
 
 Clients believe what they keep, and what they read from Redis themselves, for as long as they hear
 beats.
@@ -29,12 +29,15 @@ class Beats:
         self._changes = changes
 
     async def run(self) -> None:
-        """Compare and tell, for ever; a comparison that fails or finds a loss tells nothing."""
+        """Compare and tell, for ever; a comparison that fails tells nothing.
+
+        One that finds a loss has told that before: all else is well.
+        """
         while True:
             await asyncio.sleep(self._heartbeat_s)
             try:
-                servers = await self._recovery.compared()
+                found = await self._recovery.compared()
             except RouteError as error:
                 logger.debug("counters can't be compared: %s", error)
             else:
-                self._changes.beat(self._shards.seen, servers)
+                self._changes.beat(self._shards.seen, found.servers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ray_route.clock import now
@@ -50,9 +50,9 @@ class ChangeWriter:
         self._waiting.append(change)
         self._wake.set()
 
-    def lost(self, shards: Collection[int]) -> None:
-        """Queue that Redis has lost writes to some shards."""
-        self.write(Change("lost", shards=tuple(shards)))
+    def lost(self, counters: Mapping[int, int]) -> None:
+        """Queue that Redis has lost writes to some shards, whose counters were so high."""
+        self.write(Change("lost", counters=dict(counters)))
 
     def beat(self, counters: Sequence[int], servers: str) -> None:
         """Tell, after what is queued, that all counters have just been compared; once, or never."""

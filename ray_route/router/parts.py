@@ -80,7 +80,7 @@ class Parts:
             self.failures.begin_anew,
         )
         self.shards.recover = self.recovery.recover
-        self.recovery.tell_lost = self.changes.lost
+        self.recovery.comparison.tell_lost = self.changes.lost
         gate.readmit = self.recovery.readmit
         self.resumption = Resumption(
             config, self.membership, self.shards, self.recovery, self.failures.begin_anew_with

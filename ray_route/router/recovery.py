@@ -13,9 +13,9 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ray_route.clock import now
 from ray_route.config import RouteConfig
@@ -25,23 +25,22 @@ from ray_route.errors import (
     RouteError,
     StoreUnavailableError,
 )
-from ray_route.model import Life, Link, PodRecord
+from ray_route.model import Link
 from ray_route.protocol.commands import Address, Memory, Recall
+from ray_route.router.comparison import Compared, Comparison
 from ray_route.router.link_table import LinkTable
-from ray_route.router.mailbox import Mailboxes, NoAnswerError
+from ray_route.router.mailbox import Mailboxes
 from ray_route.router.membership import Membership
+from ray_route.router.memories import Memories
 from ray_route.router.shards import Shards, SupersededError
 from ray_route.router.shared_run import SharedRun
 from ray_route.runtime.metrics import LOST_SHARDS, RECOVERED_LINKS
 from ray_route.store.circuit import PROBE_S
 from ray_route.store.connect import AsyncStore
-from ray_route.store.damage import tell
 from ray_route.store.links import MAX_UIDS, LinkCalls, RememberedLink
 from ray_route.store.namespaces import (
-    is_whole,
     parse_looked,
     read_looked,
-    read_whole,
     restore_meta,
     seal,
 )
@@ -49,9 +48,10 @@ from ray_route.store.scripts import Call
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 # How long whoever meets a loss waits for the recovery; a frozen pod has its lease to answer.
 _PATIENCE_S = 20.0
-_ANSWER_S = 1.0
 _PAUSE_S = 0.05
 _CALLS_PER_TRIP = 20
 _TOKENS = 2**31
@@ -96,36 +96,40 @@ class Recovery:
         self._membership = membership
         self._shards = shards
         self._table = links
-        self._mailboxes = mailboxes
+        self._memories = Memories(membership, shards, mailboxes)
         self._interrupt = interrupt
         self._links = LinkCalls(links.keys, config)
         self._logger = logging.LoggerAdapter(logger, {"namespace": links.keys.namespace})
         self.is_proven = False
         """True if nothing was lost since an earlier router's last seal: its pod tables are ours."""
-        self.tell_lost: Callable[[Collection[int]], None] = _tell_nobody
-        self._runs = SharedRun(self._compare)
-        self._silent: set[Address] = set()
+        self.comparison = Comparison(config, store, links.keys, shards)
+        self._looks = SharedRun(self._look)
+        self._cures = SharedRun(self._cure)
 
     # While the router serves.
 
-    async def recover(self, shards: Iterable[int]) -> None:
-        """Return when nothing of these shards is lost any more.
+    async def recover(self, shards: Iterable[int] | None = None) -> None:
+        """Return when nothing of these shards is lost any more; by default, nothing at all.
 
         Raises `LostWritesError` after 20 s, saying which pods were waited for, and
         `StoreUnavailableError`.
         """
-        await self.vouched(shards)
+        wanted = None if shards is None else frozenset(shards)
+        await self._in_time(self._cured(wanted), wanted or ())
 
-    async def vouched(self, shards: Iterable[int] = ()) -> str:
-        """Name the servers, of which a comparison found that they have lost nothing.
+    async def vouched(self) -> Compared:
+        """Return what a comparison has found that began after this call; waits for no recovery.
 
-        It has begun after this call, and what it found lost is restored. Raises what `recover`
-        does; its error names `shards`.
+        Raises `StoreUnavailableError`.
         """
+        return await self._in_time(self._compared_twice(), ())
+
+    async def _in_time(self, work: Awaitable[T], shards: Iterable[int]) -> T:
         try:
-            return await asyncio.wait_for(self._compared_twice(), _PATIENCE_S)
+            return await asyncio.wait_for(work, _PATIENCE_S)
         except asyncio.TimeoutError:
-            waiting = ", ".join(f"pod {pod} of {service}" for service, pod, _ in self._silent)
+            silent = sorted(self._memories.silent)
+            waiting = ", ".join(f"pod {pod} of {service}" for service, pod, _ in silent)
             raise LostWritesError(
                 address=self._store.url.address,
                 shards=sorted(shards),
@@ -135,7 +139,11 @@ class Recovery:
         except SupersededError as error:
             raise self._table.taken_over() from error
 
-    async def _compared_twice(self) -> str:
+    async def _cured(self, shards: frozenset[int] | None) -> None:
+        while _is_missing(await self._compared_twice(), shards):
+            await self._cures.begun_now()
+
+    async def _compared_twice(self) -> Compared:
         try:
             return await self.compared()
         except StoreUnavailableError:
@@ -143,53 +151,40 @@ class Recovery:
             await asyncio.sleep(2 * PROBE_S)
             return await self.compared()
 
-    async def compared(self) -> str:
-        """Do the same for as long as it takes; `SupersededError` is let through."""
-        return await self._runs.begun_now()
+    async def compared(self) -> Compared:
+        """Look, from now on; have what is found lost made up for in the background."""
+        return await self._looks.begun_now()
 
-    async def _compare(self) -> str:
+    async def _look(self) -> Compared:
+        found = await self.comparison.look()
+        if not found.is_whole:
+            self._cures.begin_if_idle()
+        return found
+
+    async def _cure(self) -> None:
         try:
-            return await self._compare_and_restore()
+            while not (found := await self.compared()).is_whole:
+                await self.restore(found.lost, found.servers, found.steps)
         except SupersededError:
             self._table.superseded.set()
             raise
 
-    async def _compare_and_restore(self) -> str:
-        while True:
-            servers = await self._store.servers()
-            lost = await self._shards.lost()
-            if not lost and await self._is_sealed(servers):
-                return servers
-            if lost:
-                self.tell_lost(lost)  # before anything is made up for
-            await self.restore(lost, servers)
-
-    async def _is_sealed(self, servers: str) -> bool:
-        """True if the namespace was whole on these servers; others come after a failover.
-
-        Not where its own key is damaged either: a recovery writes that anew.
-        """
-        keys = self._table.keys
-        try:
-            reply = await self._store.one(read_whole(keys))
-        except DamagedKeyError as error:
-            tell(error)
-            return False
-        return is_whole(keys, reply, self._config, servers)
-
     # One recovery.
 
-    async def restore(self, lost: Collection[int], servers: str) -> None:
+    async def restore(
+        self, lost: Collection[int], servers: str, steps: Sequence[float | None] = ()
+    ) -> None:
         """Write back the pod tables and what is known of some shards, and seal the namespace.
 
-        `servers` were there before the loss was looked for: the seal names no later ones. Raises
-        `RouteError` where Redis fails. What is lost meanwhile is lost again afterwards.
+        `servers` were there before the loss was looked for: the seal names no later ones. `steps`
+        are those of clocks that were found then. Raises `RouteError` where Redis fails. What is
+        lost meanwhile is lost again afterwards.
         """
         token = random.randrange(1, _TOKENS)  # noqa: S311 - no secret
         await self._restore_tables(token)
         if lost:
             await self._restore_links(lost, token)
-        self._shards.clocks.believe()
+        self._shards.clocks.believe(steps)
         await self._store.one(seal(self._table.keys, token, servers))
 
     async def _restore_links(self, lost: Collection[int], token: int) -> None:
@@ -197,7 +192,7 @@ class Recovery:
         self._table.meter.count(LOST_SHARDS, by=len(lost))
         self._logger.error("Redis has lost links of %d shards: they are being recovered", len(lost))
         self._interrupt()
-        memories = await self._recall(self._living(), Recall(frozenset(lost)))
+        memories = await self._memories.recall(self._memories.living(), Recall(frozenset(lost)))
         names = self._union(lost, memories, began)
         await self._write(lost, names, token)
         self._table.meter.count(RECOVERED_LINKS, by=len(names))
@@ -267,6 +262,7 @@ class Recovery:
                 raise SupersededError(self._table.keys.namespace)
             if parsed.status == "ok" and part.last:
                 self._shards.remember([(part.shard, parsed.counter)])
+                self.comparison.restored(part.shard)
 
     def _parts(self, lost: Collection[int], names: _Names) -> list[_Part]:
         """Cut each shard's links into script calls, in order."""
@@ -286,42 +282,7 @@ class Recovery:
                 parts.append(_Part(shard, service, uids, kept, first, last))
         return parts
 
-    # What agents remember.
-
-    def _living(self) -> list[Address]:
-        table = self._membership.table
-        return [
-            (service, pod.pod, pod.incarnation)
-            for service in table.services()
-            for pod in table.pods(service).values()
-            if pod.life is Life.ALIVE
-        ]
-
-    async def _recall(self, agents: list[Address], command: Recall) -> dict[Address, Memory]:
-        """Ask living agents, each until it has answered or its life has ended."""
-        self._silent = set(agents)
-        memories = await asyncio.gather(*(self._ask(agent, command) for agent in agents))
-        pairs = zip(agents, memories, strict=True)
-        return {agent: memory for agent, memory in pairs if memory is not None}
-
-    async def _ask(self, agent: Address, command: Recall) -> Memory | None:
-        while self._is_alive(agent):
-            try:
-                memory: Memory = await self._mailboxes.ask(agent, command, _ANSWER_S)
-            except NoAnswerError:
-                await asyncio.sleep(_PAUSE_S)
-            else:
-                self._silent.discard(agent)
-                self._shards.remember(enumerate(memory.counters))
-                return memory
-        self._silent.discard(agent)
-        return None
-
-    def _is_alive(self, agent: Address) -> bool:
-        service, pod, incarnation = agent
-        record: PodRecord | None = self._membership.table.get(service, pod)
-        alive = record is not None and record.life is Life.ALIVE
-        return alive and record is not None and record.incarnation == incarnation
+    # What is believed of what agents remember.
 
     def spans(self, under: int) -> bool:
         """True if this router knows of every end of a life since a renewal under that router.
@@ -361,8 +322,8 @@ class Recovery:
         """
         asked_at = now()
         everything = Recall(frozenset(range(self._table.keys.shards)))
-        asked = self._living() if agents is None else list(agents)
-        memories = await self._recall(asked, everything)
+        asked = self._memories.living() if agents is None else list(agents)
+        memories = await self._memories.recall(asked, everything)
         for address, memory in memories.items():
             service, pod, incarnation = address
             links = {
@@ -386,19 +347,19 @@ class Recovery:
         """
         # Again, now that the pod tables have been read: nothing may have been lost in between.
         servers = await self._store.servers()
-        is_whole = await self._is_sealed(servers)
+        is_whole = await self.comparison.is_sealed(servers)
         self.is_proven = self.is_proven and is_whole
         if not is_whole:
             await self._recollect(_BEATS * self._config.heartbeat_s if pods_expected else 0)
         await self.restore(await self._shards.take_over(), servers)
-        await self._compare_and_restore()
+        await self._cures.begun_now()
 
     async def look_for_proof(self) -> None:
         """Before the claim: note whether the namespace is whole as an earlier router left it.
 
         And what the server's clock showed then, so that a step of it meanwhile is noticed.
         """
-        self.is_proven = await self._is_sealed(await self._store.servers())
+        self.is_proven = await self.comparison.is_sealed(await self._store.servers())
         with contextlib.suppress(DamagedKeyError):  # it has been told, and is written anew
             looked_us = parse_looked(await self._store.one(read_looked(self._table.keys)))
             if looked_us is not None:
@@ -410,13 +371,14 @@ class Recovery:
         heard: set[Address] = set()
         while True:
             await self._membership.refresh_all()
-            agents = [agent for agent in self._living() if agent not in heard]
+            agents = [agent for agent in self._memories.living() if agent not in heard]
             if not agents and now() - began >= patience_s:
                 return
-            await self._recall(agents, Recall(frozenset()))
+            await self._memories.recall(agents, Recall(frozenset()))
             heard.update(agents)
             await asyncio.sleep(_PAUSE_S)
 
 
-def _tell_nobody(_: Collection[int]) -> None:
-    """Keep a loss to oneself."""
+def _is_missing(found: Compared, shards: frozenset[int] | None) -> bool:
+    """True if a look found some of these shards lost; by default, if anything is."""
+    return not found.is_whole if shards is None else bool(found.lost & shards)

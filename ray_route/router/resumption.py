@@ -129,7 +129,7 @@ class Resumption:
         verdict = await self._membership.vouch(address, seq)
         denied = self._denied(address)  # in the tick of the reply: it may have been sent meanwhile
         if verdict == "lost":
-            await self._recovery.recover(())
+            await self._recovery.recover()
             return Word.AGAIN
         if verdict != "ok":
             await self._membership.refresh(address[0])

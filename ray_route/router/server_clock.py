@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 
 from ray_route.clock import Clock, now
 from ray_route.config import RouteConfig
@@ -38,7 +39,8 @@ class ServerClock:
         self._life_s = config.ttl_s
         self._offset_s: float | None = None
         self._seen_at = -math.inf
-        self._stepped_to_s: float | None = None
+        self.stepped_to_s: float | None = None
+        """Where the clock was found to have stepped to, until that is believed."""
 
     def latest_us(self) -> int:
         """The latest time, in microseconds, that a script sent now may find."""
@@ -62,19 +64,22 @@ class ServerClock:
         known = highest if self._offset_s is None else self._offset_s + self._drifted_s(at)
         has_stepped = time_s - at > known + self._slack_s
         self._offset_s, self._seen_at = min(known, highest), at
-        self._stepped_to_s = highest if has_stepped else None
+        self.stepped_to_s = highest if has_stepped else None
         return has_stepped
 
     def _drifted_s(self, at: float) -> float:
         return self._drift_s * min(1.0, (at - self._seen_at) / self._life_s)
 
-    def believe(self) -> None:
-        """Go by a step, if there was one: what it may have ended has been written back."""
-        if self._stepped_to_s is None or self._offset_s is None:
+    def believe(self, stepped_to_s: float | None) -> None:
+        """Go by a step that was found: what it may have ended has been written back.
+
+        One that was found since, and leads further, is told by the next answer.
+        """
+        if stepped_to_s is None or self._offset_s is None:
             return
-        step_s = self._stepped_to_s - self._offset_s
+        step_s = stepped_to_s - self._offset_s
         logger.error("the clock of Redis showed %.3f s more than it could", step_s)
-        self._offset_s, self._stepped_to_s = self._stepped_to_s, None
+        self._offset_s, self.stepped_to_s = stepped_to_s, None
 
 
 class ServerClocks:
@@ -92,7 +97,11 @@ class ServerClocks:
         for clock in self._clocks:
             clock.showed(time_us)
 
-    def believe(self) -> None:
+    def steps(self) -> list[float | None]:
+        """Where each has stepped to, for `believe`."""
+        return [clock.stepped_to_s for clock in self._clocks]
+
+    def believe(self, steps: Sequence[float | None]) -> None:
         """See `ServerClock.believe`."""
-        for clock in self._clocks:
-            clock.believe()
+        for clock, stepped_to_s in zip(self._clocks, steps, strict=False):
+            clock.believe(stepped_to_s)

@@ -19,10 +19,17 @@ class SharedRun(Generic[T]):
 
     async def begun_now(self) -> T:
         """Return what a run returns that began after this call; raise what it raised."""
-        if self._next is None:
-            self._next = asyncio.get_running_loop().create_task(self._run(self._running))
-            self._next.add_done_callback(_heard)
-        return await asyncio.shield(self._next)
+        return await asyncio.shield(self._next or self._begin())
+
+    def begin_if_idle(self) -> None:
+        """Begin a run for nobody in particular, unless one is under way."""
+        if self._next is None and (self._running is None or self._running.done()):
+            self._begin()
+
+    def _begin(self) -> asyncio.Task[T]:
+        self._next = asyncio.get_running_loop().create_task(self._run(self._running))
+        self._next.add_done_callback(_heard)
+        return self._next
 
     async def _run(self, previous: asyncio.Task[T] | None) -> T:
         if previous is not None:

@@ -169,7 +169,7 @@ class Bench:
         with contextlib.suppress(RouteError):
             await self.failures._look()
         with contextlib.suppress(RouteError):
-            await self.recovery.compared()
+            await self.recovery.recover()
 
     # What users see.
 

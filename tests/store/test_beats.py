@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers import unique_name
 from servers import ClusterServers
-from test_resumption import CONFIG, Router, close_all
+from test_resumption import CONFIG, Pod, Router, close_all
 
 from ray_route.clock import now
 from ray_route.protocol.changes import Change
@@ -20,11 +20,14 @@ from ray_route.router.beats import Beats
 from ray_route.router.change_writer import ChangeWriter
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.keys import Keys
+from ray_route.store.pods import PodCalls
 from ray_route.store.scripts import plain_call
 from ray_route.store.url import StoreUrl
 
 S = "chat"
 BEAT_S = 0.05
+# Less than whoever waits for a frozen pod has to wait.
+WITHIN_S = 15
 
 
 @dataclass
@@ -78,7 +81,7 @@ async def beating(url: StoreUrl) -> AsyncIterator[Beating]:
     store = AsyncStore(url)
     changes = ChangeWriter(router.store, keys)
     changes.router = router.incarnation
-    router.recovery.tell_lost = changes.lost
+    router.recovery.comparison.tell_lost = changes.lost
     beats = Beats(BEAT_S, router.recovery, router.shards, changes)
     tasks = [asyncio.create_task(work) for work in (changes.run(), beats.run())]
     try:
@@ -115,23 +118,85 @@ def test_a_loss_is_told_before_it_is_made_up_for(store: Store) -> None:
     async def story() -> None:
         async with beating(store.url) as world:
             shard = await world.link("u")
+            counter = world.router.shards.seen[shard]
             await world.more_beats()
             restored = world.router.recovery.restore
+            told: list[Any] = []
             told_by_then: list[Any] = []
 
-            async def noted(lost: Any, servers: str) -> None:
-                told_by_then.extend(world.changes._waiting)
-                await restored(lost, servers)
+            def noted_as_told(lost: Any) -> None:
+                told.append(lost)
+                world.changes.lost(lost)
+
+            async def noted(*found: Any) -> None:
+                told_by_then.extend(told)
+                await restored(*found)
+
+            world.router.recovery.comparison.tell_lost = noted_as_told
 
             world.router.recovery.restore = noted  # type: ignore[method-assign]
             await world.store.one(plain_call("DEL", world.keys.counter(shard)))
 
-            async def told() -> bool:
-                return any(entry.shards == (shard,) for entry in await world.entries())
+            async def written() -> bool:
+                return any(entry.kind == "lost" for entry in await world.entries())
 
-            await world.eventually(told)
-            assert [change.shards for change in told_by_then] == [(shard,)]
+            await world.eventually(written)
+            await world.router.recovery.recover()
+            assert told_by_then == [{shard: counter}]
             await world.more_beats()
+
+    run(story())
+
+
+def test_a_recovery_that_waits_for_a_frozen_pod_silences_nobody(store: Store) -> None:
+    """Its shards are told as lost, once; all others are vouched for meanwhile."""
+
+    async def story() -> None:
+        async with beating(store.url) as world:
+            shard, router = await world.link("u"), world.router
+            other = await world.link("v")
+            assert shard != other
+            Pod(store, PodCalls(world.keys)).claim()
+            await router.membership.refresh_all()
+            assert router.answering is not None
+            router.answering.cancel()  # it is frozen
+            await world.store.one(plain_call("DEL", world.keys.counter(shard)))
+            waiting = asyncio.create_task(router.recovery.recover([shard]))
+
+            async def waits() -> bool:
+                return bool(router.recovery._memories.silent)
+
+            await world.eventually(waits)
+            await world.more_beats(3)
+            vouched = await asyncio.wait_for(router.recovery.vouched(), WITHIN_S)
+            assert vouched.servers == await world.store.servers()
+            await asyncio.wait_for(router.recovery.recover([other]), WITHIN_S)
+            assert not waiting.done()
+            lost = [entry for entry in await world.entries() if entry.kind == "lost"]
+            assert [list(entry.counters or {}) for entry in lost] == [[shard]]
+            router.answering = asyncio.create_task(router.answer_recalls())
+            await waiting
+            assert await router.shards.lost() == []
+
+    run(story())
+
+
+def test_a_shard_that_is_lost_again_is_told_again(store: Store, namespace: str) -> None:
+    """Even if nobody looked while it was well."""
+
+    async def story() -> None:
+        router = Router.on(store.url, Keys(namespace, CONFIG.shards))
+        await router.begin()
+        told: list[Any] = []
+        look = router.recovery.comparison.look
+        router.recovery.comparison.tell_lost = told.append
+        for times in (1, 2):
+            await router.store.one(plain_call("DEL", Keys(namespace, CONFIG.shards).counter(3)))
+            found = await look()
+            assert found.lost == (await look()).lost == {3}
+            assert len(told) == times
+            await router.recovery.restore(found.lost, found.servers, found.steps)
+        await close_all()
 
     run(story())
 

@@ -25,6 +25,7 @@ from ray_route.store.url import parse_url
 S = "chat"
 LINK = Link(0, 7, 100, persistent=False, lease_s=100.0)
 STALENESS_S = 1.5
+SEEN: dict[int, int] = {}
 FIELDS = {"router": 1, "number": 2, "kind": "beat", "service": "", "payload": "{}"}
 
 
@@ -68,7 +69,7 @@ def near(server: EmbeddedServer, keys: Keys, stream: Stream) -> Iterator[LinkCac
     config = RouteConfig(heartbeat_s=0.5, staleness_s=STALENESS_S)
     own = Store(parse_url(server.url), retries=0)
     place = Position("0-0", 1, 0)
-    known = Known(PodTable(), cache, Belief(own, _nobody), lambda _: None)
+    known = Known(PodTable(), cache, Belief(own, _nobody), SEEN.update)
     reader = ChangeReader(own, keys, config, known, place, now())
     reader.start()
     yield cache
@@ -217,10 +218,11 @@ def test_a_loss_makes_a_reader_forget_these_shards_alone(
     near.put(S, "u", LINK, now())
     near.put(S, other, LINK, now())
     asked_at = now()
-    stream.append(Change("lost", shards=(keys.shard("u"),)))
+    stream.append(Change("lost", counters={keys.shard("u"): 7}))
     eventually(lambda: near.get(S, "u") is None, "the link is not believed any more", 5)
     assert near.get(S, other) == LINK
     assert not near.put(S, "u", LINK, asked_at), "an answer of before is kept"
+    assert SEEN[keys.shard("u")] == 7, "what Redis has left is not enough"
 
 
 def test_only_beats_keep_hits_alive(near: LinkCache, stream: Stream) -> None:

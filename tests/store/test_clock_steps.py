@@ -130,7 +130,7 @@ def test_a_step_is_noticed_by_comparing_counters(run: Run, stepping: SteppingSer
     async def story(router: Router) -> None:
         links = await place_some(router)
         stepping.step(HOUR_S)
-        await router.recovery.recover(())
+        await router.recovery.recover()
         assert all(stored(router, uid) for uid in links)
 
     run(story)
@@ -141,7 +141,7 @@ def test_a_step_back_and_the_way_forward_again_move_nobody(
 ) -> None:
     async def story(router: Router) -> None:
         stepping.step(-HOUR_S)
-        await router.recovery.recover(())
+        await router.recovery.recover()
         assert router.recalls == 0
         links = await place_some(router)
         stepping.step(HOUR_S)

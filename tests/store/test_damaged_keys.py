@@ -369,7 +369,7 @@ def test_a_damaged_record_frees_no_index_and_its_command_does(store: Store):
         for damage in await bench.examine():
             assert damage.key == bench.keys.pods(SERVICE)
             bench.mend(damage)
-        await bench.recovery.compared()  # what this router knows of the pod is back
+        await bench.recovery.recover()  # what this router knows of the pod is back
         assert await bench.examine() == []
         assert bench.store.one(heir.calls.claim(heir.who, READY))[0] == b"held"
         record = bench.membership.table.pods(SERVICE)[1]

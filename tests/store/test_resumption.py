@@ -742,7 +742,7 @@ def test_a_failover_that_lost_nothing_is_sealed_anew(run: Run) -> None:
         before = world.store.one(read_seal(world.keys))
         assert before.decode() == await world.router.store.servers()
         lose_the_seal(world)
-        await world.router.recovery.recover(())
+        await world.router.recovery.recover()
         assert world.store.one(read_seal(world.keys)) == before
         later = await world.another_router()
         assert later.recovery.is_proven

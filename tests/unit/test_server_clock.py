@@ -90,16 +90,27 @@ def test_a_step_is_one_until_it_is_believed(server: Server):
     for _ in range(3):
         assert server.ask()
         assert not server.takes()
-    server.believed.believe()
+    server.believed.believe(server.believed.stepped_to_s)
     assert server.takes()
     assert not server.ask()
+
+
+def test_a_step_that_was_found_meanwhile_is_not_believed_with_an_earlier_one(server: Server):
+    """What the first may have ended is written back while the second is found."""
+    server.offset_s += HOUR_S
+    assert server.ask()
+    first = server.believed.stepped_to_s
+    server.offset_s += HOUR_S
+    assert server.ask()
+    server.believed.believe(first)
+    assert server.ask()
 
 
 def test_a_second_step_before_the_first_is_believed_is_one_afterwards(server: Server):
     server.offset_s += HOUR_S
     assert server.ask()
     server.offset_s += HOUR_S
-    server.believed.believe()
+    server.believed.believe(server.believed.stepped_to_s)
     assert not server.takes()
     assert server.ask()
 
@@ -182,7 +193,7 @@ def test_no_script_is_let_through_that_finds_a_link_ended_within_its_lease(event
         server.offset_s += step_s
         if server.ask(there_s, back_s):
             given.clear()  # all leases' links are written back
-            server.believed.believe()
+            server.believed.believe(server.believed.stepped_to_s)
         given.append((server.ours(), server.offset_s))
         server.ours.tick(passes_s)
         held = [offset for at, offset in given if server.ours() - at < CONFIG.ttl_s]

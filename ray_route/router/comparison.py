@@ -1,0 +1,84 @@
+"""Looks at Redis: which servers there are, and whether they have lost anything.
+
+A look waits for Redis alone. What it finds lost is told at once, and is made up for elsewhere
+(`recovery`), however long that takes: a server is vouched for by what was compared, and who reads
+a shard that is still lost is refused by its counter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ray_route.config import RouteConfig
+from ray_route.errors import DamagedKeyError
+from ray_route.router.shards import Shards
+from ray_route.store.connect import AsyncStore
+from ray_route.store.damage import tell
+from ray_route.store.keys import Keys
+from ray_route.store.namespaces import is_whole, read_whole
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What a look has found.
+
+    `servers` are the identities of the primaries, which were read before the counters; `lost` the
+    shards where a missing link means nothing; `is_whole` is true if there are none, and the pod
+    tables are those of these servers. `steps` is for `ServerClocks.believe`.
+    """
+
+    servers: str
+    lost: frozenset[int]
+    is_whole: bool
+    steps: Sequence[float | None]
+
+
+class Comparison:
+    """Compares what Redis has with what this router knows. Belongs to one event loop.
+
+    `tell_lost` hears of shards that are found lost, with their counters: once, until they have been
+    well in between.
+    """
+
+    def __init__(self, config: RouteConfig, store: AsyncStore, keys: Keys, shards: Shards) -> None:
+        self._config = config
+        self._store = store
+        self._keys = keys
+        self._shards = shards
+        self._lost: frozenset[int] = frozenset()
+        self.tell_lost: Callable[[Mapping[int, int]], None] = _tell_nobody
+
+    async def look(self) -> Compared:
+        """Look once; raise `RouteError` where Redis fails."""
+        servers = await self._store.servers()  # first: what follows may be others' then
+        lost = frozenset(await self._shards.lost())
+        steps = self._shards.clocks.steps()
+        self._tell(lost)
+        whole = not lost and await self.is_sealed(servers)
+        return Compared(servers, lost, whole, steps)
+
+    def _tell(self, lost: frozenset[int]) -> None:
+        news, self._lost = lost - self._lost, lost
+        if news:
+            self.tell_lost({shard: self._shards.seen[shard] for shard in sorted(news)})
+
+    def restored(self, shard: int) -> None:
+        """Note that a shard is well again: if it is lost once more, that is news."""
+        self._lost -= {shard}
+
+    async def is_sealed(self, servers: str) -> bool:
+        """True if the namespace was whole on these servers; others come after a failover.
+
+        Not where its own key is damaged either: a recovery writes that anew.
+        """
+        try:
+            reply = await self._store.one(read_whole(self._keys))
+        except DamagedKeyError as error:
+            tell(error)
+            return False
+        return is_whole(self._keys, reply, self._config, servers)
+
+
+def _tell_nobody(_: Mapping[int, int]) -> None:
+    """Keep a loss to oneself."""
