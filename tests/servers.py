@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -143,6 +144,15 @@ class ClusterServers:
     def node_id(self, node: EmbeddedServer) -> str:
         name = self.command(node, "CLUSTER", "MYID")
         return name.decode() if isinstance(name, bytes) else str(name)
+
+    def freeze(self, node: EmbeddedServer) -> None:
+        """Stop a node's process where it is; at the end it goes on, to be ended."""
+        os.kill(node.pid, signal.SIGSTOP)
+        self._stack.callback(self.thaw, node)
+
+    def thaw(self, node: EmbeddedServer) -> None:
+        """Let a frozen node go on."""
+        os.kill(node.pid, signal.SIGCONT)
 
     def owner(self, slot: int) -> EmbeddedServer:
         """Return the master that holds a slot, as the first node sees it."""

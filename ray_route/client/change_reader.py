@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ray_route.client.trust import Trust
 from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import DamagedKeyError
@@ -63,11 +64,10 @@ class ChangeReader:
     ) -> None:
         self._store = store
         self._keys = keys
-        self._config = config
         self._known = known
         self._near = known.near
         self._position = start
-        self._heard(heard_at)
+        self._trust = Trust(known.near, config.staleness_s, keys.shard, heard_at)
         self._lane: Lane | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ray_route-changes", daemon=True)
@@ -90,13 +90,9 @@ class ChangeReader:
             self._thread.join(_STOP_S)
         self._store.close()
 
-    def _heard(self, at: float) -> None:
-        """Let the near cache be believed for a while."""
-        self._near.trusted_until = at + self._config.staleness_s
-
     def lag_s(self) -> float:
         """Seconds since a beat was last heard."""
-        return now() - (self._near.trusted_until - self._config.staleness_s)
+        return self._trust.lag_s(now())
 
     def _run(self) -> None:
         lost = False
@@ -126,8 +122,9 @@ class ChangeReader:
         asked_at = now()
         entries = self._read()
         beats = [self._take_in_or_pass(entry, fields) for entry, fields in entries]
-        if any(beats) and len(entries) < _COUNT:  # else there may be more, and older than now
-            self._heard(asked_at)
+        heard = [beat for beat in beats if beat is not None]
+        if heard and len(entries) < _COUNT:  # else there may be more, and older than now
+            self._trust.heard(asked_at, heard[-1].unseen)
         if now() >= self._near.trusted_until:
             self._find_position_again()
 
@@ -138,7 +135,7 @@ class ChangeReader:
         words = ("XREAD", "COUNT", _COUNT, "BLOCK", _BLOCK_MS, "STREAMS", key, self._position.entry)
         return _entries(self._lane.one(Call(key, words)))
 
-    def _take_in_or_pass(self, entry: str, fields: dict[bytes, bytes]) -> bool:
+    def _take_in_or_pass(self, entry: str, fields: dict[bytes, bytes]) -> Change | None:
         """Take an entry in; pass over one that no router has written.
 
         If one of a router's is lost by that, the next one's number tells.
@@ -148,20 +145,20 @@ class ChangeReader:
         except UnreadableEntryError as error:
             self._position = replace(self._position, entry=entry)
             tell(DamagedKeyError(key=self._keys.log, reason=f"entry {entry}, {error}"))
-            return False
+            return None
 
-    def _take_in(self, entry: str, router: int, number: int, change: Change) -> bool:
-        """Take in an entry; say whether it was a beat of the router in force."""
+    def _take_in(self, entry: str, router: int, number: int, change: Change) -> Change | None:
+        """Take in an entry; return it if it is a beat of the router in force."""
         expected = (self._position.router, self._position.number + 1)
         if router < self._position.router:  # the last words of one that has been superseded
             self._position = replace(self._position, entry=entry)
-            return False
+            return None
         if (router, number) != expected:
             logger.info("changes were missed: expected %s, got %s", expected, number)
             self._start_over()
         self._position = Position(entry, router, number)
         self._apply(change)
-        return change.kind == "beat"
+        return change if change.kind == "beat" else None
 
     def _apply(self, change: Change) -> None:
         known = self._known

@@ -36,8 +36,8 @@ class Change:
 
     `kind` is "pod" (a record changed), "link" (links up to an epoch are stale), "lost" (Redis has
     lost writes to some shards, whose `counters` were so high) or "beat": all counters were
-    compared, `counters` have changed since the last, and `servers` are the primaries now, if they
-    are others than the last time.
+    compared but those of `unseen` shards, `counters` have changed since the last, and `servers` are
+    the primaries now, if they are others than the last time.
     """
 
     kind: str
@@ -46,6 +46,7 @@ class Change:
     stale: dict[str, int] | None = None
     counters: dict[int, int] | None = None
     servers: str | None = None
+    unseen: tuple[int, ...] = ()
 
     def encode(self) -> str:
         """Write the payload as JSON."""
@@ -54,7 +55,8 @@ class Change:
         if self.kind == "lost":
             return json.dumps(self.counters or {})
         if self.kind == "beat":
-            return json.dumps({"counters": self.counters or {}, "servers": self.servers})
+            unseen = {"unseen": self.unseen} if self.unseen else {}
+            return json.dumps({"counters": self.counters or {}, "servers": self.servers, **unseen})
         return json.dumps(self.stale or {})
 
     @classmethod
@@ -71,7 +73,8 @@ class Change:
             return cls(kind, counters=_counters(content))
         if kind == "beat":
             counters = _counters(content.get("counters", {}))
-            return cls(kind, counters=counters, servers=content.get("servers"))
+            unseen = tuple(map(_whole, content.get("unseen", ())))
+            return cls(kind, counters=counters, servers=content.get("servers"), unseen=unseen)
         return cls(kind, service, stale={uid: int(epoch) for uid, epoch in content.items()})
 
 

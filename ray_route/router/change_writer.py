@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from ray_route.clock import now
@@ -23,11 +23,15 @@ _FRESH_S = 1.0
 
 
 class _Beat(NamedTuple):
-    """What a comparison has found, and when: a router's counters of all shards, the servers."""
+    """What a comparison has found, and when: a router's counters of all shards, the servers.
+
+    And the shards that could not be compared.
+    """
 
     at: float
     counters: list[int]
     servers: str
+    unseen: tuple[int, ...]
 
 
 class ChangeWriter:
@@ -54,9 +58,12 @@ class ChangeWriter:
         """Queue that Redis has lost writes to some shards, whose counters were so high."""
         self.write(Change("lost", counters=dict(counters)))
 
-    def beat(self, counters: Sequence[int], servers: str) -> None:
-        """Tell, after what is queued, that all counters have just been compared; once, or never."""
-        self._beat = _Beat(now(), list(counters), servers)
+    def beat(self, counters: Sequence[int], servers: str, unseen: Collection[int] = ()) -> None:
+        """Tell, after what is queued, that all counters have just been compared; once, or never.
+
+        All but those of `unseen` shards.
+        """
+        self._beat = _Beat(now(), list(counters), servers, tuple(sorted(unseen)))
         self._wake.set()
 
     async def run(self) -> None:
@@ -79,7 +86,7 @@ class ChangeWriter:
         self._number += 1
         try:
             added: bytes = await self._store.one(
-                self._entry(Change("beat", counters=changed, servers=servers))
+                self._entry(Change("beat", counters=changed, servers=servers, unseen=beat.unseen))
             )
         except RouteError as error:
             self._number -= 1

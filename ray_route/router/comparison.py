@@ -7,7 +7,7 @@ a shard that is still lost is refused by its counter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ray_route.config import RouteConfig
@@ -23,13 +23,15 @@ from ray_route.store.namespaces import is_whole, read_whole
 class Compared:
     """What a look has found.
 
-    `servers` are the identities of the primaries, which were read before the counters; `lost` the
-    shards where a missing link means nothing; `is_whole` is true if there are none, and the pod
-    tables are those of these servers. `steps` is for `ServerClocks.believe`.
+    `servers` are the identities of the primaries whose counters were compared; they were read
+    before. Of `lost` shards a missing link means nothing; of `unseen` ones, in a Cluster, nothing
+    is known while their master is away. `is_whole` is true if nothing is known to be lost, nor the
+    pod tables. `steps` is for `ServerClocks.believe`.
     """
 
     servers: str
     lost: frozenset[int]
+    unseen: frozenset[int]
     is_whole: bool
     steps: Sequence[float | None]
 
@@ -50,22 +52,28 @@ class Comparison:
         self.tell_lost: Callable[[Mapping[int, int]], None] = _tell_nobody
 
     async def look(self) -> Compared:
-        """Look once; raise `RouteError` where Redis fails."""
+        """Look once; raise `RouteError` where Redis fails, in a Cluster if all masters do."""
         servers = await self._store.servers()  # first: what follows may be others' then
-        lost = frozenset(await self._shards.lost())
-        steps = self._shards.clocks.steps()
-        self._tell(lost)
-        whole = not lost and await self.is_sealed(servers)
-        return Compared(servers, lost, whole, steps)
+        found = await self._shards.compare(servers)
+        steps = self._shards.clocks.steps(found.lost)
+        self._tell(found.lost, found.unseen)
+        names = named(servers[name] for name in found.servers)
+        # Only of all servers together it is known what they were.
+        whole = not found.lost and (bool(found.unseen) or await self.is_sealed(names))
+        return Compared(names, found.lost, found.unseen, whole, steps)
 
-    def _tell(self, lost: frozenset[int]) -> None:
-        news, self._lost = lost - self._lost, lost
+    def _tell(self, lost: frozenset[int], unseen: frozenset[int]) -> None:
+        news, self._lost = lost - self._lost, lost | (self._lost & unseen)
         if news:
             self.tell_lost({shard: self._shards.seen[shard] for shard in sorted(news)})
 
     def restored(self, shard: int) -> None:
         """Note that a shard is well again: if it is lost once more, that is news."""
         self._lost -= {shard}
+
+    async def servers(self) -> str:
+        """Name the servers that answer; raise `RouteError` if none does."""
+        return named((await self._store.servers()).values())
 
     async def is_sealed(self, servers: str) -> bool:
         """True if the namespace was whole on these servers; others come after a failover.
@@ -78,6 +86,11 @@ class Comparison:
             tell(error)
             return False
         return is_whole(self._keys, reply, self._config, servers)
+
+
+def named(identities: Iterable[str]) -> str:
+    """Write the identities of servers as one text."""
+    return ",".join(sorted(identities))
 
 
 def _tell_nobody(_: Mapping[int, int]) -> None:

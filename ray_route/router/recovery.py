@@ -140,8 +140,10 @@ class Recovery:
             raise self._table.taken_over() from error
 
     async def _cured(self, shards: frozenset[int] | None) -> None:
-        while _is_missing(await self._compared_twice(), shards):
+        while _is_missing(found := await self._compared_twice(), shards):
             await self._cures.begun_now()
+        if shards and shards & found.unseen:
+            raise self._shards.unread(min(shards & found.unseen))
 
     async def _compared_twice(self) -> Compared:
         try:
@@ -346,7 +348,7 @@ class Recovery:
         nobody need be asked. `pods_expected`: there are pods, even if Redis knows none.
         """
         # Again, now that the pod tables have been read: nothing may have been lost in between.
-        servers = await self._store.servers()
+        servers = await self.comparison.servers()
         is_whole = await self.comparison.is_sealed(servers)
         self.is_proven = self.is_proven and is_whole
         if not is_whole:
@@ -359,7 +361,7 @@ class Recovery:
 
         And what the server's clock showed then, so that a step of it meanwhile is noticed.
         """
-        self.is_proven = await self.comparison.is_sealed(await self._store.servers())
+        self.is_proven = await self.comparison.is_sealed(await self.comparison.servers())
         with contextlib.suppress(DamagedKeyError):  # it has been told, and is written anew
             looked_us = parse_looked(await self._store.one(read_looked(self._table.keys)))
             if looked_us is not None:

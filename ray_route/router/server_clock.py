@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ray_route.clock import Clock, now
 from ray_route.config import RouteConfig
@@ -97,9 +97,10 @@ class ServerClocks:
         for clock in self._clocks:
             clock.showed(time_us)
 
-    def steps(self) -> list[float | None]:
-        """Where each has stepped to, for `believe`."""
-        return [clock.stepped_to_s for clock in self._clocks]
+    def steps(self, shards: Iterable[int]) -> list[float | None]:
+        """Where the clocks of some shards have stepped to, for `believe`."""
+        found = {self.of(shard) for shard in shards}
+        return [clock.stepped_to_s if clock in found else None for clock in self._clocks]
 
     def believe(self, steps: Sequence[float | None]) -> None:
         """See `ServerClock.believe`."""

@@ -8,7 +8,7 @@ and runs then.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from itertools import starmap
 from typing import Any, NamedTuple
 
@@ -60,6 +60,27 @@ class Outcome(NamedTuple):
     written: bool
 
 
+class Compared(NamedTuple):
+    """What comparing counters has found.
+
+    Of `lost` shards a missing link means nothing: Redis has lost their writes, or its clock has
+    stepped. Of `unseen` nothing is known now; `servers` are those whose shards have been compared.
+    """
+
+    lost: frozenset[int]
+    unseen: frozenset[int]
+    servers: frozenset[str]
+
+
+class _Read(NamedTuple):
+    """What one server's counters say: of which shards, which of them are lost, and if of all."""
+
+    server: str
+    seen: Collection[int]
+    lost: Collection[int]
+    is_whole: bool
+
+
 class Shards:
     """The shards of one namespace as one writer sees them. Belongs to one event loop."""
 
@@ -83,8 +104,7 @@ class Shards:
         self._is_writer = False
         self.placed_at = [now()] * self._keys.shards  # by the router before, for all we know
         # Whoever has written to a shard has been a router, for all we know.
-        stored = [counter for _, _, counters in await self._counters() for counter in counters]
-        least = max(self.incarnation, *map(parse_writer, stored))
+        least = max(self.incarnation, *map(parse_writer, (await self._stored()).values()))
         claim = script_call("claim_router", [self._keys.meta], [least])
         self.incarnation = int(await self._store.one(claim))
 
@@ -127,29 +147,80 @@ class Shards:
             self.seen[shard] = max(self.seen[shard], counter)
 
     async def lost(self) -> list[int]:
-        """Read all counters and the time; return the shards where a missing link means nothing.
+        """Compare all; return the lost, and raise what keeps any from being compared."""
+        compared = await self.compare(await self._store.servers())
+        if compared.unseen:
+            raise self.unread(min(compared.unseen))
+        return sorted(compared.lost)
 
-        Redis has lost their writes, or its clock has stepped.
+    async def compare(self, servers: Collection[str]) -> Compared:
+        """Read counters and time of these servers, by name; say what is lost, and of whom.
+
+        All servers are read at once. One that fails costs its own shards alone.
         """
-        seen, asked_at = list(self.seen), now()
-        lost: list[int] = []
-        for shards, time_us, counters in await self._counters():
-            stepped = self.clocks.of(shards[0]).shows(time_us, asked_at)
-            pairs = zip(shards, map(parse_counter, counters), strict=True)
-            lost.extend(shard for shard, counter in pairs if stepped or counter < seen[shard])
-        return lost
+        held = self._by_server()
+        known = {name: shards for name, shards in held.items() if name in servers}
+        reading = (self._read_counters(name, shards) for name, shards in known.items())
+        found = [each for each in await asyncio.gather(*reading) if each is not None]
+        seen = {shard for each in found for shard in each.seen}
+        unread = known.keys() - {each.server for each in found if each.is_whole}
+        return Compared(
+            frozenset(shard for each in found for shard in each.lost),
+            frozenset(range(self._keys.shards)) - seen,
+            frozenset(servers) - unread,
+        )
 
-    async def _counters(self) -> list[tuple[list[int], int, list[bytes | None]]]:
-        """Return, of each server, its shards, its time, and what stands in their counters."""
-        every = range(self._keys.shards)
-        together = [[shard] for shard in every] if self._store.is_cluster else [list(every)]
-        replies = await self._store.run([self._links.counters(shards) for shards in together])
-        read = []
-        for shards, reply in zip(together, replies, strict=True):
-            if isinstance(reply, RouteError):
-                raise reply
-            read.append((shards, *parse_counters(reply)))
-        return read
+    def _by_server(self) -> dict[str | None, list[int]]:
+        held: dict[str | None, list[int]] = {}
+        for shard in range(self._keys.shards):
+            held.setdefault(self._store.server_of(self._keys.counter(shard)), []).append(shard)
+        return held
+
+    async def _read_counters(self, server: str | None, shards: list[int]) -> _Read | None:
+        """Compare the shards of one server; None where it does not answer in time."""
+        assert server is not None
+        seen, asked_at = list(self.seen), now()
+        calls = self._links.counters(shards, by_slot=self._store.is_cluster)
+        try:
+            time_us, stored = parse_counters(await self._store.ask(server, calls))
+        except StoreUnavailableError:
+            if not self._store.is_cluster:
+                raise
+            return None
+        counters = {
+            s: c for s, c in zip(shards, stored, strict=True) if not isinstance(c, RouteError)
+        }
+        clocks = {self.clocks.of(shard) for shard in shards}
+        stepped = {clock for clock in clocks if clock.shows(time_us, asked_at)}
+        lost = [
+            shard
+            for shard, counter in counters.items()
+            if self.clocks.of(shard) in stepped or parse_counter(counter) < seen[shard]
+        ]
+        return _Read(server, counters, lost, is_whole=len(counters) == len(shards))
+
+    async def _stored(self) -> dict[int, bytes | None]:
+        """Return what stands in all counters; raise what keeps any from being read."""
+        await self._store.servers()  # who they are must be known first
+        stored: dict[int, bytes | None] = {}
+        for server, shards in self._by_server().items():
+            if server is None:
+                raise self.unread(shards[0])
+            calls = self._links.counters(shards, by_slot=self._store.is_cluster)
+            _, counters = parse_counters(await self._store.ask(server, calls))
+            for shard, counter in zip(shards, counters, strict=True):
+                if isinstance(counter, RouteError):
+                    raise counter
+                stored[shard] = counter
+        return stored
+
+    def unread(self, shard: int) -> StoreUnavailableError:
+        """Make the error of a shard whose server is away."""
+        return StoreUnavailableError(
+            address=self._store.url.address,
+            reason=f"the server of shard {shard} does not answer",
+            namespace=self._keys.namespace,
+        )
 
     async def run(
         self, uids: Sequence[str], build: Build, *, placing: bool = False

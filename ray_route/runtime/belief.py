@@ -95,6 +95,10 @@ class Belief:
 
     # For whoever hears that servers may be others by now.
 
+    def believes(self, server: str | None) -> bool:
+        """True if a server is believed now."""
+        return server in self._lanes
+
     def is_ready(self) -> bool:
         """True if any server is believed."""
         return bool(self._lanes)
@@ -129,8 +133,9 @@ class Belief:
     def renewed(self) -> Future[None]:
         """Have every primary vouched for, in the background; the future raises what prevents it.
 
-        One at a time, for all who ask; after a failure with growing pauses. Shortly after it the
-        same failure is told at once, since each attempt at a store that is away takes seconds.
+        If one is away, the others are believed all the same (see `believes`). One at a time, for
+        all who ask; after a failure with growing pauses. Shortly after it the same failure is told
+        at once, since each attempt at a store that is away takes seconds.
         """
         with self._lock:
             if self._closed:
@@ -178,15 +183,23 @@ class Belief:
         raise unsettled(self._store)
 
     def _renew_once(self) -> bool:
-        """Open what lanes are missing and have them vouched for; say whether all were."""
+        """Open what lanes are missing and have them vouched for; say whether all were.
+
+        Raises why a server can't be reached, when all is done for the others.
+        """
         term = self._term
-        opened = lanes_to_all(self._store, but=list(self._lanes))
+        opened, problem = lanes_to_all(self._store, but=list(self._lanes))
+        if problem is not None and not opened:
+            raise problem
         try:
             servers = self._vouch().identities
         except BaseException:
             self._forget(opened)
             raise
-        return self._adopt(opened, servers, term)
+        were_all = self._adopt(opened, servers, term)
+        if problem is not None:
+            raise problem
+        return were_all
 
     def _adopt(self, opened: dict[str, Lane], servers: Collection[str], term: int) -> bool:
         with self._lock:

@@ -159,6 +159,10 @@ class LinkReads:
             lanes[name][1].append(index)
         return lanes
 
+    def believes(self, shard: int) -> bool:
+        """True if the server that holds a shard is believed now."""
+        return self._belief.believes(self._server_of(Part(shard, ())))
+
     def _server_of(self, part: Part) -> str | None:
         return self._belief.server_of(self._links.keys.counter(part.shard))
 

@@ -18,7 +18,7 @@ import ray
 
 from ray_route.clock import Deadline, now
 from ray_route.config import RouteConfig
-from ray_route.errors import RayGoneError, RouterUnavailableError
+from ray_route.errors import RayGoneError, RouterUnavailableError, StoreUnavailableError
 from ray_route.model import Link, check_name
 from ray_route.protocol.names import RAY_NAMESPACE, router_name
 from ray_route.protocol.welcome import Vouched, Welcome
@@ -189,20 +189,24 @@ class Namespace:
             if isinstance(reading, Exception):
                 raise reading
             if reading is None:
-                yield from self.believe()
+                yield from self.believe(shard)
             elif reading.reply.status == "ok":
                 return readable(reading.reply.links)
             else:
                 yield from self.recover([shard])
 
-    def believe(self) -> Operation[None]:
-        """Return once a router has vouched for every server; raise what prevents it."""
+    def believe(self, shard: int) -> Operation[None]:
+        """Return once a router has vouched for the server of a shard; raise what prevents it."""
 
         def renewed(what: str) -> Awaited:
             return Awaited(self.belief.renewed(), what)
 
         what = f"a router to vouch for Redis at {self.url.address}"
-        yield from self.until_answered(renewed, what)
+        try:
+            yield from self.until_answered(renewed, what)
+        except StoreUnavailableError:
+            if not self.reads.believes(shard):  # else it is another that is away
+                raise
 
     def _vouch(self) -> Vouched:
         """Ask the router once which servers have lost nothing; blocks."""

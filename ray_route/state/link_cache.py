@@ -74,6 +74,7 @@ class LinkCache:
         self._invalidated: TTLCache[str, float] = TTLCache(maxsize, ttl=_ANSWER_S, timer=clock)
         self._incarnations: dict[int, int] = {}
         self._dropped_at = self._flushed_at = -1.0
+        self._refuses: Callable[[str], bool] | None = None
 
     def __len__(self) -> int:
         with self._lock:
@@ -160,6 +161,9 @@ class LinkCache:
                     for uid, link in links.items()
                     if not self._is_stale(service, uid, asked_at)
                 }
+            refuses = self._refuses
+            if refuses is not None:
+                links = {uid: link for uid, link in links.items() if not refuses(uid)}
             kept = self._keep(self._links.setdefault(service, {}), links, asked_at, at)
             self._ring.sweep(at, _SWEPT * kept)
             return kept
@@ -246,6 +250,12 @@ class LinkCache:
                 for uid in [uid for uid in links if concerns(uid)]:
                     self._ring.vacate(links[uid][_SLOT])
             self._flushed_at = self._clock()
+
+    def refuse(self, concerns: Callable[[str], bool] | None) -> None:
+        """Forget the links of the uids that this concerns, and keep none of them from now on."""
+        self._refuses = concerns
+        if concerns is not None:
+            self.drop_where(concerns)
 
     def flush(self) -> None:
         """Forget everything, and every answer under way."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Sequence
 from typing import Any
 
 import hiredis
@@ -24,7 +24,7 @@ from redis.exceptions import (
 )
 
 from ray_route.clock import Deadline
-from ray_route.errors import RouteError
+from ray_route.errors import RouteError, StoreUnavailableError
 from ray_route.store.circuit import Circuit
 from ray_route.store.clients import (
     DRIVER_ERRORS,
@@ -34,6 +34,7 @@ from ray_route.store.clients import (
     sync_client,
     translated,
 )
+from ray_route.store.masters import WITHIN_S, Masters
 from ray_route.store.scripts import Call
 from ray_route.store.url import StoreUrl
 
@@ -78,9 +79,13 @@ def _conversation(
 def _answers(url: StoreUrl, calls: Sequence[Call], replies: Sequence[Any]) -> list[Any]:
     """Return each reply, or what its error means."""
     return [
-        translated(url, reply, call.key) if isinstance(reply, Exception) else reply
+        translated(url, reply, call.key) if _is_drivers(reply) else reply
         for call, reply in zip(calls, replies, strict=True)
     ]
+
+
+def _is_drivers(reply: Any) -> bool:
+    return isinstance(reply, Exception) and not isinstance(reply, RouteError)
 
 
 def _joined(replies: Sequence[Any]) -> Any:
@@ -101,6 +106,13 @@ def _scattered(
     return [next(with_key) if key else next(without) for key, _ in messages]
 
 
+def _some_answer(replies: list[Any]) -> list[Any]:
+    """Return replies; raise what a master says that is away, if all are."""
+    if replies and all(isinstance(reply, StoreUnavailableError) for reply in replies):
+        raise replies[0]
+    return replies
+
+
 async def _exchange(connection: Any, messages: Sequence[_Message]) -> list[Any]:
     """Send all messages at once; return each one's reply or the server's refusal."""
     packed = b"".join([hiredis.pack_command(words) for _, words in messages])
@@ -115,12 +127,10 @@ async def _reply(connection: Any) -> Any:
         return refusal
 
 
-def _info_of(node: Any) -> Callable[[str], Awaitable[dict[str, Any]]]:
-    return lambda section: node.execute_command("INFO", section)
+_WHO = (("INFO", "server"), ("INFO", "replication"))
 
 
-async def _identity(info: Callable[[str], Awaitable[dict[str, Any]]]) -> str:
-    process, replication = await info("server"), await info("replication")
+def _identity(process: Any, replication: Any) -> str:
     return f"{process['run_id']}:{replication['master_replid']}"
 
 
@@ -258,13 +268,16 @@ class AsyncStore:
         self.is_cluster = url.kind == "cluster"
         self._circuit = Circuit()
         self._client = async_client(url)
+        self._masters = Masters(url, self._client)
         self._idle: list[Any] = []
 
     def __repr__(self) -> str:
         return f"AsyncStore({self.url.address})"
 
     async def run(self, calls: Sequence[Call]) -> list[Any]:
-        """See `Store.run`."""
+        """See `Store.run`. In a Cluster it raises only if no master answers."""
+        if self.is_cluster:
+            return _some_answer(await self._run(calls))
         with self._circuit.attempt():
             return await self._run(calls)
 
@@ -327,38 +340,48 @@ class AsyncStore:
             self._idle.append(connection)
 
     async def _to_cluster(self, messages: Sequence[_Message]) -> list[Any]:
-        await self._client.initialize()
-        pipeline = self._client.pipeline(transaction=False)
-        for key, words in messages:
-            if key:
-                node = self._client.get_node_from_key(key)
-                pipeline.execute_command(*words, target_nodes=node)
+        await self._masters.begin()
+        keyed = await self._masters.send([message for message in messages if message[0]])
         keyless = [await self._everywhere(words) for key, words in messages if not key]
-        return _scattered(messages, await pipeline.execute(raise_on_error=False), keyless)
+        return _scattered(messages, keyed, keyless)
 
     async def _everywhere(self, words: tuple[Any, ...]) -> Any:
         asked = [node.execute_command(*words) for node in self._client.get_primaries()]
         return _joined(await asyncio.gather(*asked, return_exceptions=True))
 
-    async def servers(self) -> str:
-        """Name the server, or every master of a Cluster: its process, and its time as a primary.
+    async def servers(self) -> dict[str, str]:
+        """Return who the servers are: by name, its process, and its time as a primary.
 
-        Another process may have lost writes that this one had taken; so may the same one that
-        was a replica meanwhile.
+        In a Cluster only the masters that answer within a moment, be others away. Another process
+        may have lost writes that this one had taken; so may the same one that was a replica
+        meanwhile. Raises `StoreUnavailableError` if nobody answers.
         """
-        with self._circuit.attempt():
-            try:
-                return await self._named()
-            except DRIVER_ERRORS as error:
-                raise translated(self.url, error) from error
+        try:
+            if self.is_cluster:
+                told = await self._masters.answering(*_WHO)
+                return {name: _identity(*said) for name, said in told.items()}
+            with self._circuit.attempt():
+                return {"": _identity(*[await self._client.info(section) for _, section in _WHO])}
+        except DRIVER_ERRORS as error:
+            raise translated(self.url, error) from error
 
-    async def _named(self) -> str:
+    def server_of(self, key: str) -> str | None:
+        """Name the server that holds a key, as in `servers`; None if none does now."""
+        return self._masters.of(key) if self.is_cluster else ""
+
+    async def ask(self, server: str, calls: Sequence[Call]) -> list[Any]:
+        """Send calls to one server alone, whose circuit may be open; in a Cluster for a moment.
+
+        Raises `StoreUnavailableError`; see `run`.
+        """
         if not self.is_cluster:
-            return await _identity(self._client.info)
-        await self._client.initialize()
-        nodes = self._client.get_primaries()
-        named = await asyncio.gather(*(_identity(_info_of(node)) for node in nodes))
-        return ",".join(sorted(named))
+            return await self.run(calls)
+        try:
+            asked = self._masters.ask(server, [call.words for call in calls])
+            replies = await asyncio.wait_for(asked, WITHIN_S)
+        except (*DRIVER_ERRORS, asyncio.TimeoutError) as error:
+            raise translated(self.url, error) from error
+        return _answers(self.url, calls, replies)
 
     async def scan(self, pattern: str) -> AsyncIterator[str]:
         """Find keys, of every master, in pieces that block a server for well under 1 ms each."""
@@ -371,5 +394,6 @@ class AsyncStore:
 
     async def close(self) -> None:
         """Close all connections."""
+        await self._masters.close()
         for client in (self._client, *sentinels_of(self._client)):
             await client.aclose()

@@ -178,18 +178,28 @@ def lane_to(store: Store, key: str) -> Lane:
     return Lane(store, store.pool(key))
 
 
-def lanes_to_all(store: Store, but: Sequence[str] = ()) -> dict[str, Lane]:
-    """Open a lane to every primary, by name, but those named; raise `RouteError` if one fails."""
+def lanes_to_all(
+    store: Store, but: Sequence[str] = ()
+) -> tuple[dict[str, Lane], RouteError | None]:
+    """Open a lane to every primary, by name, but those named; return also why one is missing.
+
+    Raises `RouteError` if nobody says who the primaries are.
+    """
     lanes: dict[str, Lane] = {}
+    problem = None
     try:
         for name, pool in store.primaries():
-            if name not in but:
+            if name in but:
+                continue
+            try:
                 lanes[name] = Lane(store, pool)
+            except RouteError as error:  # of one alone
+                problem = error
     except BaseException:
         for lane in lanes.values():
             lane.close()
         raise
-    return lanes
+    return lanes, problem
 
 
 def unsettled(store: Store) -> StoreUnavailableError:

@@ -9,11 +9,11 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from ray_route.config import RouteConfig
-from ray_route.errors import DamagedKeyError
+from ray_route.errors import DamagedKeyError, RouteError
 from ray_route.model import Link, make_link
 from ray_route.store.damage import is_number, shown
 from ray_route.store.keys import Keys
-from ray_route.store.scripts import Call, script_call
+from ray_route.store.scripts import Call, plain_call, script_call
 
 # 1,000 new links block Redis for about 4 ms; 500 uids per script keep others' waits short.
 MAX_UIDS = 500
@@ -257,9 +257,11 @@ class LinkCalls:
         keys.extend(self.keys.link(shard, service, uid) for service, uid in names)
         return script_call("read", keys, [seen] if latest_us is None else [seen, latest_us])
 
-    def counters(self, shards: Sequence[int]) -> Call:
-        """Read the counters of some shards of one server, and its time (see `parse_counters`)."""
-        return script_call("counters", [self.keys.counter(shard) for shard in shards], [])
+    def counters(self, shards: Sequence[int], *, by_slot: bool) -> list[Call]:
+        """Read the time of one server, and counters that it holds; `by_slot` in a Cluster."""
+        keys = [self.keys.counter(shard) for shard in shards]
+        named = [[key] for key in keys] if by_slot else [keys]
+        return [Call(keys[0], ("TIME",)), *(plain_call("MGET", *some) for some in named)]
 
     def parse(self, reply: list[Any], call: Call | None = None) -> ShardReply:
         """Read the reply of any verb on links; `call` has the keys, for the errors of damaged ones.
@@ -357,11 +359,19 @@ def _counter_and_writer(stored: bytes) -> tuple[int, int]:
     return (int(counter), int(router)) if is_good else (-1, 0)
 
 
-def parse_counters(reply: list[bytes | None]) -> tuple[int, list[bytes | None]]:
-    """Read the reply of `LinkCalls.counters`: the time in microseconds, and what each key holds."""
-    time_us, *stored = reply
-    assert time_us is not None
-    return int(time_us), stored
+def parse_counters(
+    replies: Sequence[Any],
+) -> tuple[int, list[bytes | RouteError | None]]:
+    """Read the replies to `LinkCalls.counters`: the microseconds since 1970, what each key holds.
+
+    In a Cluster an error stands where one could not be read; else it is raised, as is the time's.
+    """
+    time, *groups = replies
+    for problem in (time, *groups[:1]) if len(groups) == 1 else (time,):
+        if isinstance(problem, RouteError):
+            raise problem
+    some = ([group] if isinstance(group, RouteError) else group for group in groups)
+    return int(time[0]) * 1_000_000 + int(time[1]), list(chain.from_iterable(some))
 
 
 def _kind(persistent: bool) -> str:  # noqa: FBT001 - it has no other argument

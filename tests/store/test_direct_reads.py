@@ -14,9 +14,10 @@ from proxy import TcpProxy
 from servers import ClusterServers, admin, is_in_step
 
 from ray_route.config import RouteConfig
-from ray_route.errors import ClosedError, DamagedKeyError
+from ray_route.errors import ClosedError, DamagedKeyError, StoreUnavailableError
 from ray_route.model import Link
 from ray_route.protocol.welcome import Vouched
+from ray_route.router.comparison import named
 from ray_route.runtime.belief import Belief
 from ray_route.runtime.link_reads import LinkReads, Part, Reading
 from ray_route.runtime.worker import Worker
@@ -65,7 +66,7 @@ class Process:
     async def _compared(self) -> Vouched:
         store = AsyncStore(self.url)
         try:
-            return Vouched(await store.servers(), list(self.routers))
+            return Vouched(named((await store.servers()).values()), list(self.routers))
         finally:
             await store.close()
 
@@ -403,5 +404,12 @@ def test_in_a_cluster_one_master_that_is_lost_costs_the_others_nothing() -> None
         parts = [process.part(uid) for uid in uids]
         first = process.reads.ask(parts).result(WAIT_S)
         assert first[0] is None
-        assert any(isinstance(reading, Reading) for reading in first)
+        others = [uid for uid, reading in zip(uids, first, strict=True) if reading is not None]
+        assert others
+        process.belief.end()  # the stream was cut for a moment
+        with pytest.raises(StoreUnavailableError):
+            process.believe()
+        assert [process.pod_of(uid) for uid in others] == [3] * len(others)
+        assert not process.reads.believes(process.keys.shard("u0"))
+        assert process.reads.believes(process.keys.shard(others[0]))
         process.close()

@@ -740,7 +740,7 @@ def test_new_uids_go_to_pods_that_serve(run: Run) -> None:
 def test_a_failover_that_lost_nothing_is_sealed_anew(run: Run) -> None:
     async def story(world: World) -> None:
         before = world.store.one(read_seal(world.keys))
-        assert before.decode() == await world.router.store.servers()
+        assert before.decode() == await world.router.recovery.comparison.servers()
         lose_the_seal(world)
         await world.router.recovery.recover()
         assert world.store.one(read_seal(world.keys)) == before
@@ -752,7 +752,7 @@ def test_a_failover_that_lost_nothing_is_sealed_anew(run: Run) -> None:
 
 def test_a_server_that_was_a_replica_meanwhile_is_another(run: Run) -> None:
     async def story(world: World) -> None:
-        before = await world.router.store.servers()
+        before = await world.router.recovery.comparison.servers()
         with EmbeddedServer("redis") as primary:
             client = world.store._client
             password = primary.password
@@ -764,7 +764,7 @@ def test_a_server_that_was_a_replica_meanwhile_is_another(run: Run) -> None:
                 await asyncio.sleep(0.05)
             client.replicaof("no", "one")
         client.config_set("masterauth", "")
-        after = await world.router.store.servers()
+        after = await world.router.recovery.comparison.servers()
         assert after.split(":")[0] == before.split(":")[0]
         assert after != before
 

@@ -9,8 +9,9 @@ from helpers import ManualClock
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_route.clock import now
 from ray_route.config import RouteConfig
-from ray_route.router.server_clock import ServerClock
+from ray_route.router.server_clock import ServerClock, ServerClocks
 from ray_route.store.links import ANY_TIME_US
 
 CONFIG = RouteConfig(ttl_s=300.0, margin_s=60.0)
@@ -199,3 +200,12 @@ def test_no_script_is_let_through_that_finds_a_link_ended_within_its_lease(event
         held = [offset for at, offset in given if server.ours() - at < CONFIG.ttl_s]
         if server.takes() and held:
             assert server.offset_s - min(held) <= CONFIG.margin_s
+
+
+def test_the_clock_of_a_server_that_nobody_sees_is_believed_by_no_other_servers_recovery():
+    clocks = ServerClocks(CONFIG, 2, is_cluster=True)
+    for shard in (0, 1):
+        assert not clocks.of(shard).shows(0, now())
+        assert clocks.of(shard).shows(int(HOUR_S * 1e6), now())
+    clocks.believe(clocks.steps([1]))
+    assert [clocks.of(shard).stepped_to_s is None for shard in (0, 1)] == [False, True]

@@ -1,0 +1,163 @@
+"""The masters of a Redis Cluster, each by itself: one that is away keeps nobody else's calls.
+
+redis-py's own pipeline sends to all nodes at once, fails as a whole, and closes the connections to
+all when one has failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio.cluster import PipelineCommand
+from redis.exceptions import (
+    AskError,
+    MovedError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as NoConnectionError
+from redis.exceptions import TimeoutError as NoReplyError
+
+from ray_route.errors import StoreUnavailableError
+from ray_route.store.circuit import Circuit
+from ray_route.store.clients import DRIVER_ERRORS, RETRIES, SOCKET_TIMEOUT_S, translated
+from ray_route.store.url import StoreUrl
+
+_PAUSE_S = 0.1
+WITHIN_S = SOCKET_TIMEOUT_S
+"""How long others are kept waiting by a master that may be away, at each step of a look at all."""
+_AWAY = (NoConnectionError, NoReplyError, OSError)
+_ELSEWHERE = (TryAgainError, AskError, MovedError)
+
+Words = tuple[Any, ...]
+
+
+class Masters:
+    """Sends to the master that holds a key. Belongs to one event loop.
+
+    Each has a circuit of its own. Errors stand in place of replies: redis-py's, and ours for a
+    master that is away.
+    """
+
+    def __init__(self, url: StoreUrl, client: Any) -> None:
+        self._url = url
+        self._client = client
+        self._circuits: defaultdict[str | None, Circuit] = defaultdict(Circuit)
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Find out who there are, if that is not known yet; raise what redis-py does."""
+        await self._client.initialize()
+
+    def of(self, key: str) -> str | None:
+        """Name the master that holds a key; None if none does, as far as is known."""
+        try:
+            return str(self._client.get_node_from_key(key).name)
+        except DRIVER_ERRORS:
+            return None
+
+    async def send(self, messages: Sequence[tuple[str, Words]]) -> list[Any]:
+        """Send messages, each to the master of its key; return each one's reply or error."""
+        replies: list[Any] = [None] * len(messages)
+        groups = self._by_master(messages)
+        sent = (self._send_to(name, [messages[i] for i in some]) for name, some in groups.items())
+        for some, received in zip(groups.values(), await asyncio.gather(*sent), strict=True):
+            for index, reply in zip(some, received, strict=True):
+                replies[index] = reply
+        return replies
+
+    def _by_master(self, messages: Sequence[tuple[str, Words]]) -> dict[str | None, list[int]]:
+        groups: dict[str | None, list[int]] = {}
+        for index, (key, _) in enumerate(messages):
+            groups.setdefault(self.of(key), []).append(index)
+        return groups
+
+    async def _send_to(self, name: str | None, messages: Sequence[tuple[str, Words]]) -> list[Any]:
+        try:
+            with self._circuits[name].attempt():
+                replies = await self._asked(name, [words for _, words in messages])
+        except StoreUnavailableError as error:
+            return [error] * len(messages)
+        return replies
+
+    async def _asked(self, name: str | None, messages: Sequence[Words]) -> list[Any]:
+        try:
+            return await self.ask(name, messages)
+        except _AWAY as error:
+            raise translated(self._url, error) from error
+
+    async def ask(self, name: str | None, messages: Sequence[Words]) -> list[Any]:
+        """Send commands to one master, and elsewhere only what it says is there.
+
+        Raises what keeps it from answering, whatever its circuit.
+        """
+        replies = await self._exchange(name, messages)
+        return [
+            await self._followed(words) if isinstance(reply, _ELSEWHERE) else reply
+            for words, reply in zip(messages, replies, strict=True)
+        ]
+
+    async def _exchange(self, name: str | None, messages: Sequence[Words]) -> list[Any]:
+        commands = [PipelineCommand(index, *words) for index, words in enumerate(messages)]
+        for attempt in range(RETRIES + 1):
+            try:
+                await self._node(name).execute_pipeline(commands)
+                break
+            except _AWAY as error:
+                self.refresh_soon()
+                if attempt == RETRIES or isinstance(error, NoReplyError):  # it is slow enough
+                    raise
+                await asyncio.sleep(_PAUSE_S)
+        replies = [command.result for command in commands]
+        if any(isinstance(reply, (*_AWAY, MovedError)) for reply in replies):
+            self.refresh_soon()
+        if replies and isinstance(replies[0], _AWAY):  # it has answered nothing
+            raise replies[0]
+        return replies
+
+    def _node(self, name: str | None) -> Any:
+        node = self._client.get_node(node_name=name) if name else None
+        if node is None:
+            self.refresh_soon()
+            raise NoConnectionError("no master holds the slot now")
+        return node
+
+    async def _followed(self, words: Words) -> Any:
+        """Do as a server says that is not the one to ask, or not yet."""
+        try:
+            return await self._client.execute_command(*words)
+        except DRIVER_ERRORS as error:
+            return error
+
+    def refresh_soon(self) -> None:
+        """Look which masters there are now, in the background."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.get_running_loop().create_task(self._refresh())
+
+    async def _refresh(self) -> None:
+        with contextlib.suppress(*DRIVER_ERRORS):
+            await self._client.nodes_manager.initialize()
+
+    async def answering(self, *messages: Words) -> dict[str, list[Any]]:
+        """Ask every master the same; return the replies of those that answer in time."""
+        await self.begin()
+        names = [str(node.name) for node in self._client.get_primaries()]
+        asked = (asyncio.wait_for(self._exchange(name, messages), WITHIN_S) for name in names)
+        replies = await asyncio.gather(*asked, return_exceptions=True)
+        answered = {
+            name: reply
+            for name, reply in zip(names, replies, strict=True)
+            if not isinstance(reply, BaseException)
+        }
+        if not answered:
+            raise NoConnectionError(f"no master answers within {WITHIN_S:g} s: {replies[0]!r}")
+        return answered
+
+    async def close(self) -> None:
+        """Look for no more."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.gather(self._refreshing, return_exceptions=True)
