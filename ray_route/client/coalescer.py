@@ -24,7 +24,7 @@ from typing import Any
 from ray_route.client.shared_future import SharedFuture
 from ray_route.clock import Deadline, now
 from ray_route.errors import RouteError
-from ray_route.runtime.waiting import late, result_of
+from ray_route.runtime.waiting import Check, late, no_check, result_of, slices
 
 Put = Callable[[Callable[[], None]], None]
 Done = Callable[[Callable[[], Any]], None]
@@ -60,21 +60,29 @@ class SharedAnswer:
 
     batch: Batch
     what: str
+    check: Check = no_check
 
     def wait(self, deadline: Deadline) -> Any:
         """Wait in the calling thread."""
         self.batch.send()
-        return result_of(self.batch.answers, self.what, deadline)
+        return result_of(self.batch.answers, self.what, deadline, self.check)
 
     async def wait_async(self, deadline: Deadline) -> Any:
         """Wait on the running event loop."""
         answers = self.batch.answers
         if not answers.done():
             self.batch.send_soon(asyncio.get_running_loop())
-            await answers.waiter(deadline.remaining())
-        if not answers.done():
-            raise late(self.what, deadline)
+            await self._answered(answers, deadline)
         return answers.result()
+
+    async def _answered(self, answers: SharedFuture[Any], deadline: Deadline) -> None:
+        for slice_s in slices(deadline):
+            if not answers.done():
+                await answers.waiter(slice_s)
+            if answers.done():
+                return
+            self.check()
+        raise late(self.what, deadline)
 
 
 @dataclass(slots=True)

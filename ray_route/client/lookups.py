@@ -37,13 +37,14 @@ class Found(NamedTuple):
     """What one reading tells of many uids; of the others it tells nothing.
 
     `used` are the epochs of links that have less of their lives left than is good, `ending` the
-    uids whose removal is scheduled.
+    uids whose removal is scheduled, and `read` says how many uids a server has told of at all.
     """
 
     links: dict[str, Link]
     used: dict[str, int]
     lost: dict[str, Lost]
     ending: set[str]
+    read: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,9 @@ class Judge:
         That is what has no link, or one to a life that does not serve, or one whose lease is too
         short to be worth keeping, or is over.
         """
-        found = Found({}, {}, {}, set())
+        there = zip(parts, readings, strict=True)
+        read = sum(len(part.names) for part, reading in there if reading is not None)
+        found = Found({}, {}, {}, set(), read)
         for part, reading in zip(parts, readings, strict=True):
             if reading is None or isinstance(reading, Exception):
                 continue
@@ -130,9 +133,12 @@ class NewUids:
         self._left_out[service] = left_out
         return left_out % _LEFT_OUT == 0
 
-    def note(self, service: str, asked: int, told: int) -> None:
-        """Take in how many uids were read, and of how many that told something."""
-        self._in_vain[service] = 0 if told else self._in_vain.get(service, 0) + asked
+    def note(self, service: str, read: int, told: int) -> None:
+        """Take in how many uids a server has told of, and of how many that it knows something.
+
+        Where nothing was believed, nothing was read in vain.
+        """
+        self._in_vain[service] = 0 if told else self._in_vain.get(service, 0) + read
 
 
 class Lookups:
@@ -195,11 +201,11 @@ class Lookups:
         self, service: str, uids: Collection[str], found: Found, asked_at: float
     ) -> dict[str, Any]:
         """Keep what was found, and have the router decide the rest."""
-        self._new_uids.note(service, len(uids), len(found.links) + len(found.lost))
+        self._new_uids.note(service, found.read, len(found.links) + len(found.lost))
         if self._ready():
             self._keep(service, found, asked_at)
         else:  # the stream has not been heard meanwhile
-            found = Found({}, {}, found.lost, set())
+            found = Found({}, {}, found.lost, set(), found.read)
         answers: dict[str, Any] = {**found.links, **found.lost}
         if len(answers) < len(uids):
             rest = {uid: 0 for uid in uids if uid not in answers}

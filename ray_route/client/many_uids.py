@@ -59,9 +59,9 @@ def _found(session: Session, service: str, uids: list[str]) -> Operation[dict[st
     """Read the links of many uids; return what can be told without the router."""
     parts, asked_at = session.judge.parts(service, uids), now()
     what = f"Redis at {session.namespace.url.address} about {len(uids)} uids of {service!r}"
-    readings = yield Awaited(session.namespace.reads.ask(parts), what)
+    readings = yield Awaited(session.namespace.reads.ask(parts), what, session.namespace.check_here)
     found = session.judge.found(service, parts, readings, now() - asked_at)
-    session.new_uids.note(service, len(uids), len(found.links) + len(found.lost))
+    session.new_uids.note(service, found.read, len(found.links) + len(found.lost))
     if found.lost:
         yield from session.namespace.recover({lost.shard for lost in found.lost.values()})
     if not session.may_read():  # the stream has not been heard meanwhile

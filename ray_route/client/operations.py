@@ -91,7 +91,8 @@ class _Looked:
     def _shared(self) -> SharedAnswer:
         address = self.session.namespace.url.address
         what = f"Redis at {address} about uid {self.uid!r} of {self.service!r}"
-        return SharedAnswer(self.lookups.reading.join(self.service, self.uid), what)
+        batch = self.lookups.reading.join(self.service, self.uid)
+        return SharedAnswer(batch, what, self.session.namespace.check_here)
 
 
 def _answer(
@@ -121,7 +122,7 @@ def _decided(
 
     def send(what: str) -> SharedAnswer:
         joined = next(batches, None) or lookups.deciding.join(service, uid, min_epoch)
-        return SharedAnswer(joined, what)
+        return SharedAnswer(joined, what, session.namespace.check_here)
 
     what = f"the router's answer about uid {uid!r} of {service!r}"
     answers: dict[str, Any] = yield from session.namespace.until_answered(send, what)

@@ -21,7 +21,7 @@ from ray_route.client.questions import Questions
 from ray_route.client.refresh_ahead import RefreshAhead
 from ray_route.client.use_reporter import UseReporter
 from ray_route.clock import now
-from ray_route.errors import ClosedError, RouteError
+from ray_route.errors import ClosedError, RayGoneError, RouteError
 from ray_route.model import Link, PodRecord
 from ray_route.protocol.names import RAY_NAMESPACE
 from ray_route.protocol.wire import Answer, unpack_answers
@@ -137,7 +137,7 @@ class Session:
             self.near.rest(service, found.links.keys() - found.used.keys())
 
     def _report_use(self, service: str, used: dict[str, int]) -> None:
-        if ray.is_initialized():  # else the question would start another Ray
+        with contextlib.suppress(RayGoneError):
             self.namespace.router.report_use.remote(service, used)
 
     # Look-ups by the router.

@@ -16,7 +16,7 @@ from typing import Any
 from ray_route.client.session import Session
 from ray_route.clock import Deadline
 from ray_route.config import RouteConfig
-from ray_route.errors import RouteTimeoutError
+from ray_route.errors import RayGoneError, RouteTimeoutError
 from ray_route.model import check_name
 from ray_route.runtime.joined_ray import joined_ray
 from ray_route.runtime.joining import exit_at_sigterm
@@ -89,7 +89,7 @@ def close_session(session: Session) -> None:
 
     In a thread of its own, too; waits for `_CLOSE_S` at most.
     """
-    with contextlib.suppress(RouteTimeoutError):
+    with contextlib.suppress(RouteTimeoutError, RayGoneError):
         within(Deadline.after(_CLOSE_S), Stage("a session to end"), partial(_give_back, session))
 
 

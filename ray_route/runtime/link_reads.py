@@ -6,16 +6,18 @@ What makes such a read safe is in `docs/guarantees.md`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 from typing import Any, NamedTuple
 
 from ray_route.clock import Deadline
 from ray_route.errors import RouteError
 from ray_route.runtime.belief import Belief
-from ray_route.runtime.waiting import late, result_of
+from ray_route.runtime.waiting import Check, late, no_check, result_of, slices
 from ray_route.runtime.worker import Worker
 from ray_route.store.lanes import Lane, has_moved, is_moving
 from ray_route.store.links import LinkCalls, ShardReply
@@ -57,18 +59,29 @@ class Awaited:
 
     future: Future[Any]
     what: str
+    check: Check = no_check
 
     def wait(self, deadline: Deadline) -> Any:
         """Wait in the calling thread."""
-        return result_of(self.future, self.what, deadline)
+        return result_of(self.future, self.what, deadline, self.check)
 
     async def wait_async(self, deadline: Deadline) -> Any:
         """Wait on the running event loop."""
         answer = asyncio.wrap_future(self.future)
-        done, _ = await asyncio.wait({answer}, timeout=deadline.remaining())
-        if not done:
-            raise late(self.what, deadline)
-        return answer.result()
+        for slice_s in slices(deadline):
+            done, _ = await asyncio.wait({answer}, timeout=slice_s)
+            if done:
+                return answer.result()
+            self.check()
+        raise late(self.what, deadline)
+
+
+def _settle(future: Future[Readings], outcome: Readings | BaseException) -> None:
+    with contextlib.suppress(InvalidStateError):  # it was closed meanwhile
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
 
 
 class LinkReads:
@@ -90,19 +103,37 @@ class LinkReads:
         self._links = links
         self._seen = seen
         self._saw_all = saw_all
+        self._lock = Lock()
+        self._pending: set[Future[Readings]] = set()
+        self._closed: RouteError | None = None
+
+    def close(self, error: RouteError) -> None:
+        """Fail what is asked and what will be: the worker ends."""
+        with self._lock:
+            self._closed, pending = error, list(self._pending)
+        for future in pending:
+            _settle(future, error)
 
     def ask(self, parts: Sequence[Part]) -> Future[Readings]:
         """Have parts read soon; see `read`."""
         future: Future[Readings] = Future()
         future.set_running_or_notify_cancel()
+        with self._lock:
+            if self._closed is not None:
+                _settle(future, self._closed)
+                return future
+            self._pending.add(future)
         self._worker.put(partial(self._answer, parts, future))
         return future
 
     def _answer(self, parts: Sequence[Part], future: Future[Readings]) -> None:
         try:
-            future.set_result(self.read(parts))
+            _settle(future, self.read(parts))
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
-            future.set_exception(error)
+            _settle(future, error)
+        finally:
+            with self._lock:
+                self._pending.discard(future)
 
     def read(self, parts: Sequence[Part]) -> Readings:
         """Return what each part's server says, or its refusal; None where nothing is believed.

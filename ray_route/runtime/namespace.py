@@ -18,7 +18,12 @@ import ray
 
 from ray_route.clock import Deadline, now
 from ray_route.config import RouteConfig
-from ray_route.errors import RayGoneError, RouterUnavailableError, StoreUnavailableError
+from ray_route.errors import (
+    ClosedError,
+    RayGoneError,
+    RouterUnavailableError,
+    StoreUnavailableError,
+)
 from ray_route.model import Link, check_name
 from ray_route.protocol.names import RAY_NAMESPACE, router_name
 from ray_route.protocol.welcome import Vouched, Welcome
@@ -185,7 +190,7 @@ class Namespace:
         """
         what = f"Redis at {self.url.address}"
         while True:
-            (reading,) = yield Awaited(self.reads.ask([Part(shard, names)]), what)
+            (reading,) = yield Awaited(self.reads.ask([Part(shard, names)]), what, self.check_here)
             if isinstance(reading, Exception):
                 raise reading
             if reading is None:
@@ -199,7 +204,7 @@ class Namespace:
         """Return once a router has vouched for the server of a shard; raise what prevents it."""
 
         def renewed(what: str) -> Awaited:
-            return Awaited(self.belief.renewed(), what)
+            return Awaited(self.belief.renewed(), what, self.check_here)
 
         what = f"a router to vouch for Redis at {self.url.address}"
         try:
@@ -255,6 +260,8 @@ class Namespace:
         if self._finding.acquire(timeout=_LAST_LOOK_S):
             self._finding.release()
         self.belief.close()
+        closed = ClosedError(what=f"namespace {self.name!r}", namespace=self.name)
+        self.reads.close(closed)
         self.worker.stop(_STOP_S)
         self.store.close()
 

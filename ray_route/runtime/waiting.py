@@ -48,6 +48,14 @@ class Wait(Protocol):
         """Wait on the running event loop."""
 
 
+Check = Callable[[], None]
+"""Raises what ends a wait before its deadline."""
+
+
+def no_check() -> None:
+    """Let a wait go on."""
+
+
 def late(what: str, deadline: Deadline) -> RouteTimeoutError:
     """Make the error of a wait that was longer than its deadline."""
     return RouteTimeoutError(waiting_for=what, timeout_s=deadline.timeout_s)
@@ -153,14 +161,15 @@ def within(
 ) -> T:
     """Run what may block for longer than its caller has time, in a thread of its own.
 
-    Returns or raises what it does, or `RouteTimeoutError` at the deadline. It goes on then, and
-    after an interrupt, to an end of its own: what it made is handed to `undo`. No interrupt
-    reaches the work itself.
+    Returns or raises what it does, `RouteTimeoutError` at the deadline, or `RayGoneError` once this
+    process has left its Ray. It goes on then, and after an interrupt, to an end of its own: what it
+    made is handed to `undo`. No interrupt reaches the work itself.
     """
     done: Future[T] = Future()
+    check = staying(stage)
     with _undoing(done, undo):
         _begin(done, work)
-        return result_of(done, stage, deadline)
+        return result_of(done, stage, deadline, check)
 
 
 async def within_async(
@@ -172,6 +181,7 @@ async def within_async(
     """Do as `within`, awaited; also after a cancellation. Takes no thread of the loop's few."""
     done: Future[T] = Future()
     loop, woken = asyncio.get_running_loop(), asyncio.Event()
+    check = staying(stage)
 
     def wake(_: Future[T]) -> None:
         with contextlib.suppress(RuntimeError):  # nobody waits on a loop that has been closed
@@ -180,11 +190,13 @@ async def within_async(
     done.add_done_callback(wake)
     with _undoing(done, undo):
         _begin(done, work)
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(woken.wait(), deadline.remaining())
-        if not done.done():
-            raise late(stage.what, deadline)
-        return done.result()
+        for slice_s in slices(deadline):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(woken.wait(), slice_s)
+            if done.done():
+                return done.result()
+            check()
+        raise late(stage.what, deadline)
 
 
 def _begin(done: Future[T], work: Callable[[], T]) -> None:
@@ -229,14 +241,36 @@ def _undone(undo: Callable[[T], object] | None, done: Future[T]) -> None:
         _given_up.discard(done)
 
 
-def result_of(future: Future[T], what: str | Stage, deadline: Deadline) -> T:
-    """Wait for a future in the calling thread."""
-    try:
-        return future.result(deadline.remaining())
-    except concurrent.futures.TimeoutError:
-        if future.done():
-            return future.result(0)
-        raise late(what.what if isinstance(what, Stage) else what, deadline) from None
+def result_of(
+    future: Future[T], what: str | Stage, deadline: Deadline, check: Check = no_check
+) -> T:
+    """Wait for a future in the calling thread; `check` raises what ends the wait before."""
+    for slice_s in slices(deadline):
+        try:
+            return future.result(slice_s)
+        except concurrent.futures.TimeoutError:
+            if future.done():
+                return future.result(0)
+            check()
+    raise late(what.what if isinstance(what, Stage) else what, deadline)
+
+
+def slices(deadline: Deadline) -> Iterator[float]:
+    """Yield the parts of a wait, in seconds, until the deadline; between them others may look."""
+    yield min(_LOOK_S, deadline.remaining())
+    while deadline.remaining():
+        yield min(_STAY_S, deadline.remaining())
+
+
+def staying(stage: Stage) -> Check:
+    """Return what raises `RayGoneError` once this process has left the Ray that it is in now."""
+    joined = joined_ray()
+
+    def check() -> None:
+        if joined is not None and joined_ray() is not joined:
+            raise RayGoneError(what=stage.what)
+
+    return check
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,11 +288,8 @@ class Blocking:
         return within(deadline, Stage(self.what), self.work)
 
     async def wait_async(self, deadline: Deadline) -> Any:
-        """Run it in a thread of the loop's pool."""
-        try:
-            return await asyncio.wait_for(asyncio.to_thread(self.work), deadline.remaining())
-        except asyncio.TimeoutError:
-            raise late(self.what, deadline) from None
+        """Run it in a thread of its own: the loop's few are its user's."""
+        return await within_async(deadline, Stage(self.what), self.work)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from helpers import eventually
+from helpers import eventually, router_handle
 
 import ray_route
 from ray_route.store.embedded import EmbeddedServer
 
-HOW: dict[str, Any] = {"num_cpus": 4, "include_dashboard": False, "log_to_driver": False}
+HOW: dict[str, Any] = {"num_cpus": 1, "include_dashboard": False, "log_to_driver": False}
 # A node of the first Ray is unknown to the second, so its pods are dead once they were silent.
 OPTIONS = {"heartbeat_s": 0.3, "pod_lease_s": 3.0}
+# Far less than what anybody here waits for; a machine that has much else to do needs some of it.
+WITHIN_S = 60
 
 
 def refused(work: Callable[[], Any]) -> None:
@@ -39,22 +46,47 @@ class Room:
         threading.Event().wait()
 
 
-def waiting(client: ray_route.RouteClient) -> tuple[threading.Thread, list[Exception]]:
-    """Have a thread wait for a call that is under way and does not end."""
-    raised: list[Exception] = []
+class Waiting:
+    """A thread that waits for something that does not come, and what it hears in the end."""
 
-    def wait() -> None:
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._work = work
+        self._raised: list[Exception] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
         try:
-            client.call("slow", "svc", "ponder", str(begun), timeout=600)
+            self._work()
         except ray_route.RouteError as error:
-            raised.append(error)
+            self._raised.append(error)
 
+    def heard(self) -> Any:
+        began = time.monotonic()
+        self._thread.join(WITHIN_S)
+        (error,) = self._raised
+        print(f"heard after {time.monotonic() - began:.1f} s: {error!r}", file=sys.stderr)
+        return error
+
+
+def waiting_for_a_call(client: ray_route.RouteClient) -> Waiting:
+    """Have a thread wait for a call that is under way and does not end."""
     with tempfile.TemporaryDirectory() as folder:
         begun = Path(folder) / "begun"
-        thread = threading.Thread(target=wait, daemon=True)
-        thread.start()
+        calling = partial(client.call, "slow", "svc", "ponder", str(begun), timeout=600)
+        waiting = Waiting(calling)
         eventually(begun.exists, "the call is under way", 30)
-    return thread, raised
+    return waiting
+
+
+def waiting_for_the_router(client: ray_route.RouteClient) -> Waiting:
+    """Have a thread wait for a router that does not answer."""
+    pid, _ = ray.get(router_handle("left").whereabouts.remote())
+    os.kill(pid, signal.SIGSTOP)
+    waiting = Waiting(partial(client.compute_linked_pod, "new", "svc", timeout=600))
+    deciding = client._session.computing.deciding
+    eventually(lambda: any(q.is_busy for q in deciding._queues.values()), "it is asked", 30)
+    return waiting
 
 
 def main() -> None:
@@ -70,7 +102,7 @@ def leave_one_and_join_another(url: str) -> None:
     # In a namespace of its own: the next router of this one would wait to hear from it.
     agent = ray_route.PodAgent("left-too", "by-hand", 0, redis_url=url).start()
     assert client.call("ann", "svc", "say") == "heard"
-    thread, raised = waiting(client)
+    call, look_up = waiting_for_a_call(client), waiting_for_the_router(client)
     of_first = ray.get_runtime_context().get_worker_id()
     ray.shutdown()
     print("left", flush=True)
@@ -88,11 +120,11 @@ def leave_one_and_join_another(url: str) -> None:
     ]
     for each in everything:
         refused(each)
-    thread.join(60)
-    (error,) = raised
+    error = call.heard()
     # By which was heard of first.
     assert isinstance(error, (ray_route.RayGoneError, ray_route.PodUnavailableError)), error
     assert error.may_have_run
+    assert isinstance(look_up.heard(), ray_route.RayGoneError)
     assert not ray.is_initialized(), "nobody has started another"
 
     ray.init("local", **HOW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -317,6 +318,23 @@ def test_after_the_end_nobody_waits_for_belief(process: Process) -> None:
     process.belief.close()
     with pytest.raises(ClosedError):
         process.belief.renewed().result(0)
+
+
+@pytest.mark.parametrize("asked", ["before", "after"])
+def test_after_the_end_nobody_waits_for_what_nobody_reads_any_more(
+    process: Process, asked: str
+) -> None:
+    busy = threading.Event()
+    process.worker.put(busy.wait)  # as one that waits for a server
+    if asked == "before":
+        reading = process.reads.ask([process.part("u")])
+    process.reads.close(ClosedError(what="the namespace"))
+    process.worker.stop(0)
+    if asked == "after":
+        reading = process.reads.ask([process.part("u")])
+    with pytest.raises(ClosedError):
+        reading.result(0)
+    busy.set()
 
 
 def test_belief_comes_back_however_often_nobody_could_vouch(process: Process) -> None:

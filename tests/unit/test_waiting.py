@@ -13,8 +13,10 @@ import pytest
 from ray_route.client.coalescer import Batch, SharedAnswer
 from ray_route.client.shared_future import SharedFuture
 from ray_route.clock import Deadline
-from ray_route.errors import RouteTimeoutError
-from ray_route.runtime.waiting import run, run_async
+from ray_route.errors import RayGoneError, RouteTimeoutError
+from ray_route.runtime import waiting as waits
+from ray_route.runtime.link_reads import Awaited
+from ray_route.runtime.waiting import Stage, run, run_async, within, within_async
 
 ANSWER = {"u": "link"}
 
@@ -164,3 +166,56 @@ def test_a_loop_that_was_closed_is_in_nobodys_way():
     asyncio.run(give_up())
     future.set_result(ANSWER)
     assert asyncio.run(waiting(future)) == ANSWER
+
+
+# The Ray of whoever waits may go.
+
+FOREVER_S = 600.0
+
+
+def gone() -> None:
+    raise RayGoneError(what="the answer")
+
+
+@pytest.mark.parametrize("kind", [SharedAnswer, Awaited])
+def test_who_waits_for_what_others_wait_for_hears_that_its_ray_is_gone(kind: Any):
+    future: SharedFuture[Any] = SharedFuture()
+    awaited = Batch(lambda: None, answers=future) if kind is SharedAnswer else future
+    deadline = Deadline.after(FOREVER_S)
+    with pytest.raises(RayGoneError):
+        kind(awaited, "the answer", gone).wait(deadline)
+    with pytest.raises(RayGoneError):
+        asyncio.run(kind(awaited, "the answer", gone).wait_async(deadline))
+    assert not future.done(), "others may hear more"
+
+
+@pytest.mark.parametrize("on_a_loop", [True, False])
+def test_who_waits_for_work_that_asks_ray_hears_that_it_is_gone(
+    monkeypatch: pytest.MonkeyPatch, on_a_loop: bool
+):
+    """The work itself may wait for a head that is no more, for a minute."""
+    here: list[object] = [object()]
+    monkeypatch.setattr(waits, "joined_ray", lambda: here[-1])
+    ends = threading.Event()
+
+    def work() -> None:
+        here.append(None)
+        ends.wait(FOREVER_S)
+
+    stage, deadline = Stage("the router"), Deadline.after(FOREVER_S)
+    try:
+        with pytest.raises(RayGoneError, match="the router"):
+            asyncio.run(within_async(deadline, stage, work)) if on_a_loop else within(
+                deadline, stage, work
+            )
+    finally:
+        ends.set()
+
+
+def test_a_wait_of_many_parts_ends_with_the_answer_and_at_its_deadline():
+    future: SharedFuture[Any] = SharedFuture()
+    threading.Timer(1.5, future.set_result, (ANSWER,)).start()
+    assert asyncio.run(waiting(future)) == ANSWER
+    never: SharedFuture[Any] = SharedFuture()
+    with pytest.raises(RouteTimeoutError):
+        asyncio.run(waiting(never, timeout_s=1.3))
