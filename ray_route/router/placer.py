@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ray_route.errors import ConfigError, NoAvailablePodError
@@ -14,7 +14,7 @@ from ray_route.router.membership import Membership
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Which pod each uid is to go to, by index."""
+    """Which pod each uid is to go to, by index; records and names are those of the chosen."""
 
     pods: Mapping[int, PodRecord]
     names: Mapping[int, str]
@@ -56,23 +56,24 @@ class Placer:
         if not pods:
             known = {pod.pod: pod.describe() for pod in self._table.pods(service).values()}
             raise NoAvailablePodError(known=known, namespace=self._namespace, service=service)
-        by_index = {pod.pod: pod for pod in pods}
-        load = self._loads.load(service, pods)
+        load = self._loads.ranked(service, pods)
         chosen: dict[str, int] = {}
         for uid in uids:
-            if previous is not None and previous[uid].pod in by_index:
+            if previous is not None and previous[uid].pod in load:
                 index = previous[uid].pod
             else:
                 index = self._chosen(service, pods, load, uid, node)
             load[index] += 1
             chosen[uid] = index
-        names = {index: owner_of(pod) for index, pod in by_index.items()}
-        return Proposal(by_index, names, chosen)
+        records = self._table.pods(service)
+        targets = {index: records[index] for index in set(chosen.values())}
+        names = {index: owner_of(pod) for index, pod in targets.items()}
+        return Proposal(targets, names, chosen)
 
     def _chosen(
         self,
         service: str,
-        pods: list[PodRecord],
+        pods: Sequence[PodRecord],
         load: Mapping[int, float],
         uid: str,
         node: str | None,

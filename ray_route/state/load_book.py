@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ray_route.model import PodRecord
+from ray_route.placement import Loads
 
 # How long a new link may take to reach its pod, and to be counted there: longer than that takes on
 # a busy machine, where half a second gave the pod that reported first 48 of 1,000 uids too many.
@@ -22,6 +23,20 @@ class _Count:
     placed: list[int] = field(default_factory=list)
     links: int = 0
 
+    @property
+    def load(self) -> float:
+        """Load now."""
+        return self.expected + len(self.placed) + self.proposed
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranked:
+    """Some pods' loads in order, and how to find those pods' counts."""
+
+    pods: Sequence[PodRecord]
+    loads: Loads
+    records: dict[int, PodRecord]
+
 
 class LoadBook:
     """Exact load per pod: what it reported, plus what was placed there since that report.
@@ -36,13 +51,32 @@ class LoadBook:
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, int], _Count] = {}
+        self._ranked: dict[str, _Ranked] = {}
 
     def load(self, service: str, pods: Iterable[PodRecord]) -> dict[int, float]:
         """Load of each of the pods now."""
-        counts = ((pod.pod, self._of(service, pod)) for pod in pods)
-        return {
-            index: count.expected + len(count.placed) + count.proposed for index, count in counts
-        }
+        return {pod.pod: self._of(service, pod).load for pod in pods}
+
+    def ranked(self, service: str, pods: Sequence[PodRecord]) -> Loads:
+        """Load of each of the available pods now, and the pods in order of it.
+
+        As long as `pods` is the same object, only pods are looked at whose load has changed. What
+        the caller writes there counts until the next time.
+        """
+        ranked = self._ranked.get(service)
+        if ranked is None or ranked.pods is not pods:
+            ranked = self._ranked[service] = self._rank(service, pods)
+        loads = ranked.loads
+        for index in list(loads.stale):
+            load = self._of(service, ranked.records[index]).load
+            if load != loads[index]:
+                loads[index] = load
+        loads.stale.clear()
+        return loads
+
+    def _rank(self, service: str, pods: Sequence[PodRecord]) -> _Ranked:
+        nodes = {pod.pod: pod.node for pod in pods}
+        return _Ranked(pods, Loads(self.load(service, pods), nodes), {pod.pod: pod for pod in pods})
 
     def links(self, service: str, pod: PodRecord) -> int:
         """Links placed on this incarnation by this router, less those that it took away."""
@@ -59,22 +93,26 @@ class LoadBook:
             count.expected = pod.load + max(0, unreported)
         count.heartbeat_us = pod.heartbeat_us
         del count.placed[:before]
+        self._changed(service, pod.pod)
 
     def propose(self, service: str, pod: PodRecord, links: int) -> None:
         """Count links that are being written, until `settle`."""
         self._of(service, pod).proposed += links
+        self._changed(service, pod.pod)
 
     def settle(self, service: str, pod: PodRecord, links: int) -> None:
         """Stop counting proposals; those that were written are counted by `placed`."""
         count = self._counts.get((service, pod.pod))
         if count is not None and count.incarnation == pod.incarnation:
             count.proposed = max(0, count.proposed - links)
+            self._changed(service, pod.pod)
 
     def placed(self, service: str, pod: PodRecord, epochs: Sequence[int]) -> None:
         """Count new links."""
         count = self._of(service, pod)
         count.links += len(epochs)
         count.placed.extend(epochs)
+        self._changed(service, pod.pod)
 
     def left(self, service: str, pod: int, incarnation: int, epoch: int) -> None:
         """Count a link no more that its pod has given up, before the pod reports it."""
@@ -86,9 +124,16 @@ class LoadBook:
             count.placed.remove(epoch)
         else:
             count.expected = max(0.0, count.expected - 1)
+        self._changed(service, pod)
+
+    def _changed(self, service: str, pod: int) -> None:
+        ranked = self._ranked.get(service)
+        if ranked is not None and pod in ranked.loads:
+            ranked.loads.stale.add(pod)
 
     def _of(self, service: str, pod: PodRecord) -> _Count:
         count = self._counts.get((service, pod.pod))
         if count is None or count.incarnation != pod.incarnation:
             count = self._counts[service, pod.pod] = _Count(pod.incarnation)
+            self._changed(service, pod.pod)
         return count

@@ -19,6 +19,7 @@ class PodTable:
         self.serving: dict[str, dict[int, int]] = {}
         """Incarnations of routable pods, by service and index (not a copy: don't change it)."""
         self._services: dict[str, dict[int, PodRecord]] = {}
+        self._available: dict[str, tuple[PodRecord, ...]] = {}
         self._lock = Lock()
 
     def services(self) -> list[str]:
@@ -33,10 +34,20 @@ class PodTable:
         """The pod's record, if it is known."""
         return self.pods(service).get(pod)
 
-    def available(self, service: str) -> list[PodRecord]:
-        """Pods that take new uids, by index; one whose lease has lapsed only if all have."""
+    def available(self, service: str) -> tuple[PodRecord, ...]:
+        """Pods that take new uids, by index; one whose lease has lapsed only if all have.
+
+        The same object as long as no record of the service has come.
+        """
+        pods = self._available.get(service)
+        if pods is None:
+            with self._lock:
+                pods = self._available[service] = self._take_uids(service)
+        return pods
+
+    def _take_uids(self, service: str) -> tuple[PodRecord, ...]:
         pods = [pod for _, pod in sorted(self.pods(service).items()) if pod.available]
-        return [pod for pod in pods if not pod.lapsed] or pods
+        return tuple([pod for pod in pods if not pod.lapsed] or pods)
 
     def routable(self, service: str, link: Link) -> bool:
         """True if the link's own incarnation is alive and serves its links."""
@@ -64,6 +75,7 @@ class PodTable:
             if held is not None and _goes_back(held, record):
                 return False
             pods[record.pod] = record
+            self._available.pop(service, None)
             serving = self.serving.setdefault(service, {})
             if record.routable:
                 serving[record.pod] = record.incarnation

@@ -82,7 +82,7 @@ class TestPodTable:
     def test_a_clock_that_steps_back_hides_no_shutdown(self, table: PodTable):
         shut = replace(POD, state=RoutingState.SHUTDOWN, heartbeat_us=1, seq=11)
         assert table.update(S, shut)
-        assert table.available(S) == []
+        assert table.available(S) == ()
         assert table.has_ended(S, link_to(7))
 
     def test_a_pod_that_has_shut_down_serves_again_as_another_life_alone(self, table: PodTable):
@@ -92,12 +92,12 @@ class TestPodTable:
         assert table.get(S, 0).state is RoutingState.SHUTDOWN
         assert table.update(S, GONE)
         assert table.update(S, RETURNED)
-        assert table.available(S) == [RETURNED]
+        assert table.available(S) == (RETURNED,)
 
     def test_the_next_incarnation_of_a_dead_pod_is_alive(self, table: PodTable):
         table.update(S, GONE)
         assert table.update(S, RETURNED)
-        assert table.available(S) == [RETURNED]
+        assert table.available(S) == (RETURNED,)
 
     def test_only_changes_of_routing_are_reported_as_changes(self, table: PodTable):
         assert not table.update(S, POD)
