@@ -5,6 +5,7 @@ What makes the reading safe is in `docs/guarantees.md`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import RouteError
 from ray_route.model import Link
-from ray_route.runtime.link_reads import LinkReads, Part, Reading, Readings
+from ray_route.runtime.link_reads import LinkReads, OfService, Part, Reading, Readings
 from ray_route.store.keys import Keys
 from ray_route.store.links import MAX_UIDS
 
@@ -51,22 +52,22 @@ class Found(NamedTuple):
 class Judge:
     """Says which links a process may take from Redis for itself.
 
-    `routable` tells whether the life that a link names serves, by (service, link).
+    `serving` has the incarnations of routable pods, by service and index.
     """
 
     keys: Keys
     config: RouteConfig
-    routable: Callable[[str, Link], bool]
+    serving: Mapping[str, Mapping[int, int]]
 
     def parts(self, service: str, uids: Sequence[str]) -> list[Part]:
         """Sort uids into what is asked of each shard."""
         if len(uids) == 1:  # the common case, in 3 µs less
             return [Part(self.keys.shard(uids[0]), [(service, uids[0])])]
-        by_shard: dict[int, list[str]] = {}
-        for uid in uids:
-            by_shard.setdefault(self.keys.shard(uid), []).append(uid)
+        by_shard: defaultdict[int, list[str]] = defaultdict(list)
+        for shard, uid in zip(self.keys.shards_of(uids), uids, strict=True):
+            by_shard[shard].append(uid)
         return [
-            Part(shard, [(service, uid) for uid in some[start : start + MAX_UIDS]])
+            Part(shard, OfService(service, some[start : start + MAX_UIDS]))
             for shard, some in by_shard.items()
             for start in range(0, len(some), MAX_UIDS)
         ]
@@ -97,7 +98,7 @@ class Judge:
         return found
 
     def _take(self, service: str, part: Part, reading: Reading, age_s: float, found: Found) -> None:
-        config, routable = self.config, self.routable
+        config, serving = self.config, self.serving.get(service, {})
         least_s = age_s + _LEAST_SHARE * config.lease_s
         fresh_s = _FRESH_SHARE * config.ttl_s - config.margin_s
         for (_, uid), link, ends in zip(
@@ -105,7 +106,7 @@ class Judge:
         ):
             if not isinstance(link, Link):
                 continue  # there is none, or its key is damaged: the router says which
-            if link.lease_s < least_s or not routable(service, link):
+            if link.lease_s < least_s or serving.get(link.pod) != link.incarnation:
                 continue
             found.links[uid] = link
             if ends:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from ray_route.clock import Deadline, now
 from ray_route.errors import RouterUnavailableError
 from ray_route.model import Link, LinkedPods, check_name, check_uids, listed
 from ray_route.protocol.wire import pack_question
-from ray_route.runtime.link_reads import Awaited
+from ray_route.runtime.link_reads import Awaited, Part, Readings
 from ray_route.runtime.waiting import Operation, Remote
 
 # Many uids: the router works on a call for about 8 ms, and answers others in between.
@@ -23,6 +24,7 @@ _UIDS_PER_CALL = 1_000
 _CALLS_IN_FLIGHT = 2
 # Many uids from Redis, whose thread others need, too.
 _UIDS_PER_READ = 2_000
+_READS_IN_FLIGHT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,37 +38,68 @@ class _Asked:
     asked_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A read from Redis that is under way; leases count from `asked_at`."""
+
+    parts: Sequence[Part]
+    asked_at: float
+    readings: Future[Readings]
+
+
 def compute_many(session: Session, uids: Iterable[str], service: str) -> Operation[dict[str, Any]]:
     """See `RouteClient.compute_linked_pods`."""
     wanted = check_uids(uids)
     check_name("service", service)
     answers: dict[str, Any] = session.near.get_all(service, dict.fromkeys(wanted, 0))
     missing = [uid for uid, link in answers.items() if link is None]
-    if len(missing) > _UIDS_PER_CALL:
-        # Shard by shard: a call then is a few scripts of many uids, not 256 of a few.
-        missing.sort(key=session.namespace.keys.shard)
-    for start in range(0, len(missing), _UIDS_PER_READ):
-        if not session.may_know(service):
-            continue
-        some = missing[start : start + _UIDS_PER_READ]
-        answers.update((yield from _found(session, service, some)))
-    missing = [uid for uid in missing if answers[uid] is None]
-    answers.update((yield from _decided_many(session, service, missing)))
+    # By shard, for the router too: a call then is a few scripts of many uids, not 256 of a few.
+    parts = session.judge.parts(service, missing) if missing else []
+    yield from _read_many(session, service, parts, answers)
+    left = [uid for part in parts for _, uid in part.names if answers[uid] is None]
+    answers.update((yield from _decided_many(session, service, left)))
     return answers
 
 
-def _found(session: Session, service: str, uids: list[str]) -> Operation[dict[str, Link]]:
-    """Read the links of many uids; return what can be told without the router."""
-    parts, asked_at = session.judge.parts(service, uids), now()
-    what = f"Redis at {session.namespace.url.address} about {len(uids)} uids of {service!r}"
-    readings = yield Awaited(session.namespace.reads.ask(parts), what, session.namespace.check_here)
-    found = session.judge.found(service, parts, readings, now() - asked_at)
+def _read_many(
+    session: Session, service: str, parts: Sequence[Part], answers: dict[str, Any]
+) -> Operation[None]:
+    """Add the links that can be told without the router; Redis works on one read during another."""
+    under_way: deque[_Read] = deque()
+    for some in _reads(parts):
+        if not session.may_know(service):
+            continue
+        if len(under_way) == _READS_IN_FLIGHT:
+            answers.update((yield from _found(session, service, under_way.popleft())))
+        under_way.append(_Read(some, now(), session.namespace.reads.ask(some)))
+    while under_way:
+        answers.update((yield from _found(session, service, under_way.popleft())))
+
+
+def _reads(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Divide parts into reads of about so many uids."""
+    some: list[Part] = []
+    for part in parts:
+        some.append(part)
+        if sum(len(each.names) for each in some) >= _UIDS_PER_READ:
+            yield some
+            some = []
+    if some:
+        yield some
+
+
+def _found(session: Session, service: str, read: _Read) -> Operation[dict[str, Link]]:
+    """Wait for a read of many links; return what can be told without the router."""
+    count = sum(len(part.names) for part in read.parts)
+    what = f"Redis at {session.namespace.url.address} about {count} uids of {service!r}"
+    readings = yield Awaited(read.readings, what, session.namespace.check_here)
+    found = session.judge.found(service, read.parts, readings, now() - read.asked_at)
     session.new_uids.note(service, found.read, len(found.links) + len(found.lost))
     if found.lost:
         yield from session.namespace.recover({lost.shard for lost in found.lost.values()})
     if not session.may_read():  # the stream has not been heard meanwhile
         return {}
-    session.keep_used(service, found, asked_at)
+    session.keep_used(service, found, read.asked_at)
     return found.links
 
 

@@ -71,7 +71,7 @@ class Session:
         )
         self.changes.start()
         self.new_uids = NewUids()
-        self.judge = Judge(namespace.keys, namespace.config, self.table.routable)
+        self.judge = Judge(namespace.keys, namespace.config, self.table.serving)
         questions = Questions(namespace)
         self.computing = self._lookups(questions.compute, self.keep_used)
         self.finding = self._lookups(questions.find, self.keep_found)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -29,8 +30,28 @@ _ENDING = (b":t", b":p")
 # Longer than others take, but for one who was interrupted with a lane in his hand.
 _WAIT_S = 3.0
 
-Names = Sequence[tuple[str, str]]
+Names = Collection[tuple[str, str]]
 """Pairs of service and uid."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfService(Names):
+    """The names of many uids of one service, without a pair in memory for each."""
+
+    service: str
+    uids: Sequence[str]
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.uids)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Yield each pair."""
+        return zip(repeat(self.service), self.uids)
+
+    def __contains__(self, name: object) -> bool:
+        """Say whether a pair is among them."""
+        return any(name == each for each in self)
 
 
 class Part(NamedTuple):

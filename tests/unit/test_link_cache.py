@@ -504,3 +504,38 @@ def test_threads_that_put_at_once_leave_the_highest_epoch(clock):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(put, [n * 7919 % 1_000 for n in range(1_000)]))
     assert sorted(cache.get(S, f"u{n}").epoch for n in range(5)) == [995, 996, 997, 998, 999]
+
+
+def test_many_that_come_together_and_do_not_all_fit_are_each_found_or_gone(clock):
+    cache = LinkCache(10, clock)
+    old = {f"old-{number}": at_epoch(number + 1) for number in range(4)}
+    cache.put_all(S, old, clock())
+    clock.tick(1)
+    many = {f"new-{number}": at_epoch(100 + number) for number in range(25)}
+    many["new-3"] = at_epoch(103, lease_s=0.0)  # has ended on its way
+    assert cache.put_all(S, {**many, "old-1": at_epoch(50)}, clock()) == 25
+    said = {uid: link for uid in [*old, *many] if (link := cache.get(S, uid)) is not None}
+    assert len(said) == len(cache) == cache.held == 10
+    assert said.items() <= {**old, **many, "old-1": at_epoch(50)}.items()
+    cache.put_all(S, {"one": LINK, "two": LINK}, clock())
+    assert cache.get(S, "one") == cache.get(S, "two") == LINK
+    assert cache.held == 10
+
+
+def test_room_that_was_left_is_taken_before_new_room(clock):
+    cache = LinkCache(10, clock)
+    cache.put_all(S, {"a": LINK, "b": LINK}, clock())
+    cache.drop(S, "a")
+    clock.tick(1)
+    cache.put_all(S, {"c": LINK}, clock())
+    assert cache.slots == cache.held == 2
+
+
+def test_looking_for_what_has_ended_goes_round_and_round(clock):
+    cache = LinkCache(100, clock)
+    cache.put_all(S, {f"a{number}": LINK for number in range(10)}, clock())
+    clock.tick(5)
+    cache.put_all(S, {f"b{number}": LINK for number in range(8)}, clock())
+    clock.tick(6)
+    cache.put_all(S, {f"c{number}": LINK for number in range(6)}, clock())
+    assert len(cache) == 14 < cache.held < 24
