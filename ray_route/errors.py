@@ -32,15 +32,12 @@ from collections.abc import Sequence
 from typing import Any
 
 _SHOWN_CHARACTERS = 80
+_REPEAT = "repeat it only if that is harmless (idempotent=True)"
 
 
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
-
-
-def _rebuild(cls: type[RouteError], facts: dict[str, Any]) -> RouteError:
-    return cls(**facts)
 
 
 class RouteError(Exception):
@@ -74,7 +71,8 @@ class RouteError(Exception):
         return f"{self._what()}{self._where()}{hint}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self._facts)
+        # Without its constructor, which would shorten again what was shortened.
+        return type(self).__new__, (type(self),), {"_facts": self._facts, **self._facts}
 
 
 class InvalidInputError(RouteError, ValueError):
@@ -89,16 +87,6 @@ class InvalidInputError(RouteError, ValueError):
 
     def _what(self) -> str:
         return f"{self.argument}={self.value} {self.reason}"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_invalid, (self._facts,)
-
-
-def _rebuild_invalid(facts: dict[str, Any]) -> InvalidInputError:
-    """Rebuild without shortening the already shortened value again."""
-    error = InvalidInputError.__new__(InvalidInputError)
-    RouteError.__init__(error, **facts)
-    return error
 
 
 class ConfigError(RouteError):
@@ -178,7 +166,7 @@ class PodUnavailableError(RouteError):
     def hint(self) -> str:  # type: ignore[override]
         """What to do next."""
         if self.may_have_run:
-            return "the call may have run: repeat it only if that is harmless (idempotent=True)"
+            return f"the call may have run: {_REPEAT}"
         return "the call did not run: try again"
 
     def _what(self) -> str:
@@ -291,9 +279,7 @@ class PartialBatchError(StoreUnavailableError):
     def __init__(
         self, *, address: str, reason: str, shards: dict[int, str], partial: Any, **ids: Any
     ) -> None:
-        RouteError.__init__(
-            self, address=address, reason=reason, shards=shards, partial=partial, **ids
-        )
+        super().__init__(address=address, reason=reason, shards=shards, partial=partial, **ids)
 
     shards: dict[int, str]
     partial: Any
@@ -406,10 +392,7 @@ class RouteTimeoutError(RouteError, TimeoutError):
         if self.may_have_run is None:
             return ""
         if self.may_have_run:
-            return (
-                "the call may have run, or may run still: repeat it only if that is harmless "
-                "(idempotent=True)"
-            )
+            return f"the call may have run, or may run still: {_REPEAT}"
         return "the call did not run: try again, or allow more time"
 
     def _what(self) -> str:
