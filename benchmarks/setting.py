@@ -118,11 +118,13 @@ def one_by_one(client: redis.Redis, keys: Keys, uids: Sequence[str]) -> dict[int
     return pods
 
 
-def chunked(client: redis.Redis, keys: Keys, uids: Sequence[str]) -> dict[int, list[str]]:
-    """Read by MGETs of 500 in one process, which a single server answers for any keys."""
+def chunked(
+    client: redis.Redis, keys: Keys, uids: Sequence[str], size: int = 500
+) -> dict[int, list[str]]:
+    """Read by MGETs of many in one process, which a single server answers for any keys."""
     pods: dict[int, list[str]] = {}
-    for start in range(0, len(uids), 500):
-        some = uids[start : start + 500]
+    for start in range(0, len(uids), size):
+        some = uids[start : start + size]
         values = client.mget([keys.link(keys.shard(uid), SERVICE, uid) for uid in some])
         for uid, value in zip(some, values, strict=True):
             if value is not None:
