@@ -23,6 +23,13 @@ from redis.sentinel import Sentinel
 from ray_route.errors import ConfigError, DamagedKeyError, RouteError, StoreUnavailableError
 from ray_route.store.url import StoreUrl
 
+try:
+    from redis.driver_info import DriverInfo
+except ImportError:  # a redis-py that finds its own version once, when it is imported
+    _DRIVER: dict[str, Any] = {}
+else:  # others look through all that is installed for each client and each connection: 4 ms
+    _DRIVER = {"driver_info": DriverInfo()}
+
 SOCKET_TIMEOUT_S = 2.0
 RETRIES = 2
 _BACKOFF = ExponentialWithJitterBackoff(base=0.02, cap=0.3)
@@ -41,6 +48,7 @@ def _options(url: StoreUrl, retry: Any) -> dict[str, Any]:
         "socket_connect_timeout": SOCKET_TIMEOUT_S,
         "retry": retry,
         "protocol": 2,
+        **_DRIVER,
     }
 
 
@@ -52,6 +60,7 @@ def _sentinel_options(url: StoreUrl, retry: Any) -> dict[str, Any]:
         "socket_connect_timeout": SOCKET_TIMEOUT_S,
         "retry": retry,
         "protocol": 2,
+        **_DRIVER,
     }
 
 
