@@ -74,6 +74,12 @@ class RouteError(Exception):
         # Without its constructor, which would shorten again what was shortened.
         return type(self).__new__, (type(self),), {"_facts": self._facts, **self._facts}
 
+    def about(self, **ids: Any) -> RouteError:
+        """Return the same error with these ids, for one of many whom it concerns."""
+        rebuild, (*cls, facts) = self.__reduce__()
+        told: RouteError = rebuild(*cls, {**facts, **ids})
+        return told
+
 
 class InvalidInputError(RouteError, ValueError):
     """An argument can never work. Nothing was changed."""

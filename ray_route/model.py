@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from ray_route.errors import InvalidInputError
+from ray_route.errors import DamagedKeyError, InvalidInputError
 
 MAX_UID_BYTES = 512
 MAX_NAME = 64
@@ -144,7 +144,8 @@ class Pod:
 class DrainProgress:
     """How far a drain has come: uids left on the pod and moved away, calls running there now.
 
-    `problem` says why a drain that is done has not emptied its pod.
+    `problem` says why a drain that is done has not emptied its pod; `damaged` has an error for each
+    uid that can't move, since its link is damaged: with the uid, and the key to be mended.
     """
 
     pod: int
@@ -153,6 +154,7 @@ class DrainProgress:
     running: int
     done: bool = False
     problem: str | None = None
+    damaged: tuple[DamagedKeyError, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,9 +203,10 @@ class Releaser:
             settled: dict[str, int] = self._ask("settle", self._address(), given)
         except (RouteError, ray.exceptions.RayError) as error:
             logger.debug("uids given up can't be settled: %r", error)
+            settled = {}
+        self._releases.settled(settled)
+        if settled.keys() < given.keys():  # those of somebody's move, or of damaged links
             self._settle_at = now() + _SETTLE_S
-        else:
-            self._releases.settled(settled)
 
     def _ask(self, method: str, *args: Any) -> Any:
         ref = getattr(self._namespace.router, method).remote(*args)

@@ -120,19 +120,26 @@ class Directory:
         return answers
 
     async def sweep(self, service: str) -> int:
-        """Relink every uid whose owner's life has ended now; return how many there were."""
+        """Relink every uid whose owner's life has ended now; return how many there were.
+
+        One that can't be relinked holds up no other: what it met is raised when all were tried.
+        """
         await self._membership.refresh(service)
         moved, some = 0, []
+        problems: list[RouteError] = []
         async for key in self._store.scan(self._links.keys.links(service)):
             uid = self._links.keys.uid_of(key, service)
             if uid is not None:
                 some.append(uid)
             if len(some) >= _UIDS_PER_SWEEP:
-                moved += await self._sweep_some(service, some)
+                moved += await self._sweep_some(service, some, problems)
                 some = []
-        return moved + await self._sweep_some(service, some)
+        moved += await self._sweep_some(service, some, problems)
+        if problems:
+            raise problems[0]
+        return moved
 
-    async def _sweep_some(self, service: str, uids: list[str]) -> int:
+    async def _sweep_some(self, service: str, uids: list[str], problems: list[RouteError]) -> int:
         strayed = {
             uid: link
             for uid, outcome in (await self._links.read_many(service, uids)).items()
@@ -141,9 +148,7 @@ class Directory:
             and self._membership.table.has_ended(service, link)
         }
         answers = await self._relink(service, strayed, None) if strayed else {}
-        for answer in answers.values():
-            if isinstance(answer, RouteError):
-                raise answer
+        problems += [answer for answer in answers.values() if isinstance(answer, RouteError)]
         return len(strayed)
 
     async def give_away(
@@ -161,7 +166,7 @@ class Directory:
         try:
             proposal = self._placer.propose(service, lost, node, lost if prefer_index else None)
         except RouteError as refusal:
-            return dict.fromkeys(lost, refusal)
+            return {uid: refusal.about(uid=uid) for uid in lost}
         reason = "relinked" if prefer_index else "moved"
         return await self._links.relink(service, proposal, lost, reason)
 
@@ -243,7 +248,7 @@ class Directory:
             elif outcome.link and self._membership.table.routable(batch.service, outcome.link):
                 answers[uid] = outcome.link
             else:
-                answers[uid] = refusal
+                answers[uid] = refusal.about(uid=uid)
         return answers
 
     async def _adopted(self, batch: _Batch, outcomes: Outcomes) -> dict[str, Answer]:

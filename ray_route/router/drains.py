@@ -12,13 +12,14 @@ import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
 
 from ray_route.clock import Deadline
 from ray_route.errors import (
+    DamagedKeyError,
     NoAvailablePodError,
     PodUnavailableError,
     RouteError,
@@ -29,7 +30,7 @@ from ray_route.protocol.commands import Address, Close, Command, Open, Show
 from ray_route.router.directory import Directory
 from ray_route.router.mailbox import Mailboxes, NoAnswerError
 from ray_route.router.membership import Membership
-from ray_route.router.moves import Moves
+from ray_route.router.moves import Damages, Moves
 from ray_route.runtime.metrics import DRAINS
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ _GO_ON_CLOSED_S = 1.0
 _PAUSE_S = 0.1
 _RETRY_S = 0.5
 _GIVE_BACK_S = 10.0
+_NAMED = 10
 
 IsRestarting = Callable[[str], Awaitable[bool]]
 Note = Callable[[DrainProgress], None]
@@ -79,6 +81,8 @@ class _Drain:
     note: Note
     moved: int = 0
     running: int = 0
+    damaged: Damages = field(default_factory=dict)
+    """The uids that can't move, since who owns them can't be read or written."""
     closes: bool = False
     denying: bool = False
     """True once the pod may have been told to take no new uids."""
@@ -89,8 +93,9 @@ class _Drain:
         try:
             await self._begin()
             await self.directory.quiet(self.service)
-            while holdings := await self._show():
+            while holdings := await self._movable(await self._show()):
                 await self._move(holdings)
+            self._check_damaged()
             await self._finish()
         except Exception:  # whatever stops it: the pod is given back
             await self._give_back()
@@ -148,9 +153,10 @@ class _Drain:
         """Close the pod, move what slipped in meanwhile, and write that it is shut down."""
         try:
             holdings, _ = await self._ask(Close())
-            while holdings:
+            while holdings := await self._movable(holdings):
                 await self._move(holdings)
                 holdings = await self._show()
+            self._check_damaged()
         except BaseException:
             # Refused by a closed pod and moved by nobody: better served where they are.
             self.mailboxes.post(self._address, Open())
@@ -204,6 +210,22 @@ class _Drain:
                 "the pod serves those and is given back as it was"
             )
 
+    async def _movable(self, holdings: dict[str, int]) -> dict[str, int]:
+        """Return what can be moved: looked at before anything is taken from a uid."""
+        damaged = await self.moves.damaged(self.service, holdings)
+        kept = {uid: error for uid, error in self.damaged.items() if uid not in holdings}
+        self.damaged = {**kept, **damaged}
+        return {uid: epoch for uid, epoch in holdings.items() if uid not in damaged}
+
+    def _check_damaged(self) -> None:
+        """Raise `StoppedError`, when all others have moved, if links of some uids are damaged."""
+        if self.damaged:
+            keys = ", ".join(error.key for error in islice(self.damaged.values(), _NAMED))
+            raise StoppedError(
+                f"the links of {len(self.damaged)} uids are damaged, {keys} among them: "
+                f"{DamagedKeyError.hint}; the pod keeps those and is given back as it was"
+            )
+
     async def _move(self, holdings: dict[str, int]) -> None:
         """Move what can be moved in this phase of the drain, all uids side by side."""
         self._check(len(holdings))
@@ -246,8 +268,11 @@ class _Drain:
         self.closes = not self.closes
         return (_GO_ON_CLOSED_S, True) if self.closes else (_GO_ON_OPEN_S, False)
 
-    def _note_moved(self, lefts: dict[int, int], release: int, moved: int, left: int) -> None:
+    def _note_moved(
+        self, lefts: dict[int, int], release: int, moved: int, left: int, damaged: Damages
+    ) -> None:
         self.moved += moved
+        self.damaged.update(damaged)
         lefts[release] = left
         total = sum(lefts.values())
         self.note(DrainProgress(self.pod.pod, total, self.moved, self.running))
@@ -362,5 +387,8 @@ class Drains:
                 exc_info=not is_known,
                 extra=facts,
             )
-            self._progress[key] = replace(self._progress[key], done=True, problem=str(error))
+            damaged = tuple(drain.damaged.values())
+            self._progress[key] = replace(
+                self._progress[key], done=True, problem=str(error), damaged=damaged
+            )
             self._meter.count(DRAINS, key[0], "stopped")

@@ -165,17 +165,24 @@ class LinkTable:
             for uid, outcome in outcomes.items()
         }
 
-    async def regrant(self, service: str, uids: Mapping[str, int]) -> None:
-        """Give uids back to their owner, each under a new epoch if it still has this one."""
+    async def regrant(self, service: str, uids: Mapping[str, int]) -> list[str]:
+        """Give uids back to their owner, each under a new epoch if it still has this one.
+
+        Returns those whose links are damaged: whose they are can't be written now.
+        """
 
         def build(writer: Writer, shard: int, some: list[str]) -> Call:
             return self._calls.regrant(writer, shard, service, some, [uids[uid] for uid in some])
 
+        damaged = []
         for uid, outcome in (await self._write(service, list(uids), build, placing=False)).items():
-            if not isinstance(outcome, DamagedKeyError) and linked(outcome):
+            if isinstance(outcome, DamagedKeyError):
+                damaged.append(uid)
+            elif linked(outcome):
                 assert isinstance(outcome, Outcome)
                 self._left(service, outcome.link if outcome.written else None)
                 self._counted(service, uid, outcome, "given back to")
+        return damaged
 
     async def refresh(self, service: str, uids: Mapping[str, int]) -> dict[str, int]:
         """Lengthen the lives of links in use; return those whose link is no longer that one."""

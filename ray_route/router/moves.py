@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from ray_route.clock import Deadline
-from ray_route.errors import PodUnavailableError, RouteError
+from ray_route.errors import DamagedKeyError, PodUnavailableError, RouteError
 from ray_route.model import Link, PodRecord
 from ray_route.protocol.commands import Address, Cancel, EndAt, Release
 from ray_route.router.directory import Directory
@@ -34,6 +34,8 @@ _FOR_CALLS = 0.7
 _LOOK_S = 0.2
 
 Stale = Callable[[str, "dict[str, int]"], None]
+Damages = dict[str, DamagedKeyError]
+Note = Callable[[int, int, Damages], None]
 
 
 @dataclass(slots=True)
@@ -202,13 +204,14 @@ class Moves:
         patience_s: float,
         *,
         closes: bool,
-        note: Callable[[int, int], None],
+        note: Note,
     ) -> list[str]:
         """Move uids of one living pod to others, each as it is given up; return those kept.
 
-        `note` is told, again and again, how many have just moved and how many are left; what it
-        raises ends the hand-over, as the end of the pod's life (`NoAnswerError`) and what placement
-        raises do: uids whose hook has not begun are then kept, and the others are given back.
+        `note` is told, again and again, how many have just moved, how many are left, and whose
+        links turned out to be damaged; what it raises ends the hand-over, as the end of the pod's
+        life (`NoAnswerError`) and what placement raises do: uids whose hook has not begun are then
+        kept, and the others are given back.
         """
         some = next(iter(links.values()))
         address = (service, some.pod, some.incarnation)
@@ -219,19 +222,28 @@ class Moves:
             try:
                 while waiting:
                     given = {uid: links[uid] for uid in await _given(outcomes, waiting, kept)}
-                    note(await self._give_away(service, given), len(waiting))
+                    moved, damaged = await self._give_away(service, given)
+                    note(moved, len(waiting), damaged)
             except BaseException:  # a task that is cancelled, too: whatever ends it
                 self._mailboxes.post(address, Cancel(outcomes.number))
                 raise
         return kept
 
-    async def _give_away(self, service: str, links: dict[str, Link]) -> int:
-        """Give uids that their owner has given up to others; return how many moved."""
+    async def _give_away(self, service: str, links: dict[str, Link]) -> tuple[int, Damages]:
+        """Give uids that their owner has given up to others; return how many moved.
+
+        And those whose links are damaged, which hold up no other.
+        """
         if not links:
-            return 0
+            return 0, {}
         with self._in_move((service, uid) for uid in links):
             answers = await self._directory.give_away(service, links, None)
-        errors = [answer for answer in answers.values() if isinstance(answer, RouteError)]
+        damaged = _damaged(answers)
+        errors = [
+            answer
+            for uid, answer in answers.items()
+            if isinstance(answer, RouteError) and uid not in damaged
+        ]
         moved = {
             uid: link.epoch
             for uid, link in links.items()
@@ -240,7 +252,11 @@ class Moves:
         self._stale(service, moved)
         if errors:
             raise errors[0]
-        return len(moved)
+        return len(moved), damaged
+
+    async def damaged(self, service: str, uids: Iterable[str]) -> Damages:
+        """Return the uids whose links are damaged: who owns them can't be read or written."""
+        return _damaged(await self._links.read_many(service, list(uids)))
 
     async def settle(
         self, address: Address, given: Mapping[str, tuple[int, bool]]
@@ -248,18 +264,23 @@ class Moves:
         """Deal with uids that their owner has given up, and that nobody is moving.
 
         `given` maps them to their epochs, and to whether the link is to go; else it is given back
-        to its owner under a new epoch. Returns those that have been dealt with.
+        to its owner under a new epoch. Returns those that have been dealt with; one whose link is
+        damaged stays given up until that is mended, lest it be acquired again under its old epoch.
         """
         service, pod, incarnation = address
         free = {uid: it for uid, it in given.items() if not self._moving[service, uid]}
         back = {uid: epoch for uid, (epoch, removes) in free.items() if not removes}
+        damaged: set[str] = set()
         for uid, (epoch, removes) in free.items():
             if removes:
                 link = Link(pod, incarnation, epoch, persistent=False, lease_s=0)
-                await self._links.remove(service, uid, link, 0)
+                try:
+                    await self._links.remove(service, uid, link, 0)
+                except DamagedKeyError:
+                    damaged.add(uid)
         if back:
-            await self._links.regrant(service, back)
-        settled = {uid: epoch for uid, (epoch, _) in free.items()}
+            damaged.update(await self._links.regrant(service, back))
+        settled = {uid: epoch for uid, (epoch, _) in free.items() if uid not in damaged}
         self._stale(service, settled)
         return settled
 
@@ -307,6 +328,10 @@ async def _given(outcomes: Outcomes, waiting: dict[str, int], kept: list[str]) -
         if waiting.pop(outcome.uid, None) is not None:
             (given if outcome.given else kept).append(outcome.uid)
     return given
+
+
+def _damaged(outcomes: Mapping[str, object]) -> Damages:
+    return {uid: it for uid, it in outcomes.items() if isinstance(it, DamagedKeyError)}
 
 
 def _is_at(link: Link, target: PodRecord) -> bool:

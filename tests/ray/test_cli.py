@@ -18,7 +18,7 @@ import ray
 from commands import Command, Finished
 from helpers import end_router, eventually, router_handle, unique_name
 from ray.util import list_named_actors
-from services import Counter, Waiting
+from services import Carrier, Counter, Waiting
 
 import ray_route
 from ray_route.cli.app import app, main
@@ -177,6 +177,33 @@ def test_a_drain_to_its_end(run: Run, client: Any, deploy: Any) -> None:
         1,
         2,
     }
+
+
+def test_a_drain_moves_all_but_the_damaged_names_their_keys_and_ends_when_they_are_mended(
+    run: Run, client: Any, deploy: Any
+) -> None:
+    service = deploy(Carrier, replicas=2).service
+    uids = [f"u{number}" for number in range(20)]
+    for uid in uids:
+        assert client.set_linked_pod_if_absent(uid, service, 0).pod == 0
+        assert client.call(uid, service, "add", uid) == 1
+    store, keys = client._session.namespace.store, client._session.namespace.keys
+    link = keys.link(keys.shard("u7"), service, "u7")
+    store.one(plain_call("SET", link, "garbage"))
+    done = run("drain", service, "0", "--json")
+    assert done.status == 1, done
+    last = json.loads(done.out)
+    assert (last["moved"], last["left"], last["done"]) == (19, 1, True)
+    assert last["damaged"] == [{"uid": "u7", "key": link, "reason": "'garbage' instead of a link"}]
+    done = run("drain", service, "0")
+    assert (done.status, f"{link} among them: `ray-route doctor` says" in done.out) == (1, True)
+    assert client.pods(service)[0].state is ray_route.RoutingState.READY, "it is given back"
+
+    for found in faults(run):
+        mend(found["command"], store)
+    eventually(lambda: run("drain", service, "0").status == 0, "it is drained", 30)
+    assert {client.compute_linked_pod(uid, service).pod for uid in uids} == {1}
+    assert [client.call(uid, service, "add", uid) for uid in uids] == [2] * 20
 
 
 @pytest.fixture

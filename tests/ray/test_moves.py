@@ -20,7 +20,9 @@ from services import AsyncCounter, Carrier, Counter, Gated
 import ray_route
 from ray_route.model import RoutingState
 from ray_route.protocol.calls import Refused
+from ray_route.protocol.changes import read_entry
 from ray_route.store.embedded import EmbeddedServer
+from ray_route.store.scripts import plain_call
 
 
 @pytest.fixture
@@ -294,6 +296,16 @@ def test_a_drain_past_its_deadline_says_what_is_left(client: Any, agents: Any) -
     assert client.compute_linked_pod("u", first.service).pod == 1
 
 
+def told_states(client: Any, service: str, pod: int) -> list[str]:
+    """Return each state that a pod was in for a moment, as the change stream has told."""
+    namespace = client._session.namespace
+    key = namespace.keys.log
+    entries = namespace.store.one(plain_call("XRANGE", key, "-", "+"))
+    changes = [read_entry(fields)[2] for _, fields in entries]
+    records = [change.pod for change in changes if change.pod and change.service == service]
+    return [record.state.value for record in records if record.pod == pod]
+
+
 def test_a_drain_without_a_target_is_refused_before_it_takes_anything(
     client: Any, agents: Any
 ) -> None:
@@ -310,6 +322,8 @@ def test_a_drain_without_a_target_is_refused_before_it_takes_anything(
     assert client.get_linked_pod_not_cache("u", first.service) == link
 
     second.set_routing_state("READY")
+    eventually(lambda: told_states(client, first.service, 1)[-1] == "READY", "all has been told")
+    assert set(told_states(client, first.service, 0)) == {"READY"}, "it never denied new uids"
     *_, last = client.drain(first.service, 0, deadline_s=10)
     assert last.problem is None
     assert log == [(0, "acquire", "u"), (0, "release", "u")]

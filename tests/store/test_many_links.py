@@ -61,4 +61,4 @@ def test_many_links_are_placed_read_swept_and_examined(
                 assert [damage.key for damage in await bench.examine()] == [link]
 
     asyncio.run(scenario())
-    store.one(plain_call("FLUSHALL", "SYNC"))
+    store.one(plain_call("FLUSHALL", "ASYNC"))

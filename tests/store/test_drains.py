@@ -1,0 +1,189 @@
+"""Drains on a router's insides over a real server; the pods are played."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import pytest
+from helpers import soon
+from test_moves_race import KEYS, Space, opened
+
+from ray_route.errors import NoAvailablePodError, PodRestartingError
+from ray_route.model import DrainProgress, RoutingState
+from ray_route.protocol.commands import Close, Open, Release, Show
+from ray_route.protocol.commands import Outcome as Given
+from ray_route.router.drains import Drains
+from ray_route.router.placer import Proposal, owner_of
+from ray_route.router.shards import Outcome
+from ray_route.store.connect import Store
+from ray_route.store.scripts import plain_call
+
+UIDS = [f"u{number}" for number in range(30)]
+
+
+@dataclass
+class Played:
+    """Pod 0, which gives up at once what it is asked for; `taken` are the uids whose hooks ran."""
+
+    space: Space
+    held: dict[str, int] = field(default_factory=dict)
+    taken: list[str] = field(default_factory=list)
+    at_release: Callable[[], None] = lambda: None
+
+    async def serve(self) -> None:
+        boxes = self.space.mailboxes
+        address = ("svc", 0, self.space.membership.table.pods("svc")[0].incarnation)
+        while True:
+            for number, command in await boxes.fetch(address, 10):
+                if isinstance(command, Release):
+                    self.at_release()
+                    self.taken += command.uids
+                    given = [Given(number, *it, given=True) for it in command.uids.items()]
+                    for uid in command.uids:
+                        del self.held[uid]
+                    boxes.take_outcomes(address, given)
+                elif isinstance(command, (Show, Close, Open)):
+                    boxes.answer(address, number, (dict(self.held), 0))
+
+
+Drained = Callable[[], Awaitable[DrainProgress]]
+Story = Callable[[Space, Played, Drained], Awaitable[None]]
+
+
+def tell(store: Store, story: Story) -> None:
+    """Have pod 0 of three hold some uids, and provide its drain."""
+
+    async def main() -> None:
+        space = await opened(store)
+        pod = Played(space)
+        for uid in UIDS:
+            record = space.membership.table.pods("svc")[0]
+            link = await space.links.set_if_absent("svc", uid, record, persistent=False)
+            pod.held[uid] = link.epoch
+
+        async def never(_: str) -> bool:
+            return False
+
+        rooms = (space.membership, space.directory, space.mailboxes, space.moves)
+        drains = Drains(*rooms, never)
+
+        async def drained() -> DrainProgress:
+            record = space.membership.table.pods("svc")[0]
+            assert drains.start("svc", record, record.state, 30, go_on=True)
+            progress: DrainProgress = await soon(lambda: is_done(drains), "the drain has ended")
+            return progress
+
+        serving = asyncio.create_task(pod.serve())
+        await story(space, pod, drained)
+        serving.cancel()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def is_done(drains: Drains) -> DrainProgress | None:
+    progress = drains.progress("svc", 0)
+    return progress if progress and progress.done else None
+
+
+def damage(store: Store, *uids: str) -> None:
+    for uid in uids:
+        store.one(plain_call("SET", key_of(uid), "garbage"))
+
+
+def key_of(uid: str) -> str:
+    return KEYS.link(KEYS.shard(uid), "svc", uid)
+
+
+def test_a_refused_drain_denies_new_uids_not_even_for_a_moment(store: Store) -> None:
+    async def story(space: Space, pod: Played, drained: Drained) -> None:
+        told: list[RoutingState] = []
+        space.membership._on_change = lambda _, record: told.append(record.state)
+        for other in (1, 2):
+            record = space.membership.table.pods("svc")[other]
+            await space.membership.set_state("svc", record, RoutingState.SHUTDOWN)
+        told.clear()
+        store._client.config_resetstat()
+        last = await drained()
+        assert last.problem is not None
+        assert "no other pod is READY" in last.problem
+        assert (told, pod.taken, sorted(pod.held)) == ([], [], sorted(UIDS))
+        writes = store._client.info("commandstats")
+        assert "cmdstat_hset" not in writes, "its record is as it was, all the time"
+
+    tell(store, story)
+
+
+def test_damaged_links_hold_up_no_other_and_are_taken_nothing(store: Store) -> None:
+    async def story(space: Space, pod: Played, drained: Drained) -> None:
+        damage(store, "u3", "u4")
+        last = await drained()
+        assert (last.moved, last.left) == (len(UIDS) - 2, 2)
+        assert last.problem is not None
+        assert key_of("u3") in last.problem
+        assert {(it.uid, it.key) for it in last.damaged} == {
+            (uid, key_of(uid)) for uid in ("u3", "u4")
+        }
+        assert set(pod.held) == {"u3", "u4"}
+        assert sorted(pod.taken) == sorted(set(UIDS) - {"u3", "u4"}), "their hooks have not run"
+        assert space.membership.table.pods("svc")[0].state is RoutingState.READY
+
+    tell(store, story)
+
+
+def test_links_that_are_damaged_while_their_uids_are_given_up_hold_up_no_other(
+    store: Store,
+) -> None:
+    async def story(space: Space, pod: Played, drained: Drained) -> None:
+        pod.at_release = lambda: damage(store, "u3")
+        last = await drained()
+        assert (last.moved, [it.uid for it in last.damaged]) == (len(UIDS) - 1, ["u3"])
+        link = await space.place("u5")
+        assert link.pod != 0
+        pod_0 = ("svc", 0, space.membership.table.pods("svc")[0].incarnation)
+        given = {"u3": (1, True), "u5": (1, True), "u6": (1, False)}
+        settled = await space.moves.settle(pod_0, given)
+        assert settled == {"u5": 1, "u6": 1}, "what is damaged stays given up"
+
+    tell(store, story)
+
+
+def test_who_finds_no_pod_is_told_for_which_uid(store: Store) -> None:
+    async def story(space: Space, _: Played, drained: Drained) -> None:
+        del drained
+        table = space.membership.table
+        held = {"u1": await space.place("u1")}
+        for record in list(table.pods("svc").values()):
+            await space.membership.set_state("svc", record, RoutingState.DENY_NEW)
+        answers = await space.directory.compute("svc", {"new": 0, "newer": 0}, None)
+        answers |= await space.directory.give_away("svc", held, None)
+        for uid in ("new", "newer", "u1"):
+            error = answers[uid]
+            assert isinstance(error, NoAvailablePodError)
+            assert (error.uid, error.service, sorted(error.known)) == (uid, "svc", [0, 1, 2])
+
+    tell(store, story)
+
+
+def test_a_sweep_goes_on_past_uids_that_it_can_not_move(store: Store) -> None:
+    async def story(space: Space, _: Played, drained: Drained) -> None:
+        del drained
+        uids = [f"many-{number}" for number in range(2_500)]
+        records = space.membership.table.pods("svc")
+        for pod in (0, 1):
+            some = uids[pod::2]
+            proposal = Proposal(records, {pod: owner_of(records[pod])}, dict.fromkeys(some, pod))
+            await space.links.place("svc", proposal)
+        space.directory._grace_s = 60.0
+        for pod in (0, 1):
+            assert await space.membership.declare_gone("svc", records[pod], silent=False)
+        del space.membership._gone_at["svc", 1]  # long ago: it will not come back
+        with pytest.raises(PodRestartingError) as told:
+            await space.directory.sweep("svc")
+        assert told.value.pod == 0
+        outcomes = await space.links.read_many("svc", uids)
+        links = {uid: it.link for uid, it in outcomes.items() if isinstance(it, Outcome)}
+        assert [link.pod for uid in uids if (link := links[uid])] == [0, 2] * 1_250
+
+    tell(store, story)
