@@ -20,7 +20,7 @@ from typing import Any
 import ray
 
 from ray_route.clock import Deadline, now
-from ray_route.errors import PodUnavailableError, RouteError, StoreUnavailableError
+from ray_route.errors import PodUnavailableError, RayGoneError, RouteError, StoreUnavailableError
 from ray_route.model import Life, RoutingState
 from ray_route.pod.hooks import Hooks
 from ray_route.pod.incarnations import Incarnations
@@ -229,8 +229,12 @@ class IndexLease:
         failing = False
         while not self._stopping.wait(self._pause_s()):
             try:
+                self._namespace.check_here()
                 self._renew()
                 failing = False
+            except RayGoneError as error:
+                self._run_out(error)
+                return
             except RouteError as error:
                 self._look_for_lapse()
                 facts = (self.index, self._service, error)
@@ -239,6 +243,17 @@ class IndexLease:
                 failing = True
             except Exception:  # without this thread nobody renews, and nothing resumes
                 self._logger.exception("pod %s of %s could not renew", self.index, self._service)
+
+    def _run_out(self, error: RayGoneError) -> None:
+        """Let the lease run out and claim no more: no router reaches this process any longer.
+
+        To renew for ever would keep its uids from all others. One that just ends says nothing.
+        """
+        self._leaving.set()
+        while self._serving.held.lease.serves() and not self._stopping.wait(_POLL_S):
+            pass
+        if not self._stopping.is_set():
+            self._life_ended(f"it renews no more, since {error}")
 
     def _pause_s(self) -> float:
         if not self._lapsed:

@@ -99,8 +99,9 @@ def leave_one_and_join_another(url: str) -> None:
     ray.init("local", **HOW)
     client = ray_route.connect("left", url, **OPTIONS)
     deployment = ray_route.deploy(Room, **pods)
-    # In a namespace of its own: the next router of this one would wait to hear from it.
-    agent = ray_route.PodAgent("left-too", "by-hand", 0, redis_url=url).start()
+    told = threading.Event()
+    by_hand: dict[str, Any] = {"redis_url": url, "on_lost": told.set, **OPTIONS}
+    agent = ray_route.PodAgent("left-too", "by-hand", 0, **by_hand).start()
     assert client.call("ann", "svc", "say") == "heard"
     call, look_up = waiting_for_a_call(client), waiting_for_the_router(client)
     of_first = ray.get_runtime_context().get_worker_id()
@@ -127,10 +128,16 @@ def leave_one_and_join_another(url: str) -> None:
     assert isinstance(look_up.heard(), ray_route.RayGoneError)
     assert not ray.is_initialized(), "nobody has started another"
 
+    assert told.wait(30), "the agent has let its lease run out"
+
     ray.init("local", **HOW)
     assert ray.get_runtime_context().get_worker_id() == of_first, "that alone tells no difference"
     for each in everything:
         refused(each)
+    with ray_route.connect("left-too", url) as other:
+        eventually(
+            lambda: other.pods("by-hand")[0].life is ray_route.Life.GONE, "its pod is dead", 30
+        )
     with (
         ray_route.connect("left", url) as live,
         ray_route.deploy(Room, **pods),
