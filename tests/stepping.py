@@ -28,6 +28,18 @@ class SteppingServer:
     file: Path
     off_s: float = 0.0
 
+    def start(self) -> None:
+        """Start the server, or start it again, with the clock as it was set last."""
+        faked = {
+            "LD_PRELOAD": _library(),
+            "FAKETIME_TIMESTAMP_FILE": str(self.file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+        }
+        with patch.dict(os.environ, faked):
+            self.server.start()
+
     def step(self, seconds: float) -> None:
         """Set the server's clock by so many seconds; return when it shows them."""
         self.off_s += seconds
@@ -56,17 +68,9 @@ def stepping_server() -> Iterator[SteppingServer]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "clock"
         file.write_text("+0s")
-        faked = {
-            "LD_PRELOAD": _library(),
-            "FAKETIME_TIMESTAMP_FILE": str(file),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "DONT_FAKE_MONOTONIC": "1",
-        }
-        server = EmbeddedServer()
-        with patch.dict(os.environ, faked):
-            server.start()
+        stepping = SteppingServer(EmbeddedServer(), file)
+        stepping.start()
         try:
-            yield SteppingServer(server, file)
+            yield stepping
         finally:
-            server.stop()
+            stepping.server.stop()

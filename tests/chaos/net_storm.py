@@ -171,7 +171,7 @@ def storm(lab: Lab, cuts: list[Cut], seed: int) -> dict[str, Any]:
             ray_actor_options={"num_cpus": 0, "resources": {"pod": 1}},
         )
         with deployments as deployment:
-            world = World(None, None, client, deployment, logs, lab.url)  # type: ignore[arg-type]
+            world = World(None, None, None, client, deployment, logs, lab.url)  # type: ignore[arg-type]
             one = NetStorm(world, lab, seed)
             one.run_cuts(cuts, clients=4)
             placed = sorted({host for host, _ in one._lives()})

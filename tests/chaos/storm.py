@@ -33,6 +33,8 @@ CALL_S = 0.002
 TIMEOUT_S = 60.0
 # Of the lease.
 OUTAGE_LEASES = 3.0
+# Of the server's clock: more than leases last, and their margin, up to more than links live.
+STEP_S = (400.0, 4_000.0)
 
 # What a fault may meet: it was to strike what is down, or is leaving, already.
 _MISSED = (
@@ -323,8 +325,35 @@ class Storm:
 
     def _crash(self) -> None:
         """Kill Redis, which keeps nothing on disk, and start it again after a while."""
-        server = self.world.server
-        self._outage("crash", server.stop, server.start)
+        self._outage("crash", self.world.server.stop, self.world.clock.start)
+
+    # Faults of the store's clock.
+
+    def _ahead(self) -> None:
+        """Set the server's clock forward, by so much that every link there has ended."""
+        self._step("ahead", 1)
+
+    def _back(self) -> None:
+        self._step("back", -1)
+
+    def _step(self, kind: str, sign: int) -> None:
+        """Step, and wait until the router has looked: two steps in between may hide each other.
+
+        Some uids are asked for anew at once, whose links may have ended.
+        """
+        fault = self._note(kind)
+        self.world.clock.step(sign * self.random.uniform(*STEP_S))
+        for uid in self.random.sample(self.uids, 20):
+            self.client.cache_expired(uid, SERVICE, timeout=TIMEOUT_S)
+        eventually(self._has_looked, "the router has looked at the clock", TIMEOUT_S)
+        self._over(fault)
+
+    def _has_looked(self) -> bool:
+        with contextlib.closing(admin(self.world.server)) as redis:
+            keys = self.client._session.namespace.keys
+            looks = filter(None, redis.hmget(keys.meta, "looked", "looking"))
+            now_s, _ = redis.time()
+        return any(abs(int(look) / 1e6 - now_s) < STEP_S[0] / 2 for look in looks)
 
 
 def _is_stopped(pid: int) -> bool:

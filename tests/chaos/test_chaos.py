@@ -22,7 +22,7 @@ SECONDS = float(os.environ.get("CHAOS_S", "15"))
 SEED = int(os.environ.get("CHAOS_SEED", random.randrange(10**6)))
 LEASE_S = 3.0
 OF_PODS = ["kill", "move", "freeze", "hasty", "scale", "restart", "move", "router", "drain"]
-OF_LINKS_AND_STORE = ["remove", "cut", "stall", "pause", "full", "unreplicated"]
+OF_LINKS_AND_STORE = ["remove", "cut", "stall", "pause", "full", "unreplicated", "ahead", "back"]
 FAULTS = os.environ.get("CHAOS_FAULTS", "").split() or OF_PODS + OF_LINKS_AND_STORE
 
 # The bounds of the design: after the end of a process, and after a freeze.

@@ -26,7 +26,10 @@ import ray_route
 SECONDS = float(os.environ.get("SOAK_S", "15"))
 SEED = int(os.environ.get("SOAK_SEED", random.randrange(10**6)))
 LEASE_S = 3.0
-FAULTS = ["flush", "kill", "flush", "crash", "scale", "flush", "freeze", "hasty", "remove", "full"]
+FAULTS = [
+    *("flush", "kill", "flush", "crash", "scale", "flush", "freeze", "hasty", "remove", "full"),
+    *("ahead", "back"),
+]
 THREADS = {"max_concurrency": 32}
 CROWD = [f"crowd-{number}" for number in range(2_000)]
 # Of the time: caches fill, allocators settle. Then memory may grow by so much.

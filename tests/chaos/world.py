@@ -13,6 +13,7 @@ from typing import Any
 from helpers import end_router
 from history import Fault, History, Hook, Served
 from proxy import TcpProxy
+from stepping import SteppingServer, stepping_server
 
 import ray_route
 from ray_route.store.embedded import EmbeddedServer
@@ -28,6 +29,7 @@ STARVED_LEASES = 1 / 3
 class World:
     """What a storm strikes: a service of four pods, and its store, which is behind a proxy."""
 
+    clock: SteppingServer
     server: EmbeddedServer
     proxy: TcpProxy
     client: ray_route.RouteClient
@@ -41,7 +43,8 @@ def deployed(
     cls: type, namespace: str, folder: Path, seed: int, lease_s: float, **options: Any
 ) -> Iterator[World]:
     """Deploy a witness behind a store of its own; shut it down in order."""
-    with EmbeddedServer() as server, TcpProxy(server.port) as proxy:
+    with stepping_server() as clock, TcpProxy(clock.server.port) as proxy:
+        server = clock.server
         url = server.url.replace(str(server.port), str(proxy.port))
         lives = {"pod_lease_s": lease_s, "heartbeat_s": lease_s / 6}
         args = (str(folder), seed, HOOK_LEASES * lease_s, STARVED_LEASES * lease_s)
@@ -57,7 +60,7 @@ def deployed(
                 **options,
             ) as deployment,
         ):
-            yield World(server, proxy, client, deployment, folder, url)
+            yield World(clock, server, proxy, client, deployment, folder, url)
         end_router(namespace)
 
 
