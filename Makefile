@@ -46,6 +46,7 @@ lint: $(READY)
 
 type: $(READY)
 	$(BIN)/mypy
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 floors: $(READY)  ## imports go downward only
 	$(BIN)/lint-imports

@@ -1,4 +1,4 @@
-"""What type checkers know of handles. Checked by mypy, never run: an unused ignore is an error."""
+"""What mypy and pyright know of handles. Never run; there an unused ignore is an error."""
 
 from __future__ import annotations
 
