@@ -346,6 +346,7 @@ class RayGoneError(ClosedError):
 
     What `ray.shutdown()` leaves behind reaches nobody, also after another `ray.init()`. Pods of a
     Ray that goes on elsewhere go on with it. `may_have_run` is True for a call that was under way.
+    A forked process is in no Ray: have such processes started by `spawn`, or by Ray.
     """
 
     may_have_run: bool = False
@@ -353,7 +354,7 @@ class RayGoneError(ClosedError):
 
     def _what(self) -> str:
         ran = ", and the call may have run" if self.may_have_run else ""
-        return f"this process has left the Ray (ray.shutdown) of {self.what}{ran}"
+        return f"this process has left the Ray (ray.shutdown, or a fork) of {self.what}{ran}"
 
 
 class NestedCallError(RouteError):

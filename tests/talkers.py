@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray_route
+from ray_route.pod.pod_actor import current_agent
 
 
 class LockedError(Exception):
@@ -19,6 +20,13 @@ class LockedError(Exception):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.lock = threading.Lock()
+
+
+def lapse() -> None:
+    """Have the pod that runs this find its lease run out, until its router vouches for it."""
+    agent = current_agent()
+    assert agent is not None
+    agent.gate.held.lapse()
 
 
 class Talker:
@@ -63,6 +71,11 @@ class Talker:
         if how == "exit":
             os._exit(1)
         raise KeyError(how)
+
+    def lapse_after(self, number: int) -> Iterator[int]:
+        yield from range(number)
+        lapse()
+        yield number
 
     def counting(self, number: int) -> Iterator[int]:
         return (item for item in range(number))
@@ -144,6 +157,15 @@ class AsyncTalker:
         if how == "exit":
             os._exit(1)
         raise KeyError(how)
+
+    async def lapse_after(self, number: int) -> AsyncIterator[int]:
+        for item in range(number):
+            yield item
+        lapse()
+        yield number
+
+    async def lapse(self) -> None:
+        lapse()
 
     def counting(self, number: int) -> Iterator[int]:
         return (item for item in range(number))

@@ -13,25 +13,30 @@ class CallLoop:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._over = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run_soon(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine there; never waits."""
-        asyncio.run_coroutine_threadsafe(work, self._running())
+        """Run a coroutine there, unless it has been stopped; never waits."""
+        with self._lock:
+            if self._over:
+                work.close()
+                return
+            asyncio.run_coroutine_threadsafe(work, self._running())
 
     def _running(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                loop = self._loop = asyncio.new_event_loop()
-                name = "ray_route-calls"
-                threading.Thread(target=loop.run_forever, name=name, daemon=True).start()
-            return self._loop
+        if self._loop is None:
+            loop = self._loop = asyncio.new_event_loop()
+            name = "ray_route-calls"
+            threading.Thread(target=loop.run_forever, name=name, daemon=True).start()
+        return self._loop
 
     def stop(self) -> None:
         """End the thread."""
         with self._lock:
-            if self._loop is not None:
+            if self._loop is not None and not self._over:
                 asyncio.run_coroutine_threadsafe(_end(), self._loop)
+            self._over = True
 
 
 async def _end() -> None:

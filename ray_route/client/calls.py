@@ -1,4 +1,4 @@
-"""Fenced calls: to the pod that owns the uid, and after it when it moves.
+"""Calls that are waited for: one, by the way of every call, or many, by one Ray call per pod.
 
 Written once for the sync and the async client, as operations.
 """
@@ -14,37 +14,29 @@ from typing import Any
 import ray
 
 from ray_route.client import many_uids, operations
+from ray_route.client.dispatcher import Dispatcher, dispatcher_of
+from ray_route.client.outgoing import Outgoing
+from ray_route.client.refusals import GONE, UNDECIDED, follow, judged, unavailable
+from ray_route.client.responses import taken
 from ray_route.client.session import NoSuchActorError, Session
 from ray_route.client.user_errors import UserCall, of_user
-from ray_route.clock import backoff_s, now
+from ray_route.clock import Deadline
 from ray_route.errors import (
     FencedError,
     InvalidInputError,
     NestedCallError,
-    NoAvailablePodError,
-    PodUnavailableError,
-    RayGoneError,
     RouteError,
-    RouteTimeoutError,
     UnpicklableError,
 )
 from ray_route.model import Link, check_uid
 from ray_route.protocol.calls import BatchedCall, Header, Raised, Refused
 from ray_route.runtime.call_context import node_mark, time_of
-from ray_route.runtime.metrics import CALL_REPEATS, CALL_SECONDS
-from ray_route.runtime.waiting import LifeEndedError, Operation, Pause, Remote, TheDeadline
+from ray_route.runtime.waiting import Operation, Remote, TheDeadline
 
 ManyCall = tuple[str, tuple[Any, ...]] | tuple[str, tuple[Any, ...], dict[str, Any]]
 """One of many calls, as users write it: uid, arguments, keywords if there are any."""
 
 _OneCall = tuple[str, tuple[Any, ...], dict[str, Any]]
-
-GONE = (ray.exceptions.RayActorError, LifeEndedError)
-"""What comes instead of an answer from a pod that has ended."""
-# What may come while a call is on its way, and says by itself nothing of it.
-_UNDECIDED = (RouteTimeoutError, RayGoneError)
-_BACKOFF_S = 0.02
-_MAX_BACKOFF_S = 0.5
 
 
 def call(
@@ -56,142 +48,45 @@ def call(
     kwargs: dict[str, Any],
     *,
     idempotent: bool,
-    min_epoch: int = 0,
 ) -> Operation[Any]:
     """See `RouteClient.call`."""
     deadline = yield TheDeadline()
-    attempts = _Attempts(
-        session, uid, service, method, args, kwargs, idempotent, min_epoch, time_of(deadline)
-    )
-    begun_at = now()
+    name = session.namespace.name
+    made = Outgoing(name, service, uid, method, args, kwargs, idempotent, deadline)
+    yield from _looked_up(session, made)
+    dispatcher = dispatcher_of(session)
+    dispatcher.send(made)
+    return (yield from _outcome(dispatcher, made))
+
+
+def _looked_up(session: Session, made: Outgoing) -> Operation[None]:
+    """Have the uid's link and its pod known: whoever waits anyway can see to that himself."""
     try:
-        result = yield from attempts.result()
-    except _UNDECIDED as error:
-        raise attempts.judged(error) from error
-    session.meter.observe(CALL_SECONDS, now() - begun_at, service)
-    return result
+        link = yield from operations.compute(session, made.uid, made.service)
+        yield from session.handle(made.service, link)
+    except UNDECIDED as error:
+        raise made.judged(error) from error
+    except NoSuchActorError:
+        return  # the dispatcher reports that, and goes on
 
 
-@dataclass(slots=True)
-class _Attempts:
-    """One call on its way to its uid's pod, and what is known of whether it has run."""
-
-    session: Session
-    uid: str
-    service: str
-    method: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    idempotent: bool
-    min_epoch: int
-    due_at: float
-    may_have_run: bool = False
-
-    @property
-    def what(self) -> str:
-        return f"{self.method} on the pod of uid {self.uid!r} of {self.service!r}"
-
-    def judged(self, error: RouteError) -> RouteError:
-        """Return an error that ended this call's way, saying whether it may have run."""
-        return _judged(self.session, self.uid, self.service, error, may_have_run=self.may_have_run)
-
-    def result(self) -> Operation[Any]:
-        attempt = 0
-        while True:
-            if attempt:
-                yield Pause(backoff_s(attempt - 1, _BACKOFF_S, _MAX_BACKOFF_S), self.what)
-            attempt += 1
-            link, handle = yield from self._owner(first=attempt == 1)
-            if handle is None:
-                continue
-            answer = yield from self._answer(link, handle)
-            if type(answer) is not Refused:
-                return answer
-
-    def _owner(self, *, first: bool) -> Operation[tuple[Link | None, Any]]:
-        """Return the uid's link and the handle of its pod; no handle if it has just gone."""
-        link = None
-        try:
-            link = yield from operations.compute(
-                self.session, self.uid, self.service, self.min_epoch
-            )
-            return link, (yield from self.session.handle(self.service, link))
-        except NoAvailablePodError:
-            if first and not self.min_epoch:
-                raise
-        except NoSuchActorError:
-            yield from self._report(link)
-        return link, None  # another may be on its way
-
-    def _report(self, link: Any, error: Exception | None = None) -> Operation[None]:
-        self.min_epoch = yield from operations.failed(
-            self.session, self.uid, self.service, link, error
-        )
-
-    def _answer(self, link: Any, handle: Any) -> Operation[Any]:
-        """Send the call and return its result; a refusal, seen to, if it is to be sent again."""
-        header = _header(self.uid, link, self.method, self.due_at)
-        ref = handle._ray_route_call.remote(header, *self.args, **self.kwargs)
-        over = partial(self.session.has_ended, self.service, link)
-        ids = {**_ids(self.session, self.uid, self.service), "pod": link.pod}
-        ran_before, self.may_have_run = self.may_have_run, True  # while it is out there
-        try:
-            answer = yield UserCall(Remote(ref, self.what, over), self.method, ids)
-        except ray.exceptions.RayTaskError as error:
-            raise of_user(error, self.method, ids) from error.__cause__
-        except GONE as error:
-            return (yield from self._lost(link, error))
-        if type(answer) is Refused:
-            self.may_have_run = ran_before or getattr(answer.error, "may_have_run", False)
-            self.min_epoch = follow(
-                self.session, self.uid, self.service, link, answer, idempotent=self.idempotent
-            )
-        return answer
-
-    def _lost(self, link: Link, error: Exception) -> Operation[Refused]:
-        """See to a pod that ended with the call in it."""
-        lost = unavailable(self.session, self.uid, self.service, link, error)
-        try:
-            yield from self._report(link, error)
-        except RouteError:
-            if self.idempotent:
-                raise
-        if not self.idempotent:
-            raise lost from error
-        return Refused(lost)
+def _outcome(dispatcher: Dispatcher, made: Outgoing) -> Operation[Any]:
+    """Wait for the outcome of a call; nobody else can take it, so given up it is not sent."""
+    try:
+        return (yield from taken(dispatcher, made))
+    except GeneratorExit:
+        dispatcher.withdraw(made)
+        raise
+    finally:
+        made.taken = True
 
 
-def _ids(session: Session, uid: str, service: str) -> dict[str, Any]:
-    return {"namespace": session.namespace.name, "service": service, "uid": uid}
-
-
-def _header(uid: str, link: Link, method: str, due_at: float) -> Header:
-    return [uid, link.epoch, link.incarnation, method, 0, 0, due_at, node_mark()]
-
-
-def follow(
-    session: Session, uid: str, service: str, link: Link, refused: Refused, *, idempotent: bool
-) -> int:
-    """Return the epoch to ask for after a refusal; raise it if it can't be followed."""
-    refusal = refused.error
-    if not isinstance(refusal, FencedError) or (refusal.may_have_run and not idempotent):
-        raise refusal
-    session.near.drop(service, uid, link.epoch)
-    session.meter.count(CALL_REPEATS, service, "fenced")
-    return link.epoch + 1
-
-
-def unavailable(
-    session: Session, uid: str, service: str, link: Link, error: Exception
-) -> PodUnavailableError:
-    """Make the error of a call whose pod ended with it."""
-    first_line = str(error).partition("\n")[0]
-    return PodUnavailableError(
-        reason=f"{type(error).__name__}: {first_line}",
-        may_have_run=True,
-        **_ids(session, uid, service),
-        pod=link.pod,
-    )
+def _kept(operation: Operation[Any]) -> Operation[Any]:
+    """Return what an operation returns or raises: one call's error is its outcome."""
+    try:
+        return (yield from operation)
+    except Exception as error:  # noqa: BLE001 - whatever the user's code raised
+        return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,39 +112,18 @@ def call_many(
     """See `RouteClient.call_many`."""
     asked = [_checked(item) for item in calls]
     links = yield from many_uids.compute_many(session, [uid for uid, _, _ in asked], service)
+    deadline = yield TheDeadline()
+    many = _Many(session, service, method, idempotent, deadline, asked, links)
     outcomes: list[Any] = [links[uid] for uid, _, _ in asked]
-    due_at = time_of((yield TheDeadline()))
-    sent = []
-    for batch in _by_pod(outcomes, asked):
-        headers: list[BatchedCall] = [
-            (
-                _header(asked[position][0], outcomes[position], method, due_at),
-                *asked[position][1:],
-            )
-            for position in batch.positions
-        ]
-        sent.append((batch, (yield from _send(session, service, batch, headers))))
-    singly: list[int] = []
-    for batch, ref in sent:
-        uids = [asked[position][0] for position in batch.positions]
-        answers = yield from _answered(
-            session, service, method, batch, uids, ref, idempotent=idempotent
-        )
+    batches = _by_pod(outcomes, asked)
+    refs = []
+    for batch in batches:  # a comprehension can't wait
+        refs.append((yield from many.send(batch)))  # noqa: PERF401
+    for batch, ref in zip(batches, refs, strict=True):
+        answers = yield from many.answers(batch, ref)
         for position, answer in zip(batch.positions, answers, strict=True):
             outcomes[position] = answer
-            if type(answer) is Refused:
-                singly.append(position)
-    for position in sorted(singly):
-        uid, args, kwargs = asked[position]
-        refused, link = outcomes[position], links[uid]
-        try:
-            least = follow(session, uid, service, link, refused, idempotent=idempotent)
-            one = call(
-                session, uid, service, method, args, kwargs, idempotent=idempotent, min_epoch=least
-            )
-            outcomes[position] = yield from one
-        except Exception as error:  # noqa: BLE001 - one call's error is its outcome
-            outcomes[position] = error
+    yield from many.sent_again(outcomes)
     shown = partial(of_user, method=method, ids={})  # RouteErrors have their ids by now
     return [shown(item.error) if type(item) is Raised else item for item in outcomes]
 
@@ -285,95 +159,124 @@ def _has_references(one: _OneCall) -> bool:
     return any(isinstance(value, ray.ObjectRef) for value in (*args, *kwargs.values()))
 
 
-def _send(
-    session: Session, service: str, batch: _PodBatch, calls: list[BatchedCall]
-) -> Operation[Any]:
-    """Send one pod its calls; return the reference of its answers, or the error instead."""
-    try:
-        handle = yield from session.handle(service, batch.link)
-        if batch.alone:
-            header, args, kwargs = calls[0]
-            return handle._ray_route_call.remote(header, *args, **kwargs)
-        return handle._ray_route_call_many.remote(calls)
-    except Exception as error:  # noqa: BLE001 - other pods' calls have been sent by now
-        return error
+@dataclass(frozen=True, slots=True)
+class _Many:
+    """Calls of one method for many uids, on their way."""
 
+    session: Session
+    service: str
+    method: str
+    idempotent: bool
+    deadline: Deadline
+    asked: list[_OneCall]
+    links: dict[str, Any]
 
-def _answered(
-    session: Session,
-    service: str,
-    method: str,
-    batch: _PodBatch,
-    uids: list[str],
-    ref: Any,
-    *,
-    idempotent: bool,
-) -> Operation[list[Any]]:
-    """Wait for a pod's answers; if they don't come, answer for it."""
-    if isinstance(ref, Exception):
-        return (yield from _unsent(session, service, batch, uids, ref))
-    try:
-        what = f"{len(uids)} calls of {method} on pod {batch.link.pod} of {service!r}"
-        over = partial(session.has_ended, service, batch.link)
-        ids = {**_ids(session, uids[0], service), "pod": batch.link.pod}
-        answers: Any = yield UserCall(Remote(ref, what, over), method, ids)
-    except ray.exceptions.RayTaskError as error:  # of one that goes alone
-        answers = Raised(of_user(error, method, ids))
-    except GONE as died:
-        return (yield from _died(session, service, batch, uids, died, idempotent=idempotent))
-    except _UNDECIDED as error:
-        return [Raised(_judged(session, uid, service, error, may_have_run=True)) for uid in uids]
-    except Exception as error:  # noqa: BLE001 - other pods' results count
-        return [Raised(error)] * len(uids)
-    return [
-        _apart(session, uid, service, batch.link, method, answer)
-        for uid, answer in zip(uids, [answers] if batch.alone else answers, strict=True)
-    ]
+    def _ids(self, batch: _PodBatch, position: int) -> dict[str, Any]:
+        name, uid = self.session.namespace.name, self.asked[position][0]
+        return {"namespace": name, "service": self.service, "uid": uid, "pod": batch.link.pod}
 
+    def _header(self, position: int) -> Header:
+        uid = self.asked[position][0]
+        link = self.links[uid]
+        due = (time_of(self.deadline), node_mark())
+        return [uid, link.epoch, link.incarnation, self.method, 0, 0, *due]
 
-def _died(
-    session: Session,
-    service: str,
-    batch: _PodBatch,
-    uids: list[str],
-    died: Exception,
-    *,
-    idempotent: bool,
-) -> Operation[list[Any]]:
-    """Answer for a pod that ended with the calls in it."""
-    with contextlib.suppress(RouteError):  # other pods' results count
-        yield from operations.failed(session, uids[0], service, batch.link, died)
-    if idempotent:
-        return [Refused(FencedError(reason="its pod is gone", may_have_run=True))] * len(uids)
-    return [Raised(unavailable(session, uid, service, batch.link, died)) for uid in uids]
+    def send(self, batch: _PodBatch) -> Operation[Any]:
+        """Send one pod its calls; return the reference of its answers, or the error instead."""
+        try:
+            handle = yield from self.session.handle(self.service, batch.link)
+            calls: list[BatchedCall] = [
+                (self._header(position), *self.asked[position][1:]) for position in batch.positions
+            ]
+            if batch.alone:
+                header, args, kwargs = calls[0]
+                return handle._ray_route_call.remote(header, *args, **kwargs)
+            return handle._ray_route_call_many.remote(calls)
+        except Exception as error:  # noqa: BLE001 - other pods' calls have been sent by now
+            return error
 
+    def answers(self, batch: _PodBatch, ref: Any) -> Operation[list[Any]]:
+        """Wait for a pod's answers; if they don't come, answer for it."""
+        if isinstance(ref, Exception):
+            return (yield from self._unsent(batch, ref))
+        ids = self._ids(batch, batch.positions[0])
+        try:
+            what = f"{len(batch.positions)} calls of {self.method} on pod {ids['pod']}"
+            over = partial(self.session.has_ended, self.service, batch.link)
+            wait = Remote(ref, f"{what} of {self.service!r}", over)
+            answers: Any = yield UserCall(wait, self.method, ids)
+        except ray.exceptions.RayTaskError as error:  # of one that goes alone
+            answers = Raised(of_user(error, self.method, ids))
+        except GONE as died:
+            return (yield from self._died(batch, died))
+        except Exception as error:  # noqa: BLE001 - other pods' results count
+            return self._all_raised(batch, error, may_have_run=True)
+        found = zip(batch.positions, [answers] if batch.alone else answers, strict=True)
+        return [self._apart(batch, position, answer) for position, answer in found]
 
-def _unsent(
-    session: Session, service: str, batch: _PodBatch, uids: list[str], error: Exception
-) -> Operation[list[Any]]:
-    """Answer for a pod to which the calls were not sent: none of them ran."""
-    if isinstance(error, NoSuchActorError):
-        yield from operations.failed(session, uids[0], service, batch.link)
-        return [Refused(FencedError(reason=str(error), may_have_run=False))] * len(uids)
-    if isinstance(error, _UNDECIDED):
-        judged = partial(_judged, session, service=service, error=error, may_have_run=False)
-        return [Raised(judged(uid=uid)) for uid in uids]
-    return [Raised(error)] * len(uids)
+    def _all_raised(self, batch: _PodBatch, error: Exception, *, may_have_run: bool) -> list[Any]:
+        return [
+            Raised(judged(error, self._ids(batch, position), may_have_run=may_have_run))
+            for position in batch.positions
+        ]
 
+    def _died(self, batch: _PodBatch, died: Exception) -> Operation[list[Any]]:
+        """Answer for a pod that ended with the calls in it."""
+        with contextlib.suppress(RouteError):  # other pods' results count
+            yield from self._report(batch, died)
+        if self.idempotent:
+            gone = Refused(FencedError(reason="its pod is gone", may_have_run=True))
+            return [gone] * len(batch.positions)
+        return [
+            Raised(unavailable(self._ids(batch, position), died)) for position in batch.positions
+        ]
 
-def _apart(session: Session, uid: str, service: str, link: Link, method: str, answer: Any) -> Any:
-    """Keep an error that a user's code met apart from verdicts on its call."""
-    if type(answer) is not Raised or not isinstance(answer.error, RouteError):
-        return answer
-    if isinstance(answer.error, UnpicklableError):  # the pod's own word on this call
-        return answer
-    ids = {**_ids(session, uid, service), "pod": link.pod}
-    return Raised(NestedCallError(method=method, error=answer.error, **ids))
+    def _unsent(self, batch: _PodBatch, error: Exception) -> Operation[list[Any]]:
+        """Answer for a pod to which the calls were not sent: none of them ran."""
+        if not isinstance(error, NoSuchActorError):
+            return self._all_raised(batch, error, may_have_run=False)
+        yield from self._report(batch)
+        refused = Refused(FencedError(reason=str(error), may_have_run=False))
+        return [refused] * len(batch.positions)
 
+    def _report(self, batch: _PodBatch, died: Exception | None = None) -> Operation[None]:
+        uid = self.asked[batch.positions[0]][0]
+        yield from operations.failed(self.session, uid, self.service, batch.link, died)
 
-def _judged(
-    session: Session, uid: str, service: str, error: RouteError, *, may_have_run: bool
-) -> RouteError:
-    """Say of an error whose call it ended, and whether that may have run."""
-    ids = _ids(session, uid, service)
-    return type(error)(**{**error._facts, **ids, "may_have_run": may_have_run})
+    def _apart(self, batch: _PodBatch, position: int, answer: Any) -> Any:
+        """Keep an error that a user's code met apart from verdicts on its call."""
+        if type(answer) is not Raised or not isinstance(answer.error, RouteError):
+            return answer
+        if isinstance(answer.error, UnpicklableError):  # the pod's own word on this call
+            return answer
+        ids = self._ids(batch, position)
+        return Raised(NestedCallError(method=self.method, error=answer.error, **ids))
+
+    def sent_again(self, outcomes: list[Any]) -> Operation[None]:
+        """Send those again that were refused, each by itself, and put their outcomes in place."""
+        dispatcher, again = dispatcher_of(self.session), {}
+        for position, answer in enumerate(outcomes):
+            if type(answer) is Refused:
+                again[position] = self._again(dispatcher, position, answer)
+        try:
+            for position, made in again.items():
+                outcomes[position] = yield from _kept(_outcome(dispatcher, made))
+        finally:
+            for made in again.values():
+                dispatcher.withdraw(made)
+
+    def _again(self, dispatcher: Dispatcher, position: int, refused: Refused) -> Outgoing:
+        """Send one call again; it has its error if its refusal can't be followed."""
+        uid, args, kwargs = self.asked[position]
+        name, idempotent = self.session.namespace.name, self.idempotent
+        made = Outgoing(
+            name, self.service, uid, self.method, args, kwargs, idempotent, self.deadline
+        )
+        try:
+            made.min_epoch = follow(
+                self.session, uid, self.service, self.links[uid], refused, idempotent=idempotent
+            )
+            dispatcher.send(made)
+        except Exception as error:  # noqa: BLE001 - one call's error is its outcome
+            made.error = error
+        return made

@@ -14,10 +14,10 @@ from typing import Any
 import ray
 
 from ray_route.client.call_loop import CallLoop
-from ray_route.client.calls import GONE, follow
 from ray_route.client.held_calls import HeldCalls, NotRunError
 from ray_route.client.lanes import Lane, Lanes
 from ray_route.client.outgoing import Outgoing
+from ray_route.client.refusals import GONE, follow, unavailable
 from ray_route.client.session import Session
 from ray_route.client.untaken import Untaken
 from ray_route.errors import CallCancelledError, ClosedError
@@ -37,7 +37,7 @@ class Dispatcher:
         self.loop = CallLoop()
         self.untaken = Untaken(session, self.loop, self)
         look = self.untaken.look
-        self._held = HeldCalls(session, self.lanes, self.loop, self._send, self._failed, look)
+        self._held = HeldCalls(session, self.loop, self._send, self._failed, look)
         session.at_close.append(self.close)
 
     # Sending.
@@ -47,14 +47,12 @@ class Dispatcher:
 
         Raises what Ray raises for arguments that can't be pickled, having sent nothing.
         """
-        if self._closed:
-            raise self._left()
         with self.lanes.of(call) as lane:
-            try:
-                if lane.waiting or not self._sent_at_once(lane, call):
-                    self._hold(lane, call)
-            finally:
-                self.lanes.drop_if_empty(lane)
+            if self._closed:  # asked here, or `close` might not see what is held
+                raise self._left()
+            self.session.namespace.check_here()
+            if lane.waiting or not self._sent_at_once(lane, call):
+                self._hold(lane, call)
 
     def _sent_at_once(self, lane: Lane, call: Outgoing) -> bool:
         session = self.session
@@ -69,14 +67,14 @@ class Dispatcher:
 
     def _send(self, lane: Lane, call: Outgoing, link: Any, handle: Any) -> None:
         args, kwargs = call.args, call.kwargs
-        lane.awaited = call.references()
         upstream = call.upstream()
         if upstream:
             args = tuple(map(as_sent, args))
             kwargs = {name: as_sent(value) for name, value in kwargs.items()}
             call.sent_refs = tuple(one.ref for one in upstream)
         due = (time_of(call.deadline), node_mark())
-        header = [call.uid, link.epoch, link.incarnation, call.method, *lane.order(), *due]
+        call.order = lane.order()
+        header = [call.uid, link.epoch, link.incarnation, call.method, *call.order, *due]
         lane.sent(call, handle._ray_route_call.remote(header, *args, **kwargs), link)
         self.untaken.add(call)
 
@@ -99,21 +97,18 @@ class Dispatcher:
         """
         with self.lanes.of(call) as lane:
             if call.ref is not ref:
-                self.lanes.drop_if_empty(lane)
                 return False
             call.failure = failure
             lane.over(call)
             self.untaken.discard(call)
-            self.lanes.drop_if_empty(lane)
         if call.forsaken:
             log_untaken(call)
         return True
 
     def _failed(self, lane: Lane, call: Outgoing, error: Exception) -> None:
-        with lane.lock:
+        with lane.held():
             lane.over(call, error)
             self.untaken.discard(call)
-            self.lanes.drop_if_empty(lane)
         if call.forsaken:
             log_untaken(call)
 
@@ -121,7 +116,6 @@ class Dispatcher:
         """Follow a refusal: the call is sent again, or ends with what can't be followed."""
         with self.lanes.of(call) as lane:
             if call.ref is not ref or call.over:
-                self.lanes.drop_if_empty(lane)
                 return
             link = call.link
             assert link is not None
@@ -132,39 +126,52 @@ class Dispatcher:
             except Exception as error:  # noqa: BLE001 - it is the call's outcome
                 self._failed(lane, call, error)
                 return
+            lane.have_begun(*call.order)  # those before it, or it would not have been refused
             self._come_back(lane, call, ref)
 
-    def troubled(self, call: Outgoing, ref: Any, error: Exception) -> None:
-        """See to an answer that did not come: its pod is gone, or an argument was no value."""
+    def troubled(self, call: Outgoing, ref: Any, error: Exception, begun: int = 0) -> None:
+        """See to an answer that did not come: its pod is gone, or it is to be sent again.
+
+        So many calls of its run are known to have begun.
+        """
         with self.lanes.of(call) as lane:
             if call.ref is ref and not call.over:
                 call.trouble = error
+                lane.have_begun(call.order[0], begun)
                 self._come_back(lane, call, ref)
-            self.lanes.drop_if_empty(lane)
 
     def _come_back(self, lane: Lane, call: Outgoing, ref: Any) -> None:
+        lost = call.trouble if isinstance(call.trouble, GONE) else None
         if call.cancelled:
-            self._failed(lane, call, cancelled(call, may_have_run=call.trouble is not None))
+            may_have_run = call.may_have_run or lost is not None
+            self._failed(lane, call, cancelled(call, may_have_run=may_have_run))
+        elif self._closed:  # nobody would send it again
+            self._failed(lane, call, unavailable(call.ids, lost) if lost else self._left())
         elif lane.came_back(call, ref):
             self.untaken.discard(call)
             self._held.drive(lane)
 
     def cancel(self, call: Outgoing) -> None:
         """End a call that waits, at once; have the pod cancel one that was sent."""
+        self.session.namespace.check_here()
+        with self.lanes.of(call):
+            self.withdraw(call)
+            call.cancelled = True
+        if not call.over:
+            ray.cancel(call.ref, recursive=False)
+
+    def withdraw(self, call: Outgoing) -> None:
+        """End a call that waits; leave alone one that was sent."""
         with self.lanes.of(call) as lane:
             if not call.over and call.ref is None:
                 self._failed(lane, call, cancelled(call, may_have_run=call.may_have_run))
-            call.cancelled = True
-            self.lanes.drop_if_empty(lane)
-        if not call.over:
-            ray.cancel(call.ref, recursive=False)
 
     def take_in(self, call: Outgoing, ref: Any, answer: Any) -> bool:
         """Take in an answer; True if it is the call's outcome."""
         if type(answer) is Refused:
             self.refused(call, ref, answer)
         elif type(answer) is SendAgain:
-            self.troubled(call, ref, NotRunError())
+            self.troubled(call, ref, NotRunError(), answer.begun)
         else:
             return self.settled(call, ref)
         return False
@@ -184,7 +191,7 @@ class Dispatcher:
         """End what waits; what was sent can still be had."""
         self._closed = True
         for lane in self.lanes.all():
-            with lane.lock:
+            with lane.held():
                 for call in list(lane.waiting):
                     self._failed(lane, call, self._left())
         self.loop.stop()
@@ -197,9 +204,7 @@ def as_sent(value: Any) -> Any:
 
 def cancelled(call: Outgoing, *, may_have_run: bool) -> CallCancelledError:
     """Make the error of a cancelled call."""
-    return CallCancelledError(
-        method=call.method, may_have_run=may_have_run, service=call.service, uid=call.uid
-    )
+    return CallCancelledError(method=call.method, may_have_run=may_have_run, **call.ids)
 
 
 def log_untaken(call: Outgoing) -> None:

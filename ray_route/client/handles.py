@@ -251,6 +251,7 @@ class _MethodHandle:
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outgoing:
         options = self._options
         return Outgoing(
+            self._connection.namespace,
             self._connection.service,
             self._uid,
             self._name,

@@ -10,12 +10,12 @@ import ray
 
 from ray_route.client import operations
 from ray_route.client.call_loop import CallLoop
-from ray_route.client.calls import unavailable
-from ray_route.client.lanes import Lane, Lanes
+from ray_route.client.lanes import Lane
 from ray_route.client.outgoing import Outgoing
+from ray_route.client.refusals import unavailable
 from ray_route.client.session import NoSuchActorError, Session
 from ray_route.client.user_errors import of_user
-from ray_route.errors import NoAvailablePodError, RouteTimeoutError
+from ray_route.errors import NoAvailablePodError, RouteError
 from ray_route.runtime.waiting import run_async
 
 _POLL_S = 0.005
@@ -38,10 +38,9 @@ class HeldCalls:
     """
 
     def __init__(
-        self, session: Session, lanes: Lanes, loop: CallLoop, send: Send, fail: Fail, look: Look
+        self, session: Session, loop: CallLoop, send: Send, fail: Fail, look: Look
     ) -> None:
         self._session = session
-        self._lanes = lanes
         self._loop = loop
         self._send = send
         self._fail = fail
@@ -56,30 +55,31 @@ class HeldCalls:
     async def _drive(self, lane: Lane) -> None:
         """Send the waiting calls of one uid, each when its turn has come."""
         while True:
-            with lane.lock:
+            with lane.held():
                 if not lane.waiting:
                     lane.is_driven = False
-                    self._lanes.drop_if_empty(lane)
                     return
                 call = lane.waiting[0]
             try:
                 await self._send_next(lane, call)
             except Exception as error:  # noqa: BLE001 - it is the call's outcome
-                self._fail(lane, call, error)
+                self._fail(lane, call, call.judged(error))
 
     async def _send_next(self, lane: Lane, call: Outgoing) -> None:
-        """Send the first of the waiting calls, once it is certain that none comes back before."""
+        """Send the first of the waiting calls, once it is certain that none comes back before.
+
+        Returns without having sent it when an earlier one has come back, which it may wait for.
+        """
+        for one in call.upstream():
+            if not await self._is_there(lane, call, one):
+                return
         if call.trouble is not None:
             await self._judge(call, call.trouble)
-        for one in call.upstream():
-            await self._until(_is_sent, one, call)
         while True:
             link, handle = await self._owner(call)
-            with lane.lock:
-                if call.over:
+            with lane.held():
+                if call.over or lane.waiting[0] is not call:
                     return
-                if lane.waiting[0] is not call:
-                    return  # an earlier one came back
                 if lane.may_send(link.epoch) and not lane.is_held_up():
                     lane.waiting.remove(call)
                     self._send(lane, call, link, handle)
@@ -89,49 +89,49 @@ class HeldCalls:
             self._look(before)
             await asyncio.sleep(_POLL_S)
 
+    async def _is_there(self, lane: Lane, call: Outgoing, one: Outgoing) -> bool:
+        """Wait for the answer of a call that is an argument; False if this is not the first now.
+
+        Until that was sent, or, if this one has come back, until it is certain. If that ends with
+        an error, so does this call.
+        """
+        while one.ref is None or (call.trouble is not None and not one.certain):
+            if one.error is not None:
+                self._fail(lane, call, one.error)
+                return False
+            self._check(call)
+            self._look([one])
+            with lane.held():
+                if not lane.waiting or lane.waiting[0] is not call:
+                    return False
+            await asyncio.sleep(_POLL_S)
+        return True
+
     async def _judge(self, call: Outgoing, trouble: Exception) -> None:
         """Find out what a missing answer means; return if the call is to be sent again."""
-        upstream = call.upstream()
-        for one in upstream:
-            self._look([one])
-            await self._until(_is_certain, one, call)
         call.trouble = None
-        if tuple(one.ref for one in upstream) != call.sent_refs or isinstance(trouble, NotRunError):
+        refs = tuple(one.ref for one in call.upstream())
+        if refs != call.sent_refs or isinstance(trouble, NotRunError):
             return
         if isinstance(trouble, ray.exceptions.RayTaskError):
             raise of_user(trouble, call.method, call.ids)
         session, link = self._session, call.link
         assert link is not None
         call.may_have_run = True
-        lost = unavailable(session, call.uid, call.service, link, trouble)
+        lost = unavailable(call.ids, trouble)
         report = operations.failed(session, call.uid, call.service, link, trouble)
         try:
             call.min_epoch = await run_async(report, call.deadline)
-        except Exception:
+        except RouteError:
             if call.idempotent:
                 raise
         if not call.idempotent:
             raise lost from trouble
 
-    async def _until(
-        self, there: Callable[[Outgoing], bool], one: Outgoing, call: Outgoing
-    ) -> None:
-        """Wait until the call whose answer is an argument has come so far, or raise its error."""
-        while not there(one) and one.error is None:
-            self._check(call)
-            await asyncio.sleep(_POLL_S)
-        if one.error is not None:
-            raise one.error
-
     def _check(self, call: Outgoing) -> None:
         """Raise if a waiting call is not to be sent any more."""
-        try:
-            call.deadline.check(f"the turn of {call.what}")
-        except RouteTimeoutError as error:
-            ids = {"service": call.service, "uid": call.uid, "may_have_run": call.may_have_run}
-            raise RouteTimeoutError(
-                waiting_for=error.waiting_for, timeout_s=error.timeout_s, **ids
-            ) from None
+        self._session.namespace.check_here()
+        call.deadline.check(f"the turn of {call.what}")
         if call.error is not None:
             raise call.error
 
@@ -154,11 +154,3 @@ class HeldCalls:
                 call.min_epoch = await run_async(report, call.deadline)
             first = False
             await asyncio.sleep(_BACKOFF_S)
-
-
-def _is_sent(call: Outgoing) -> bool:
-    return call.ref is not None
-
-
-def _is_certain(call: Outgoing) -> bool:
-    return call.certain

@@ -26,13 +26,16 @@ class Lane:
     """The calls of one uid: those that are out, and those that wait, in the order made.
 
     A call is sent when no earlier one waits, and none is out that was sent under another epoch:
-    that may come back refused, and is sent again first. Whoever reads or changes it holds `lock`.
+    that may come back refused, and is sent again first. Whoever reads or changes it holds it (see
+    `Lanes.of` and `held`), in a `with` that lets go of it, and forgets it if nothing is on its way.
     """
 
     key: tuple[str, str]
+    all: Lanes
     lock: threading.RLock = field(default_factory=threading.RLock)
     waiting: list[Outgoing] = field(default_factory=list)
     out: set[Outgoing] = field(default_factory=set)
+    """Those that may come back, to be sent again."""
     epoch: int = 0
     refused: bool = False
     """One came back: what is out is waited for before anything is sent."""
@@ -42,8 +45,24 @@ class Lane:
     run: int = 0
     place: int = 0
     """Of the next call in this run."""
+    begun: Order = (0, 0)
+    """So many calls of a run are known to have begun."""
     is_driven: bool = False
     closed: bool = False
+
+    def held(self) -> Lane:
+        """Return it when nobody else holds it."""
+        self.lock.acquire()
+        return self
+
+    def __enter__(self) -> Lane:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not (self.out or self.waiting or self.is_driven or self.closed):
+            self.closed = True
+            self.all.forget(self.key)
+        self.lock.release()
 
     def may_send(self, epoch: int) -> bool:
         """True if what was sent before can't come back behind a call of this epoch."""
@@ -71,10 +90,16 @@ class Lane:
     def sent(self, call: Outgoing, ref: Any, link: Link) -> None:
         """Take in that a call is out."""
         call.ref, call.link = ref, link
-        self.last = call
+        self.last, self.awaited = call, call.references()
         self.epoch, self.refused = link.epoch, False
         self.out.add(call)
         call.changed()
+
+    def have_begun(self, run: int, places: int) -> None:
+        """Take in that the first calls of a run have begun: nothing has to wait for those."""
+        if (run, places) != self.begun:
+            self.begun = run, places
+            self.out = {one for one in self.out if one.order[0] != run or one.order[1] >= places}
 
     def came_back(self, call: Outgoing, ref: Any) -> bool:
         """Have a call wait again whose answer is none; False if that was seen to before."""
@@ -107,25 +132,22 @@ class Lanes:
         self._lock = threading.Lock()
         self._lanes: dict[tuple[str, str], Lane] = {}
 
-    def of(self, call: Outgoing) -> HeldLane:
-        """Return the lane of a call, held until it is left."""
+    def of(self, call: Outgoing) -> Lane:
+        """Return the lane of a call, held."""
         key = (call.service, call.uid)
         while True:
             with self._lock:
                 lane = self._lanes.get(key)
                 if lane is None:
-                    lane = self._lanes[key] = Lane(key)
-            lane.lock.acquire()
-            if not lane.closed:
-                return HeldLane(lane)
+                    lane = self._lanes[key] = Lane(key, self)
+            if not lane.held().closed:
+                return lane
             lane.lock.release()
 
-    def drop_if_empty(self, lane: Lane) -> None:
-        """Forget a lane, whose lock is held, if nothing is on its way."""
-        if not (lane.out or lane.waiting or lane.is_driven or lane.closed):
-            lane.closed = True
-            with self._lock:
-                self._lanes.pop(lane.key, None)
+    def forget(self, key: tuple[str, str]) -> None:
+        """Forget a lane in which nothing is on its way."""
+        with self._lock:
+            self._lanes.pop(key, None)
 
     def all(self) -> list[Lane]:
         """Return all there are now."""
@@ -134,18 +156,3 @@ class Lanes:
 
     def __len__(self) -> int:
         return len(self._lanes)
-
-
-class HeldLane:
-    """A lane whose lock is held until it is left."""
-
-    __slots__ = ("_lane",)
-
-    def __init__(self, lane: Lane) -> None:
-        self._lane = lane
-
-    def __enter__(self) -> Lane:
-        return self._lane
-
-    def __exit__(self, *_: object) -> None:
-        self._lane.lock.release()

@@ -12,8 +12,10 @@ from typing import Any
 
 import ray
 
+from ray_route.client.refusals import judged
 from ray_route.clock import Deadline, now
 from ray_route.model import Link
+from ray_route.protocol.calls import Order
 from ray_route.runtime.waiting import late, result_of
 
 _numbers = itertools.count(1)
@@ -29,6 +31,7 @@ class Outgoing:
     of ours. An argument that is itself an `Outgoing` stands for its answer.
     """
 
+    namespace: str
     service: str
     uid: str
     method: str
@@ -40,6 +43,8 @@ class Outgoing:
     number: int = field(default_factory=_numbers.__next__)
     ref: Any = None
     link: Link | None = None
+    order: Order = (0, 0)
+    """Its place among those sent, as its pod was told."""
     sent_refs: tuple[Any, ...] = ()
     """The answers of other calls that went along as arguments."""
     min_epoch: int = 0
@@ -64,7 +69,17 @@ class Outgoing:
     @property
     def ids(self) -> dict[str, Any]:
         """What its errors name."""
-        return {"service": self.service, "uid": self.uid, "pod": self.link and self.link.pod}
+        pod = self.link and self.link.pod
+        return {**self._of, "pod": pod}
+
+    @property
+    def _of(self) -> dict[str, Any]:
+        return {"namespace": self.namespace, "service": self.service, "uid": self.uid}
+
+    def judged(self, error: Exception) -> Exception:
+        """Return an error that ended its way, or a wait for it; see `refusals.judged`."""
+        may_have_run = self.may_have_run or self.ref is not None
+        return judged(error, self._of, may_have_run=may_have_run)
 
     @property
     def over(self) -> bool:

@@ -13,9 +13,9 @@ import ray
 
 from ray_route.client.dispatcher import Dispatcher, cancelled, log_untaken
 from ray_route.client.outgoing import Change, Outgoing
+from ray_route.client.refusals import UNDECIDED
 from ray_route.client.user_errors import of_user
 from ray_route.clock import Deadline, now
-from ray_route.errors import RouteTimeoutError
 from ray_route.model import check_duration
 from ray_route.runtime.metrics import CALL_SECONDS
 from ray_route.runtime.waiting import Operation, Remote, run, run_async
@@ -58,11 +58,11 @@ class Response(Generic[R]):
         """
         deadline = self._deadline(timeout_s)
         answer = self._taken_now(deadline)
-        return run(self._taken(), deadline) if answer is _NONE else answer  # type: ignore[no-any-return]
+        return run(taken(self._dispatcher, self._call), deadline) if answer is _NONE else answer  # type: ignore[no-any-return]
 
     def __await__(self) -> Generator[Any, None, R]:
         """Do the same as `result`, on the running event loop."""
-        return run_async(self._taken(), self._deadline(None)).__await__()
+        return run_async(taken(self._dispatcher, self._call), self._deadline(None)).__await__()
 
     def done(self) -> bool:
         """Return True if the outcome is there. Asks nobody and waits for nothing."""
@@ -109,6 +109,7 @@ class Response(Generic[R]):
                 log_untaken(call)
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
+        self._dispatcher.session.namespace.check_here()
         own = self._call.deadline
         if not own.remaining() and self.done():  # it came in time, and may have to be fetched
             own = Deadline.after(_FETCH_S)
@@ -129,42 +130,41 @@ class Response(Generic[R]):
             return _NONE
         if not self._dispatcher.take_in(call, ref, answer):
             return _NONE
-        self._measure()
+        measure(self._dispatcher, call)
         return answer
 
-    def _taken(self) -> Operation[Any]:
-        """Wait for the outcome, whatever has to be done for it."""
-        call, dispatcher = self._call, self._dispatcher
-        while True:
-            ref = call.ref
-            if call.error is not None:
-                call.taken = True
-                raise call.error
-            try:
-                if ref is None:
-                    yield Change(call)
-                    continue
-                has_ended = partial(_has_ended, dispatcher, call)
-                answer = yield _Outcome(Remote(ref, call.what, has_ended))
-            except RouteTimeoutError as error:
-                raise _late(call, error) from None
-            except Exception as error:  # noqa: BLE001 - the dispatcher decides
-                answer = Failed(error)
-            if type(answer) is Failed:
-                if dispatcher.take_in_error(call, ref, answer.error):
-                    call.taken = True
-                    raise _shown(call, answer.error) from answer.error.__cause__
-                continue
-            if dispatcher.take_in(call, ref, answer):
-                self._measure()
-                return answer
 
-    def _measure(self) -> None:
-        call = self._call
-        if not call.taken:
+def taken(dispatcher: Dispatcher, call: Outgoing) -> Operation[Any]:
+    """Wait for the outcome of a call, whatever has to be done for it; return it, or raise it."""
+    while True:
+        ref = call.ref
+        if call.error is not None:
             call.taken = True
-            meter = self._dispatcher.session.meter
-            meter.observe(CALL_SECONDS, now() - call.begun_at, call.service)
+            raise call.error
+        try:
+            if ref is None:
+                yield Change(call)
+                continue
+            answer = yield _Outcome(Remote(ref, call.what, partial(_has_ended, dispatcher, call)))
+        except UNDECIDED as error:
+            raise call.judged(error) from None
+        except Exception as error:  # noqa: BLE001 - the dispatcher decides
+            answer = Failed(error)
+        if type(answer) is Failed:
+            if dispatcher.take_in_error(call, ref, answer.error):
+                call.taken = True
+                raise _shown(call, answer.error) from answer.error.__cause__
+        elif dispatcher.take_in(call, ref, answer):
+            measure(dispatcher, call)
+            return answer
+
+
+def measure(dispatcher: Dispatcher, call: Outgoing) -> None:
+    """Take in that the outcome of a call has been taken, and how long that took."""
+    if not call.taken:
+        call.taken = True
+        meter = dispatcher.session.meter
+        meter.observe(CALL_SECONDS, now() - call.begun_at, call.service)
 
 
 def settled(dispatcher: Dispatcher, call: Outgoing) -> Operation[Any]:
@@ -177,7 +177,7 @@ def settled(dispatcher: Dispatcher, call: Outgoing) -> Operation[Any]:
             yield Change(call)
         else:
             yield _Answer(call.ref, call.what)
-            dispatcher.untaken.look([call])
+            dispatcher.untaken.look([call])  # and see that this process is still in its Ray
     call.taken = True
     return call.ref
 
@@ -244,9 +244,3 @@ def _shown(call: Outgoing, error: Exception) -> BaseException:
     ):
         return cancelled(call, may_have_run=True)
     return of_user(error, call.method, call.ids)
-
-
-def _late(call: Outgoing, error: RouteTimeoutError) -> RouteTimeoutError:
-    may_have_run = call.may_have_run or call.ref is not None
-    ids = {"service": call.service, "uid": call.uid, "may_have_run": may_have_run}
-    return RouteTimeoutError(waiting_for=error.waiting_for, timeout_s=error.timeout_s, **ids)

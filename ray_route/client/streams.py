@@ -13,14 +13,14 @@ from typing import Any, Generic, TypeVar
 import ray
 
 from ray_route.client import operations
-from ray_route.client.calls import GONE, follow, unavailable
 from ray_route.client.dispatcher import Dispatcher, as_sent
 from ray_route.client.outgoing import Outgoing
+from ray_route.client.refusals import GONE, UNDECIDED, follow, judged, unavailable
 from ray_route.client.responses import Failed, settled
 from ray_route.client.session import NoSuchActorError
 from ray_route.client.user_errors import of_user
 from ray_route.clock import Deadline, now
-from ray_route.errors import NoAvailablePodError, RouteTimeoutError
+from ray_route.errors import NoAvailablePodError, RayGoneError, RouteError, RouteTimeoutError
 from ray_route.protocol.calls import Refused, StreamEnd
 from ray_route.runtime.call_context import node_mark, time_of
 from ray_route.runtime.waiting import (
@@ -84,8 +84,9 @@ class ResponseStream(Generic[R]):
         """Close the generator at the pod, if it has not come to its end. Waits for nothing."""
         self._over = True
         generator, self._generator = self._generator, None
-        if generator is not None and ray.is_initialized():
-            with contextlib.suppress(ray.exceptions.RayError, ValueError):
+        if generator is not None:
+            with contextlib.suppress(RayGoneError, ray.exceptions.RayError, ValueError):
+                self._dispatcher.session.namespace.check_here()
                 # Dropping it would not do: an async generator would run on to its end.
                 ray.cancel(generator, recursive=False)
 
@@ -142,6 +143,7 @@ class ResponseStream(Generic[R]):
     def open(self) -> None:
         """Send the call: here if its link and pod are known, else as soon as they are."""
         session, call = self._dispatcher.session, self._call
+        session.namespace.check_here()
         link = session.near.get(call.service, call.uid)
         handle = link and session.known_handle(call.service, link)
         if handle and not call.upstream():
@@ -160,12 +162,16 @@ class ResponseStream(Generic[R]):
         )
         kwargs = {name: as_sent(value) for name, value in call.kwargs.items()}
         self._generator = streamed.remote(header, *map(as_sent, call.args), **kwargs)
+        if self._over:  # closed meanwhile
+            self.close()
         self._sent.set_result(None)
 
     async def _open_soon(self) -> None:
         try:
             link, handle = await run_async(self._owner(), self._call.deadline)
-            if not self._over:
+            if self._over:
+                self._sent.set_result(None)
+            else:
                 self._send(link, handle)
         except Exception as error:  # noqa: BLE001 - it is the stream's outcome
             self._sent.set_exception(error)
@@ -203,10 +209,21 @@ class ResponseStream(Generic[R]):
         """Return the next item, or the mark of the end."""
         if self._error is not None:
             raise self._error
+        try:
+            return (yield from self._item())
+        except UNDECIDED as error:
+            may_have_run = self._generator is not None or self._taken > 0
+            raise judged(error, self._call.ids, may_have_run=may_have_run) from error
+
+    def _item(self) -> Operation[Any]:
+        self._dispatcher.session.namespace.check_here()
         while not self._over:
             yield _Sent(self._sent, self._call.what)
+            generator = self._generator
+            if generator is None:  # closed meanwhile
+                break
             try:
-                item = yield _Item(self._generator, self._call.what, self._has_ended)
+                item = yield _Item(generator, self._call.what, self._has_ended)
             except GONE as error:
                 yield from self._lost(error)
                 continue
@@ -247,9 +264,16 @@ class ResponseStream(Generic[R]):
         link = call.link
         assert link is not None
         self._generator = None
-        lost = unavailable(session, call.uid, call.service, link, error)
-        call.min_epoch = yield from operations.failed(session, call.uid, call.service, link, error)
-        if self._taken or not call.idempotent:
+        lost = unavailable(call.ids, error)
+        is_repeated = call.idempotent and not self._taken
+        try:
+            report = operations.failed(session, call.uid, call.service, link, error)
+            call.min_epoch = yield from report
+        except RouteError:
+            if is_repeated:
+                self.close()
+                raise
+        if not is_repeated:
             self.close()
             raise lost from error
         yield from self._again()

@@ -14,6 +14,7 @@ from ray_route.client.call_loop import CallLoop
 from ray_route.client.outgoing import Outgoing
 from ray_route.client.session import Session
 from ray_route.clock import now
+from ray_route.errors import RayGoneError
 from ray_route.runtime.waiting import LifeEndedError
 
 logger = logging.getLogger(__name__)
@@ -77,12 +78,14 @@ class Untaken:
     async def _look(self) -> None:
         """Look at answers now and then, for no more than a part of the time."""
         pause_s = _LOOK_S
-        while ray.is_initialized() and self._has_work():
+        while self._has_work():
             await asyncio.sleep(pause_s)
             begun_at = now()
             try:
                 self.look([call for call in list(self._out) if call.begun_at < begun_at - _LOOK_S])
-            except Exception:
+            except RayGoneError:
+                return  # no answer comes any more
+            except Exception:  # whatever one look met, the next may see to the others
                 logger.exception("could not look at the answers of calls")
             pause_s = max(_LOOK_S, (now() - begun_at) / _OF_THE_TIME)
 
@@ -100,9 +103,11 @@ class Untaken:
     def look(self, calls: list[Outgoing]) -> None:
         """See to those calls that have an answer, without fetching any value."""
         # Those of another namespace are seen to by who sent them.
-        by_ref = {call.ref: call for call in calls if call.ref is not None and call in self._out}
+        refs = [(call.ref, call) for call in calls if call in self._out]
+        by_ref = {ref: call for ref, call in refs if ref is not None}
         if not by_ref:
             return
+        self._session.namespace.check_here()
         there, _ = ray.wait(list(by_ref), num_returns=len(by_ref), timeout=0, fetch_local=False)
         locations = get_object_locations(there) if there else {}
         for ref in there:

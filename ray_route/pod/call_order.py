@@ -4,155 +4,228 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+from weakref import WeakValueDictionary
 
-from ray_route.clock import Clock, now
 from ray_route.errors import FencedError, RouteError
 from ray_route.protocol.calls import Header, Order, Refused, SendAgain
 
-# A call that has not come by then never will: an argument of it failed, or it was cancelled.
+# By then what was sent before is here as a rule; if not, its caller decides what to wait for.
 _MISSING_S = 0.25
-# What was sent meanwhile has arrived by then.
-_IDLE_S = 10.0
+# So many arrivals later a run is forgotten that has no call here; going on, it is sent again.
+_REMEMBERED = 10_000
 
 
-@dataclass(eq=False, slots=True)
+class Orders(Protocol):
+    """Says of each call of a run whether its turn has come."""
+
+    def come(self, order: Order) -> object:
+        """Take in that a call has come; return what is to be kept until it has ended."""
+
+    def turn(self, order: Order) -> bool:
+        """Wait for the turn of a call; False if it is to be sent again."""
+
+    async def turn_async(self, order: Order) -> bool:
+        """Do the same on the running event loop."""
+
+    def begins(self, order: Order, *, refused: bool) -> None:
+        """Let the next call go on, or refuse all that come behind a refused one."""
+
+    def begun(self, order: Order) -> int:
+        """Return how many calls of a run have begun for certain."""
+
+
+class ArrivalOrder:
+    """For pods whose calls come one by one, in order: nobody waits, and a gap is noticed.
+
+    What is missing was cancelled, or an argument of it failed, and its caller may send it again;
+    so what comes behind is sent again, too.
+    """
+
+    def __init__(self) -> None:
+        self._next: OrderedDict[int, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._next)
+
+    def come(self, order: Order) -> None:
+        """Keep nothing: a call is here when it is its turn."""
+
+    def turn(self, order: Order) -> bool:
+        """Return True if all calls before this one have begun here."""
+        return self.begun(order) == order[1]
+
+    async def turn_async(self, order: Order) -> bool:
+        """Do the same."""
+        return self.turn(order)
+
+    def begins(self, order: Order, *, refused: bool = False) -> None:
+        """Take in that a call begins, or that its run has ended."""
+        self._next.pop(order[0], None)
+        if not refused:
+            self._next[order[0]] = order[1] + 1
+            if len(self._next) > _REMEMBERED:
+                self._next.popitem(last=False)
+
+    def begun(self, order: Order) -> int:
+        """Return how many calls of a run have begun here; 0 if that is not known."""
+        return self._next.get(order[0], 0)
+
+
 class _Run:
-    """The calls of one run: which is next, which have come, which of those are past their turn."""
+    """The calls of one run: which is next, and which have come; a broken one goes no further."""
 
-    used_at: float
-    next: int = 0
-    come: set[int] = field(default_factory=set)
-    passed: set[int] = field(default_factory=set)
-    refused: bool = False
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    __slots__ = ("__weakref__", "broken", "here", "next", "passed")
 
-    def passes(self, number: int) -> None:
-        """Let the calls behind one go on."""
-        self.passed.add(number)
+    def __init__(self) -> None:
+        self.next = 0
+        self.broken = False
+        self.here: dict[int, Callable[[], None] | None] = {}
+        """The calls that have come and not begun; how to wake those that wait."""
+        self.passed: set[int] = set()
+
+    def holds_up(self, place: int) -> bool:
+        """True while a call has to wait for one before it."""
+        return self.next < place and not self.broken
+
+    def passes(self, place: int) -> None:
+        """Let the next call go on; if that has not come, have one that waits look out for it."""
+        self.here.pop(place, None)
+        self.passed.add(place)
         while self.next in self.passed:
             self.passed.discard(self.next)
-            self.come.discard(self.next)
             self.next += 1
+        if self.here:
+            self._wake(self.next if self.next in self.here else next(iter(self.here)))
 
-    def lacks_next(self) -> bool:
-        """True if the next has not come."""
-        return self.next not in self.come
+    def breaks(self) -> None:
+        """Have all calls sent again that have not begun."""
+        self.broken = True
+        for place in list(self.here):
+            self._wake(place)
+
+    def _wake(self, place: int) -> None:
+        wake = self.here[place]
+        if wake is not None:
+            wake()
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """How long to wait for a turn: without limit if the next call is here, and about to begin."""
+
+    next: int
+    limit_s: float | None
 
 
 class CallOrder:
     """Lets the calls of a run begin in the order in which they were sent. Thread-safe.
 
-    A run begins where its caller has nothing under way for the uid, and ends with a refusal: all
-    that was sent behind a refused call is refused too, since the caller sends that again first.
-    `keeps_order` is true where calls come one by one, in order: then nobody waits.
+    A run begins where its caller has nothing under way for the uid, and ends with a refusal, or
+    where a call is missing: all that was sent behind is to be sent again, and so is the missing one
+    if it comes after all. So none begins before one that was sent before it, however late that is.
     """
 
-    def __init__(self, *, keeps_order: bool, clock: Clock = now) -> None:
-        self._keeps_order = keeps_order
-        self._clock = clock
-        self._runs: OrderedDict[int, _Run] = OrderedDict()
-        self._lock = threading.Condition()
+    def __init__(self) -> None:
+        self._runs: WeakValueDictionary[int, _Run] = WeakValueDictionary()
+        # A run lives on while a call of it does, however long, since its `Place` has it.
+        self._recent: deque[_Run] = deque(maxlen=_REMEMBERED)
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._runs)
 
-    def turn(self, order: Order) -> bool:
-        """Wait for the turn of a call; False if it is to be refused."""
-        if self._keeps_order:
-            run = self._runs.get(order[0])
-            return run is None or not run.refused
+    def come(self, order: Order) -> _Run:
+        """Take in that a call has come; return its run, to be kept until the call has ended."""
+        number, place = order
         with self._lock:
-            run = self._came(order)
-            while run.next < order[1]:
-                at, limit_s = run.next, _MISSING_S if run.lacks_next() else None
-                if not self._lock.wait_for(lambda at=at: run.next > at, limit_s):  # type: ignore[misc]
-                    self._skip(run, at)
-            return not run.refused
+            run = self._runs.get(number)
+            if run is None:
+                run = self._runs[number] = _Run()
+            self._recent.append(run)
+            run.here[place] = None
+            return run
+
+    def turn(self, order: Order) -> bool:
+        """Wait for the turn of a call that has come; False if it is to be sent again."""
+        run, place = self._runs[order[0]], order[1]
+        while run.holds_up(place):
+            woken = threading.Event()
+            wait = self._wait(run, place, woken.set)
+            if wait and not woken.wait(wait.limit_s):
+                self._miss(run, wait)
+        return not run.broken
 
     async def turn_async(self, order: Order) -> bool:
         """Do the same on the event loop, where all calls of the pod are."""
-        run = self._came(order)
-        while run.next < order[1]:
-            at, limit_s = run.next, _MISSING_S if run.lacks_next() else None
-            run.changed.clear()
-            try:
-                await asyncio.wait_for(run.changed.wait(), limit_s)
-            except asyncio.TimeoutError:
-                self._skip(run, at)
-        return not run.refused
+        run, place = self._runs[order[0]], order[1]
+        while run.holds_up(place):
+            woken = asyncio.Event()
+            wait = self._wait(run, place, woken.set)
+            if wait and not await _within(woken, wait.limit_s):
+                self._miss(run, wait)
+        return not run.broken
 
     def begins(self, order: Order, *, refused: bool = False) -> None:
-        """Let the next call go on: this one begins, or is refused."""
-        if self._keeps_order:
+        """Let the next call go on: this one begins; or refuse all behind it, with this one."""
+        with self._lock:
+            run = self._runs[order[0]]
             if refused:
-                self._refuse(order)
-            return
+                run.here.pop(order[1], None)
+                run.breaks()
+            else:
+                run.passes(order[1])
+
+    def begun(self, order: Order) -> int:
+        """Return how many calls of a run have begun for certain."""
+        return self._runs[order[0]].next
+
+    def _wait(self, run: _Run, place: int, wake: Callable[[], None]) -> _Wait | None:
         with self._lock:
-            run = self._runs.get(order[0])
-            if run is None:
-                return
-            run.refused = run.refused or refused
-            run.passes(order[1])
-            self._changed(run)
+            if not run.holds_up(place):
+                return None
+            run.here[place] = wake
+            return _Wait(run.next, None if run.next in run.here else _MISSING_S)
 
-    def _refuse(self, order: Order) -> None:
-        run = self._came(order)
-        run.refused = True
-        run.come.clear()
-
-    def _came(self, order: Order) -> _Run:
+    def _miss(self, run: _Run, wait: _Wait) -> None:
         with self._lock:
-            at = self._clock()
-            run = self._runs.pop(order[0], None) or _Run(at)
-            run.used_at = at
-            self._runs[order[0]] = run  # the latest come last
-            run.come.add(order[1])
-            self._forget_idle(at)
-            self._changed(run)
-            return run
+            if run.next == wait.next and run.next not in run.here:
+                run.breaks()
 
-    def _forget_idle(self, at: float) -> None:
-        while next(iter(self._runs.values())).used_at < at - _IDLE_S:
-            number, run = self._runs.popitem(last=False)
-            if run.come:  # its next call takes long to begin
-                run.used_at = at
-                self._runs[number] = run
 
-    def _skip(self, run: _Run, number: int) -> None:
-        with self._lock:
-            if run.next == number and run.lacks_next():
-                run.passes(number)
-                self._changed(run)
-
-    def _changed(self, run: _Run) -> None:
-        run.changed.set()
-        self._lock.notify_all()
+async def _within(woken: asyncio.Event, limit_s: float | None) -> bool:
+    try:
+        return await asyncio.wait_for(woken.wait(), limit_s)
+    except asyncio.TimeoutError:
+        return False
 
 
 class Place:
     """The place of one call in the order of its caller's; one without a place waits for nobody."""
 
-    __slots__ = ("_all", "_order", "_refused")
+    __slots__ = ("_order", "_orders", "_refused", "_run")
 
-    def __init__(self, all_calls: CallOrder, header: Header) -> None:
-        self._all = all_calls
+    def __init__(self, orders: Orders, header: Header) -> None:
+        self._orders = orders
         self._order: Order | None = (header[4], header[5]) if header[4:] and header[4] else None
+        self._run = self._order and orders.come(self._order)  # which lives as long as this does
         self._refused = False
 
     def turn(self) -> bool:
-        """Wait for its turn; False if a call before it was refused."""
-        return self._order is None or self._all.turn(self._order)
+        """Wait for its turn; False if it is to be sent again."""
+        return self._order is None or self._orders.turn(self._order)
 
     async def turn_async(self) -> bool:
         """Do the same on the running event loop."""
-        return self._order is None or await self._all.turn_async(self._order)
+        return self._order is None or await self._orders.turn_async(self._order)
 
     def send_again(self) -> SendAgain:
         """Answer that it has not run."""
         self._refused = True
-        return SendAgain()
+        return SendAgain(0 if self._order is None else self._orders.begun(self._order))
 
     def refused(self, error: RouteError) -> Refused:
         """Answer with a refusal; one that is followed takes the calls behind along."""
@@ -162,4 +235,4 @@ class Place:
     def leave(self) -> None:
         """Let the next call go on."""
         if self._order is not None:
-            self._all.begins(self._order, refused=self._refused)
+            self._orders.begins(self._order, refused=self._refused)

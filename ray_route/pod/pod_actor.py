@@ -20,7 +20,7 @@ from ray_route.clock import Deadline
 from ray_route.errors import FencedError, PodUnavailableError, RouteError
 from ray_route.pod.actor_name import leads_here, this_worker
 from ray_route.pod.agent import PodAgent
-from ray_route.pod.call_order import CallOrder, Place
+from ray_route.pod.call_order import ArrivalOrder, CallOrder, Place
 from ray_route.pod.due import check_due, due_of, is_over, late
 from ray_route.pod.endings import (
     EXITS,
@@ -326,7 +326,8 @@ def _become_pod(pod: Any, spec: PodSpec) -> PodAgent:
     global _agent_here, _departure  # noqa: PLW0603 - a process is one pod
     pod._ray_route_turn = threading.RLock() if spec.takes_turns else nullcontext()
     # Ray runs them one by one, in order, where they take turns.
-    pod._ray_route_order = CallOrder(keeps_order=spec.takes_turns and not is_async(type(pod)))
+    runs_in_order = spec.takes_turns and not is_async(type(pod))
+    pod._ray_route_order = ArrivalOrder() if runs_in_order else CallOrder()
     on_lapse = _exit_fenced if spec.exit_when_fenced else None
     _agent_here = PodAgent(
         spec.namespace,

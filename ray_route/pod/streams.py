@@ -9,7 +9,7 @@ from typing import Any
 
 from ray_route.errors import FencedError, RouteError
 from ray_route.pod.agent import PodAgent
-from ray_route.pod.due import check_due, due_of
+from ray_route.pod.due import check_due, due_of, is_over, late
 from ray_route.pod.endings import EXITS
 from ray_route.pod.methods import is_stream, no_stream_error, stream_of
 from ray_route.pod.pod_actor import is_async, leaving, own_refusal, under
@@ -34,15 +34,14 @@ def _stream(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Iterator[
     last: Any = StreamEnd()
     items: Any = None
     try:
-        with under(agent, header, None):
-            items = function(*args, **kwargs)
-        if not is_stream(items):
-            last = Refused(no_stream_error(method, items))
-            items = iter(())
-        for item in _taking_turns(pod, agent, header, items):
+        items = _checked(_begun(agent, header, function, args, kwargs), method)
+        if type(items) is Refused:
+            last = items
+        else:
+            for item in _taking_turns(pod, agent, header, items):
+                gate.recheck(uid, epoch)
+                yield item
             gate.recheck(uid, epoch)
-            yield item
-        gate.recheck(uid, epoch)
     except FencedError as error:
         last = own_refusal(agent, header, error)
     except EXITS as error:
@@ -51,6 +50,21 @@ def _stream(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Iterator[
         _close(agent, header, items)
         gate.leave(uid)
     yield last
+
+
+def _begun(agent: PodAgent, header: Header, function: Any, args: Any, kwargs: Any) -> Any:
+    """Return what the user's method returns; a refusal if it took too long to acquire the uid."""
+    due = due_of(header)
+    if is_over(due):
+        return Refused(late(due, agent.service, header[0], header[3]))
+    with under(agent, header, None):
+        return function(*args, **kwargs)
+
+
+def _checked(items: Any, method: str) -> Any:
+    """Return a generator or a refusal; a refusal instead of anything else."""
+    known = type(items) is Refused or is_stream(items)
+    return items if known else Refused(no_stream_error(method, items))
 
 
 def _taking_turns(pod: Any, agent: PodAgent, header: Header, items: Iterator[Any]) -> Iterator[Any]:
@@ -87,17 +101,18 @@ async def _stream_async(
     last: Any = StreamEnd()
     items: Any = None
     try:
-        with under(agent, header, None):
-            items = function(*args, **kwargs)
-            if inspect.isawaitable(items):
+        items = _begun(agent, header, function, args, kwargs)
+        if inspect.isawaitable(items):
+            with under(agent, header, None):
                 items = await items
-        if not is_stream(items):
-            last = Refused(no_stream_error(method, items))
-            items = iter(())
-        async for item in _one_by_one(agent, header, items):
+        items = _checked(items, method)
+        if type(items) is Refused:
+            last = items
+        else:
+            async for item in _one_by_one(agent, header, items):
+                await gate.recheck_async(uid, epoch)
+                yield item
             await gate.recheck_async(uid, epoch)
-            yield item
-        await gate.recheck_async(uid, epoch)
     except FencedError as error:
         last = own_refusal(agent, header, error)
     except EXITS as error:

@@ -22,8 +22,8 @@ Order = tuple[int, int]
 """Number of a run of calls that one caller makes for one uid, and the place of a call in it.
 
 A run begins with place 0, while the caller has nothing else under way for the uid, and all calls
-of a run go to one pod, under one epoch. They begin in that order. Once one is refused, all behind
-it are: the caller sends them again, in order, as another run.
+of a run go to one pod, under one epoch. They begin in that order. Once one is refused, or does not
+come, all behind it are refused: the caller sends them again, in order, as another run.
 """
 
 BatchedCall = tuple[Header, tuple[Any, ...], dict[str, Any]]
@@ -42,8 +42,11 @@ class SendAgain:
     """A pod's answer to a call that has not run, and is to be sent again as it was.
 
     One of its arguments is a refusal itself, of the call that was to bring it; or a call that was
-    sent before it was refused.
+    sent before it was refused, or has not come. `begun` calls of its run, the first ones, have
+    begun, and may go on for long: what is sent again need not wait for those.
     """
+
+    begun: int = 0
 
 
 @dataclass(frozen=True, slots=True)

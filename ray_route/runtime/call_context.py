@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextvars import ContextVar, Token
+from dataclasses import dataclass
 from functools import cache
 
 import ray
@@ -15,7 +16,16 @@ DEFAULT_TIMEOUT_S = 30.0
 
 _MARK = 12
 
-_deadline: ContextVar[Deadline | None] = ContextVar("ray_route_deadline", default=None)
+
+@dataclass(eq=False, slots=True)
+class _Serving:
+    """A call that is being served: until when, and whether it still is."""
+
+    deadline: Deadline | None
+    over: bool = False
+
+
+_serving: ContextVar[_Serving | None] = ContextVar("ray_route_serving", default=None)
 
 
 def seconds(timeout: float | None) -> float:
@@ -25,18 +35,29 @@ def seconds(timeout: float | None) -> float:
     """
     if timeout is not None:
         return check_duration("timeout", timeout)
-    inherited = _deadline.get()
-    return DEFAULT_TIMEOUT_S if inherited is None else inherited.remaining()
+    serving = _serving.get()
+    if serving is None or serving.deadline is None or serving.over:
+        return DEFAULT_TIMEOUT_S
+    return serving.deadline.remaining()
 
 
-def begin_serving(deadline: Deadline | None) -> Token[Deadline | None]:
+Served = tuple[_Serving, Token[_Serving | None]]
+
+
+def begin_serving(deadline: Deadline | None) -> Served:
     """Have the code from here on serve a call of this deadline; end it with `end_serving`."""
-    return _deadline.set(deadline)
+    serving = _Serving(deadline)
+    return serving, _serving.set(serving)
 
 
-def end_serving(token: Token[Deadline | None]) -> None:
-    """Have the code from here on serve what it served before."""
-    _deadline.reset(token)
+def end_serving(served: Served) -> None:
+    """Have the code from here on serve what it served before.
+
+    Tasks that the call has started and left behind inherit its deadline no more.
+    """
+    serving, token = served
+    serving.over = True
+    _serving.reset(token)
 
 
 # Between processes a deadline is a time of day, since a call may lie in a pod's queue for longer

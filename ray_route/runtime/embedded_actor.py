@@ -13,6 +13,7 @@ import ray
 from ray_route.clock import Deadline
 from ray_route.errors import ConfigError, StoreUnavailableError
 from ray_route.protocol.names import EMBEDDED_SERVER, RAY_NAMESPACE
+from ray_route.runtime.joined_ray import joined_by_client
 from ray_route.runtime.local_rays import MARK
 from ray_route.store.embedded import EmbeddedServer, free_port
 
@@ -37,8 +38,15 @@ class EmbeddedServerActor:
 def embedded_url(deadline: Deadline) -> str:
     """Return the URL of this Ray session's embedded server, starting it at first use.
 
-    Raises `ConfigError` on a cluster of several machines, which can't reach its loopback.
+    Raises `ConfigError` where its loopback can't be reached: on a cluster of several machines, and
+    by Ray Client, whose program need not be on any of them.
     """
+    if joined_by_client():
+        raise ConfigError(
+            option="redis_url",
+            reason="the embedded server is for programs on its own machine, and this one has "
+            "joined by Ray Client (ray://…); give a redis_url or set RAY_ROUTE_REDIS_URL",
+        )
     machines = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if len(machines) > 1:
         raise ConfigError(

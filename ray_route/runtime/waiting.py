@@ -352,6 +352,8 @@ def run(operation: Operation[T], deadline: Deadline) -> T:
                 wait = operation.send(outcome)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
+    finally:
+        operation.close()  # now, not when a traceback has been dropped
 
 
 async def run_async(operation: Operation[T], deadline: Deadline) -> T:
@@ -368,3 +370,5 @@ async def run_async(operation: Operation[T], deadline: Deadline) -> T:
                 wait = operation.send(outcome)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
+    finally:
+        operation.close()  # now, not when a traceback has been dropped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -69,6 +70,40 @@ def test_a_closed_awaited_client_says_so_too(client: Any, u: str) -> None:
     before = users(client.namespace)
     asyncio.run(use())
     assert users(client.namespace) == before
+
+
+def test_a_forked_process_hears_at_once_that_it_is_in_no_ray(client: Any, svc: Any, u: str) -> None:
+    room = client.service("svc", Counter)[u]
+    response = room.add.remote(u)
+    assert response.result() == 1
+    uses: dict[str, Callable[[], Any]] = {
+        "a call": lambda: client.call(u, "svc", "add", u),
+        "a handle": lambda: room.add.remote(u),
+        "a response": response.result,
+        "a look-up": lambda: client.compute_linked_pod(f"{u}-new", "svc"),
+        "a batch": lambda: client.call_many([(u, (u,))], "svc", "add"),
+        "a connection": lambda: ray_route.connect(client.namespace, timeout=20),
+    }
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        for what, use in uses.items():
+            os.write(writer, f"{what}: {what_raises(use)}\n".encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        heard = dict(line.strip().split(": ") for line in said)
+    os.waitpid(child, 0)
+    assert heard == {**dict.fromkeys(uses, "RayGoneError"), "a connection": "RayUnavailableError"}
+    assert client.call(u, "svc", "add", u) == 2
+
+
+def what_raises(use: Callable[[], Any]) -> str:
+    try:
+        use()
+    except BaseException as error:  # noqa: BLE001 - what it is, the test says
+        return type(error).__name__
+    return "nothing"
 
 
 def test_a_deployment_that_was_shut_down_says_so(client: Any) -> None:

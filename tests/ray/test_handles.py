@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import ray
 from helpers import eventually
+from ray._private.internal_api import node_stats
 from talkers import AsyncTalker, Talker
 
 import ray_route
@@ -170,6 +172,68 @@ def test_a_move_in_between_keeps_the_order(client: Any, rooms: Any, u: str) -> N
     assert heard[before[-1]] == before
 
 
+def test_a_long_call_holds_up_nobody_behind_one_that_never_came(
+    async_rooms: Any, u: str, tmp_path: Path
+) -> None:
+    @ray.remote(num_cpus=0)
+    def broken(path: str) -> str:
+        eventually(Path(path).exists, "let fail", within_s=60)
+        raise OSError("no file")
+
+    path = str(tmp_path / "go")
+    long = async_rooms[u].wait_for.remote(path)
+    began = lambda: async_rooms[u].began.remote(path).result()  # noqa: E731
+    eventually(began, "it runs", within_s=30)
+    never_comes = async_rooms[u].say.remote(u, broken.remote(str(tmp_path / "fail")))
+    behind = async_rooms[u].say.remote(u, "behind")
+    (tmp_path / "fail").touch()
+    assert behind.result() == ["behind"]
+    with pytest.raises(OSError, match="no file"):
+        never_comes.result()
+    assert not long.done()
+    (tmp_path / "go").touch()
+    assert long.result() == path
+
+
+def test_a_refused_call_does_not_wait_for_one_that_has_begun(
+    async_rooms: Any, u: str, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "go")
+    long = async_rooms[u].wait_for.remote(path)
+    began = lambda: async_rooms[u].began.remote(path).result()  # noqa: E731
+    eventually(began, "it runs", within_s=30)
+    with pytest.raises(ray_route.FencedError, match="lapsed"):
+        async_rooms[u].lapse.remote().result()
+    assert async_rooms[u].say.remote(u, "refused at first").result() == ["refused at first"]
+    assert not long.done()
+    (tmp_path / "go").touch()
+    assert long.result() == path
+
+
+def test_a_call_that_is_waited_for_has_its_place_among_others(
+    client: Any, rooms: Any, u: str, tmp_path: Path
+) -> None:
+    @ray.remote(num_cpus=0)
+    def slow(path: str) -> str:
+        eventually(Path(path).exists, "let go on", within_s=60)
+        return "slow"
+
+    service = rooms._connection.service
+
+    async def given_up() -> None:
+        async with await ray_route.connect_async(client.namespace) as one:
+            await asyncio.wait_for(one.call(u, service, "say", u, "given up"), 0.5)
+
+    rooms[u].say.remote(u, slow.remote(str(tmp_path / "go")))
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(given_up())  # behind the slow one, and never sent
+    with pytest.raises(RouteTimeoutError) as caught:
+        client.call(u, service, "say", u, "late", timeout=0.5)
+    assert caught.value.may_have_run is False
+    (tmp_path / "go").touch()
+    assert client.call(u, service, "say", u, "third") == ["slow", "third"]
+
+
 # Unattended.
 
 
@@ -218,11 +282,52 @@ def test_a_response_is_an_argument_of_other_calls(rooms: Any, u: str) -> None:
         failed.result()
 
 
+def test_a_large_value_that_is_passed_on_is_stored_once_and_never_comes_to_the_caller(
+    client: Any, services: dict[type, str], u: str
+) -> None:
+    rooms, size = client.service(services[Talker], Talker), 100_000_000
+    owner = client.compute_linked_pod(u, services[Talker]).pod
+    for uid in (f"{u}-{number}" for number in range(20)):
+        if client.compute_linked_pod(uid, services[Talker]).pod != owner:
+            break
+    stored_before, held_before = stored_bytes(), resident_bytes()
+    big = rooms[u].big.remote(size)
+    assert rooms[uid].size.remote(big).result() == size  # of another pod
+    assert rooms[u].size.remote(big).result() == size
+    assert size <= stored_bytes() - stored_before < 1.5 * size
+    assert resident_bytes() - held_before < size / 2
+
+
+def stored_bytes() -> int:
+    """Return how much Ray's object store on this node holds."""
+    (node,) = (node for node in ray.nodes() if node["Alive"])
+    where = node["NodeManagerAddress"], node["NodeManagerPort"]
+    stats = node_stats(*where, include_memory_info=False)
+    return int(stats.store_stats.object_store_bytes_used)
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process has of its own."""
+    _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_a_refused_argument_is_sent_again_and_then_its_call(
     client: Any, rooms: Any, u: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with out_of_date(client, rooms._connection.service, u, monkeypatch):
         told = rooms[u + "2"].echo.remote(rooms[u].say.remote(u, "hi"))
+        assert told.result() == ((["hi"],), {})
+
+
+def test_a_refused_argument_and_its_call_may_be_of_one_uid(
+    client: Any, rooms: Any, u: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with out_of_date(client, rooms._connection.service, u, monkeypatch):
+        said = rooms[u].say.remote(u, "hi")
+        told = rooms[u].options(timeout_s=20).echo.remote(said)
+        again = rooms[u].options(timeout_s=20).echo.remote(told, said)
+        assert again.result() == ((((["hi"],), {}), ["hi"]), {})  # the last is taken first
         assert told.result() == ((["hi"],), {})
 
 
@@ -337,6 +442,17 @@ def test_the_death_of_a_pod_is_told_or_survived(client: Any, deploy: Any, u: str
             response.result()
         assert caught.value.may_have_run is True
     assert repeated.result() == ["repeated"]
+
+
+def test_what_comes_back_to_a_client_that_has_left_says_so(
+    client: Any, rooms: Any, u: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with out_of_date(client, rooms._connection.service, u, monkeypatch):
+        refused = rooms[u].say.remote(u, "hi")
+        dispatcher(client).close()
+        client._session.dispatcher = None  # the next test's is another
+        with pytest.raises(ray_route.ClosedError, match="session of namespace"):
+            refused.result()
 
 
 def test_a_client_that_has_left_sends_nothing(ray_session: None, namespace: str) -> None:

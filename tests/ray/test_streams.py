@@ -13,7 +13,13 @@ from helpers import eventually
 from talkers import AsyncTalker, Talker
 
 import ray_route
-from ray_route import InvalidInputError, PodUnavailableError, ResponseStream, RouteTimeoutError
+from ray_route import (
+    FencedError,
+    InvalidInputError,
+    PodUnavailableError,
+    ResponseStream,
+    RouteTimeoutError,
+)
 from ray_route.client import streams
 
 
@@ -117,6 +123,18 @@ def test_the_death_of_a_pod_is_an_error_and_no_end(
             read(rooms[u].break_off.remote(3, "exit"))
         assert caught.value.may_have_run is True
         assert read(rooms[u].count.remote(2)) == [0, 1]
+
+
+@ways
+def test_a_stream_whose_pod_may_serve_no_more_is_an_error_and_no_end(
+    rooms: Any, u: str, read: Read
+) -> None:
+    stream = rooms[u].lapse_after.remote(3)
+    assert [next(stream) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(FencedError, match="lapsed") as caught:
+        read(stream)
+    assert caught.value.may_have_run is True
+    assert read(rooms[u].count.remote(2)) == [0, 1], "the pod serves again"
 
 
 def left_early(stream: ResponseStream[int]) -> None:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ WITHIN_S = 60
 def refused(work: Callable[[], Any]) -> None:
     """See that something says that its Ray is gone, and starts none."""
     was_in_one = ray.is_initialized()
-    with pytest.raises(ray_route.RayGoneError, match=r"left the Ray \(ray\.shutdown\) of .*left"):
+    with pytest.raises(
+        ray_route.RayGoneError, match=r"left the Ray \(ray\.shutdown, or a fork\) of .*left"
+    ):
         work()
     assert ray.is_initialized() == was_in_one
 
@@ -40,6 +42,9 @@ class Room:
 
     def say(self) -> str:
         return "heard"
+
+    def count(self, number: int = 1) -> Iterator[int]:
+        yield from range(number)
 
     def ponder(self, begun: str) -> None:
         Path(begun).touch()
@@ -103,6 +108,9 @@ def leave_one_and_join_another(url: str) -> None:
     by_hand: dict[str, Any] = {"redis_url": url, "on_lost": told.set, **OPTIONS}
     agent = ray_route.PodAgent("left-too", "by-hand", 0, **by_hand).start()
     assert client.call("ann", "svc", "say") == "heard"
+    room = client.service("svc", Room)["ann"]
+    response, stream = room.say.remote(), room.count.remote(3)
+    assert next(stream) == 0
     call, look_up = waiting_for_a_call(client), waiting_for_the_router(client)
     of_first = ray.get_runtime_context().get_worker_id()
     ray.shutdown()
@@ -110,6 +118,12 @@ def leave_one_and_join_another(url: str) -> None:
     everything: list[Callable[[], Any]] = [
         lambda: client.call("ann", "svc", "say"),
         lambda: client.call_many([("ann", ())], "svc", "say"),
+        room.say.remote,
+        response.result,
+        response.ref,
+        response.cancel,
+        room.count.remote,
+        lambda: next(stream),
         lambda: client.compute_linked_pod("new", "svc"),
         lambda: client.batch_get_linked_pod(["ann"], "svc"),
         lambda: client.actor("ann", "svc"),

@@ -3,40 +3,56 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from helpers import ManualClock, eventually
+from helpers import eventually
 
 from ray_route.errors import FencedError, InvalidInputError
-from ray_route.pod.call_order import CallOrder, Place
+from ray_route.pod import call_order
+from ray_route.pod.call_order import ArrivalOrder, CallOrder, Orders, Place
 from ray_route.protocol.calls import Order, SendAgain
 
 HEADER = ("ann", 7, 1, "say")
 
 
-async def begin_all(order: CallOrder, arrivals: list[Order]) -> list[Order]:
+def place_of(orders: Orders, order: Order) -> Place:
+    return Place(orders, [*HEADER, *order])
+
+
+async def begin_all(orders: CallOrder, arrivals: list[Order]) -> list[Order]:
     begun: list[Order] = []
 
-    async def call(place: Order) -> None:
-        if await order.turn_async(place):
-            begun.append(place)
-        order.begins(place)
+    async def call(order: Order) -> None:
+        place = place_of(orders, order)
+        try:
+            if await place.turn_async():
+                begun.append(order)
+            else:
+                place.send_again()
+        finally:
+            place.leave()
 
     await asyncio.gather(*map(call, arrivals))
     return begun
 
 
-def begin_all_in_threads(order: CallOrder, arrivals: list[Order]) -> list[Order]:
+def begin_all_in_threads(orders: CallOrder, arrivals: list[Order]) -> list[Order]:
     begun: list[Order] = []
 
-    def call(place: Order) -> None:
-        if order.turn(place):
-            begun.append(place)
-        order.begins(place)
+    def call(order: Order) -> None:
+        place = place_of(orders, order)
+        if place.turn():
+            begun.append(order)
+        else:
+            place.send_again()
+        place.leave()
 
-    threads = [threading.Thread(target=call, args=(place,)) for place in arrivals]
+    threads = [threading.Thread(target=call, args=(order,)) for order in arrivals]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -44,142 +60,188 @@ def begin_all_in_threads(order: CallOrder, arrivals: list[Order]) -> list[Order]
     return begun
 
 
-def on_a_loop(order: CallOrder, arrivals: list[Order]) -> list[Order]:
-    return asyncio.run(begin_all(order, arrivals))
+def on_a_loop(orders: CallOrder, arrivals: list[Order]) -> list[Order]:
+    return asyncio.run(begin_all(orders, arrivals))
 
 
-ways = pytest.mark.parametrize("begin", [on_a_loop, begin_all_in_threads])
 Begin = Callable[[CallOrder, list[Order]], list[Order]]
+ways = pytest.mark.parametrize("begin", [on_a_loop, begin_all_in_threads])
 
 
 @ways
-def test_they_begin_in_order_however_they_arrive(begin: Begin) -> None:
-    order = CallOrder(keeps_order=False)
+def test_they_begin_in_order_however_they_arrive(begin: Begin, monkeypatch: Any) -> None:
+    monkeypatch.setattr(call_order, "_MISSING_S", 60.0)
     sent = [(5, place) for place in range(20)]
-    assert begin(order, [*sent[::-2], *sent[::2]]) == sent
+    assert begin(CallOrder(), [*sent[::-2], *sent[::2]]) == sent
 
 
 @ways
 def test_runs_do_not_wait_for_each_other(begin: Begin) -> None:
-    order = CallOrder(keeps_order=False)
-    assert set(begin(order, [(1, 0), (2, 0), (3, 0)])) == {(1, 0), (2, 0), (3, 0)}
+    assert set(begin(CallOrder(), [(1, 0), (2, 0), (3, 0)])) == {(1, 0), (2, 0), (3, 0)}
 
 
 @ways
-def test_one_that_never_comes_is_skipped(begin: Begin) -> None:
-    order = CallOrder(keeps_order=False)
-    assert begin(order, [(1, 3), (1, 2), (1, 0)]) == [(1, 0), (1, 2), (1, 3)]
+def test_behind_one_that_does_not_come_all_are_sent_again(begin: Begin) -> None:
+    orders = CallOrder()
+    passed(orders, (1, 0))
+    assert begin(orders, [(1, 3), (1, 2)]) == []
+    # What has been waited for in vain comes after all: those behind it are on their way again.
+    assert begin(orders, [(1, 1)]) == []
 
 
-def test_one_that_has_come_and_takes_long_is_not_skipped() -> None:
-    order, entered, begun = CallOrder(keeps_order=False), threading.Event(), threading.Event()
+def test_what_is_sent_again_says_how_many_have_begun(monkeypatch: Any) -> None:
+    monkeypatch.setattr(call_order, "_MISSING_S", 0.01)
+    orders = CallOrder()
+    for order in ((1, 0), (1, 1)):
+        begun = place_of(orders, order)
+        assert begun.turn()
+        begun.leave()
+    behind = place_of(orders, (1, 3))
+    assert not behind.turn()
+    assert behind.send_again() == SendAgain(2)
+    behind.leave()
 
-    def first() -> None:
-        order.turn((1, 0))
-        entered.set()
-        begun.wait(10)
-        order.begins((1, 0))
 
-    def second() -> None:
-        order.turn((1, 1))
-        assert begun.is_set()
+def test_one_that_has_come_and_takes_long_is_waited_for(monkeypatch: Any) -> None:
+    monkeypatch.setattr(call_order, "_MISSING_S", 0.01)
+    orders = CallOrder()
+    first, behind = place_of(orders, (1, 0)), place_of(orders, (1, 1))
+    turns: list[bool] = []
+    thread = threading.Thread(target=lambda: turns.append(behind.turn()))
+    thread.start()
+    thread.join(0.2)  # longer than a missing one is waited for
+    assert thread.is_alive()
+    assert first.turn()
+    first.leave()
+    thread.join(10)
+    assert turns == [True]
 
-    threads = [threading.Thread(target=first)]
-    threads[0].start()
-    entered.wait(10)
-    failed: list[BaseException] = []
 
-    def checked() -> None:
-        try:
-            second()
-        except BaseException as error:  # noqa: BLE001
-            failed.append(error)
-
-    threads.append(threading.Thread(target=checked))
-    threads[1].start()
-    threads[1].join(0.6)  # longer than a missing one is waited for
-    begun.set()
-    for thread in threads:
-        thread.join()
-    assert not failed
+def test_a_gap_behind_one_that_takes_long_is_noticed_too(monkeypatch: Any) -> None:
+    monkeypatch.setattr(call_order, "_MISSING_S", 0.01)
+    orders = CallOrder()
+    first, behind = place_of(orders, (1, 0)), place_of(orders, (1, 2))
+    turns: list[bool] = []
+    thread = threading.Thread(target=lambda: turns.append(behind.turn()), daemon=True)
+    thread.start()
+    eventually(lambda: orders._runs[1].here.get(2), "it waits, as long as the first does")
+    first.leave()
+    thread.join(10)
+    assert turns == [False]
 
 
 @ways
 def test_what_is_behind_a_refused_one_is_refused(begin: Begin) -> None:
-    order = CallOrder(keeps_order=False)
-    place = Place(order, [*HEADER, 1, 0])
+    orders = CallOrder()
+    place = place_of(orders, (1, 0))
     assert place.turn()
     place.refused(FencedError(reason="moved", may_have_run=False))
     place.leave()
-    assert begin(order, [(1, 1), (2, 0), (1, 2)]) == [(2, 0)]
+    assert begin(orders, [(1, 1), (2, 0), (1, 2)]) == [(2, 0)]
 
 
-def test_an_error_that_is_the_callers_own_refuses_nobody_else() -> None:
-    order = CallOrder(keeps_order=True)
-    place = Place(order, [*HEADER, 1, 0])
+def test_one_that_is_cancelled_while_it_waits_holds_up_nobody(monkeypatch: Any) -> None:
+    async def check() -> list[Order]:
+        orders = CallOrder()
+        calls = [asyncio.create_task(begin_all(orders, [(1, place)])) for place in (1, 2, 3)]
+        for _ in range(5):  # they wait
+            await asyncio.sleep(0)
+        calls[0].cancel()
+        await asyncio.wait(calls[:1])
+        return [*await begin_all(orders, [(1, 0)]), *await calls[1], *await calls[2]]
+
+    monkeypatch.setattr(call_order, "_MISSING_S", 60.0)
+    assert asyncio.run(check()) == [(1, 0), (1, 2), (1, 3)]
+
+
+kinds = pytest.mark.parametrize("kind", [ArrivalOrder, CallOrder])
+
+
+@kinds
+def test_an_error_that_is_the_callers_own_refuses_nobody_else(kind: type[Orders]) -> None:
+    orders = kind()
+    place = place_of(orders, (1, 0))
     assert place.turn()
     place.refused(InvalidInputError(argument="method", value="sey", reason="is no method"))
     place.leave()
-    assert order.turn((1, 1))
+    assert place_of(orders, (1, 1)).turn()
 
 
-def test_where_an_argument_is_no_value_those_behind_are_sent_again_too() -> None:
-    order = CallOrder(keeps_order=True)
-    place = Place(order, [*HEADER, 1, 0])
+@kinds
+def test_where_an_argument_is_no_value_those_behind_are_sent_again_too(kind: type[Orders]) -> None:
+    orders = kind()
+    place = place_of(orders, (1, 0))
     assert place.turn()
     assert isinstance(place.send_again(), SendAgain)
     place.leave()
-    assert not order.turn((1, 1))
+    assert not place_of(orders, (1, 1)).turn()
 
 
-def test_where_calls_come_in_order_nobody_waits() -> None:
-    order = CallOrder(keeps_order=True)
-    assert order.turn((1, 5))
+def test_where_calls_come_in_order_a_gap_is_noticed_at_once() -> None:
+    orders = ArrivalOrder()
+    for order in ((1, 0), (1, 1), (2, 0)):
+        place = place_of(orders, order)
+        assert place.turn()
+        place.leave()
+    behind = place_of(orders, (1, 3))
+    assert not behind.turn()
+    assert behind.send_again() == SendAgain(2)
+    behind.leave()
+    assert not place_of(orders, (1, 2)).turn()
+
+
+def test_what_arrival_order_forgets_is_sent_again(monkeypatch: Any) -> None:
+    monkeypatch.setattr(call_order, "_REMEMBERED", 10)
+    orders = ArrivalOrder()
+    for run in range(100):
+        place_of(orders, (run, 0)).leave()
+    assert len(orders) == 10
+    assert not place_of(orders, (5, 1)).turn()
+    assert place_of(orders, (99, 1)).turn()
 
 
 def test_a_call_without_a_place_waits_for_nobody() -> None:
-    order = CallOrder(keeps_order=False)
-    place = Place(order, HEADER)
+    orders = CallOrder()
+    place = Place(orders, HEADER)
     assert place.turn()
     place.leave()
-    assert len(order) == 0
+    assert len(orders) == 0
 
 
-def test_a_run_whose_call_takes_long_to_begin_is_not_forgotten() -> None:
-    clock = ManualClock()
-    order = CallOrder(keeps_order=False, clock=clock)
-    order.turn((1, 0))
-    begun = threading.Event()
-
-    def second() -> None:
-        order.turn((1, 1))
-        begun.set()
-
-    thread = threading.Thread(target=second, daemon=True)
-    thread.start()
-    eventually(lambda: 1 in order._runs[1].come, "it waits for the first")
-    clock.tick(100)
-    order.turn((2, 0))
-    order.begins((2, 0))
-    order.begins((1, 0))
-    assert begun.wait(10)
-    thread.join()
+def passed(orders: CallOrder, order: Order) -> None:
+    place = place_of(orders, order)
+    assert place.turn()
+    place.leave()
 
 
-def test_refused_runs_are_forgotten_too() -> None:
-    clock = ManualClock()
-    order = CallOrder(keeps_order=True, clock=clock)
+def test_a_run_is_remembered_while_one_of_its_calls_runs(monkeypatch: Any) -> None:
+    monkeypatch.setattr(call_order, "_REMEMBERED", 10)
+    orders = CallOrder()
+    for place in range(50):
+        passed(orders, (1, place))
+    running = place_of(orders, (1, 50))
+    assert running.turn()
+    running.leave()
+    for run in range(2, 102):
+        passed(orders, (run, 0))
+    assert place_of(orders, (1, 51)).turn()
+    del running
+
+
+def test_runs_are_forgotten_when_they_are_over(monkeypatch: Any) -> None:
+    monkeypatch.setattr(call_order, "_REMEMBERED", 10)
+    orders = CallOrder()
     for run in range(100):
-        order.begins((run, 0), refused=True)
-        clock.tick(1)
-    assert len(order) <= 12
+        passed(orders, (run, 0))
+    gc.collect()
+    assert len(orders) <= 11
 
 
-def test_runs_are_forgotten_when_they_are_idle() -> None:
-    clock = ManualClock()
-    order = CallOrder(keeps_order=False, clock=clock)
-    for run in range(100):
-        assert order.turn((run, 0))
-        order.begins((run, 0))
-        clock.tick(1)
-    eventually(lambda: len(order) <= 12, "old runs are forgotten")
+def test_many_that_wait_for_one_take_no_longer_each() -> None:
+    def per_call(number: int) -> float:
+        begun_at = time.process_time()
+        arrivals = [(1, place) for place in range(number - 1, -1, -1)]
+        assert len(on_a_loop(CallOrder(), arrivals)) == number
+        return (time.process_time() - begun_at) / number
+
+    assert min(per_call(4_000) for _ in range(3)) < 4 * min(per_call(250) for _ in range(3))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
@@ -7,6 +8,12 @@ import pytest
 from ray_route import clock
 from ray_route.clock import Deadline, backoff_s, now
 from ray_route.errors import RouteTimeoutError
+from ray_route.runtime.call_context import (
+    DEFAULT_TIMEOUT_S,
+    begin_serving,
+    end_serving,
+    seconds,
+)
 
 
 @pytest.fixture
@@ -33,6 +40,26 @@ def test_a_deadline_that_has_passed_says_what_was_waited_for(moment: list[float]
     with pytest.raises(RouteTimeoutError, match="after 5 s, waiting for the router") as caught:
         deadline.check("the router")
     assert (caught.value.waiting_for, caught.value.timeout_s) == ("the router", 5)
+
+
+def test_what_a_call_leaves_behind_inherits_its_deadline_no_more():
+    async def check() -> list[float]:
+        served = begin_serving(Deadline.after(0.0))
+        left_behind, asked = asyncio.Event(), asyncio.Event()
+
+        async def background() -> float:
+            asked.set()
+            within = seconds(None)
+            await left_behind.wait()
+            return within or seconds(None)
+
+        task = asyncio.create_task(background())
+        await asked.wait()
+        end_serving(served)
+        left_behind.set()
+        return [await task, seconds(None)]
+
+    assert asyncio.run(check()) == [DEFAULT_TIMEOUT_S, DEFAULT_TIMEOUT_S]
 
 
 def test_the_clock_runs_forward_in_seconds():

@@ -1,0 +1,93 @@
+"""Calls of a uid wait for those that may come back to be sent again, and for no others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ray_route.client.lanes import Lane, Lanes
+from ray_route.client.outgoing import Outgoing
+from ray_route.clock import Deadline
+from ray_route.errors import RayGoneError, RouteTimeoutError
+from ray_route.model import Link
+
+LINK = Link(pod=0, incarnation=1, epoch=7, persistent=False, lease_s=5.0)
+
+
+def made(number: int) -> Outgoing:
+    return Outgoing("ns", "rooms", "ann", "say", (number,), {}, False, Deadline.after(5))
+
+
+def send(lane: Lane, call: Outgoing) -> Any:
+    ref = object()
+    call.order = lane.order()
+    lane.sent(call, ref, LINK)
+    return ref
+
+
+@pytest.fixture
+def lanes() -> Lanes:
+    return Lanes()
+
+
+def test_a_call_that_came_back_waits_for_what_may_come_back_too(lanes: Lanes) -> None:
+    first, second = made(1), made(2)
+    with lanes.of(first) as lane:
+        send(lane, first)
+        ref = send(lane, second)
+        assert lane.came_back(second, ref)
+        assert not lane.may_send(LINK.epoch)
+        lane.over(first)
+        assert lane.may_send(LINK.epoch + 1)
+
+
+def test_it_does_not_wait_for_those_that_have_begun(lanes: Lanes) -> None:
+    first, second, third = made(1), made(2), made(3)
+    with lanes.of(first) as lane:
+        send(lane, first)
+        ref = send(lane, second)
+        send(lane, third)
+        lane.have_begun(second.order[0], 1)
+        assert lane.came_back(second, ref)
+        assert lane.out == {third}
+        lane.over(third)
+        assert lane.may_send(LINK.epoch)
+        run = lane.run
+        lane.waiting.remove(second)
+        send(lane, second)
+        assert second.order[0] != run, "what is sent again is another run"
+
+
+def test_what_another_run_has_begun_says_nothing(lanes: Lanes) -> None:
+    first = made(1)
+    with lanes.of(first) as lane:
+        send(lane, first)
+        lane.have_begun(lane.run + 1, 5)
+        assert lane.out == {first}
+
+
+def test_a_lane_in_which_nothing_is_on_its_way_is_forgotten(lanes: Lanes) -> None:
+    first = made(1)
+    with lanes.of(first) as lane:
+        send(lane, first)
+    assert len(lanes) == 1
+    with lanes.of(first) as again:
+        assert again is lane
+        again.over(first)
+    assert len(lanes) == 0
+
+
+def test_an_error_of_the_wait_says_of_which_call_and_whether_it_may_have_run() -> None:
+    call = made(1)
+    late = RouteTimeoutError(waiting_for="the router", timeout_s=5)
+    for sent in (False, True):
+        call.ref = object() if sent else None
+        error: Any = call.judged(late)
+        assert type(error) is RouteTimeoutError
+        assert (error.namespace, error.service, error.uid) == ("ns", "rooms", "ann")
+        assert (error.waiting_for, error.may_have_run) == ("the router", sent)
+        assert error.__cause__ is late
+    assert isinstance(call.judged(RayGoneError(what="a client")), RayGoneError)
+    other = KeyError("mine")
+    assert call.judged(other) is other
