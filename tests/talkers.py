@@ -205,3 +205,22 @@ class FailsToStart:
 
     def __init__(self) -> None:
         raise LookupError("no such model: llama-99")
+
+
+class SlowToAcquire:
+    """Acquires a uid, which is a path, when there is such a file."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+
+    def on_acquire(self, uid: str) -> None:
+        while not Path(uid).exists():
+            time.sleep(0.01)
+
+    def count(self, number: int) -> Iterator[int]:
+        self.begun.append("count")
+        yield from range(number)
+
+    def say(self, text: str) -> list[str]:
+        self.begun.append(text)
+        return self.begun

@@ -26,6 +26,7 @@ _INSIDE = "TUTORIAL_IS_ALONE"
 _SAID = (
     "READY",
     "placed: pod",
+    "2 texts in the room:\n- hello\n- anybody here?\n",
     "pod 0 of rooms is drained: 10 uids moved",
     "SHUTDOWN",
     "texts in the room: 1",

@@ -60,6 +60,11 @@ class Outgoing:
     forsaken: bool = False
     """Nobody can take its outcome any more."""
     waiters: list[Future[None]] = field(default_factory=list)
+    is_plain: bool = field(init=False)
+    """No argument is a reference, or another call's answer."""
+
+    def __post_init__(self) -> None:
+        self.is_plain = not any(isinstance(value, _REFERENCES) for value in self.values())
 
     @property
     def what(self) -> str:
@@ -92,10 +97,14 @@ class Outgoing:
 
     def upstream(self) -> tuple[Outgoing, ...]:
         """Return the calls whose answers are its arguments."""
+        if self.is_plain:
+            return ()
         return tuple(value for value in self.values() if type(value) is Outgoing)
 
     def references(self) -> list[Any]:
         """Return the references among its arguments, of other calls' answers too."""
+        if self.is_plain:
+            return []
         refs = [value.ref if type(value) is Outgoing else value for value in self.values()]
         return [ref for ref in refs if isinstance(ref, ray.ObjectRef)]
 
@@ -106,6 +115,9 @@ class Outgoing:
         for waiter in waiters:
             if waiter.set_running_or_notify_cancel():
                 waiter.set_result(None)
+
+
+_REFERENCES = (Outgoing, ray.ObjectRef)
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,7 @@ def taken(dispatcher: Dispatcher, call: Outgoing) -> Operation[Any]:
         if type(answer) is Failed:
             if dispatcher.take_in_error(call, ref, answer.error):
                 call.taken = True
-                raise _shown(call, answer.error) from answer.error.__cause__
+                raise _shown(call, answer.error)
         elif dispatcher.take_in(call, ref, answer):
             measure(dispatcher, call)
             return answer

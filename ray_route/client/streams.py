@@ -20,9 +20,16 @@ from ray_route.client.responses import Failed, settled
 from ray_route.client.session import NoSuchActorError
 from ray_route.client.user_errors import of_user
 from ray_route.clock import Deadline, now
-from ray_route.errors import NoAvailablePodError, RayGoneError, RouteError, RouteTimeoutError
+from ray_route.errors import (
+    InvalidInputError,
+    NoAvailablePodError,
+    RayGoneError,
+    RouteError,
+    RouteTimeoutError,
+)
 from ray_route.protocol.calls import Refused, StreamEnd
 from ray_route.runtime.call_context import node_mark, time_of
+from ray_route.runtime.joined_ray import joined_by_client
 from ray_route.runtime.waiting import (
     LifeEndedError,
     Operation,
@@ -144,6 +151,8 @@ class ResponseStream(Generic[R]):
         """Send the call: here if its link and pod are known, else as soon as they are."""
         session, call = self._dispatcher.session, self._call
         session.namespace.check_here()
+        if joined_by_client():
+            raise _no_streams(call.method)
         link = session.near.get(call.service, call.uid)
         handle = link and session.known_handle(call.service, link)
         if handle and not call.upstream():
@@ -229,8 +238,7 @@ class ResponseStream(Generic[R]):
                 continue
             if type(item) is Failed:
                 self.close()
-                raised, call = item.error, self._call
-                raise of_user(raised, call.method, call.ids) from raised.__cause__
+                raise of_user(item.error, self._call.method, self._call.ids)
             if type(item) is Refused:
                 yield from self._refused(item)
                 continue
@@ -281,6 +289,14 @@ class ResponseStream(Generic[R]):
     def _has_ended(self) -> bool:
         link = self._call.link
         return link is not None and self._dispatcher.session.has_ended(self._call.service, link)
+
+
+def _no_streams(method: str) -> InvalidInputError:
+    reason = (
+        "can't be streamed by Ray Client (ray://…), which brings no streams: run this program on a "
+        "node of the cluster, or let the method return a list"
+    )
+    return InvalidInputError(argument="method", value=method, reason=reason)
 
 
 async def _close_when_idle(stream: weakref.ref[ResponseStream[Any]]) -> None:

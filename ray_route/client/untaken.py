@@ -15,14 +15,19 @@ from ray_route.client.outgoing import Outgoing
 from ray_route.client.session import Session
 from ray_route.clock import now
 from ray_route.errors import RayGoneError
+from ray_route.runtime.joined_ray import joined_by_client
 from ray_route.runtime.waiting import LifeEndedError
 
 logger = logging.getLogger(__name__)
 
-# Whoever takes an answer soon sees by himself what it is. A look costs as much as taking it.
+# Whoever takes an answer soon sees by himself what it is. A look costs as much as taking it, so
+# that what can still be taken is looked at later: of 1,000 calls in flight, none.
 _LOOK_S = 0.2
+_UNTAKEN_S = 1.0
 _OF_THE_TIME = 0.1
 _HERE_S = 0.02
+# By Ray Client even what is small has a way to come.
+_FETCH_S = 5.0
 
 
 class Outcomes(Protocol):
@@ -44,7 +49,8 @@ class Outcomes(Protocol):
 class Untaken:
     """The calls that are out. Their answers are looked at now and then, and never fetched.
 
-    One that lies in Ray's object store is no refusal, for those are small.
+    One that lies in Ray's object store is no refusal, for those are small. (By Ray Client nobody
+    can say where one lies, so they are fetched.)
     """
 
     def __init__(self, session: Session, loop: CallLoop, outcomes: Outcomes) -> None:
@@ -82,7 +88,7 @@ class Untaken:
             await asyncio.sleep(pause_s)
             begun_at = now()
             try:
-                self.look([call for call in list(self._out) if call.begun_at < begun_at - _LOOK_S])
+                self.look([call for call in list(self._out) if _is_due(call, begun_at)])
             except RayGoneError:
                 return  # no answer comes any more
             except Exception:  # whatever one look met, the next may see to the others
@@ -109,18 +115,18 @@ class Untaken:
             return
         self._session.namespace.check_here()
         there, _ = ray.wait(list(by_ref), num_returns=len(by_ref), timeout=0, fetch_local=False)
-        locations = get_object_locations(there) if there else {}
-        for ref in there:
-            if locations[ref]["node_ids"]:
-                self._outcomes.settled(by_ref[ref], ref)
+        stored, here = _stored(there), set(there)  # equal to ours; by Ray Client not the same
+        for ref, call in by_ref.items():
+            if ref in stored:
+                self._outcomes.settled(call, ref)
+            elif ref in here:
+                self._look_at(call, ref)
             else:
-                self._look_at(by_ref[ref], ref)
-        for ref in set(by_ref).difference(there):
-            self._look_whether_ended(by_ref[ref], ref)
+                self._look_whether_ended(call, ref)
 
     def _look_at(self, call: Outgoing, ref: Any) -> None:
         try:
-            self._outcomes.take_in(call, ref, ray.get(ref, timeout=_HERE_S))
+            self._outcomes.take_in(call, ref, ray.get(ref, timeout=_fetch_s()))
         except ray.exceptions.GetTimeoutError as error:
             if isinstance(error, ray.exceptions.RayTaskError):
                 self._outcomes.take_in_error(call, ref, error)
@@ -131,3 +137,19 @@ class Untaken:
         link = call.link
         if link is not None and call.ref is ref and self._session.has_ended(call.service, link):
             self._outcomes.troubled(call, ref, LifeEndedError(call.what))
+
+
+def _is_due(call: Outgoing, at: float) -> bool:
+    return at - call.begun_at > (_LOOK_S if call.forsaken else _UNTAKEN_S)
+
+
+def _stored(refs: list[Any]) -> set[Any]:
+    """Return those answers that lie in Ray's object store."""
+    if not refs or joined_by_client():
+        return set()
+    locations = get_object_locations(refs)
+    return {ref for ref in refs if locations[ref]["node_ids"]}
+
+
+def _fetch_s() -> float:
+    return _FETCH_S if joined_by_client() else _HERE_S

@@ -48,7 +48,7 @@ class UserCall:
         except ray.exceptions.RayTaskError as error:
             if not isinstance(error.cause, RouteError):
                 raise
-            raise of_user(error, self.method, self.ids) from error
+            raise of_user(error, self.method, self.ids)  # noqa: B904 - it has its cause
 
 
 def of_user(error: BaseException, method: str, ids: Mapping[str, Any]) -> BaseException:
@@ -56,10 +56,19 @@ def of_user(error: BaseException, method: str, ids: Mapping[str, Any]) -> BaseEx
 
     It has the type of what the user's code raised, and its text begins with the user's frames; one
     of ray_route is in a `NestedCallError` with the call's `ids`. An error, or a result, that can't
-    be pickled is an `UnpicklableError`.
+    be pickled is an `UnpicklableError`. Its cause is what Ray brought, or what that came from.
     """
     if not isinstance(error, ray.exceptions.RayTaskError):
         return error
+    made = _of_user(error, method, ids)
+    if made.__cause__ is None:
+        made.__cause__ = error if isinstance(made, NestedCallError) else error.__cause__
+    return made
+
+
+def _of_user(
+    error: ray.exceptions.RayTaskError, method: str, ids: Mapping[str, Any]
+) -> BaseException:
     if isinstance(error.cause, RouteError):
         return NestedCallError(method=method, error=error.cause, **ids)
     text = str(error)

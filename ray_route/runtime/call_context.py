@@ -11,6 +11,7 @@ import ray
 
 from ray_route.clock import Deadline
 from ray_route.model import check_duration
+from ray_route.runtime.joined_ray import joined_by_client
 
 DEFAULT_TIMEOUT_S = 30.0
 
@@ -66,8 +67,11 @@ def end_serving(served: Served) -> None:
 
 @cache
 def node_mark() -> str:
-    """Return a mark of this node, which no other is likely to have."""
-    return ray.get_runtime_context().get_node_id()[:_MARK]
+    """Return a mark of this node, which no other is likely to have.
+
+    By Ray Client there is none: Ray knows its server's node, which may not be this program's.
+    """
+    return "" if joined_by_client() else ray.get_runtime_context().get_node_id()[:_MARK]
 
 
 def time_of(deadline: Deadline) -> float:

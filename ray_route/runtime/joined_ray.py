@@ -33,6 +33,11 @@ def joined_ray() -> object | None:
     return None if joined is _parents else joined
 
 
+def is_forked() -> bool:
+    """True in a child that was forked from a process in a Ray, until it is in one of its own."""
+    return _parents is not None and _joined_ray() is _parents
+
+
 def _joined_ray() -> object | None:
     # Asks nothing of Ray: while that shuts down, it ends the process of a thread that does.
     if global_worker.connected:

@@ -17,7 +17,7 @@ import ray
 
 from ray_route.clock import Deadline
 from ray_route.errors import ConfigError, RayUnavailableError
-from ray_route.runtime.joined_ray import joined_ray
+from ray_route.runtime.joined_ray import is_forked, joined_ray
 from ray_route.runtime.waiting import Stage, result_of
 from ray_route.runtime.which_ray import NEW, is_own, no_ray, which_ray
 
@@ -46,6 +46,9 @@ def ensure_ray(deadline: Deadline, stage: Stage, wish: Wish | None = None) -> No
     the attempt goes on until Ray itself gives up. `stage` hears what is waited for. Raises
     `RayUnavailableError`, `ConfigError`, `RouteTimeoutError`.
     """
+    if is_forked():  # Ray would take it for its parent
+        reason = "this process was forked from one that is in a Ray: start it by spawn, or by Ray"
+        raise RayUnavailableError(address=None, reason=reason)
     while joined_ray() is None:
         attempt, is_ours = _attempt(deadline, stage, wish or Wish())
         try:

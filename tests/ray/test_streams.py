@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from helpers import eventually
-from talkers import AsyncTalker, Talker
+from talkers import AsyncTalker, SlowToAcquire, Talker
 
 import ray_route
 from ray_route import (
@@ -135,6 +135,24 @@ def test_a_stream_whose_pod_may_serve_no_more_is_an_error_and_no_end(
         read(stream)
     assert caught.value.may_have_run is True
     assert read(rooms[u].count.remote(2)) == [0, 1], "the pod serves again"
+
+
+def test_what_is_due_before_its_uid_is_acquired_does_not_begin(
+    client: Any, deploy: Any, tmp_path: Path
+) -> None:
+    uid = str(tmp_path / "go")
+    rooms = client.service(deploy(SlowToAcquire, replicas=1).service, SlowToAcquire)
+    hasty = rooms[uid].options(timeout_s=1.0)
+    stream = hasty.count.remote(3)  # kept: one that is dropped is cancelled
+    with pytest.raises(RouteTimeoutError):
+        next(stream)
+    with pytest.raises(RouteTimeoutError):
+        hasty.say.remote("late").result()
+    (tmp_path / "go").touch()
+    assert rooms[uid].say.remote("in time").result() == ["in time"]
+    with pytest.raises(RouteTimeoutError, match="has not begun") as caught:
+        next(stream)
+    assert caught.value.may_have_run is False
 
 
 def left_early(stream: ResponseStream[int]) -> None:
