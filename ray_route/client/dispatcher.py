@@ -20,6 +20,7 @@ from ray_route.client.outgoing import Outgoing
 from ray_route.client.refusals import GONE, follow, unavailable
 from ray_route.client.session import Session
 from ray_route.client.untaken import Untaken
+from ray_route.client.user_errors import of_user
 from ray_route.errors import CallCancelledError, ClosedError
 from ray_route.protocol.calls import Refused, SendAgain
 from ray_route.runtime.call_context import node_mark, time_of
@@ -66,16 +67,10 @@ class Dispatcher:
         return True
 
     def _send(self, lane: Lane, call: Outgoing, link: Any, handle: Any) -> None:
-        args, kwargs = call.args, call.kwargs
-        upstream = call.upstream()
-        if upstream:
-            args = tuple(map(as_sent, args))
-            kwargs = {name: as_sent(value) for name, value in kwargs.items()}
-            call.sent_refs = tuple(one.ref for one in upstream)
         due = (time_of(call.deadline), node_mark())
         call.order = lane.order()
         header = [call.uid, link.epoch, link.incarnation, call.method, *call.order, *due]
-        lane.sent(call, handle._ray_route_call.remote(header, *args, **kwargs), link)
+        lane.sent(call, _to_pod(handle, header, call), link)
         self.untaken.add(call)
 
     def _hold(self, lane: Lane, call: Outgoing) -> None:
@@ -197,6 +192,15 @@ class Dispatcher:
         self.loop.stop()
 
 
+def _to_pod(handle: Any, header: list[Any], call: Outgoing) -> Any:
+    """Hand a call to Ray; return the reference of its answer."""
+    if call.is_plain and not call.kwargs:  # one argument costs Ray less than two
+        return handle._ray_route_call_packed.remote([*header, *call.args])
+    call.sent_refs = tuple(one.ref for one in call.upstream())
+    kwargs = {name: as_sent(value) for name, value in call.kwargs.items()}
+    return handle._ray_route_call.remote(header, *map(as_sent, call.args), **kwargs)
+
+
 def as_sent(value: Any) -> Any:
     """Return what goes along for an argument."""
     return value.ref if type(value) is Outgoing else value
@@ -213,7 +217,8 @@ def log_untaken(call: Outgoing) -> None:
     if failure is None or call.taken or isinstance(failure, CallCancelledError):
         return
     call.taken = True
-    logger.error("%s failed, and nobody took its outcome: %s", call.what, failure)
+    shown = of_user(failure, call.method, call.ids)
+    logger.error("%s failed, and nobody took its outcome: %s", call.what, shown)
 
 
 _dispatchers_lock = threading.Lock()

@@ -13,7 +13,7 @@ from ray_route.clock import Deadline
 from ray_route.errors import NestedCallError, RouteError, UnpicklableError
 from ray_route.runtime.waiting import Wait
 
-_OUR_CALL = ("._ray_route_call_many(", "._ray_route_call(")
+_OUR_CALL = ("._ray_route_call_many(", "._ray_route_call_packed(", "._ray_route_call(")
 _OUR_MODULE = "ray_route.pod.pod_actor."
 _OUR_FRAMES = ("/ray_route/pod/",)
 _PICKLING = "/ray/cloudpickle/"

@@ -40,7 +40,7 @@ from ray_route.pod.methods import (
     stream_error,
 )
 from ray_route.pod.sigterm import before_sigterm_ends
-from ray_route.protocol.calls import BatchedCall, Header, Refused
+from ray_route.protocol.calls import HEADER_LENGTH, BatchedCall, Header, Refused
 from ray_route.runtime.call_context import begin_serving, end_serving
 from ray_route.store.url import StoreUrl
 
@@ -151,6 +151,15 @@ def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
     return Refused(stream_error(method)) if is_stream(result) else result
 
 
+def _call_packed(pod: Any, packed: list[Any]) -> Any:
+    """Run one call whose header and arguments are one list: Ray makes two of each argument."""
+    return _call(pod, packed[:HEADER_LENGTH], *packed[HEADER_LENGTH:])
+
+
+async def _call_packed_async(pod: Any, packed: list[Any]) -> Any:
+    return await _call_async(pod, packed[:HEADER_LENGTH], *packed[HEADER_LENGTH:])
+
+
 async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
     """Run one call if this pod owns its uid."""
     uid, epoch, incarnation, method = header[:4]
@@ -247,11 +256,13 @@ async def _call_many_async(pod: Any, calls: list[BatchedCall]) -> list[Any]:
 
 _METHODS = {
     "_ray_route_call": _call,
+    "_ray_route_call_packed": _call_packed,
     "_ray_route_call_many": _call_many,
     "_ray_route_flush": _flush,
 }
 _ASYNC_METHODS = {
     "_ray_route_call": _call_async,
+    "_ray_route_call_packed": _call_packed_async,
     "_ray_route_call_many": _call_many_async,
     "_ray_route_flush": _flush_async,
 }

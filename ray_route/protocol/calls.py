@@ -18,6 +18,9 @@ A list of plain values: Ray packs that in a third of the time of a tuple.
 DUE_AT, NODE = 6, 7
 """Where these two are in a header."""
 
+HEADER_LENGTH = 8
+"""Of a full header: where plain arguments begin that travel in one list with it."""
+
 Order = tuple[int, int]
 """Number of a run of calls that one caller makes for one uid, and the place of a call in it.
 

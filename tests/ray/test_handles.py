@@ -86,6 +86,15 @@ def test_a_response_is_taken_by_result_or_awaited_and_again(rooms: Any, u: str) 
     )
 
 
+def test_arguments_arrive_as_they_are(rooms: Any, u: str) -> None:
+    there = ray.put("there")
+    args = ((1, 2), {"k": (3,), 4: {5}}, [6], b"x", None, 2**70, slice(1), [there])
+    assert rooms[u].echo.remote(*args).result() == (args, {})
+    assert rooms[u].echo.remote(*args, key=(7,)).result() == (args, {"key": (7,)})
+    assert rooms[u].echo.remote(there, *args).result() == (("there", *args), {})
+    assert rooms[u].echo.remote().result() == ((), {})
+
+
 def test_what_the_users_code_raises_keeps_its_type(rooms: Any, u: str) -> None:
     with pytest.raises(KeyError, match="my fault"):
         rooms[u].fail.remote("my fault").result()
@@ -447,6 +456,7 @@ def test_the_death_of_a_pod_is_told_or_survived(client: Any, deploy: Any, u: str
 def test_what_comes_back_to_a_client_that_has_left_says_so(
     client: Any, rooms: Any, u: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rooms[u].echo.remote().result()  # its pod's handle is known, so that the next is sent at once
     with out_of_date(client, rooms._connection.service, u, monkeypatch):
         refused = rooms[u].say.remote(u, "hi")
         dispatcher(client).close()
