@@ -223,7 +223,7 @@ class Moves:
                 while waiting:
                     given = {uid: links[uid] for uid in await _given(outcomes, waiting, kept)}
                     moved, damaged = await self._give_away(service, given)
-                    note(moved, len(waiting), damaged)
+                    note(moved, len(waiting) + len(kept), damaged)
             except BaseException:  # a task that is cancelled, too: whatever ends it
                 self._mailboxes.post(address, Cancel(outcomes.number))
                 raise

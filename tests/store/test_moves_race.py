@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -30,7 +30,7 @@ CONFIG = RouteConfig(shards=16)
 
 @dataclass
 class Space:
-    """A router's insides on a bare event loop; its pods give up whatever they are asked for."""
+    """A router's insides on a bare event loop; its pods give up what is idle."""
 
     membership: Membership
     links: LinkTable
@@ -39,6 +39,7 @@ class Space:
     mailboxes: Mailboxes
     asked: list[tuple[int, str, int]]
     incarnation: int
+    busy: set[str] = field(default_factory=set)
 
     async def place(self, uid: str) -> Link:
         link = (await self.directory.compute("svc", {uid: 0}, None))[uid]
@@ -52,7 +53,10 @@ class Space:
                 if isinstance(command, Release):
                     self.asked += [(pod, uid, epoch) for uid, epoch in command.uids.items()]
                     await asyncio.sleep(0)
-                    given = [Outcome(number, *each, given=True) for each in command.uids.items()]
+                    given = [
+                        Outcome(number, uid, epoch, given=uid not in self.busy)
+                        for uid, epoch in command.uids.items()
+                    ]
                     self.mailboxes.take_outcomes(address, given)
                 elif isinstance(command, EndAt):
                     given_up = [
@@ -128,6 +132,23 @@ def test_moves_of_one_uid_take_turns(store: Store) -> None:
             last = max(owners, key=lambda owner: owner[1])
             given_up = {(pod, epoch) for pod, asked, epoch in space.asked if asked == uid}
             assert owners - given_up == {last}
+
+    run(store, work)
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+def test_what_a_pod_keeps_is_left(store: Store) -> None:
+    async def work(space: Space) -> None:
+        held = {
+            uid: await space.moves.set("svc", uid, 0, persistent=False, timeout_s=10)
+            for uid in ("idle", "busy")
+        }
+        space.busy.add("busy")
+        left: list[int] = []
+        kept = await space.moves.hand_over(
+            "svc", held, 1, closes=False, note=lambda _moved, some, _damaged: left.append(some)
+        )
+        assert (kept, left[-1]) == (["busy"], 1)
 
     run(store, work)
 
