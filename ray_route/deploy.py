@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -28,17 +26,13 @@ from ray_route.errors import (
 from ray_route.model import DrainProgress, Life, Pod, RoutingState, check_name
 from ray_route.pod.pod_actor import CONTROL_GROUP, PodSpec, pod_class
 from ray_route.pod.starting import wait_ready
+from ray_route.pod.stopping import GRACE_S, STOP_S, Actors, ended_at_failure, kill, stop
 from ray_route.pod.streams import with_streams
 from ray_route.protocol.names import RAY_NAMESPACE, pod_name
-from ray_route.runtime.waiting import Stage, run, within
+from ray_route.runtime.waiting import Stage, check_wanted, run, within
 from ray_route.store.url import StoreUrl
 
 _DEPLOY_S = 60.0
-GRACE_S = 20.0
-"""How long a pod may take to release its uids when it is to end, in seconds."""
-_STOP_S = 5.0
-_STOPPED_AT_ONCE = 16
-_POLL_S = 0.02
 
 
 class Deployment:
@@ -95,11 +89,12 @@ class Deployment:
             if pods[index].life is not Life.ALIVE:
                 continue
             if pods[index].state is RoutingState.SHUTDOWN:  # drained before, and wanted again
-                _stop(pods[index].actor)
+                stop([pods[index].actor])
             else:
                 missing.remove(index)
         if missing:
-            self._make.pods(sorted(missing), deadline, or_existing=True)
+            with ended_at_failure() as made:
+                self._make.pods(sorted(missing), made, deadline, or_existing=True)
 
     def _shrink(self, replicas: int, deadline_s: float, turn: ScalingTurn) -> None:
         for index in sorted(self.pods(), reverse=True):
@@ -115,7 +110,7 @@ class Deployment:
         if pod.life is Life.ALIVE:
             self._drain_fully(index, deadline_s)
         turn.check()
-        return _stop(pod.actor, spared=lambda: self._lives_anew(index, pod))
+        return stop([pod.actor], spared=lambda: self._lives_anew(index, pod))
 
     def _lives_anew(self, index: int, pod: Pod) -> bool:
         now = self.pods()[index]
@@ -130,7 +125,7 @@ class Deployment:
                     namespace=self.namespace,
                     service=self.service,
                     pod=pod,
-                )
+                ) from next(iter(progress.damaged), None)
 
     def drain(
         self, pod: int, deadline_s: float = DRAIN_S, *, go_on: bool = False
@@ -143,15 +138,18 @@ class Deployment:
 
         What can't be released within `grace_s` seconds is lost, logged and counted. Links stay
         until their TTL ends. A second time it does nothing. Raises `RayGoneError`, having stopped
-        nothing, once this process has left the Ray of the pods.
+        nothing, once this process has left the Ray of the pods; `RouteTimeoutError` if Ray has not
+        ended all within 15 s more: it ends them when it can, and this may be called again.
         """
         if self._client.closed:
             return
         session = self._session
         with contextlib.suppress(RouteError):
-            run(session.refresh(self.service), Deadline.after(_STOP_S))
+            run(session.refresh(self.service), Deadline.after(STOP_S))
         pods = session.table.pods(self.service).values()
-        _stop_all([record.actor for record in pods if record.actor], grace_s)
+        actors = [record.actor for record in pods if record.actor]
+        stage = Stage(f"Ray to end {', '.join(actors)}")
+        within(Deadline.after(grace_s + 3 * STOP_S), stage, partial(stop, actors, grace_s))
         self._client.close()
 
     def __enter__(self) -> Deployment:
@@ -159,40 +157,6 @@ class Deployment:
 
     def __exit__(self, *_: object) -> None:
         self.shutdown()
-
-
-def _stop_all(actors: list[str], grace_s: float) -> None:
-    """End pods, side by side, each after it has released what it holds."""
-    if actors:
-        with ThreadPoolExecutor(min(len(actors), _STOPPED_AT_ONCE)) as pool:
-            list(pool.map(lambda actor: _stop(actor, grace_s), actors))
-
-
-def _stop(
-    actor: str, grace_s: float = GRACE_S, *, spared: Callable[[], bool] = lambda: False
-) -> bool:
-    """End a pod in order, or what Ray is just restarting of it; False if it was spared at last."""
-    with contextlib.suppress(ValueError, ray.exceptions.RayError):
-        handle = ray.get_actor(actor, namespace=RAY_NAMESPACE)
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(handle._ray_route_stop.remote(grace_s), timeout=grace_s + _STOP_S)
-            # Queued calls are refused and follow their uids; killed ones would be in doubt.
-            ray.get(handle._ray_route_flush.remote(), timeout=_STOP_S)
-        if spared():
-            return False
-        ray.kill(handle, no_restart=True)
-        _wait_gone(actor, Deadline.after(_STOP_S))
-    return True
-
-
-def _wait_gone(actor: str, deadline: Deadline) -> None:
-    """Wait until Ray has given the name of a killed actor free."""
-    while deadline.remaining():
-        ray.get_actor(actor, namespace=RAY_NAMESPACE)  # ValueError once it is free
-        time.sleep(_POLL_S)
-
-
-_Actors = tuple[dict[int, Any], dict[int, Any]]
 
 
 class _Maker:
@@ -224,37 +188,36 @@ class _Maker:
         self._exit_when_fenced = exit_when_fenced
         self._release_s = release_s
 
-    def pods(self, indexes: list[int], deadline: Deadline, *, or_existing: bool = False) -> None:
-        """Make the pods of these indexes and wait until all serve; if one fails, end those made.
+    def pods(
+        self, indexes: list[int], made: Actors, deadline: Deadline, *, or_existing: bool = False
+    ) -> None:
+        """Make the pods of these indexes, note them in `made`, and wait until all serve.
 
-        With `or_existing` an actor that Ray is restarting is waited for instead, and never ended.
+        With `or_existing` an actor that Ray is restarting is waited for instead, and is not noted.
         """
         what = f"pods {indexes} of service {self._service!r}"
-        actors = partial(self._actors, indexes, or_existing=or_existing)
-        made, found = within(deadline, Stage(f"Ray to make {what}"), actors, undo=_end_made)
-        try:
-            wait_ready({**made, **found}, what, deadline, self._options)
-        except BaseException:
-            _end_made((made, found))
-            raise
+        actors = partial(self._make, indexes, made, or_existing=or_existing)
+        stage = Stage(f"Ray to make {what}")
+        found = within(deadline, stage, actors, undo=lambda _: kill(made), makes=True)
+        wait_ready({**made, **found}, what, deadline, self._options)
         # The router must know them before anyone places a uid on the strength of this.
         run(self._session.refresh(self._service), deadline)
 
-    def _actors(self, indexes: list[int], *, or_existing: bool) -> _Actors:
-        """Return the actors that are made for this, and those that are there already."""
-        made: dict[int, Any] = {}
-        found: dict[int, Any] = {}
+    def _make(self, indexes: list[int], made: Actors, *, or_existing: bool) -> Actors:
+        """Make actors, and return those that are there already."""
+        found: Actors = {}
         try:
             for index in indexes:
+                check_wanted()
                 handle = self._found(index) if or_existing else None
                 if handle is not None:
                     found[index] = handle
                 else:
                     made[index] = self._made(index)
         except BaseException:
-            _end_made((made, found))
+            kill(made)
             raise
-        return made, found
+        return found
 
     def _name(self, index: int) -> str:
         return pod_name(self._session.namespace.name, self._service, index)
@@ -294,12 +257,6 @@ class _Maker:
                 service=self._service,
                 pod=index,
             ) from error
-
-
-def _end_made(actors: _Actors) -> None:
-    """End what was made, and nothing that was there before."""
-    for handle in actors[0].values():
-        ray.kill(handle, no_restart=True)
 
 
 def _check_replicas(replicas: object) -> None:
@@ -379,8 +336,9 @@ def deploy(
             exit_when_fenced=exit_when_fenced,
             release_s=release_s,
         )
-        make.pods(list(range(replicas)), deadline)
+        with ended_at_failure() as made:
+            make.pods(list(range(replicas)), made, deadline)
+            return Deployment(session, service, make)
     except BaseException:
         close_session(session)
         raise
-    return Deployment(session, service, make)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import ray
@@ -37,6 +37,7 @@ from ray_route.protocol.names import (
 )
 from ray_route.runtime.bootstrap import join_ray, undoing
 from ray_route.runtime.namespace import URL_VARIABLE
+from ray_route.runtime.waiting import Stage, within
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.inspection import Damage, damages
 from ray_route.store.keys import Keys
@@ -47,7 +48,7 @@ from ray_route.store.scripts import script_call
 from ray_route.store.url import StoreUrl, parse_url
 
 TIMEOUT_S = 30.0
-_ROUTER_S = 10.0
+_RAY_S = 10.0
 
 
 class UnknownNameError(Exception):
@@ -98,16 +99,28 @@ def _url(given: str | None) -> StoreUrl | None:
 
 
 def _embedded_url() -> StoreUrl:
-    try:
-        host = ray.get_actor(EMBEDDED_SERVER, namespace=RAY_NAMESPACE)
-        return parse_url(ray.get(host.url.remote(), timeout=_ROUTER_S))
-    except ValueError:
+    host = _actor(EMBEDDED_SERVER)
+    if host is None:
         raise ConfigError(
             option="--redis-url",
             reason=f"no embedded server runs in this Ray: give the URL, or set {URL_VARIABLE}",
-        ) from None
+        )
+    try:
+        return parse_url(ray.get(host.url.remote(), timeout=_RAY_S))
     except ray.exceptions.RayError as error:
         raise StoreUnavailableError(address="embedded", reason=type(error).__name__) from error
+
+
+def _actor(name: str) -> Any:
+    """Return the handle of an actor of ours; None if Ray has none."""
+    with contextlib.suppress(ValueError):
+        return _of_ray(f"find {name}", partial(ray.get_actor, name, namespace=RAY_NAMESPACE))
+    return None
+
+
+def _of_ray(what: str, ask: Callable[[], Any]) -> Any:
+    """Ask Ray's head, which may hang: raises `RouteTimeoutError`."""
+    return within(Deadline.after(_RAY_S), Stage(f"Ray to {what}"), ask)
 
 
 @dataclass(frozen=True)
@@ -118,7 +131,7 @@ class Cluster:
 
     def routers(self) -> list[str]:
         """Return the namespaces of this store that have a router now."""
-        named = list_named_actors(all_namespaces=True)
+        named = _of_ray("list its actors", partial(list_named_actors, all_namespaces=True))
         names = [actor["name"] for actor in named if actor["namespace"] == RAY_NAMESPACE]
         found = filter(None, map(namespace_of_router, names))
         return sorted(filter(self._is_there, found))
@@ -201,10 +214,7 @@ class NamespaceView:
     @property
     def router(self) -> Any:
         """The handle of its router; None if it has none."""
-        try:
-            return ray.get_actor(router_name(self.name), namespace=RAY_NAMESPACE)
-        except ValueError:
-            return None
+        return _actor(router_name(self.name))
 
     @cached_property
     def client(self) -> RouteClient:

@@ -28,10 +28,12 @@ from ray_route.store.keys import Keys
 from ray_route.store.scripts import plain_call
 from ray_route.store.url import StoreUrl
 
+logger = logging.getLogger(__name__)
+
 _JOIN_S = 60.0
 _STORE_S = 60.0
 _STOP_S = 5.0
-# As long as a connect takes at most: a router that is being made is there by then, or never.
+# For what is just being made by work that an interrupt has given up.
 _GIVEN_UP_S = 30.0
 _KEYS_PER_CALL = 1_000
 
@@ -55,18 +57,32 @@ class Bootstrap:
 def undoing() -> Iterator[contextlib.ExitStack]:
     """Provide an exit stack that a second Ctrl-C does not cut short.
 
-    Nothing is taken away while what a first one has interrupted may still make it.
+    Nothing is taken away while what a first one has interrupted may still make it. An interrupt
+    stays one, though not all can be taken away.
     """
     undo = contextlib.ExitStack()
     try:
         yield undo
-    finally:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt:
         try:
-            await_given_up(_GIVEN_UP_S)
-            undo.close()
-        finally:
-            signal.signal(signal.SIGINT, before)
+            _undo(undo)
+        except RouteError as error:
+            logger.warning("something is left behind: %s", error)
+        raise
+    except BaseException:
+        _undo(undo)
+        raise
+    else:
+        _undo(undo)
+
+
+def _undo(undo: contextlib.ExitStack) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        await_given_up(_GIVEN_UP_S)
+        undo.close()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -131,7 +147,7 @@ def clear_namespace(url: StoreUrl, namespace: str, service: str, uids: Iterable[
     names = [keys.link(keys.shard(uid), service, uid) for uid in uids]
     names += [keys.counter(shard) for shard in range(keys.shards)]
     names += [keys.pods(service), keys.services, keys.log, keys.meta]
-    store = Store(url)
+    store = Store(url, retries=0)  # who is interrupted does not want to wait
     try:
         for start in range(0, len(names), _KEYS_PER_CALL):
             _delete(store, names[start : start + _KEYS_PER_CALL])

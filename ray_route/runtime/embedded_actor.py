@@ -15,6 +15,7 @@ from ray_route.errors import ConfigError, StoreUnavailableError
 from ray_route.protocol.names import EMBEDDED_SERVER, RAY_NAMESPACE
 from ray_route.runtime.joined_ray import joined_by_client
 from ray_route.runtime.local_rays import MARK
+from ray_route.runtime.waiting import making
 from ray_route.store.embedded import EmbeddedServer, free_port
 
 
@@ -56,19 +57,17 @@ def embedded_url(deadline: Deadline) -> str:
         )
     context = ray.get_runtime_context()
     folder = Path(context.get_temp_dir()) / context.get_session_name() / MARK
-    host: Any = (
-        ray.remote(EmbeddedServerActor)
-        .options(
-            name=EMBEDDED_SERVER,
-            namespace=RAY_NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            num_cpus=0,
-            max_restarts=-1,
-            scheduling_strategy="DEFAULT",  # not in its maker's placement group, to end with that
-        )
-        .remote(str(folder), free_port(), secrets.token_urlsafe(24))
+    server: Any = ray.remote(EmbeddedServerActor).options(
+        name=EMBEDDED_SERVER,
+        namespace=RAY_NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        num_cpus=0,
+        max_restarts=-1,
+        scheduling_strategy="DEFAULT",  # not in its maker's placement group, to end with that
     )
+    with making():
+        host = server.remote(str(folder), free_port(), secrets.token_urlsafe(24))
     try:
         url: str = ray.get(host.url.remote(), timeout=deadline.remaining())
     except ray.exceptions.RayError as error:

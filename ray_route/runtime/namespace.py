@@ -40,6 +40,7 @@ from ray_route.runtime.waiting import (
     Remote,
     Stage,
     Wait,
+    making,
     run,
     within,
 )
@@ -285,8 +286,7 @@ def _router_of(namespace: str, url: StoreUrl, config: RouteConfig) -> Any:
     with contextlib.suppress(ValueError):
         # Without its class: to load that takes a fresh process longer than all else here.
         return ray.get_actor(router_name(namespace), namespace=RAY_NAMESPACE)
-    router: Any = ray.remote(pkgutil.resolve_name(_ROUTER_CLASS))
-    return router.options(
+    router: Any = ray.remote(pkgutil.resolve_name(_ROUTER_CLASS)).options(
         name=router_name(namespace),
         namespace=RAY_NAMESPACE,
         lifetime="detached",
@@ -295,7 +295,9 @@ def _router_of(namespace: str, url: StoreUrl, config: RouteConfig) -> Any:
         max_restarts=-1,
         max_concurrency=_ROUTER_CONCURRENCY,
         scheduling_strategy="DEFAULT",  # not in its maker's placement group, to end with that
-    ).remote(namespace, url, config)
+    )
+    with making():
+        return router.remote(namespace, url, config)
 
 
 def mark_ray() -> None:

@@ -158,15 +158,20 @@ def within(
     stage: Stage,
     work: Callable[[], T],
     undo: Callable[[T], object] | None = None,
+    *,
+    makes: bool = False,
 ) -> T:
     """Run what may block for longer than its caller has time, in a thread of its own.
 
     Returns or raises what it does, `RouteTimeoutError` at the deadline, or `RayGoneError` once this
     process has left its Ray. It goes on then, and after an interrupt, to an end of its own: what it
-    made is handed to `undo`. No interrupt reaches the work itself.
+    made is handed to `undo`. No interrupt reaches the work itself. With `makes`, it is `making` all
+    the time, to the end of `undo`.
     """
     done: Future[T] = Future()
     check = staying(stage)
+    if makes:
+        _making.add(done)
     with _undoing(done, undo):
         _begin(done, work)
         return result_of(done, stage, deadline, check)
@@ -200,12 +205,47 @@ async def within_async(
 
 
 def _begin(done: Future[T], work: Callable[[], T]) -> None:
-    args = (done, work)
+    args = (done, work, (*_works(), done))
     threading.Thread(target=_settle, args=args, name="ray_route-within", daemon=True).start()
 
 
 # Work that nobody waits for any more, until what it made is undone.
 _given_up: set[Future[Any]] = set()
+# Of that, what is to make nothing more; and work that makes just now what outlives this process.
+_unwanted: set[Future[Any]] = set()
+_making: set[Future[Any]] = set()
+_of_thread = threading.local()
+
+
+class GivenUpError(Exception):
+    """The work of this thread is to make nothing more: what it makes would be left behind."""
+
+
+def _works() -> tuple[Future[Any], ...]:
+    """Return the work that this thread does, and that for which it is done."""
+    works: tuple[Future[Any], ...] = getattr(_of_thread, "works", ())
+    return works
+
+
+def check_wanted() -> None:
+    """Raise `GivenUpError` if what this thread makes from now on would be left behind."""
+    if not _unwanted.isdisjoint(_works()):
+        raise GivenUpError
+
+
+@contextlib.contextmanager
+def making() -> Iterator[None]:
+    """Make something that outlives this process; `await_given_up` waits for the end of this.
+
+    Raises `GivenUpError` if that has begun.
+    """
+    works = _works()
+    _making.update(works)  # before the look: one of the two sees the other
+    try:
+        check_wanted()
+        yield
+    finally:
+        _making.difference_update(works)
 
 
 @contextlib.contextmanager
@@ -220,17 +260,24 @@ def _undoing(done: Future[T], undo: Callable[[T], object] | None) -> Iterator[No
 
 
 def await_given_up(longest_s: float) -> None:
-    """Wait for the end of work that `within` has given up: until then it makes things."""
+    """Have work that `within` has given up make nothing more; wait for what it is just making.
+
+    What it waits for itself, as for a store that does not answer, is nobody's concern.
+    """
+    _unwanted.update(_given_up.copy())
     deadline = Deadline.after(longest_s)
-    while _given_up and deadline.remaining():
+    while not _unwanted.isdisjoint(_making.copy()) and deadline.remaining():
         time.sleep(_POLL_S)
 
 
-def _settle(done: Future[T], work: Callable[[], T]) -> None:
+def _settle(done: Future[T], work: Callable[[], T], works: tuple[Future[Any], ...]) -> None:
+    _of_thread.works = works
     try:
         done.set_result(work())
     except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
         done.set_exception(error)
+    finally:
+        _making.discard(done)
 
 
 def _undone(undo: Callable[[T], object] | None, done: Future[T]) -> None:
@@ -239,6 +286,7 @@ def _undone(undo: Callable[[T], object] | None, done: Future[T]) -> None:
             undo(done.result())
     finally:
         _given_up.discard(done)
+        _unwanted.discard(done)
 
 
 def result_of(

@@ -14,12 +14,17 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from helpers import eventually, unique_name
+import ray
+from commands import Command
+from helpers import end_router, eventually, unique_name
 from ray.util import list_named_actors
 from services import Counter
 
 import ray_route
+from ray_route.cli import cluster
+from ray_route.cli.app import main
 from ray_route.client import sessions
+from ray_route.pod import starting, stopping
 
 SLOW_S = 8.0
 FAILED = (ray_route.RouteTimeoutError, ray_route.StoreUnavailableError)
@@ -89,6 +94,24 @@ def test_an_interrupt_ends_a_connect_at_once_and_spoils_nothing(
     ray_route.connect(client.namespace).close()
 
 
+def test_an_interrupt_ends_a_command_at_once_though_its_store_is_mute(
+    client: Any, command: Command, mute: tuple[str, list[socket.socket]]
+) -> None:
+    url, came = mute
+    at = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_ROUTE_REDIS_URL": url}
+    words = ("bench", "--pods", "1", "--duration", "1")
+    process = command.start(*words, **at)
+    eventually(lambda: came, "it waits for its store", 60)
+    process.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    took = time.monotonic() - begun
+    print(f"it took {took:.1f} s")
+    assert process.returncode == 130, err
+    assert "Interrupted." in err
+    assert took < 15
+
+
 @pytest.fixture
 def head() -> int:
     """The process id of the head (GCS) of the tests' Ray."""
@@ -124,17 +147,46 @@ def pods_of(service: str) -> list[str]:
     return [name for name in named if f":{service}:" in name]
 
 
+def test_a_head_that_hangs_holds_no_command_and_no_shutdown_beyond_its_time(
+    client: Any, deploy: Any, head: int, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment = deploy(Counter, replicas=2)
+    for module in (sys.modules["ray_route.deploy"], stopping):
+        monkeypatch.setattr(module, "STOP_S", 0.3)
+    monkeypatch.setattr(cluster, "_RAY_S", 0.5)
+    os.kill(head, signal.SIGSTOP)
+    try:
+        for words in (["status"], ["explain", "ann", deployment.service]):
+            with pytest.raises(SystemExit) as ended:
+                main([*words, "-n", client.namespace])
+            assert ended.value.code == 2
+            assert "timed out after 0.5 s, waiting for Ray to find" in capsys.readouterr().err
+        with pytest.raises(ray_route.RouteTimeoutError, match="Ray to end ray_route:"):
+            deployment.shutdown(grace_s=1.0)
+    finally:
+        os.kill(head, signal.SIGCONT)
+    monkeypatch.undo()
+    deployment.shutdown()
+    eventually(lambda: not pods_of(deployment.service), "all have ended", 60)
+
+
 class Interrupt:
     """Raises `KeyboardInterrupt` at the n-th line of ours that this thread comes to."""
 
     OURS = ("sessions.py", "connect.py", "base.py", "sync_client.py", "waiting.py", "joining.py")
 
-    def __init__(self, line: int) -> None:
+    def __init__(
+        self, line: int, ours: tuple[str, ...] = OURS, functions: tuple[str, ...] = ()
+    ) -> None:
         self.left = line
+        self.ours = ours
+        self.functions = functions
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
         path = Path(frame.f_code.co_filename)
-        if path.name not in self.OURS or "ray_route" not in path.parts:
+        if path.name not in self.ours or "ray_route" not in path.parts:
+            return None
+        if self.functions and frame.f_code.co_name not in self.functions:
             return None
         if event == "line":
             self.left -= 1
@@ -166,3 +218,55 @@ def test_an_interrupt_at_any_line_spoils_nothing(client: Any, u: str) -> None:
         use(client.namespace, u)
     assert line > 40, "it was interrupted all along the way"
     assert client.call(u, "svc", "add", u) == 1
+
+
+@pytest.mark.parametrize("stride", [23, pytest.param(1, marks=pytest.mark.long)])
+def test_a_deploy_that_is_interrupted_anywhere_leaves_no_pod(
+    client: Any, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every stride a line further; a wait for pods is a few lines, however long it takes."""
+    monkeypatch.setattr(starting, "_RETRY_S", 5.0)
+    service, line = unique_name(), 0
+    where = {"namespace": client.namespace, "redis_url": client._session.namespace.url}
+    while True:
+        line += stride
+        sys.settrace(Interrupt(line, ("deploy.py", "starting.py", "waiting.py")))
+        try:
+            deployed = ray_route.deploy(Counter, service=service, replicas=1, **where)
+            break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        eventually(lambda: not pods_of(service), f"no pod is left, line {line}", 60)
+    deployed.shutdown()
+    print(f"{line} lines")
+    assert line > 60, "it was interrupted all along the way"
+
+
+def test_a_session_that_anything_ends_while_it_is_made_leaves_nothing(client: Any) -> None:
+    """What is raised at any line of its own thread: as without memory, or at a process' end."""
+    namespace = unique_name()
+    ray_route.connect(namespace).close()
+    before, line, made = threads(), 0, False
+    while not made:
+        line += 3
+        making = Interrupt(line, ("session.py",), ("__init__", "begin"))
+        threading.settrace(making)
+        try:
+            with ray_route.connect(namespace):
+                made = True
+        except KeyboardInterrupt:
+            pass
+        finally:
+            threading.settrace(None)  # type: ignore[arg-type]
+        eventually(lambda: nobody_has(namespace), f"it is nobody's, line {line}", 30)
+        eventually(lambda: threads() <= before, f"its threads have ended, line {line}", 30)
+    assert line > 30, "it was ended all along the way"
+    end_router(namespace)
+
+
+def threads() -> int:
+    """Return how many threads of sessions run."""
+    names = ("ray_route-changes", "ray_route-reads", "ray_route-within")
+    return sum(thread.name in names for thread in threading.enumerate())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 
 import pytest
 from helpers import eventually
@@ -11,7 +13,7 @@ from helpers import eventually
 from ray_route.clock import Deadline
 from ray_route.runtime import bootstrap
 from ray_route.runtime.bootstrap import undoing
-from ray_route.runtime.waiting import Stage, within
+from ray_route.runtime.waiting import GivenUpError, Stage, making, within
 
 
 def interrupt() -> None:
@@ -60,8 +62,40 @@ def test_nothing_is_taken_away_while_what_was_interrupted_may_make_it() -> None:
     def work() -> None:
         with undoing() as undo:
             undo.callback(order.append, "taken away")
-            within(Deadline.after(60), Stage("a router"), make, undo=order.append)
+            within(Deadline.after(60), Stage("pods"), make, undo=order.append, makes=True)
 
     with pytest.raises(KeyboardInterrupt):
         work()
     assert order == ["made", "undone", "taken away"]
+
+
+def test_what_was_interrupted_is_not_waited_for_while_it_makes_nothing_and_makes_nothing_more():
+    """As a connect whose store does not answer."""
+    order: list[str] = []
+    answers, ended = threading.Event(), threading.Event()
+
+    def make_a_router() -> None:
+        with making():
+            order.append("made")
+
+    def connect() -> None:
+        interrupt()
+        answers.wait(60)
+        try:  # in a thread of its own, as all that may wait for Ray
+            within(Deadline.after(60), Stage("a router"), make_a_router)
+        except GivenUpError:
+            ended.set()
+
+    def work() -> None:
+        with undoing() as undo:
+            undo.callback(order.append, "taken away")
+            within(Deadline.after(60), Stage("a store"), connect)
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert time.monotonic() - begun < bootstrap._GIVEN_UP_S / 2
+    assert order == ["taken away"]
+    answers.set()
+    assert ended.wait(20)
+    assert order == ["taken away"]

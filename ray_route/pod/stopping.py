@@ -1,0 +1,94 @@
+"""Ends pods: in order, or those that were made in vain."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import ray
+
+from ray_route.clock import Deadline
+from ray_route.errors import RouteTimeoutError
+from ray_route.protocol.names import RAY_NAMESPACE
+from ray_route.runtime.waiting import Stage, within
+
+logger = logging.getLogger(__name__)
+
+GRACE_S = 20.0
+"""How long a pod may take to release its uids when it is to end, in seconds."""
+STOP_S = 5.0
+"""How long each step of Ray's may take then."""
+_POLL_S = 0.02
+
+Actors = dict[int, Any]
+"""Handles by the index of the pod."""
+
+
+def stop(
+    actors: list[str], grace_s: float = GRACE_S, *, spared: Callable[[], bool] = lambda: False
+) -> bool:
+    """End pods in order, side by side, or what Ray is just restarting of them.
+
+    Each after it has released what it holds. False if they were spared at last.
+    """
+    handles = {actor: handle for actor in actors if (handle := _actor(actor)) is not None}
+    pods = list(handles.values())
+    _wait_for([pod._ray_route_stop.remote(grace_s) for pod in pods], grace_s + STOP_S)
+    # Queued calls are refused and follow their uids; killed ones would be in doubt.
+    _wait_for([pod._ray_route_flush.remote() for pod in pods], STOP_S)
+    if spared():
+        return False
+    for pod in pods:
+        ray.kill(pod, no_restart=True)
+    deadline = Deadline.after(STOP_S)
+    for actor in handles:
+        _wait_gone(actor, deadline)
+    return True
+
+
+def _actor(name: str) -> Any:
+    try:
+        return ray.get_actor(name, namespace=RAY_NAMESPACE)
+    except ValueError:
+        return None
+
+
+def _wait_for(answers: list[Any], longest_s: float) -> None:
+    """Wait for answers, or for the ends of those who were asked."""
+    deadline = Deadline.after(longest_s)
+    for answer in answers:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(answer, timeout=deadline.remaining())
+
+
+def _wait_gone(actor: str, deadline: Deadline) -> None:
+    """Wait until Ray has given the name of a killed actor free."""
+    while _actor(actor) is not None and deadline.remaining():
+        time.sleep(_POLL_S)
+
+
+@contextlib.contextmanager
+def ended_at_failure() -> Iterator[Actors]:
+    """Provide where actors are noted that are made within; end them if that fails.
+
+    In a thread of its own, which neither an interrupt nor a Ray that hangs cuts short.
+    """
+    made: Actors = {}
+    try:
+        yield made
+    except BaseException:
+        try:
+            within(Deadline.after(STOP_S), Stage("Ray to end pods"), partial(kill, made))
+        except RouteTimeoutError:
+            logger.exception("Ray does not answer; when it does, pods %s are ended", sorted(made))
+        raise
+
+
+def kill(actors: Actors) -> None:
+    """End actors at once, and for good."""
+    for handle in list(actors.values()):
+        ray.kill(handle, no_restart=True)
