@@ -7,6 +7,7 @@ bound, and so may Redis be read by this process itself.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable
@@ -69,6 +70,7 @@ class ChangeReader:
         self._position = start
         self._trust = Trust(known.near, config.staleness_s, keys.shard, heard_at)
         self._lane: Lane | None = None
+        self._lost = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ray_route-changes", daemon=True)
 
@@ -87,7 +89,8 @@ class ChangeReader:
             lane = self._lane
             if lane is not None:
                 lane.break_off()  # again: it may have been about to send its next read
-            self._thread.join(_STOP_S)
+            if self._thread.is_alive():  # begun, and not ended
+                self._thread.join(_STOP_S)
         self._store.close()
 
     def lag_s(self) -> float:
@@ -95,18 +98,22 @@ class ChangeReader:
         return self._trust.lag_s(now())
 
     def _run(self) -> None:
-        lost = False
         while not self._stopping.is_set():
-            try:
-                self._follow()
-                lost = False
-            except Exception as error:  # noqa: BLE001 - unread, it allows no hits
-                self._disconnect()
-                if not lost and not self._stopping.is_set():
-                    logger.warning("the change stream can't be read: %s", error)
-                lost = True
-                self._stopping.wait(_RETRY_S)
+            with contextlib.suppress(BaseException):  # whatever it is: unread, it allows no hits
+                self._follow_on()
         self._disconnect()
+
+    def _follow_on(self) -> None:
+        """Follow; after what prevents it, trust nothing, and wait a moment."""
+        try:
+            self._follow()
+            self._lost = False
+        except BaseException as error:  # noqa: BLE001 - what ends this thread allows no hits for ever
+            self._disconnect()
+            if not self._lost and not self._stopping.is_set():
+                logger.warning("the change stream can't be read: %s", error)
+            self._lost = True
+            self._stopping.wait(_RETRY_S)
 
     def _disconnect(self) -> None:
         """Believe nothing any more: what comes next may be another server's."""
@@ -156,8 +163,9 @@ class ChangeReader:
         if (router, number) != expected:
             logger.info("changes were missed: expected %s, got %s", expected, number)
             self._start_over()
-        self._position = Position(entry, router, number)
         self._apply(change)
+        # Last: whatever ends this before has it read again.
+        self._position = Position(entry, router, number)
         return change if change.kind == "beat" else None
 
     def _apply(self, change: Change) -> None:

@@ -69,24 +69,25 @@ class Session:
             welcome.position,
             namespace.asked_at,
         )
-        self.changes.start()
         self.new_uids = NewUids()
         self.judge = Judge(namespace.keys, namespace.config, self.table.serving)
         questions = Questions(namespace)
         self.computing = self._lookups(questions.compute, self.keep_used)
         self.finding = self._lookups(questions.find, self.keep_found)
         self._uses = UseReporter(_USE_SHARE * namespace.config.ttl_s, self._report_use)
-        namespace.worker.every(self._uses.period_s, self._uses.report)
         how = (namespace.worker.put, self.may_read, self._read_again)
         self._ahead = RefreshAhead(self.near, namespace.config.lease_s, *how)
-        namespace.worker.every(self._ahead.period_s, self._ahead.look)
         self._handles: dict[tuple[str, int, int], Any] = {}
         self.dispatcher: Any = None
         self.at_close: list[Callable[[], None]] = []
         self.meter = meter(namespace.name)
-        self._measure()
 
-    def _measure(self) -> None:
+    def begin(self) -> None:
+        """Begin what goes on by itself until `close`."""
+        self.changes.start()
+        worker = self.namespace.worker
+        worker.every(self._uses.period_s, self._uses.report)
+        worker.every(self._ahead.period_s, self._ahead.look)
         self.meter.tally(LOOKUPS, ("near", "hit"), lambda: self.near.hits)
         self.meter.gauge(NEAR_CACHE_LINKS, lambda: [((), self.near.held)])
         self.meter.gauge(CHANGE_STREAM_LAG_SECONDS, lambda: [((), self.changes.lag_s())])

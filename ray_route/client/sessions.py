@@ -115,12 +115,23 @@ def _opened(
         stage.what = f"another thread that opens namespace {namespace!r}"
         with shared.in_turn(deadline, stage):
             if shared.session is None:
-                shared.session = Session(Namespace(namespace, url, options, deadline, stage))
+                shared.session = begun(Namespace(namespace, url, options, deadline, stage))
         check_options(namespace, shared.session.namespace.config, options)
     except BaseException:
         _leave(key, shared)
         raise
     return shared.session
+
+
+def begun(namespace: Namespace) -> Session:
+    """Begin a session of a namespace; both are closed again if anything prevents it."""
+    with contextlib.ExitStack() as undo:
+        undo.callback(namespace.close)
+        session = Session(namespace)
+        undo.callback(session.close)
+        session.begin()
+        undo.pop_all()
+        return session
 
 
 def _enter(key: _Key) -> _Shared:

@@ -16,6 +16,7 @@ from helpers import end_router, eventually, unique_name
 
 import ray_route
 from ray_route.client.session import Session
+from ray_route.client.sessions import begun
 from ray_route.clock import Deadline, now
 from ray_route.runtime.namespace import Namespace
 
@@ -52,7 +53,7 @@ def many(short: int, long: int) -> pytest.MarkDecorator:
 def session(name: str, client: Any) -> Session:
     """Open a session as another process has one: nothing of it is shared with this one's."""
     url = client._session.namespace.url
-    return Session(Namespace(name, url, {}, Deadline.after(60)))
+    return begun(Namespace(name, url, {}, Deadline.after(60)))
 
 
 @many(50, 10_000)

@@ -34,6 +34,7 @@ class Stream:
 
     def __init__(self, store: Store, keys: Keys) -> None:
         self._store, self._keys, self._number = store, keys, 0
+        self.position = Position("0-0", 1, 0)
 
     def skip(self, entries: int) -> None:
         """Lose entries, as a trimmed stream or a failover does."""
@@ -49,7 +50,8 @@ class Stream:
             "payload": change.encode(),
         }
         flat = [part for pair in fields.items() for part in pair]
-        self._store.one(plain_call("XADD", self._keys.log, "*", *flat))
+        entry = self._store.one(plain_call("XADD", self._keys.log, "*", *flat))
+        self.position = Position(entry.decode(), router, self._number)
 
 
 @pytest.fixture

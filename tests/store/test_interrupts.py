@@ -9,26 +9,34 @@ from __future__ import annotations
 import asyncio
 import linecache
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import count
 from types import FrameType
 from typing import Any
 
 import pytest
-from helpers import unique_name
+from helpers import eventually, unique_name
+from test_change_reader import Stream
 from test_direct_reads import CONFIG, Process
 
-from ray_route.client import coalescer, lookups, shared_future
+from ray_route.client import change_reader, coalescer, lookups, shared_future
+from ray_route.client.change_reader import ChangeReader, Known
 from ray_route.client.coalescer import Batch, Done, SharedAnswer
 from ray_route.client.lookups import Found, Judge, Lookups, NewUids
 from ray_route.clock import Deadline, now
-from ray_route.model import Link
+from ray_route.model import Life, Link, PodRecord, RoutingState
+from ray_route.protocol.changes import Change
 from ray_route.runtime import belief, link_reads, worker
+from ray_route.runtime.belief import Belief
 from ray_route.state import link_cache
 from ray_route.state.link_cache import LinkCache
+from ray_route.state.pod_table import PodTable
 from ray_route.store import bulk, connect, lanes
 from ray_route.store.bulk import FAILED, BulkReader
+from ray_route.store.connect import Store
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.keys import Keys
 from ray_route.store.url import parse_url
@@ -45,6 +53,7 @@ class Interrupter:
     def __init__(self, at_line: int, modules: tuple[Any, ...]) -> None:
         self.at_line = at_line
         self.lines = 0
+        self.spared: set[str] = set()
         self._files = {module.__file__ for module in modules}
 
     def __enter__(self) -> Interrupter:
@@ -55,7 +64,9 @@ class Interrupter:
         sys.settrace(None)
 
     def _enter(self, frame: FrameType, *_: Any) -> Any:
-        return self._line if frame.f_code.co_filename in self._files else None
+        code = frame.f_code
+        is_ours = code.co_filename in self._files and code.co_name not in self.spared
+        return self._line if is_ours else None
 
     def _line(self, frame: FrameType, event: str, _: Any) -> Any:
         if event != "line" or self._leaves_a_block(frame):
@@ -251,3 +262,48 @@ def test_a_bulk_read_that_is_interrupted_anywhere_gives_the_next_no_answers_of_i
         assert read([b"u1", b"u2"]) == [False, True]
 
     assert at_every_line(lambda: read(uids) and None, check, *READING) > 10
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.long)])
+def test_a_change_reader_that_anything_ends_at_any_line_goes_on_and_misses_nothing(
+    store: Store, namespace: str, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is raised in its thread: no change is lost, and no stale link is served."""
+    monkeypatch.setattr(change_reader, "_RETRY_S", 0.01)
+    keys = Keys(namespace, CONFIG.shards)
+    stream, near, table = Stream(store, keys), LinkCache(100), PodTable()
+    believed = Belief(store, lambda: None)  # type: ignore[arg-type, return-value]
+    for number in count(1, stride):
+        own, known = Store(store.url, retries=0), Known(table, near, believed, lambda _: None)
+        reader = ChangeReader(own, keys, CONFIG, known, stream.position, now())
+        interrupter = Interrupter(number, (change_reader,))
+        interrupter.spared = {"_run"}  # a line without work
+
+        def run(reader: ChangeReader = reader, interrupter: Interrupter = interrupter) -> None:
+            with suppress(KeyboardInterrupt), interrupter:  # the last thing it does may be cut off
+                ChangeReader._run(reader)
+
+        reader._thread = threading.Thread(target=run)
+        near.put(S, "u", Link(0, 7, 100, persistent=False, lease_s=99), now())
+        reader.start()
+        stream.append(Change("link", S, stale={"u": 100}))
+        eventually(lambda: near.get(S, "u") is None, f"it hears, line {number}")
+        stream.append(Change("pod", S, pod=life(2 * number)))
+        eventually(lambda number=number: knows(table, 2 * number), f"it reads on, line {number}")
+        stream.skip(1)
+        stream.append(Change("pod", S, pod=life(2 * number + 1)))
+        eventually(lambda number=number: knows(table, 2 * number + 1), f"on and on, line {number}")
+        reader.stop()
+        if interrupter.lines < number:
+            assert number > 30
+            return
+
+
+def life(number: int) -> PodRecord:
+    return PodRecord(0, number, RoutingState.READY, Life.ALIVE, 0.0, "n", "p", "a", 1)
+
+
+def knows(table: PodTable, number: int) -> bool:
+    record = table.get(S, 0)
+    return record is not None and record.incarnation == number
