@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from helpers import end_router, eventually, router_handle, unique_name
 from history import SETTLED_S, Fault, History, unexplained_moves, violations
-from net_lab import CLIENT, HEAD, HOSTS, STORE, Lab, ways
+from net_lab import CLIENT, HEAD, HOSTS, PODS, STORE, Lab, ways
 from states import state_violations
 from storm import TIMEOUT_S, Storm
 from witness import AsyncWitness
@@ -29,6 +29,9 @@ import ray_route
 
 LEASE_S = 3.0
 PODS_IN_ALL = 4
+# Users, and how long their hooks take at most, in leases.
+SHORT = (20, 0.2)
+LONG = (60, HOOK_LEASES)
 KINDS = ("lost", "refused")
 LENGTHS = {"shorter than a lease": 0.4, "longer than a lease": 2.2}
 # By Ray's own health checks a node is given up after 15 s.
@@ -57,18 +60,25 @@ class Cut:
         return self.seconds > LEASE_S and any({host, STORE} == set(way) for way in self.ways)
 
 
-def every_cut() -> list[Cut]:
-    return [
+def cuts_of(seed: int, count: int) -> list[Cut]:
+    """Return some cuts, shuffled, 0: all. The first is one that costs pods their lease."""
+    cuts = [
         Cut(tuple(some), kind, length) for some in ways() for kind in KINDS for length in LENGTHS
     ]
+    random.Random(seed).shuffle(cuts)
+    if count:
+        cuts.sort(key=lambda cut: not (cut.silences(PODS) or cut.silences(CLIENT)))
+        cuts[1:] = random.Random(seed).sample(cuts[1:], count - 1)
+    return cuts
 
 
 class NetStorm(Storm):
     """Strikes cables."""
 
-    def __init__(self, world: World, lab: Lab, seed: int) -> None:
+    def __init__(self, world: World, lab: Lab, seed: int, users: int) -> None:
         super().__init__(world, seed)
         self.lab = lab
+        self.uids = self.uids[:users]
 
     def run_cuts(self, cuts: list[Cut], clients: int) -> None:
         callers = [
@@ -130,14 +140,14 @@ class NetStorm(Storm):
         """True once four pods live, and users are served."""
         try:
             pods = self.client.pods(SERVICE, timeout=5).values()
-            for uid in self.uids[::6]:
+            for uid in self.uids[::5]:
                 self.client.call(uid, SERVICE, "pid", idempotent=True, timeout=5)
         except (ray_route.RouteError, ray.exceptions.RayError):
             return False
         return sum(pod.life is ray_route.Life.ALIVE for pod in pods) == PODS_IN_ALL
 
 
-def main(mark: str, folder: str, seed: int, count: int) -> None:
+def main(mark: str, folder: str, seed: int, count: int, *, short: bool) -> None:
     lab = Lab(mark)
     lab.folder = Path(folder)
     ray.init(
@@ -146,18 +156,21 @@ def main(mark: str, folder: str, seed: int, count: int) -> None:
         logging_level=logging.ERROR,
         log_to_driver=False,
     )
-    cuts = every_cut()
-    random.Random(seed).shuffle(cuts)
-    found = storm(lab, cuts[: count or None], seed)
-    (lab.folder / "found.json").write_text(json.dumps(found))
+    cuts = cuts_of(seed, count)
+    if short:
+        cuts = [cuts[0], next(cut for cut in cuts_of(seed, 0) if cut.seconds < LEASE_S)]
+    found = storm(lab, cuts, seed, *(SHORT if short else LONG))
+    written = lab.folder / "found.new"
+    written.write_text(json.dumps(found))
+    written.rename(lab.folder / "found.json")
 
 
-def storm(lab: Lab, cuts: list[Cut], seed: int) -> dict[str, Any]:
+def storm(lab: Lab, cuts: list[Cut], seed: int, users: int, hook_leases: float) -> dict[str, Any]:
     """Play some cuts; return what was wrong, and what they have cost."""
     logs = lab.folder / "logs"
     logs.mkdir()
     lives = {"pod_lease_s": LEASE_S, "heartbeat_s": LEASE_S / 6}
-    args = (str(logs), seed, HOOK_LEASES * LEASE_S, STARVED_LEASES * LEASE_S)
+    args = (str(logs), seed, hook_leases * LEASE_S, STARVED_LEASES * LEASE_S)
     name = with_router_on(HEAD, lab, lives)
     with ray_route.connect(name, lab.url, **lives) as client:
         router_on = host_of(ray.get(router_handle(name).whereabouts.remote())[1])
@@ -172,7 +185,7 @@ def storm(lab: Lab, cuts: list[Cut], seed: int) -> dict[str, Any]:
         )
         with deployments as deployment:
             world = World(None, None, None, client, deployment, logs, lab.url)  # type: ignore[arg-type]
-            one = NetStorm(world, lab, seed)
+            one = NetStorm(world, lab, seed, users)
             one.run_cuts(cuts, clients=4)
             placed = sorted({host for host, _ in one._lives()})
     history = one.history
@@ -219,4 +232,4 @@ def cost(history: History, fault: Fault) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(*sys.argv[1:3], int(sys.argv[3]), int(sys.argv[4]), short=sys.argv[5] == "short")
