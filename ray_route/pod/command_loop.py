@@ -20,6 +20,7 @@ from ray_route.protocol.commands import (
     Close,
     Command,
     EndAt,
+    Fetched,
     Memory,
     Open,
     Recall,
@@ -58,7 +59,7 @@ class CommandLoop:
     def _run(self) -> None:
         while not self._ended.is_set():
             try:
-                router, state, commands = self._ask("fetch_commands", self._address, _FETCH_S)
+                fetched: Fetched = self._ask("fetch_commands", self._address, _FETCH_S)
             except RayGoneError as error:
                 self._log(logging.WARNING, "no commands come any more", error)
                 return
@@ -69,9 +70,10 @@ class CommandLoop:
                 if not self._ended.wait(_RETRY_S):
                     self._find_router()
             else:
-                self._follow(router, state)
-                for number, command in commands:
-                    self._try(router, number, command)
+                self._namespace.hear_of_servers(fetched.servers)
+                self._follow(fetched.router, fetched.state)
+                for number, command in fetched.commands:
+                    self._try(fetched.router, number, command)
 
     def _try(self, router: int, number: int, command: Command) -> None:
         try:

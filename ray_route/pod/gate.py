@@ -14,7 +14,13 @@ from functools import partial
 from typing import Any
 
 from ray_route.clock import Deadline, now
-from ray_route.errors import FencedError, PodUnavailableError, RouteError
+from ray_route.errors import (
+    FencedError,
+    PodUnavailableError,
+    RouteError,
+    RouterUnavailableError,
+    RouteTimeoutError,
+)
 from ray_route.model import Link
 from ray_route.pod.admission import Admission, Told, Verdict
 from ray_route.pod.holdings import Holdings
@@ -24,6 +30,8 @@ from ray_route.runtime.namespace import Namespace
 from ray_route.runtime.waiting import run
 
 _READ_S = 30.0
+# A call that a pod turns away can go on; one that waits here for a router can't.
+_ROUTER_S = 2.0
 # A call waits so long for `on_acquire`, which goes on: its caller has given up long before.
 _PATIENCE_S = 600.0
 _POLL_S = 0.02
@@ -206,16 +214,24 @@ class Gate:
         """Read a link; one whose lease is over is refreshed first, for it is in use.
 
         One that is missing, too: where Redis' clock has stepped the router writes it back then.
+        Raises `FencedError` where no router says what holds: nothing is given up for that.
         """
         namespace, deadline = self._namespace, Deadline.after(_READ_S)
         shard = namespace.keys.shard(uid)
         asked = [(self._service, uid)]
         link = run(namespace.read(shard, asked), deadline)[0]
         if link is None or link.lease_s <= 0:
-            used = {uid: epoch if link is None else link.epoch}
-            run(namespace.ask("report_use", self._service, used), deadline)
+            self._have_refreshed(uid, epoch if link is None else link.epoch)
             link = run(namespace.read(shard, asked), deadline)[0]
         return link
+
+    def _have_refreshed(self, uid: str, epoch: int) -> None:
+        asking = self._namespace.ask("report_use", self._service, {uid: epoch})
+        try:
+            run(asking, Deadline.after(_ROUTER_S))
+        except (RouteTimeoutError, RouterUnavailableError) as error:
+            reason = f"its link has run out, and no router has said more within {_ROUTER_S:g} s"
+            raise self._fenced(uid, epoch, reason, may_have_run=False) from error
 
     def _fenced(self, uid: str, epoch: int, reason: str, *, may_have_run: bool) -> FencedError:
         self._meter.count(POD_REFUSALS, self._service, str(self.held.pod))

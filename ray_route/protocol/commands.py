@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from ray_route.model import RoutingState
+
 Address = tuple[str, int, int]
 """service, pod, incarnation: whom a command is for."""
 
@@ -112,3 +114,17 @@ Command = Release | Cancel | EndAt | Show | Close | Open | Recall
 
 Numbered = tuple[int, Command]
 """A command, and the number under which its answer is expected."""
+
+
+class Fetched(NamedTuple):
+    """What an agent hears when it asks for commands.
+
+    `router` is the number of the router that speaks: 0 while it does not serve yet, and may only
+    ask what the agent remembers. `state` is the pod's; `servers` are those that the router saw last
+    (see `Vouched`), empty before its first look.
+    """
+
+    router: int
+    state: RoutingState
+    commands: list[Numbered]
+    servers: str

@@ -18,7 +18,7 @@ import ray
 from ray_route.config import RouteConfig
 from ray_route.errors import RouteError
 from ray_route.model import DrainProgress, Explanation, Link, Pod, PodRecord, RoutingState
-from ray_route.protocol.commands import Address, Numbered, Outcome, Word
+from ray_route.protocol.commands import Address, Fetched, Outcome, Word
 from ray_route.protocol.welcome import Vouched, Welcome
 from ray_route.protocol.wire import pack_answers, unpack_question
 from ray_route.store.url import StoreUrl
@@ -216,13 +216,8 @@ class Router:
 
     # Agents.
 
-    async def fetch_commands(
-        self, address: Address, wait_s: float
-    ) -> tuple[int, RoutingState, list[Numbered]]:
-        """Return commands for an agent, waiting for some; which router speaks; the pod's state.
-
-        A router that does not serve yet is number 0: it may only ask what the agent remembers.
-        """
+    async def fetch_commands(self, address: Address, wait_s: float) -> Fetched:
+        """Return commands for an agent, waiting for some, or for news of the servers."""
         service, pod, incarnation = address
         record = self._membership.table.get(service, pod)
         if record is None or record.incarnation < incarnation:
@@ -236,7 +231,8 @@ class Router:
         state = record.state if record and mine else RoutingState.READY
         if not mine:
             await asyncio.sleep(_RETRY_S)
-        return self._life.incarnation, state, commands
+        servers = self._recovery.comparison.seen_last
+        return Fetched(self._life.incarnation, state, commands, servers)
 
     async def confirm_life(
         self, address: Address, seq: int, under: int, heard: int

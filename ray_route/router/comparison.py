@@ -40,7 +40,8 @@ class Comparison:
     """Compares what Redis has with what this router knows. Belongs to one event loop.
 
     `tell_lost` hears of shards that are found lost, with their counters: once, until they have been
-    well in between.
+    well in between. `tell_servers` hears that the servers of the last look, `seen_last`, are
+    others.
     """
 
     def __init__(self, config: RouteConfig, store: AsyncStore, keys: Keys, shards: Shards) -> None:
@@ -50,6 +51,8 @@ class Comparison:
         self._shards = shards
         self._lost: frozenset[int] = frozenset()
         self.tell_lost: Callable[[Mapping[int, int]], None] = _tell_nobody
+        self.tell_servers: Callable[[], None] = _tell_nobody
+        self.seen_last = ""
 
     async def look(self) -> Compared:
         """Look once; raise `RouteError` where Redis fails, in a Cluster if all masters do."""
@@ -58,6 +61,7 @@ class Comparison:
         steps = self._shards.clocks.steps(found.lost)
         self._tell(found.lost, found.unseen)
         names = named(servers[name] for name in found.servers)
+        self._note(names)
         # Only of all servers together it is known what they were.
         whole = not found.lost and (bool(found.unseen) or await self.is_sealed(names))
         return Compared(names, found.lost, found.unseen, whole, steps)
@@ -66,6 +70,11 @@ class Comparison:
         news, self._lost = lost - self._lost, lost | (self._lost & unseen)
         if news:
             self.tell_lost({shard: self._shards.seen[shard] for shard in sorted(news)})
+
+    def _note(self, servers: str) -> None:
+        if servers != self.seen_last:
+            self.seen_last = servers
+            self.tell_servers()
 
     def restored(self, shard: int) -> None:
         """Note that a shard is well again: if it is lost once more, that is news."""
@@ -93,5 +102,5 @@ def named(identities: Iterable[str]) -> str:
     return ",".join(sorted(identities))
 
 
-def _tell_nobody(_: Mapping[int, int]) -> None:
-    """Keep a loss to oneself."""
+def _tell_nobody(*_: object) -> None:
+    """Keep it to oneself."""

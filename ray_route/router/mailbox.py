@@ -153,6 +153,11 @@ class Mailboxes:
         for address in list(self._boxes):
             self._end(self._boxes.pop(address))
 
+    def wake_all(self) -> None:
+        """Let the agents that wait for commands go: there is other news."""
+        for box in self._boxes.values():
+            box.wake.set()
+
     def _end(self, box: _Box) -> None:
         box.wake.set()  # a process that waits for commands may want to end
         for future in box.answers.values():

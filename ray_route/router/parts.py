@@ -81,6 +81,7 @@ class Parts:
         )
         self.shards.recover = self.recovery.recover
         self.recovery.comparison.tell_lost = self.changes.lost
+        self.recovery.comparison.tell_servers = self.mailboxes.wake_all
         gate.readmit = self.recovery.readmit
         self.resumption = Resumption(
             config, self.membership, self.shards, self.recovery, self.failures.begin_anew_with

@@ -93,6 +93,11 @@ class Belief:
         """End belief in one server: its connection failed, or it refused."""
         self._keep(lambda held: held is not lane)
 
+    def doubt(self, server: str | None) -> None:
+        """End belief in a server, by name: it says what can't be so any more."""
+        doubted = None if server is None else self._lanes.get(server)
+        self._keep(lambda held: held is not doubted)
+
     # For whoever hears that servers may be others by now.
 
     def believes(self, server: str | None) -> bool:

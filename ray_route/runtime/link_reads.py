@@ -10,8 +10,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from functools import partial
-from itertools import repeat
+from itertools import islice, repeat
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -29,6 +28,9 @@ _ENDING = (b":t", b":p")
 
 # Longer than others take, but for one who was interrupted with a lane in his hand.
 _WAIT_S = 3.0
+
+# Whoever comes next waits for all that travel together: 100 lone uids are 3 ms of a server's time.
+_TOGETHER = 100
 
 Names = Collection[tuple[str, str]]
 """Pairs of service and uid."""
@@ -97,12 +99,21 @@ class Awaited:
         raise late(self.what, deadline)
 
 
-def _settle(future: Future[Readings], outcome: Readings | BaseException) -> None:
-    with contextlib.suppress(InvalidStateError):  # it was closed meanwhile
-        if isinstance(outcome, BaseException):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
+class _Asked:
+    """Parts that somebody wants to have read, and the future that he waits for."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = parts
+        self.future: Future[Readings] = Future()
+        self.future.set_running_or_notify_cancel()  # nobody who waits for it can cancel it
+
+    def settle(self, outcome: Readings | BaseException) -> None:
+        """Let whoever waits have it."""
+        with contextlib.suppress(InvalidStateError):  # it was closed meanwhile
+            if isinstance(outcome, BaseException):
+                self.future.set_exception(outcome)
+            else:
+                self.future.set_result(outcome)
 
 
 class LinkReads:
@@ -125,36 +136,44 @@ class LinkReads:
         self._seen = seen
         self._saw_all = saw_all
         self._lock = Lock()
-        self._pending: set[Future[Readings]] = set()
+        self._waiting: list[_Asked] = []
+        self._under_way: list[_Asked] = []
         self._closed: RouteError | None = None
 
     def close(self, error: RouteError) -> None:
         """Fail what is asked and what will be: the worker ends."""
         with self._lock:
-            self._closed, pending = error, list(self._pending)
-        for future in pending:
-            _settle(future, error)
+            self._closed, left = error, [*self._waiting, *self._under_way]
+        for asked in left:
+            asked.settle(error)
 
     def ask(self, parts: Sequence[Part]) -> Future[Readings]:
-        """Have parts read soon; see `read`."""
-        future: Future[Readings] = Future()
-        future.set_running_or_notify_cancel()
+        """Have parts read soon, together with what others ask meanwhile; see `read`."""
+        asked = _Asked(parts)
         with self._lock:
             if self._closed is not None:
-                _settle(future, self._closed)
-                return future
-            self._pending.add(future)
-        self._worker.put(partial(self._answer, parts, future))
-        return future
+                asked.settle(self._closed)
+                return asked.future
+            self._waiting.append(asked)
+            is_first = len(self._waiting) == 1
+        if is_first:
+            self._worker.put(self._answer_waiting)
+        return asked.future
 
-    def _answer(self, parts: Sequence[Part], future: Future[Readings]) -> None:
+    def _answer_waiting(self) -> None:
+        with self._lock:
+            self._under_way, self._waiting = self._waiting[:_TOGETHER], self._waiting[_TOGETHER:]
+            asked = self._under_way
+            if self._waiting:
+                self._worker.put(self._answer_waiting)
         try:
-            _settle(future, self.read(parts))
+            readings = iter(self.read([part for each in asked for part in each.parts]))
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
-            _settle(future, error)
-        finally:
-            with self._lock:
-                self._pending.discard(future)
+            for each in asked:
+                each.settle(error)
+        else:
+            for each in asked:
+                each.settle(list(islice(readings, len(each.parts))))
 
     def read(self, parts: Sequence[Part]) -> Readings:
         """Return what each part's server says, or its refusal; None where nothing is believed.
@@ -214,6 +233,10 @@ class LinkReads:
     def believes(self, shard: int) -> bool:
         """True if the server that holds a shard is believed now."""
         return self._belief.believes(self._server_of(Part(shard, ())))
+
+    def doubt(self, shard: int) -> None:
+        """End belief in the server that holds a shard."""
+        self._belief.doubt(self._server_of(Part(shard, ())))
 
     def _server_of(self, part: Part) -> str | None:
         return self._belief.server_of(self._links.keys.counter(part.shard))

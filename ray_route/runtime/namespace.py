@@ -123,6 +123,7 @@ class Namespace:
         self.links = LinkCalls(self.keys, self.config)
         self._seen: list[int] = list(self.welcome.seen)
         self._seen_lock = threading.Lock()
+        self._heard_of = ""
         self.worker = Worker("ray_route-reads")
         self.belief = Belief(self.store, self._vouch)
         self.reads = LinkReads(self.worker, self.belief, self.links, self.seen, self.saw_all)
@@ -189,7 +190,7 @@ class Namespace:
         By a server that a router has vouched for; where Redis has lost writes, have them recovered
         and read again: until the deadline.
         """
-        what = f"Redis at {self.url.address}"
+        what, was_lost = f"Redis at {self.url.address}", False
         while True:
             (reading,) = yield Awaited(self.reads.ask([Part(shard, names)]), what, self.check_here)
             if isinstance(reading, Exception):
@@ -199,7 +200,11 @@ class Namespace:
             elif reading.reply.status == "ok":
                 return readable(reading.reply.links)
             else:
+                if was_lost:  # whom a router has just compared is another by now
+                    self.reads.doubt(shard)
+                    yield Pause(_BACKOFF_S, what)
                 yield from self.recover([shard])
+                was_lost = True
 
     def believe(self, shard: int) -> Operation[None]:
         """Return once a router has vouched for the server of a shard; raise what prevents it."""
@@ -213,6 +218,12 @@ class Namespace:
         except StoreUnavailableError:
             if not self.reads.believes(shard):  # else it is another that is away
                 raise
+
+    def hear_of_servers(self, servers: str) -> None:
+        """Take in which servers a router saw last: others are not believed (see `Vouched`)."""
+        if servers and servers != self._heard_of:  # else each would void what is just being asked
+            self._heard_of = servers
+            self.belief.keep_only(servers.split(","))
 
     def _vouch(self) -> Vouched:
         """Ask the router once which servers have lost nothing; blocks."""

@@ -248,6 +248,30 @@ def test_a_master_that_is_away_costs_its_own_shards_alone(how: str) -> None:
         run(story(cluster))
 
 
+def test_agents_hear_at_once_that_the_servers_are_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with beating(store.url) as world:
+            mailboxes, comparison = world.router.mailboxes, world.router.recovery.comparison
+            comparison.tell_servers = mailboxes.wake_all
+            await world.more_beats()
+            before = comparison.seen_last
+            assert before == await named(world)
+            agent = asyncio.create_task(mailboxes.fetch((S, 0, 7), 600.0))
+            await world.more_beats()
+            assert not agent.done()
+
+            async def others() -> dict[str, str]:
+                return {"": "another"}
+
+            monkeypatch.setattr(world.router.store, "servers", others)
+            assert await asyncio.wait_for(agent, WITHIN_S) == []
+            assert comparison.seen_last == "another"
+
+    run(story())
+
+
 def test_a_beat_that_could_not_be_told_in_time_is_not_told_at_all(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,13 +14,22 @@ from helpers import eventually, unique_name
 from proxy import TcpProxy
 from servers import ClusterServers, admin, is_in_step
 
+from ray_route.clock import Deadline
 from ray_route.config import RouteConfig
-from ray_route.errors import ClosedError, DamagedKeyError, StoreUnavailableError
+from ray_route.errors import (
+    ClosedError,
+    DamagedKeyError,
+    RouteTimeoutError,
+    StoreUnavailableError,
+)
 from ray_route.model import Link
 from ray_route.protocol.welcome import Vouched
 from ray_route.router.comparison import named
+from ray_route.runtime import waiting
 from ray_route.runtime.belief import Belief
-from ray_route.runtime.link_reads import LinkReads, Part, Reading
+from ray_route.runtime.link_reads import Awaited, LinkReads, Part, Reading
+from ray_route.runtime.namespace import Namespace
+from ray_route.runtime.waiting import Operation
 from ray_route.runtime.worker import Worker
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.embedded import EmbeddedServer
@@ -310,6 +319,87 @@ def test_a_fork_reads_nothing_by_its_parents_connections(
     process.link("u", "3:7")
     process.believe()
     monkeypatch.setattr("ray_route.runtime.belief.os.getpid", lambda: -1)
+    assert process.read("u") is None
+
+
+def test_what_many_ask_while_others_read_is_read_in_one_round_trip(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a pod's uids are confirmed after a lapse: each is asked for by a call of its own."""
+    uids = {f"u{number}": number for number in range(60)}
+    for uid, pod in uids.items():
+        process.link(uid, f"{pod}:7")
+    process.believe()
+    busy, trips = threading.Event(), []
+    read = process.reads.read
+    monkeypatch.setattr(
+        process.reads, "read", lambda parts: trips.append(len(parts)) or read(parts)
+    )
+    process.worker.put(busy.wait)
+    asked = {uid: process.reads.ask([process.part(uid)]) for uid in uids}
+    busy.set()
+    told = {}
+    for uid, future in asked.items():
+        (reading,) = future.result(WAIT_S)
+        assert isinstance(reading, Reading)
+        (link,) = reading.reply.links
+        assert isinstance(link, Link)
+        told[uid] = link.pod
+    assert told == uids
+    assert trips == [60]
+    asked = {uid: process.reads.ask([process.part(uid)]) for uid in [*uids, *uids]}
+    assert all(future.result(WAIT_S) for future in asked.values())
+
+
+class Pod:
+    """What a pod reads by, and a router that says that nothing is lost."""
+
+    def __init__(self, process: Process) -> None:
+        self.reads, self.url, self.recovered = process.reads, process.url, 0
+        self.belief, self._heard_of = process.belief, ""
+
+    def check_here(self) -> None:
+        pass
+
+    def recover(self, _: list[int]) -> Operation[None]:
+        self.recovered += 1
+        yield from ()
+
+    def believe(self, _: int) -> Operation[None]:
+        yield Awaited(self.belief.renewed(), "a router")
+
+
+def test_a_server_that_has_lost_what_a_router_finds_there_is_not_asked_again(
+    process: Process,
+) -> None:
+    """It is another than the router compares: cut off, and its successor has all."""
+    process.link("u", "3:7")
+    process.believe()
+    lane = process.belief.take(process.store.primary_of(""), 0)
+    assert lane is not None
+    process.belief.give_back(lane)
+    shard = process.keys.shard("u")
+    behind, counter = Pod(process), process.seen[shard]
+    process.seen[shard] = counter + 10**6  # as a beat says
+    operation = Namespace.read(behind, shard, [(S, "u")])  # type: ignore[arg-type]
+    with pytest.raises(RouteTimeoutError):
+        waiting.run(operation, Deadline.after(1.0))
+    assert not lane.is_believed
+    assert process.asked >= 2, "it was asked for who is the primary now"
+
+
+def test_a_pod_that_hears_of_other_servers_believes_those_no_more(process: Process) -> None:
+    process.link("u", "3:7")
+    process.believe()
+    pod: Any = Pod(process)
+    (server,) = process.vouch().identities
+    Namespace.hear_of_servers(pod, "")
+    Namespace.hear_of_servers(pod, server)
+    assert process.pod_of("u") == 3
+    term = process.belief._term
+    Namespace.hear_of_servers(pod, server)
+    assert process.belief._term == term, "what a router is just being asked is not voided by it"
+    Namespace.hear_of_servers(pod, "another")
     assert process.read("u") is None
 
 

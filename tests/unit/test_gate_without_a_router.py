@@ -1,0 +1,77 @@
+"""What a pod does with a call whose link has run out, while no router answers."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from helpers import unique_name
+
+from ray_route.clock import now
+from ray_route.errors import FencedError
+from ray_route.model import Link
+from ray_route.pod import gate as gates
+from ray_route.pod.gate import Gate
+from ray_route.pod.holdings import Holdings
+from ray_route.pod.hooks import Hooks
+from ray_route.pod.pod_lease import PodLease
+from ray_route.runtime.link_reads import Awaited
+from ray_route.runtime.waiting import Operation
+from ray_route.store.keys import Keys
+
+EPOCH = 100
+# The router's time, and much for a machine that has else to do; a call would wait for minutes.
+WITHIN_S = 20.0
+
+
+class Namespace:
+    """Redis says what a test wants; the router never says anything."""
+
+    def __init__(self) -> None:
+        self.name = unique_name()
+        self.keys = Keys(self.name, 8)
+        self.link: Link | None = Link(0, 7, EPOCH, persistent=False, lease_s=100.0)
+
+    def read(self, shard: int, names: list[tuple[str, str]]) -> Operation[list[Link | None]]:
+        assert shard == self.keys.shard(names[0][1])
+        yield from ()
+        return [self.link]
+
+    def ask(self, method: str, *_: Any) -> Operation[Any]:
+        return (yield Awaited(Future(), method))
+
+
+@pytest.fixture
+def namespace() -> Namespace:
+    return Namespace()
+
+
+@pytest.fixture
+def gate(namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    held = Holdings(0, PodLease(7, 600.0, now()), 600.0)
+    there: Any = namespace
+    monkeypatch.setattr(gates, "_ROUTER_S", 0.2)
+    return Gate(there, "chat", held, Hooks())
+
+
+@pytest.mark.parametrize("left", ["nothing", "no lease"])
+def test_a_call_is_turned_away_soon_and_nothing_is_given_up(
+    gate: Gate, namespace: Namespace, left: str
+) -> None:
+    gate.enter("u", EPOCH, 7)
+    gate.leave("u")
+    gate.held.entries["u"].until = 0.0  # its lease is over
+    namespace.link = (
+        Link(0, 7, EPOCH, persistent=False, lease_s=0.0) if left == "no lease" else None
+    )
+    began = now()
+    with pytest.raises(FencedError, match="no router has said more") as caught:
+        gate.enter("u", EPOCH, 7)
+    assert now() - began < WITHIN_S
+    assert not caught.value.may_have_run
+    entry = gate.held.entries["u"]
+    assert not entry.lost, "nobody has said that it is another's"
+    namespace.link = Link(0, 7, EPOCH, persistent=False, lease_s=100.0)
+    gate.enter("u", EPOCH, 7)
+    gate.leave("u")
