@@ -17,7 +17,7 @@ from ray_route.client import many_uids, operations
 from ray_route.client.dispatcher import Dispatcher, dispatcher_of
 from ray_route.client.outgoing import Outgoing
 from ray_route.client.refusals import GONE, UNDECIDED, follow, judged, unavailable
-from ray_route.client.responses import taken
+from ray_route.client.responses import Response, arguments, taken
 from ray_route.client.session import NoSuchActorError, Session
 from ray_route.client.user_errors import UserCall, of_user
 from ray_route.clock import Deadline
@@ -52,7 +52,8 @@ def call(
     """See `RouteClient.call`."""
     deadline = yield TheDeadline()
     name = session.namespace.name
-    made = Outgoing(name, service, uid, method, args, kwargs, idempotent, deadline)
+    asked = arguments(args, kwargs)
+    made = Outgoing(name, service, uid, method, *asked, idempotent, deadline)
     yield from _looked_up(session, made)
     dispatcher = dispatcher_of(session)
     dispatcher.send(made)
@@ -91,14 +92,10 @@ def _kept(operation: Operation[Any]) -> Operation[Any]:
 
 @dataclass(frozen=True, slots=True)
 class _PodBatch:
-    """Calls that go to one pod together: their positions in the caller's order.
-
-    One whose arguments are references goes alone: Ray resolves those, and their failures are its.
-    """
+    """Calls that go to one pod together: their positions in the caller's order."""
 
     link: Link
     positions: list[int]
-    alone: bool = False
 
 
 def call_many(
@@ -115,7 +112,7 @@ def call_many(
     deadline = yield TheDeadline()
     many = _Many(session, service, method, idempotent, deadline, asked, links)
     outcomes: list[Any] = [links[uid] for uid, _, _ in asked]
-    batches = _by_pod(outcomes, asked)
+    batches = many.by_pod(outcomes)
     refs = []
     for batch in batches:  # a comprehension can't wait
         refs.append((yield from many.send(batch)))  # noqa: PERF401
@@ -123,7 +120,8 @@ def call_many(
         answers = yield from many.answers(batch, ref)
         for position, answer in zip(batch.positions, answers, strict=True):
             outcomes[position] = answer
-    yield from many.sent_again(outcomes)
+    many.send_again(outcomes)
+    yield from many.taken(outcomes)
     shown = partial(of_user, method=method, ids={})  # RouteErrors have their ids by now
     return [shown(item.error) if type(item) is Raised else item for item in outcomes]
 
@@ -140,23 +138,10 @@ def _checked(item: ManyCall) -> _OneCall:
     return check_uid(uid), args, kwargs
 
 
-def _by_pod(links: list[Any], asked: list[_OneCall]) -> list[_PodBatch]:
-    batches: dict[tuple[int, int], _PodBatch] = {}
-    alone: list[_PodBatch] = []
-    for position, link in enumerate(links):
-        if not isinstance(link, Link):
-            continue
-        if _has_references(asked[position]):
-            alone.append(_PodBatch(link, [position], alone=True))
-        else:
-            batch = batches.setdefault((link.pod, link.incarnation), _PodBatch(link, []))
-            batch.positions.append(position)
-    return [*batches.values(), *alone]
-
-
-def _has_references(one: _OneCall) -> bool:
+def _goes_alone(one: _OneCall) -> bool:
+    """Return True if an argument is the outcome of something, which may fail or be refused."""
     _, args, kwargs = one
-    return any(isinstance(value, ray.ObjectRef) for value in (*args, *kwargs.values()))
+    return any(isinstance(value, (ray.ObjectRef, Response)) for value in (*args, *kwargs.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +166,19 @@ class _Many:
         due = (time_of(self.deadline), node_mark())
         return [uid, link.epoch, link.incarnation, self.method, 0, 0, *due]
 
+    def by_pod(self, outcomes: list[Any]) -> list[_PodBatch]:
+        """Return the calls that can travel together; send the others that have a link."""
+        batches: dict[tuple[int, int], _PodBatch] = {}
+        for position, link in enumerate(outcomes):
+            if not isinstance(link, Link):
+                continue
+            if _goes_alone(self.asked[position]):
+                outcomes[position] = self._sent_alone(position)
+            else:
+                batch = batches.setdefault((link.pod, link.incarnation), _PodBatch(link, []))
+                batch.positions.append(position)
+        return list(batches.values())
+
     def send(self, batch: _PodBatch) -> Operation[Any]:
         """Send one pod its calls; return the reference of its answers, or the error instead."""
         try:
@@ -188,9 +186,6 @@ class _Many:
             calls: list[BatchedCall] = [
                 (self._header(position), *self.asked[position][1:]) for position in batch.positions
             ]
-            if batch.alone:
-                header, args, kwargs = calls[0]
-                return handle._ray_route_call.remote(header, *args, **kwargs)
             return handle._ray_route_call_many.remote(calls)
         except Exception as error:  # noqa: BLE001 - other pods' calls have been sent by now
             return error
@@ -205,13 +200,11 @@ class _Many:
             over = partial(self.session.has_ended, self.service, batch.link)
             wait = Remote(ref, f"{what} of {self.service!r}", over)
             answers: Any = yield UserCall(wait, self.method, ids)
-        except ray.exceptions.RayTaskError as error:  # of one that goes alone
-            answers = Raised(of_user(error, self.method, ids))
         except GONE as died:
             return (yield from self._died(batch, died))
         except Exception as error:  # noqa: BLE001 - other pods' results count
             return self._all_raised(batch, error, may_have_run=True)
-        found = zip(batch.positions, [answers] if batch.alone else answers, strict=True)
+        found = zip(batch.positions, answers, strict=True)
         return [self._apart(batch, position, answer) for position, answer in found]
 
     def _all_raised(self, batch: _PodBatch, error: Exception, *, may_have_run: bool) -> list[Any]:
@@ -252,31 +245,36 @@ class _Many:
         ids = self._ids(batch, position)
         return Raised(NestedCallError(method=self.method, error=answer.error, **ids))
 
-    def sent_again(self, outcomes: list[Any]) -> Operation[None]:
-        """Send those again that were refused, each by itself, and put their outcomes in place."""
-        dispatcher, again = dispatcher_of(self.session), {}
+    def send_again(self, outcomes: list[Any]) -> None:
+        """Send those again that were refused, each by itself."""
         for position, answer in enumerate(outcomes):
             if type(answer) is Refused:
-                again[position] = self._again(dispatcher, position, answer)
+                outcomes[position] = self._sent_alone(position, answer)
+
+    def taken(self, outcomes: list[Any]) -> Operation[None]:
+        """Put the outcomes of those that were sent by themselves in place."""
+        alone = {place: one for place, one in enumerate(outcomes) if type(one) is Outgoing}
+        dispatcher = dispatcher_of(self.session)
         try:
-            for position, made in again.items():
+            for position, made in alone.items():
                 outcomes[position] = yield from _kept(_outcome(dispatcher, made))
         finally:
-            for made in again.values():
+            for made in alone.values():
                 dispatcher.withdraw(made)
 
-    def _again(self, dispatcher: Dispatcher, position: int, refused: Refused) -> Outgoing:
-        """Send one call again; it has its error if its refusal can't be followed."""
+    def _sent_alone(self, position: int, refused: Refused | None = None) -> Outgoing:
+        """Send one call by itself; it has its error if that, or its refusal, can't be followed."""
         uid, args, kwargs = self.asked[position]
-        name, idempotent = self.session.namespace.name, self.idempotent
-        made = Outgoing(
-            name, self.service, uid, self.method, args, kwargs, idempotent, self.deadline
-        )
+        service, name = self.service, self.session.namespace.name
+        asked, how = arguments(args, kwargs), (self.idempotent, self.deadline)
+        made = Outgoing(name, service, uid, self.method, *asked, *how)
         try:
-            made.min_epoch = follow(
-                self.session, uid, self.service, self.links[uid], refused, idempotent=idempotent
-            )
-            dispatcher.send(made)
+            if refused is not None:
+                link = self.links[uid]
+                made.min_epoch = follow(
+                    self.session, uid, service, link, refused, idempotent=self.idempotent
+                )
+            dispatcher_of(self.session).send(made)
         except Exception as error:  # noqa: BLE001 - one call's error is its outcome
             made.error = error
         return made

@@ -11,7 +11,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 from ray_route.client.calls import call_many
 from ray_route.client.dispatcher import Dispatcher, dispatcher_of
 from ray_route.client.outgoing import Outgoing
-from ray_route.client.responses import Response
+from ray_route.client.responses import Response, arguments
 from ray_route.client.session import Session
 from ray_route.client.sessions import open_session
 from ray_route.client.streams import ResponseStream
@@ -255,8 +255,7 @@ class _MethodHandle:
             self._connection.service,
             self._uid,
             self._name,
-            tuple(map(_outgoing, args)),
-            {name: _outgoing(value) for name, value in kwargs.items()} if kwargs else {},
+            *arguments(args, kwargs),
             options.idempotent,
             Deadline.after(seconds(options.timeout_s)),
         )
@@ -303,10 +302,6 @@ class StreamMethodHandle(_MethodHandle, Generic[P, R]):
 def _is_generator(cls: Hashable, name: str) -> bool:
     method = getattr(cls, name, None)
     return inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method)
-
-
-def _outgoing(value: Any) -> Any:
-    return value.as_argument() if type(value) is Response else value
 
 
 def method_names(cls: type) -> list[str]:

@@ -167,6 +167,19 @@ def measure(dispatcher: Dispatcher, call: Outgoing) -> None:
         meter.observe(CALL_SECONDS, now() - call.begun_at, call.service)
 
 
+def arguments(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a call's arguments with what stands for those that are a `Response`."""
+    if not kwargs:
+        return tuple(map(_outgoing, args)), kwargs
+    return tuple(map(_outgoing, args)), {name: _outgoing(value) for name, value in kwargs.items()}
+
+
+def _outgoing(value: Any) -> Any:
+    return value.as_argument() if type(value) is Response else value
+
+
 def settled(dispatcher: Dispatcher, call: Outgoing) -> Operation[Any]:
     """Wait until a call's outcome is certain, and fetch nothing; return its reference."""
     while not call.certain:

@@ -64,6 +64,13 @@ def out_of_date(client: Any, service: str, uid: str, monkeypatch: pytest.MonkeyP
         yield
 
 
+def elsewhere(client: Any, service: str, uid: str) -> str:
+    """Return a uid of another pod: one thread can't wait for itself."""
+    owner = client.compute_linked_pod(uid, service).pod
+    others = (f"{uid}-{number}" for number in range(100))
+    return next(one for one in others if client.compute_linked_pod(one, service).pod != owner)
+
+
 def dispatcher(client: Any) -> Any:
     return client._session.dispatcher
 
@@ -295,13 +302,10 @@ def test_a_large_value_that_is_passed_on_is_stored_once_and_never_comes_to_the_c
     client: Any, services: dict[type, str], u: str
 ) -> None:
     rooms, size = client.service(services[Talker], Talker), 100_000_000
-    owner = client.compute_linked_pod(u, services[Talker]).pod
-    for uid in (f"{u}-{number}" for number in range(20)):
-        if client.compute_linked_pod(uid, services[Talker]).pod != owner:
-            break
+    other = elsewhere(client, services[Talker], u)
     stored_before, held_before = stored_bytes(), resident_bytes()
     big = rooms[u].big.remote(size)
-    assert rooms[uid].size.remote(big).result() == size  # of another pod
+    assert rooms[other].size.remote(big).result() == size
     assert rooms[u].size.remote(big).result() == size
     assert size <= stored_bytes() - stored_before < 1.5 * size
     assert resident_bytes() - held_before < size / 2
@@ -319,6 +323,18 @@ def resident_bytes() -> int:
     """Return how much memory this process has of its own."""
     _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_response_is_an_argument_of_calls_that_are_waited_for(
+    client: Any, rooms: Any, u: str
+) -> None:
+    service = rooms._connection.service
+    said = rooms[u].say.remote(u, "hi")
+    assert client.call(u + "2", service, "echo", said, again=said) == ((["hi"],), {"again": ["hi"]})
+    calls = [(u, (said,)), (u + "2", (1,)), (u + "3", (), {"key": rooms[u].fail.remote("mine")})]
+    first, second, failed = client.call_many(calls, service, "echo")
+    assert (first, second) == (((["hi"],), {}), ((1,), {}))
+    assert isinstance(failed, KeyError)
 
 
 def test_a_refused_argument_is_sent_again_and_then_its_call(
@@ -398,9 +414,9 @@ def test_a_call_whose_caller_has_given_up_does_not_begin(
     assert caught.value.may_have_run is False
 
 
-def test_what_is_left_of_the_time_is_known_and_inherited(rooms: Any, u: str) -> None:
+def test_what_is_left_of_the_time_is_known_and_inherited(client: Any, rooms: Any, u: str) -> None:
     assert 0 < rooms[u].options(timeout_s=50).remaining.remote().result() <= 50
-    other = u + "2"
+    other = elsewhere(client, rooms._connection.service, u)
     nested = rooms[u].options(timeout_s=50).remaining_of_nested
     rooms[other].echo.remote().result()
     assert 30 < nested.remote(rooms, other, None).result() <= 50
