@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -85,8 +87,11 @@ def test_a_forked_process_hears_at_once_that_it_is_in_no_ray(client: Any, svc: A
         "a connection": lambda: ray_route.connect(client.namespace, timeout=20),
     }
     reader, writer = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():  # later Pythons warn of just this
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
     if not child:
+        signal.alarm(60)  # whatever it waits for
         for what, use in uses.items():
             os.write(writer, f"{what}: {what_raises(use)}\n".encode())
         os._exit(0)
