@@ -18,10 +18,10 @@ if ARGV[2] then
   if t[1] * 1000000 + t[2] > tonumber(ARGV[2]) then return {'stepped', counter} end
 end
 local reply = {'ok', counter}
--- One MGET takes a fifth less than a GET for each, and says the same of a missing key and of one of
--- another type.
-local values = #KEYS > 1 and redis.call('MGET', unpack(KEYS, 2)) or {}
-for i = 1, #values do
+-- Of many, one MGET takes a fifth less than a GET for each; it says the same of a missing key and of
+-- one of another type.
+local values = #KEYS > 2 and redis.call('MGET', unpack(KEYS, 2)) or {}
+for i = 1, #KEYS - 1 do
   local key, value, is_other = KEYS[i + 1], values[i], false
   if not value then value, is_other = try('GET', key) end
   if is_other then value = '?another type' end
