@@ -14,7 +14,7 @@ import ray
 from ray_route.clock import Deadline
 from ray_route.errors import RouteTimeoutError
 from ray_route.protocol.names import RAY_NAMESPACE
-from ray_route.runtime.waiting import Stage, within
+from ray_route.runtime.waiting import Stage, await_given_up, within
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,7 @@ GRACE_S = 20.0
 """How long a pod may take to release its uids when it is to end, in seconds."""
 STOP_S = 5.0
 """How long each step of Ray's may take then."""
+_LATE_S = 0.5
 _POLL_S = 0.02
 
 Actors = dict[int, Any]
@@ -75,17 +76,25 @@ def _wait_gone(actor: str, deadline: Deadline) -> None:
 def ended_at_failure() -> Iterator[Actors]:
     """Provide where actors are noted that are made within; end them if that fails.
 
-    In a thread of its own, which neither an interrupt nor a Ray that hangs cuts short.
+    In a thread of its own, which neither an interrupt nor a Ray that hangs cuts short: that is
+    waited for, since the program may end then, but for no time that the caller has not.
     """
     made: Actors = {}
     try:
         yield made
-    except BaseException:
+    except BaseException as error:
+        patience_s = _LATE_S if isinstance(error, RouteTimeoutError) else 2 * STOP_S
         try:
-            within(Deadline.after(STOP_S), Stage("Ray to end pods"), partial(kill, made))
+            within(Deadline.after(patience_s), Stage("Ray to end pods"), partial(_end_all, made))
         except RouteTimeoutError:
-            logger.exception("Ray does not answer; when it does, pods %s are ended", sorted(made))
+            logger.warning("pods %s are ended as soon as Ray answers", sorted(made))
         raise
+
+
+def _end_all(made: Actors) -> None:
+    """End what is made by a thread that may be at it still: a program that ends now ends that."""
+    await_given_up(STOP_S)
+    kill(made)
 
 
 def kill(actors: Actors) -> None:
