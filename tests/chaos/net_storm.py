@@ -67,7 +67,7 @@ def cuts_of(seed: int, count: int) -> list[Cut]:
     ]
     random.Random(seed).shuffle(cuts)
     if count:
-        cuts.sort(key=lambda cut: not (cut.silences(PODS) or cut.silences(CLIENT)))
+        cuts.sort(key=lambda cut: not cut.silences(PODS))
         cuts[1:] = random.Random(seed).sample(cuts[1:], count - 1)
     return cuts
 

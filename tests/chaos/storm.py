@@ -132,8 +132,12 @@ class Storm:
         while not self._stop.is_set():
             uid = choose.choice(self.uids)
             with contextlib.suppress(ray_route.RouteError, ray.exceptions.RayError):
-                link = self.client.compute_linked_pod(uid, SERVICE, timeout=1)
-                known.append((uid, link, self.client.actor(uid, SERVICE, timeout=1)))
+                link = self.client.compute_linked_pod(uid, SERVICE, timeout=0.3)
+                known.append((uid, link, self.client.actor(uid, SERVICE, timeout=0.3)))
+            if not known:
+                continue
+            with contextlib.suppress(ray_route.RouteError, ray.exceptions.RayError):
+                # Also while links can't be had: then above all an owner may be a past one.
                 uid, link, handle = choose.choice(known)
                 header = (uid, link.epoch, link.incarnation, "serve")
                 call, asked = f"{uid}#old-{next(self._numbers)}", time.monotonic()

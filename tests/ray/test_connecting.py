@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -115,16 +116,15 @@ def test_an_interrupt_ends_a_command_at_once_though_its_store_is_mute(
 @pytest.fixture
 def head() -> int:
     """The process id of the head (GCS) of the tests' Ray."""
-    (found,) = [int(each.name) for each in Path("/proc").glob("[0-9]*") if is_head(each)]
-    return found
+    (found,) = filter(is_head_of_ours, Path("/proc").glob("[0-9]*"))
+    return int(found.name)
 
 
-def is_head(process: Path) -> bool:
-    try:
-        ours = f"PPid:\t{os.getpid()}\n" in (process / "status").read_text()
-        return ours and b"gcs_server" in (process / "cmdline").read_bytes()
-    except OSError:  # it has just ended
-        return False
+def is_head_of_ours(process: Path) -> bool:
+    with contextlib.suppress(OSError):  # it has just ended
+        is_ours = f"PPid:\t{os.getpid()}\n" in (process / "status").read_text()
+        return is_ours and b"gcs_server" in (process / "cmdline").read_bytes()
+    return False
 
 
 def test_a_head_that_hangs_holds_nobody_beyond_their_timeout(client: Any, head: int) -> None:
