@@ -145,7 +145,8 @@ def taken(dispatcher: Dispatcher, call: Outgoing) -> Operation[Any]:
             if ref is None:
                 yield Change(call)
                 continue
-            answer = yield _Outcome(Remote(ref, call.what, partial(_has_ended, dispatcher, call)))
+            is_void = partial(_is_void, dispatcher, call, ref)
+            answer = yield _Outcome(Remote(ref, call.what, is_void))
         except UNDECIDED as error:
             raise call.judged(error) from None
         except Exception as error:  # noqa: BLE001 - the dispatcher decides
@@ -245,9 +246,12 @@ class _Answer:
             pause_s = min(2 * pause_s, _MAX_POLL_S)
 
 
-def _has_ended(dispatcher: Dispatcher, call: Outgoing) -> bool:
+def _is_void(dispatcher: Dispatcher, call: Outgoing, ref: Any) -> bool:
+    """Return True if an answer comes no more, its pod having ended, or if another will count."""
     link = call.link
-    return link is not None and dispatcher.session.has_ended(call.service, link)
+    if call.ref is not ref or link is None:  # whoever saw it first has had the call sent again
+        return True
+    return dispatcher.session.has_ended(call.service, link)
 
 
 def _shown(call: Outgoing, error: Exception) -> BaseException:

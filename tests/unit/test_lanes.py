@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ray_route.client import responses
 from ray_route.client.lanes import Lane, Lanes
 from ray_route.client.outgoing import Outgoing
 from ray_route.clock import Deadline
@@ -76,6 +78,24 @@ def test_a_lane_in_which_nothing_is_on_its_way_is_forgotten(lanes: Lanes) -> Non
         assert again is lane
         again.over(first)
     assert len(lanes) == 0
+
+
+def test_an_answer_is_not_waited_for_once_its_call_was_sent_again(lanes: Lanes) -> None:
+    call, ended = made(1), []
+    dispatcher: Any = SimpleNamespace(
+        session=SimpleNamespace(has_ended=lambda _, link: link in ended)
+    )
+    with lanes.of(call) as lane:
+        ref = send(lane, call)
+        assert not responses._is_void(dispatcher, call, ref)
+        ended.append(LINK)
+        assert responses._is_void(dispatcher, call, ref)
+        ended.clear()
+        lane.came_back(call, ref)
+        lane.waiting.remove(call)
+        again = send(lane, call)
+    assert responses._is_void(dispatcher, call, ref)
+    assert not responses._is_void(dispatcher, call, again)
 
 
 def test_an_error_of_the_wait_says_of_which_call_and_whether_it_may_have_run() -> None:
