@@ -37,7 +37,8 @@ from ray_route.errors import (
 )
 from ray_route.model import DrainProgress, Explanation, Life, Link, LinkedPods, Pod, RoutingState
 from ray_route.pod.agent import PodAgent
-from ray_route.pod.pod_actor import CurrentLink, current_agent, current_link
+from ray_route.pod.current_link import CurrentLink, current_link
+from ray_route.pod.pod_actor import current_agent
 
 __all__ = [
     "AsyncRouteClient",

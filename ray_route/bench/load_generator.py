@@ -18,7 +18,7 @@ from ray_route.client.sessions import open_session
 from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
 from ray_route.errors import RouteError
-from ray_route.pod.pod_actor import current_link
+from ray_route.pod.current_link import current_link
 from ray_route.store.url import StoreUrl
 
 # Latencies are kept in buckets 2 % wide: a percentile is that exact, whatever the number of calls.

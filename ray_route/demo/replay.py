@@ -22,7 +22,7 @@ from ray_route.demo.verdict import Ack, History, Kill, Outcome, Owner, Record, S
 from ray_route.deploy import Deployment, deploy
 from ray_route.errors import NoAvailablePodError
 from ray_route.model import Life, Pod
-from ray_route.pod.pod_actor import current_link
+from ray_route.pod.current_link import current_link
 from ray_route.runtime.bootstrap import Bootstrap, clear_namespace, undoing
 
 SERVICE = "inbox"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import logging
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,6 +20,7 @@ from ray_route.errors import FencedError, PodUnavailableError, RouteError
 from ray_route.pod.actor_name import leads_here, this_worker
 from ray_route.pod.agent import PodAgent
 from ray_route.pod.call_order import ArrivalOrder, CallOrder, Place
+from ray_route.pod.current_link import under
 from ray_route.pod.due import check_due, due_of, is_over, late
 from ray_route.pod.endings import (
     EXITS,
@@ -41,7 +41,6 @@ from ray_route.pod.methods import (
 )
 from ray_route.pod.sigterm import before_sigterm_ends
 from ray_route.protocol.calls import HEADER_LENGTH, BatchedCall, Header, Refused
-from ray_route.runtime.call_context import begin_serving, end_serving
 from ray_route.store.url import StoreUrl
 
 CONTROL_GROUP = "ray_route"
@@ -50,27 +49,6 @@ CONTROL_GROUP = "ray_route"
 _DRAIN_SHARE = 0.6
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class CurrentLink:
-    """The uid that the running call is for, and the epoch under which this pod owns it.
-
-    A store that the user's code writes to can refuse an epoch lower than the highest it has
-    seen for the uid: then a pod that was fenced in mid-call can't overwrite its successor.
-    """
-
-    service: str
-    uid: str
-    pod: int
-    incarnation: int
-    epoch: int
-    deadline: Deadline | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def remaining_s(self) -> float | None:
-        """Seconds until the caller gives up, never negative; None if it has no deadline."""
-        return None if self.deadline is None else self.deadline.remaining()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +67,6 @@ class PodSpec:
     release_s: float | None
 
 
-_current: contextvars.ContextVar[CurrentLink | None] = contextvars.ContextVar(
-    "ray_route_link", default=None
-)
-
-
 _agent_here: PodAgent | None = None
 _departure: Departure | None = None
 
@@ -101,24 +74,6 @@ _departure: Departure | None = None
 def current_agent() -> PodAgent | None:
     """Return the agent of the pod that this process was deployed as; None elsewhere."""
     return _agent_here
-
-
-def current_link() -> CurrentLink | None:
-    """Return the link under which the running code was called; None outside a fenced call."""
-    return _current.get()
-
-
-@contextmanager
-def under(agent: PodAgent, header: Header, due: Deadline | None) -> Iterator[None]:
-    """Have the user's code within serve the call of a header, until its deadline."""
-    uid, epoch, incarnation = header[:3]
-    link = CurrentLink(agent.service, uid, agent.pod, incarnation, epoch, due)
-    token, serving = _current.set(link), begin_serving(due)
-    try:
-        yield
-    finally:
-        end_serving(serving)
-        _current.reset(token)
 
 
 def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:

@@ -9,10 +9,11 @@ from typing import Any
 
 from ray_route.errors import FencedError, RouteError
 from ray_route.pod.agent import PodAgent
+from ray_route.pod.current_link import under
 from ray_route.pod.due import check_due, due_of, is_over, late
 from ray_route.pod.endings import EXITS
 from ray_route.pod.methods import is_stream, no_stream_error, stream_of
-from ray_route.pod.pod_actor import is_async, leaving, own_refusal, under
+from ray_route.pod.pod_actor import is_async, leaving, own_refusal
 from ray_route.protocol.calls import Header, Refused, StreamEnd
 
 

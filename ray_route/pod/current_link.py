@@ -1,0 +1,67 @@
+"""For whom the running code is called: what a user's method can ask."""
+
+from __future__ import annotations
+
+import contextvars
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ray_route.clock import Deadline
+from ray_route.protocol.calls import Header
+from ray_route.runtime.call_context import begin_serving, end_serving
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentLink:
+    """The uid that the running call is for, and the epoch under which this pod owns it.
+
+    A store that the user's code writes to can refuse an epoch lower than the highest it has
+    seen for the uid: then a pod that was fenced in mid-call can't overwrite its successor.
+    """
+
+    service: str
+    uid: str
+    pod: int
+    incarnation: int
+    epoch: int
+    deadline: Deadline | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until the caller gives up, never negative; None if it has no deadline."""
+        return None if self.deadline is None else self.deadline.remaining()
+
+
+_current: contextvars.ContextVar[CurrentLink | None] = contextvars.ContextVar(
+    "ray_route_link", default=None
+)
+
+
+def current_link() -> CurrentLink | None:
+    """Return the link under which the running code was called; None outside a fenced call."""
+    return _current.get()
+
+
+class _Agent(Protocol):
+    service: str
+
+    @property
+    def pod(self) -> int: ...
+
+
+class under:  # noqa: N801 - used as a function; a generator would take twice as long
+    """Have the user's code within serve the call of a header, until its deadline."""
+
+    __slots__ = ("_due", "_link", "_serving", "_token")
+
+    def __init__(self, agent: _Agent, header: Header, due: Deadline | None) -> None:
+        uid, epoch, incarnation = header[:3]
+        self._due = due
+        self._link = CurrentLink(agent.service, uid, agent.pod, incarnation, epoch, due)
+
+    def __enter__(self) -> None:
+        self._token, self._serving = _current.set(self._link), begin_serving(self._due)
+
+    def __exit__(self, *_: object) -> None:
+        end_serving(self._serving)
+        _current.reset(self._token)
