@@ -29,6 +29,7 @@ raises arrives whole. No message holds a password: addresses are written without
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 _SHOWN_CHARACTERS = 80
@@ -76,8 +77,8 @@ class RouteError(Exception):
 
     def about(self, **ids: Any) -> RouteError:
         """Return the same error with these ids, for one of many whom it concerns."""
-        rebuild, (*cls, facts) = self.__reduce__()
-        told: RouteError = rebuild(*cls, {**facts, **ids})
+        told = copy(self)
+        told.__dict__.update(ids, _facts={**self._facts, **ids})
         return told
 
 
