@@ -28,6 +28,8 @@ _TRIES = 5
 # A failover sends every process of a namespace to its router at once.
 _JITTER_S = 0.1
 _MAX_BACKOFF_S = 1.0
+# Whose connection is broken off under his hands lets go of it at once.
+_LAST_S = 0.1
 
 
 class Belief:
@@ -74,7 +76,7 @@ class Belief:
             return None
         if not lane.take(wait_s):
             if wait_s:
-                self.drop(lane)
+                self._give_up(lane)
             return None
         if lane.has_unread:  # after two interrupts at once: its next reply is another's answer
             self.drop(lane)
@@ -82,6 +84,13 @@ class Belief:
             lane.close()
             return None
         return lane
+
+    def _give_up(self, lane: Lane) -> None:
+        """Close a lane that does not come back: who has it was interrupted; or he is only slow."""
+        self.drop(lane)
+        lane.break_off()  # whoever waits for a reply by it hears that
+        lane.take(_LAST_S)
+        lane.close()
 
     def give_back(self, lane: Lane) -> None:
         """Let others have a lane; close it if its server is not believed any more."""
@@ -158,7 +167,11 @@ class Belief:
         renewal: Future[None] = Future()
         renewal.set_running_or_notify_cancel()  # nobody who waits for it can cancel it
         name = "ray_route-belief"
-        threading.Thread(target=self._renew, args=(renewal,), name=name, daemon=True).start()
+        thread = threading.Thread(target=self._renew, args=(renewal,), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no more threads for us, now
+            self._fail(renewal, error)
         return renewal
 
     def _renew(self, renewal: Future[None]) -> None:
@@ -166,13 +179,16 @@ class Belief:
             time.sleep(self._pause_s())
             self._try_to_renew()
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
-            self._failures += 1
-            self._failed_at = now()
-            logger.debug("no server can be vouched for: %s", error)
-            renewal.set_exception(error)
+            self._fail(renewal, error)
         else:
             self._failures = 0
             renewal.set_result(None)
+
+    def _fail(self, renewal: Future[None], error: BaseException) -> None:
+        self._failures += 1
+        self._failed_at = now()
+        logger.debug("no server can be vouched for: %s", error)
+        renewal.set_exception(error)
 
     def _pause_s(self) -> float:
         if self._is_new:
@@ -202,7 +218,7 @@ class Belief:
             self._forget(opened)
             raise
         were_all = self._adopt(opened, servers, term)
-        if problem is not None:
+        if were_all and problem is not None:  # else those that answer come first
             raise problem
         return were_all
 

@@ -123,11 +123,12 @@ class Namespace:
         self.links = LinkCalls(self.keys, self.config)
         self._seen: list[int] = list(self.welcome.seen)
         self._seen_lock = threading.Lock()
+        self.node: str = ray.get_runtime_context().get_node_id()
         self._heard_of = ""
+        # What has a thread comes last: nothing that may fail follows.
         self.worker = Worker("ray_route-reads")
         self.belief = Belief(self.store, self._vouch)
         self.reads = LinkReads(self.worker, self.belief, self.links, self.seen, self.saw_all)
-        self.node: str = ray.get_runtime_context().get_node_id()
 
     # The router.
 

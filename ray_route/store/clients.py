@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import redis
@@ -32,6 +33,9 @@ else:  # others look through all that is installed for each client and each conn
 
 SOCKET_TIMEOUT_S = 2.0
 RETRIES = 2
+# What stands between, as in clouds, forgets connections that are silent for minutes; the first read
+# after that would wait for its time-out. Seconds of silence, between questions, and how many.
+_KEEP_ALIVE = {socket.TCP_KEEPIDLE: 20, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
 _BACKOFF = ExponentialWithJitterBackoff(base=0.02, cap=0.3)
 
 _WRONG_TYPE = "WRONGTYPE"  # scripts wrap it
@@ -46,6 +50,8 @@ def _options(url: StoreUrl, retry: Any) -> dict[str, Any]:
         **url.client_options(),
         "socket_timeout": SOCKET_TIMEOUT_S,
         "socket_connect_timeout": SOCKET_TIMEOUT_S,
+        "socket_keepalive": True,
+        "socket_keepalive_options": _KEEP_ALIVE,
         "retry": retry,
         "protocol": 2,
         **_DRIVER,

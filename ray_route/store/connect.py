@@ -394,6 +394,7 @@ class AsyncStore:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._masters.close()
+        if self.is_cluster:
+            await self._masters.close()
         for client in (self._client, *sentinels_of(self._client)):
             await client.aclose()

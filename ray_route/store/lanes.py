@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import threading
 from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -42,6 +43,8 @@ class Lane:
         # be held for ever.
         self._free: SimpleQueue[None] = SimpleQueue()
         self._free.put(None)
+        self._closing = threading.Lock()
+        self._is_closed = False
         try:
             self._connection = pool.get_connection()
         except DRIVER_ERRORS as error:
@@ -146,7 +149,11 @@ class Lane:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the connection; its place in the pool is free again."""
+        """Close the connection; its place in the pool is free again. Once: it is another's then."""
+        with self._closing:
+            if self._is_closed:
+                return
+            self._is_closed = True
         with contextlib.suppress(*DRIVER_ERRORS):
             self._connection.disconnect()
         self._pool.release(self._connection)

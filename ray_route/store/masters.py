@@ -50,7 +50,9 @@ class Masters:
 
     async def begin(self) -> None:
         """Find out who there are, if that is not known yet; raise what redis-py does."""
-        await self._client.initialize()
+        # Not the client's own `initialize`: that asks one of them more, and fails if it is away.
+        if not self._client.nodes_manager.slots_cache:
+            await self._client.nodes_manager.initialize()
 
     def of(self, key: str) -> str | None:
         """Name the master that holds a key; None if none does, as far as is known."""
@@ -104,7 +106,7 @@ class Masters:
         commands = [PipelineCommand(index, *words) for index, words in enumerate(messages)]
         for attempt in range(RETRIES + 1):
             try:
-                await self._node(name).execute_pipeline(commands)
+                await _run(self._node(name), commands)
                 break
             except _AWAY as error:
                 self.refresh_soon()
@@ -157,7 +159,17 @@ class Masters:
         return answered
 
     async def close(self) -> None:
-        """Look for no more."""
+        """Look for no more, and close all connections."""
         if self._refreshing is not None:
             self._refreshing.cancel()
             await asyncio.gather(self._refreshing, return_exceptions=True)
+        await self._client.aclose()
+        for nodes in ("nodes_cache", "startup_nodes"):
+            await self._client.nodes_manager.aclose(nodes)
+
+
+async def _run(node: Any, commands: list[PipelineCommand]) -> None:
+    try:
+        await node.execute_pipeline(commands)
+    except AttributeError as error:  # before redis-py 7 a new topology closes what is in use
+        raise NoConnectionError("its connection was closed meanwhile") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -25,7 +26,7 @@ from ray_route.errors import (
 from ray_route.model import Link
 from ray_route.protocol.welcome import Vouched
 from ray_route.router.comparison import named
-from ray_route.runtime import waiting
+from ray_route.runtime import link_reads, waiting
 from ray_route.runtime.belief import Belief
 from ray_route.runtime.link_reads import Awaited, LinkReads, Part, Reading
 from ray_route.runtime.namespace import Namespace
@@ -313,6 +314,56 @@ def test_what_has_replies_to_come_is_taken_by_nobody(process: Process) -> None:
     assert process.pod_of("u") == 3
 
 
+def test_a_lane_that_does_not_come_back_is_given_up_and_closed_once(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reader was interrupted with it in his hand, or is very slow."""
+    process.link("u", "3:7")
+    process.believe()
+    monkeypatch.setattr(link_reads, "_WAIT_S", 0.1)
+    lane = process.belief.take(process.store.primary_of(""), 0)
+    assert lane is not None
+    assert process.read("u") is None
+    pool = process.store._client.connection_pool
+    assert lane._connection not in pool._in_use_connections
+    process.believe()
+    assert process.pod_of("u") == 3
+    other = process.belief.take(process.store.primary_of(""), 0)
+    assert other is not None
+    process.belief.give_back(lane)  # he was only slow
+    assert other._connection in pool._in_use_connections, "it is not closed under another's hands"
+    process.belief.give_back(other)
+    assert process.pod_of("u") == 3
+
+
+def test_where_no_thread_can_be_started_the_router_is_asked_and_later_it_can(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", full)
+        assert process.belief.take("", 0) is None
+        with pytest.raises(RuntimeError):
+            process.belief.renewed().result(0)
+
+    def believed() -> bool:
+        process.belief.renewed().exception(WAIT_S)
+        return process.belief.is_ready()
+
+    eventually(believed, "the system has threads again")
+
+
+def test_an_idle_connection_asks_whether_its_server_is_there(process: Process) -> None:
+    process.believe()
+    lane = process.belief.take(process.store.primary_of(""), 0)
+    assert lane is not None
+    assert lane._socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert lane._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 20
+    process.belief.give_back(lane)
+
+
 def test_a_fork_reads_nothing_by_its_parents_connections(
     process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -500,7 +551,9 @@ def test_in_a_cluster_a_slot_that_has_moved_is_vouched_for_where_it_is() -> None
         process.close()
 
 
-def test_in_a_cluster_one_master_that_is_lost_costs_the_others_nothing() -> None:
+def test_in_a_cluster_one_master_that_is_lost_costs_the_others_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with ClusterServers("valkey", in_part=True) as cluster:
         process = Process(cluster.store_url(), Keys(unique_name(), CONFIG.shards))
         uids = [f"u{number}" for number in range(32)]
@@ -514,7 +567,18 @@ def test_in_a_cluster_one_master_that_is_lost_costs_the_others_nothing() -> None
         assert first[0] is None
         others = [uid for uid, reading in zip(uids, first, strict=True) if reading is not None]
         assert others
+        assert process.belief.renewed().exception(WAIT_S) is not None
+        process.belief._failed_at -= WAIT_S  # it is some time later, and is tried again
         process.belief.end()  # the stream was cut for a moment
+        compared, asked = process.vouch, process.asked
+
+        def cut_again_meanwhile() -> Vouched:
+            vouched = compared()
+            if process.asked == asked + 1:
+                process.belief.end()
+            return vouched
+
+        monkeypatch.setattr(process.belief, "_vouch", cut_again_meanwhile)
         with pytest.raises(StoreUnavailableError):
             process.believe()
         assert [process.pod_of(uid) for uid in others] == [3] * len(others)
