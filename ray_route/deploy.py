@@ -29,7 +29,8 @@ from ray_route.pod.starting import wait_ready
 from ray_route.pod.stopping import GRACE_S, STOP_S, Actors, ended_at_failure, kill, stop
 from ray_route.pod.streams import with_streams
 from ray_route.protocol.names import RAY_NAMESPACE, pod_name
-from ray_route.runtime.waiting import Stage, check_wanted, run, within
+from ray_route.runtime.given_up import check_wanted
+from ray_route.runtime.waiting import Stage, run, within
 from ray_route.store.url import StoreUrl
 
 _DEPLOY_S = 60.0

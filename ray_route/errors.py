@@ -23,7 +23,8 @@
     └── RouteTimeoutError      (also TimeoutError)  try again, or allow more time
 
 Ids are attributes, and the class writes the message. All survive pickling, so what a Ray actor
-raises arrives whole. No message holds a password: addresses are written without user names.
+raises arrives whole. No message holds a password: addresses are written without user names. Of a
+call, `may_have_run` is False only where it provably never started.
 """
 
 from __future__ import annotations
@@ -158,10 +159,7 @@ class NoAvailablePodError(RouteError):
 
 
 class PodUnavailableError(RouteError):
-    """The uid's pod can't be reached or may not take it.
-
-    `may_have_run` is False only where the call provably never started.
-    """
+    """The uid's pod can't be reached or may not take it."""
 
     def __init__(self, *, reason: str, may_have_run: bool, **ids: Any) -> None:
         super().__init__(reason=reason, may_have_run=may_have_run, **ids)
@@ -210,10 +208,7 @@ class FencedError(RouteError):
 
 
 class CallCancelledError(RouteError):
-    """A call was cancelled by its caller.
-
-    `may_have_run` is False only where it provably never started.
-    """
+    """A call was cancelled by its caller."""
 
     def __init__(self, *, method: str, may_have_run: bool, **ids: Any) -> None:
         super().__init__(method=method, may_have_run=may_have_run, **ids)
@@ -229,8 +224,7 @@ class CallCancelledError(RouteError):
 class UnpicklableError(RouteError, TypeError):
     """A call has run, and what it returned or raised can't be pickled, so it can't be had.
 
-    `method` names the user's method, `what` what it made. An exception's own traceback is the
-    cause of this one.
+    `method` is the user's, `what` what it made. The cause is an exception's own traceback.
     """
 
     def __init__(self, *, method: str, what: str, reason: str, **ids: Any) -> None:
@@ -262,8 +256,8 @@ class StoreUnavailableError(RouteError):
 class LostWritesError(StoreUnavailableError):
     """Redis has lost links of some shards; what is left there is not the truth.
 
-    It was restarted without its data, or its clock stepped forward and ended them too early. The
-    router and the pods write back what they hold; meanwhile nothing there is read as missing.
+    It was restarted without its data, or its clock stepped forward and ended them. Router and pods
+    write back what they hold; meanwhile nothing there is read as missing.
     """
 
     def __init__(self, *, address: str, shards: list[int], reason: str, **ids: Any) -> None:
@@ -312,10 +306,7 @@ class RouterUnavailableError(RouteError):
 
 
 class RayUnavailableError(RouteError):
-    """The Ray to join does not answer or refuses, or there is none and none may be started.
-
-    `address` is None where none is known.
-    """
+    """The Ray at `address` can't be joined; without one, there is no Ray, and none is started."""
 
     def __init__(self, *, address: str | None, reason: str, **ids: Any) -> None:
         super().__init__(address=address, reason=reason, **ids)

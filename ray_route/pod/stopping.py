@@ -14,7 +14,8 @@ import ray
 from ray_route.clock import Deadline
 from ray_route.errors import RouteTimeoutError
 from ray_route.protocol.names import RAY_NAMESPACE
-from ray_route.runtime.waiting import Stage, await_given_up, within
+from ray_route.runtime.given_up import await_given_up
+from ray_route.runtime.waiting import Stage, within
 
 logger = logging.getLogger(__name__)
 

@@ -19,10 +19,11 @@ from ray_route.clock import Deadline
 from ray_route.config import RouteConfig
 from ray_route.errors import RouteError
 from ray_route.protocol.names import EMBEDDED_SERVER, RAY_NAMESPACE, router_name
+from ray_route.runtime.given_up import await_given_up
 from ray_route.runtime.joining import Wish, ensure_ray
 from ray_route.runtime.namespace import resolve_url
 from ray_route.runtime.process_ids import POLL_S, has_ended, identify
-from ray_route.runtime.waiting import Stage, await_given_up, within
+from ray_route.runtime.waiting import Stage, within
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
 from ray_route.store.scripts import plain_call

@@ -13,9 +13,9 @@ import ray
 from ray_route.clock import Deadline
 from ray_route.errors import ConfigError, StoreUnavailableError
 from ray_route.protocol.names import EMBEDDED_SERVER, RAY_NAMESPACE
+from ray_route.runtime.given_up import making
 from ray_route.runtime.joined_ray import joined_by_client
 from ray_route.runtime.local_rays import MARK
-from ray_route.runtime.waiting import making
 from ray_route.store.embedded import EmbeddedServer, free_port
 
 

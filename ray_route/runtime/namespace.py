@@ -29,6 +29,7 @@ from ray_route.protocol.names import RAY_NAMESPACE, router_name
 from ray_route.protocol.welcome import Vouched, Welcome
 from ray_route.runtime.belief import Belief
 from ray_route.runtime.embedded_actor import embedded_url
+from ray_route.runtime.given_up import making
 from ray_route.runtime.joined_ray import joined_ray
 from ray_route.runtime.joining import ensure_ray, exit_at_sigterm
 from ray_route.runtime.link_reads import Awaited, LinkReads, Part
@@ -40,7 +41,6 @@ from ray_route.runtime.waiting import (
     Remote,
     Stage,
     Wait,
-    making,
     run,
     within,
 )

@@ -10,18 +10,17 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import ray
 
 from ray_route.clock import Deadline
 from ray_route.errors import RayGoneError, RouteError, RouteTimeoutError
+from ray_route.runtime.given_up import begin, undone_if_given_up
 from ray_route.runtime.joined_ray import joined_ray
 from ray_route.store.clients import SOCKET_TIMEOUT_S
 
@@ -29,7 +28,6 @@ T = TypeVar("T")
 
 _LOOK_S = 0.2
 _STAY_S = 1.0
-_POLL_S = 0.02
 
 # What a store call may take at worst: connecting and every retry timed out.
 INLINE_S = 5 * SOCKET_TIMEOUT_S
@@ -166,14 +164,12 @@ def within(
     Returns or raises what it does, `RouteTimeoutError` at the deadline, or `RayGoneError` once this
     process has left its Ray. It goes on then, and after an interrupt, to an end of its own: what it
     made is handed to `undo`. No interrupt reaches the work itself. With `makes`, it is `making` all
-    the time, to the end of `undo`.
+    the time.
     """
     done: Future[T] = Future()
     check = staying(stage)
-    if makes:
-        _making.add(done)
-    with _undoing(done, undo):
-        _begin(done, work)
+    with undone_if_given_up(done, undo):
+        begin(done, work, makes=makes)
         return result_of(done, stage, deadline, check)
 
 
@@ -193,8 +189,8 @@ async def within_async(
             loop.call_soon_threadsafe(woken.set)
 
     done.add_done_callback(wake)
-    with _undoing(done, undo):
-        _begin(done, work)
+    with undone_if_given_up(done, undo):
+        begin(done, work)
         for slice_s in slices(deadline):
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(woken.wait(), slice_s)
@@ -202,91 +198,6 @@ async def within_async(
                 return done.result()
             check()
         raise late(stage.what, deadline)
-
-
-def _begin(done: Future[T], work: Callable[[], T]) -> None:
-    args = (done, work, (*_works(), done))
-    threading.Thread(target=_settle, args=args, name="ray_route-within", daemon=True).start()
-
-
-# Work that nobody waits for any more, until what it made is undone.
-_given_up: set[Future[Any]] = set()
-# Of that, what is to make nothing more; and work that makes just now what outlives this process.
-_unwanted: set[Future[Any]] = set()
-_making: set[Future[Any]] = set()
-_of_thread = threading.local()
-
-
-class GivenUpError(Exception):
-    """The work of this thread is to make nothing more: what it makes would be left behind."""
-
-
-def _works() -> tuple[Future[Any], ...]:
-    """Return the work that this thread does, and that for which it is done."""
-    works: tuple[Future[Any], ...] = getattr(_of_thread, "works", ())
-    return works
-
-
-def check_wanted() -> None:
-    """Raise `GivenUpError` if what this thread makes from now on would be left behind."""
-    if not _unwanted.isdisjoint(_works()):
-        raise GivenUpError
-
-
-@contextlib.contextmanager
-def making() -> Iterator[None]:
-    """Make something that outlives this process; `await_given_up` waits for the end of this.
-
-    Raises `GivenUpError` if that has begun.
-    """
-    works = _works()
-    _making.update(works)  # before the look: one of the two sees the other
-    try:
-        check_wanted()
-        yield
-    finally:
-        _making.difference_update(works)
-
-
-@contextlib.contextmanager
-def _undoing(done: Future[T], undo: Callable[[T], object] | None) -> Iterator[None]:
-    """Have what nobody waits for any more undone once it is there."""
-    try:
-        yield
-    except BaseException:
-        _given_up.add(done)
-        done.add_done_callback(partial(_undone, undo))
-        raise
-
-
-def await_given_up(longest_s: float) -> None:
-    """Have work that `within` has given up make nothing more; wait for what it is just making.
-
-    What it waits for itself, as for a store that does not answer, is nobody's concern.
-    """
-    _unwanted.update(_given_up.copy())
-    deadline = Deadline.after(longest_s)
-    while not _unwanted.isdisjoint(_making.copy()) and deadline.remaining():
-        time.sleep(_POLL_S)
-
-
-def _settle(done: Future[T], work: Callable[[], T], works: tuple[Future[Any], ...]) -> None:
-    _of_thread.works = works
-    try:
-        done.set_result(work())
-    except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
-        done.set_exception(error)
-    finally:
-        _making.discard(done)
-
-
-def _undone(undo: Callable[[T], object] | None, done: Future[T]) -> None:
-    try:
-        if undo is not None and done.exception() is None:
-            undo(done.result())
-    finally:
-        _given_up.discard(done)
-        _unwanted.discard(done)
 
 
 def result_of(

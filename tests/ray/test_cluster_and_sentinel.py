@@ -123,7 +123,7 @@ def replace_first(servers: Servers) -> None:
 
 
 @dataclass
-class Load:
+class Traffic:
     """Threads that look uids up, past the near cache, and call them; what they met that is wrong.
 
     No pod ends, so nobody's link may be another, and no count may begin anew.
@@ -135,7 +135,7 @@ class Load:
     answered: int = 0
     _ended: threading.Event = field(default_factory=threading.Event)
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Traffic:
         works = [self._look_up] * 3 + [self._call]
         self._threads = [threading.Thread(target=work, daemon=True) for work in works]
         for thread in self._threads:
@@ -192,8 +192,8 @@ def test_nobody_reads_a_wrong_owner_while_a_replica_is_promoted(
     for uid in uids[:10]:  # of these a replica that lags knows the pod that they have left
         links[uid] = client.move(uid, "svc", 1 - links[uid].pod)
     eventually(client._session.may_read, "links are read from Redis")
-    with Load(client, links) as load:
-        eventually(lambda: load.answered > 200, "there is some load", 30)
+    with Traffic(client, links) as traffic:
+        eventually(lambda: traffic.answered > 200, "there is some load", 30)
         replace_first(servers)
 
         def all_are_read_again() -> bool:
@@ -207,7 +207,7 @@ def test_nobody_reads_a_wrong_owner_while_a_replica_is_promoted(
                 return False
 
         eventually(all_are_read_again, "all servers are believed again", within_s=60)
-    assert load.wrong == []
+    assert traffic.wrong == []
 
 
 def test_service_goes_on_after_a_replica_was_promoted(

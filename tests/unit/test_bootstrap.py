@@ -13,7 +13,8 @@ from helpers import eventually
 from ray_route.clock import Deadline
 from ray_route.runtime import bootstrap
 from ray_route.runtime.bootstrap import undoing
-from ray_route.runtime.waiting import GivenUpError, Stage, making, within
+from ray_route.runtime.given_up import GivenUpError, making
+from ray_route.runtime.waiting import Stage, within
 
 
 def interrupt() -> None:
