@@ -65,6 +65,7 @@ def _looked_up(session: Session, made: Outgoing) -> Operation[None]:
     try:
         link = yield from operations.compute(session, made.uid, made.service)
         yield from session.handle(made.service, link)
+        made.link = link
     except UNDECIDED as error:
         raise made.judged(error) from error
     except NoSuchActorError:

@@ -57,7 +57,8 @@ class Dispatcher:
 
     def _sent_at_once(self, lane: Lane, call: Outgoing) -> bool:
         session = self.session
-        link = session.near.get(call.service, call.uid)
+        # Whoever waits has just looked it up: once is what is counted, and what it costs.
+        link = call.link or session.near.get(call.service, call.uid)
         if link is None or not lane.may_send(link.epoch) or lane.is_held_up():
             return False
         handle = session.known_handle(call.service, link)

@@ -43,6 +43,7 @@ class Outgoing:
     number: int = field(default_factory=_numbers.__next__)
     ref: Any = None
     link: Link | None = None
+    """By which it was sent, or, before that, was looked up."""
     order: Order = (0, 0)
     """Its place among those sent, as its pod was told."""
     sent_refs: tuple[Any, ...] = ()

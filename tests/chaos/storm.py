@@ -239,6 +239,8 @@ class Storm:
         fault = self._note("scale", self._life(3))
         with contextlib.suppress(ray_route.PodUnavailableError):  # it died while it was drained
             self.deployment.scale(3)
+        # One that had just died had come back meanwhile: it is that life which was drained.
+        self.history.faults.append(replace(fault, incarnation=self._life(3).incarnation))
         self.deployment.scale(4)
         self._over(fault)
 

@@ -29,9 +29,9 @@ def test_a_client_counts_hits_misses_and_calls(client: Any, svc: Any, u: str) ->
     assert client.get_linked_pod(u, "svc") is None
     client.compute_linked_pod(u, "svc")
     client.compute_linked_pods([u, f"{u}-2"], "svc")
-    assert client.call(u, "svc", "add", u) == 1
     assert counted(client, "route_lookups", "router", "none") == nones + 1
     assert counted(client, "route_lookups", "router", "link") == links + 2
+    assert client.call(u, "svc", "add", u) == 1
     assert session.near.hits == hits + 2
     samples = meter(client.namespace).samples
     assert samples["route_call_seconds", ("svc",)]
