@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from ray_route.cli.app import main
 PAGE = Path(__file__).parents[2] / "docs" / "serve.md"
 
 
+def code() -> list[str]:
+    return [text for language, _, text in blocks(PAGE) if language == "python"]
+
+
 def test_the_pages_code_runs(serve_url: str, capsys: Any) -> None:
-    home, looking, composition, llm = (
-        text for language, _, text in blocks(PAGE) if language == "python"
-    )
+    home, looking, composition, llm, _ = code()
     names: dict[str, Any] = {"__name__": "__main__", "ray_route": ray_route}
     body = "\n    def say(self, text):\n        return text\n"
     exec(home.replace(" ...  # any deployment, unmodified", body), names)
@@ -44,3 +47,19 @@ def test_the_pages_code_runs(serve_url: str, capsys: Any) -> None:
     eventually(lambda: "app" not in serve.status().applications, "the application is gone", 30)
     client.close()
     end_router("serve")
+
+
+def test_the_pages_ingress_calls_pods(serve_url: str) -> None:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(code()[-1], names)
+    try:
+        url = f"{serve_url}/lobby?room=ann&text=hello"
+        answers = [urllib.request.urlopen(url, timeout=60).read() for _ in range(8)]
+        assert answers == [str(count).encode() for count in range(1, 9)], "whichever replica asks"
+    finally:
+        serve.delete("lobby", _blocking=False)
+        over = lambda: "lobby" not in serve.status().applications  # noqa: E731
+        eventually(over, "the application is gone", 30)
+        names["pods"].shutdown()
+        names["client"].close()
+        end_router("lobby")
