@@ -22,6 +22,7 @@ import ray_route
 from benchmarks.harness import Report, Sample, others_took, wait_for_quiet
 from benchmarks.setting import SERVICE, address, deployed, local_client
 from ray_route.client.session import Session
+from ray_route.client.sessions import begun
 from ray_route.clock import Deadline
 from ray_route.runtime.metrics import LOOKUPS, meter
 from ray_route.runtime.namespace import Namespace
@@ -56,7 +57,7 @@ class Fleet:
         """Open so many sessions more; return the process's memory in bytes."""
         for _ in range(count):
             name, url = self._about
-            self._sessions.append(Session(Namespace(name, url, {}, Deadline.after(120))))
+            self._sessions.append(begun(Namespace(name, url, {}, Deadline.after(120))))
             self._count_reports(self._sessions[-1])
         return _memory("self")
 

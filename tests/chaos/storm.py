@@ -239,8 +239,9 @@ class Storm:
         fault = self._note("scale", self._life(3))
         with contextlib.suppress(ray_route.PodUnavailableError):  # it died while it was drained
             self.deployment.scale(3)
-        # One that had just died had come back meanwhile: it is that life which was drained.
-        self.history.faults.append(replace(fault, incarnation=self._life(3).incarnation))
+        drained = self._life(3).incarnation
+        if drained != fault.incarnation:  # a pod that had just died had come back meanwhile
+            self.history.faults.append(replace(fault, incarnation=drained))
         self.deployment.scale(4)
         self._over(fault)
 
