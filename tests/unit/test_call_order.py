@@ -244,4 +244,5 @@ def test_many_that_wait_for_one_take_no_longer_each() -> None:
         assert len(on_a_loop(CallOrder(), arrivals)) == number
         return (time.process_time() - begun_at) / number
 
-    assert min(per_call(4_000) for _ in range(3)) < 4 * min(per_call(250) for _ in range(3))
+    # Sixteen times, if each woke all others; memory that is cold costs some of it.
+    assert min(per_call(4_000) for _ in range(3)) < 8 * min(per_call(250) for _ in range(3))
