@@ -117,6 +117,12 @@ class Walk:
         return {name: path for name, path in self.path.items() if len(path) > 1}
 
 
+def end_application(name: str) -> None:
+    """End an application, and wait until Serve has none of that name."""
+    serve.delete(name, _blocking=False)
+    eventually(lambda: name not in serve.status().applications, "the application is gone", 30)
+
+
 Run = Callable[..., App]
 
 

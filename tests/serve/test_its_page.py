@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from helpers import end_router, eventually
 from ray import serve
+from serveapp import end_application
 from tutorial import blocks
 
 import ray_route
@@ -43,8 +44,7 @@ def test_the_pages_code_runs(serve_url: str, capsys: Any) -> None:
     exec(composition, names)
     assert names["current_session"]() is None
     compile(llm, str(PAGE), "exec")
-    serve.delete("app", _blocking=False)
-    eventually(lambda: "app" not in serve.status().applications, "the application is gone", 30)
+    end_application("app")
     client.close()
     end_router("serve")
 
@@ -57,9 +57,7 @@ def test_the_pages_ingress_calls_pods(serve_url: str) -> None:
         answers = [urllib.request.urlopen(url, timeout=60).read() for _ in range(8)]
         assert answers == [str(count).encode() for count in range(1, 9)], "whichever replica asks"
     finally:
-        serve.delete("lobby", _blocking=False)
-        over = lambda: "lobby" not in serve.status().applications  # noqa: E731
-        eventually(over, "the application is gone", 30)
+        end_application("lobby")
         names["pods"].shutdown()
         names["client"].close()
         end_router("lobby")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from helpers import end_router, eventually
-from ray import serve
+from helpers import end_router
+from serveapp import end_application
 from tutorial import blocks
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "stream.md"
@@ -36,9 +36,7 @@ def test_the_pages_code_runs(serve_url: str) -> None:
         gone = client.move("ann", "models", 1 - owner.pod, timeout=30)  # waits for its calls
         assert gone.pod == 1 - owner.pod
     finally:
-        serve.delete("tokens", _blocking=False)
-        over = lambda: "tokens" not in serve.status().applications  # noqa: E731
-        eventually(over, "the application is gone", 30)
+        end_application("tokens")
         names["deployment"].shutdown()
         names["client"].close()
         end_router("tokens")

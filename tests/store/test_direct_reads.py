@@ -35,6 +35,7 @@ from ray_route.runtime.worker import Worker
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.keys import Keys
+from ray_route.store.lanes import Lane
 from ray_route.store.links import LinkCalls, Writer
 from ray_route.store.scripts import plain_call
 from ray_route.store.url import StoreUrl, parse_url
@@ -113,6 +114,12 @@ class Process:
 
     def believe(self) -> None:
         self.belief.renewed().result(WAIT_S)
+
+    def lane(self) -> Lane:
+        """Take the believed lane, to be given back."""
+        taken = self.belief.take(self.store.primary_of(""), 0)
+        assert taken is not None
+        return taken
 
     def close(self) -> None:
         self.worker.stop(10)
@@ -232,8 +239,7 @@ def test_what_comes_after_belief_has_ended_is_not_believed(
 ) -> None:
     process.link("u", "3:7")
     process.believe()
-    lane = process.belief.take(process.store.primary_of(""), 0)
-    assert lane is not None
+    lane = process.lane()
     process.belief.give_back(lane)
     receive = lane.receive
 
@@ -252,8 +258,7 @@ def test_what_was_overtaken_on_its_way_is_not_believed(process: Process) -> None
     process.link("u", "3:7")
     process.believe()
     part = process.part("u")
-    lane = process.belief.take(process.store.primary_of(""), 0)
-    assert lane is not None
+    lane = process.lane()
     sent = process.reads._send(lane, [part])
     process.saw_all([(part.shard, process.routers[part.shard] + 1)])  # as a beat says
     assert process.reads._receive(lane, [part.shard], sent) == [None]
@@ -305,8 +310,7 @@ def test_a_beat_of_other_servers_voids_what_a_router_is_just_being_asked(
 def test_what_has_replies_to_come_is_taken_by_nobody(process: Process) -> None:
     process.link("u", "3:7")
     process.believe()
-    lane = process.belief.take(process.store.primary_of(""), 0)
-    assert lane is not None
+    lane = process.lane()
     process.reads._send(lane, [process.part("u")])
     process.belief.give_back(lane)  # as two interrupts, one after the other, may do
     assert process.read("u") is None
@@ -321,15 +325,13 @@ def test_a_lane_that_does_not_come_back_is_given_up_and_closed_once(
     process.link("u", "3:7")
     process.believe()
     monkeypatch.setattr(link_reads, "_WAIT_S", 0.1)
-    lane = process.belief.take(process.store.primary_of(""), 0)
-    assert lane is not None
+    lane = process.lane()
     assert process.read("u") is None
     pool = process.store._client.connection_pool
     assert lane._connection not in pool._in_use_connections
     process.believe()
     assert process.pod_of("u") == 3
-    other = process.belief.take(process.store.primary_of(""), 0)
-    assert other is not None
+    other = process.lane()
     process.belief.give_back(lane)  # he was only slow
     assert other._connection in pool._in_use_connections, "it is not closed under another's hands"
     process.belief.give_back(other)
@@ -357,8 +359,7 @@ def test_where_no_thread_can_be_started_the_router_is_asked_and_later_it_can(
 
 def test_an_idle_connection_asks_whether_its_server_is_there(process: Process) -> None:
     process.believe()
-    lane = process.belief.take(process.store.primary_of(""), 0)
-    assert lane is not None
+    lane = process.lane()
     assert lane._socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     assert lane._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 20
     process.belief.give_back(lane)
@@ -426,8 +427,7 @@ def test_a_server_that_has_lost_what_a_router_finds_there_is_not_asked_again(
     """It is another than the router compares: cut off, and its successor has all."""
     process.link("u", "3:7")
     process.believe()
-    lane = process.belief.take(process.store.primary_of(""), 0)
-    assert lane is not None
+    lane = process.lane()
     process.belief.give_back(lane)
     shard = process.keys.shard("u")
     behind, counter = Pod(process), process.seen[shard]

@@ -92,14 +92,9 @@ def test_behind_one_that_does_not_come_all_are_sent_again(begin: Begin) -> None:
 def test_what_is_sent_again_says_how_many_have_begun(monkeypatch: Any) -> None:
     monkeypatch.setattr(call_order, "_MISSING_S", 0.01)
     orders = CallOrder()
-    for order in ((1, 0), (1, 1)):
-        begun = place_of(orders, order)
-        assert begun.turn()
-        begun.leave()
-    behind = place_of(orders, (1, 3))
-    assert not behind.turn()
-    assert behind.send_again() == SendAgain(2)
-    behind.leave()
+    passed(orders, (1, 0))
+    passed(orders, (1, 1))
+    sent_again(orders, (1, 3), begun=2)
 
 
 def test_one_that_has_come_and_takes_long_is_waited_for(monkeypatch: Any) -> None:
@@ -180,13 +175,8 @@ def test_where_an_argument_is_no_value_those_behind_are_sent_again_too(kind: typ
 def test_where_calls_come_in_order_a_gap_is_noticed_at_once() -> None:
     orders = ArrivalOrder()
     for order in ((1, 0), (1, 1), (2, 0)):
-        place = place_of(orders, order)
-        assert place.turn()
-        place.leave()
-    behind = place_of(orders, (1, 3))
-    assert not behind.turn()
-    assert behind.send_again() == SendAgain(2)
-    behind.leave()
+        passed(orders, order)
+    sent_again(orders, (1, 3), begun=2)
     assert not place_of(orders, (1, 2)).turn()
 
 
@@ -208,9 +198,16 @@ def test_a_call_without_a_place_waits_for_nobody() -> None:
     assert len(orders) == 0
 
 
-def passed(orders: CallOrder, order: Order) -> None:
+def passed(orders: Orders, order: Order) -> None:
     place = place_of(orders, order)
     assert place.turn()
+    place.leave()
+
+
+def sent_again(orders: Orders, order: Order, *, begun: int) -> None:
+    place = place_of(orders, order)
+    assert not place.turn()
+    assert place.send_again() == SendAgain(begun)
     place.leave()
 
 
