@@ -256,6 +256,38 @@ def test_a_shutdown_runs_every_release_hook(
     )
 
 
+def test_a_hook_over_the_limit_of_its_deployment_is_ended(
+    client: ray_route.RouteClient, deploy: Deploy, book: Book
+) -> None:
+    how = {"folder": str(book.folder), "release_s": 120.0}
+    service = deploy(AsyncDiary, 2, kwargs=how, release_s=0.5).service
+    assert client.call("ann", service, "add", "ann") == 1
+    target = other(client, "ann", service)
+    assert client.move("ann", service, target, timeout=60).pod == target
+    assert book.count("release-end", "ann") == 1
+    assert book.load("ann") == 0, "it was ended before it had saved"
+
+
+def test_a_pod_told_to_end_waits_for_no_hook_past_its_grace(
+    client: ray_route.RouteClient, deploy: Deploy, book: Book
+) -> None:
+    how = {"folder": str(book.folder), "release_s": 120.0}
+    service = deploy(AsyncDiary, 1, kwargs=how, grace_s=2.0).service
+    client.call("ann", service, "add", "ann")
+    pid = client.call("ann", service, "pid")
+    told_at = time.monotonic()
+    os.kill(pid, signal.SIGTERM)
+    eventually(lambda: not Path(f"/proc/{pid}").exists(), "its process ends", 60)
+    assert book.count("release", "ann") == 1
+    assert book.count("release-end", "ann") == 0, "the grace was over before"
+    # With the default of 20 s the drain alone may take 12 s, and the hooks the rest.
+    print(f"ended after {time.monotonic() - told_at:.1f} s")
+    context = ray.get_runtime_context()
+    logs = Path(context.get_temp_dir()) / context.get_session_name() / "logs"
+    told = f"pod 0 of {service} ends before 1 uids were released, ['ann'] among them"
+    assert any(told in path.read_text(errors="replace") for path in logs.glob(f"worker-*{pid}.*"))
+
+
 def test_an_agent_that_stops_runs_every_release_hook(
     client: ray_route.RouteClient,
 ) -> None:

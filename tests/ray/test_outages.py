@@ -6,12 +6,15 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import redis
+from diaries import Book, Diary
 from helpers import eventually, own_namespace, router_handle
 from proxy import TcpProxy
 from servers import admin
@@ -202,3 +205,76 @@ def test_a_pod_that_dies_in_an_outage_loses_its_own_users_alone(world: World) ->
         "the dead one is made again",
         20,
     )
+
+
+@dataclass
+class Lone:
+    """A service of one pod, which holds one user."""
+
+    proxy: TcpProxy
+    client: ray_route.RouteClient
+    book: Book
+    pid: int
+
+    def has_ended(self) -> bool:
+        return not Path(f"/proc/{self.pid}").exists()
+
+    def is_served(self) -> bool:
+        try:
+            self.client.call("ann", "svc", "add", "ann", idempotent=True, timeout=2)
+        except ray_route.RouteError:
+            return False
+        return True
+
+
+@pytest.fixture
+def lone(ray_session: None, tmp_path: Path) -> Iterator[Callable[..., Lone]]:
+    """Deploys one pod that writes a diary, on a store of its own behind a proxy."""
+    with ExitStack() as stack:
+
+        def make(**options: Any) -> Lone:
+            server = stack.enter_context(EmbeddedServer())
+            proxy = stack.enter_context(TcpProxy(server.port))
+            where = {
+                "namespace": stack.enter_context(own_namespace()),
+                "redis_url": server.url.replace(str(server.port), str(proxy.port)),
+            }
+            how = {"kwargs": {"folder": str(tmp_path)}, "service": "svc", "replicas": 1}
+            stack.enter_context(ray_route.deploy(Diary, **where, **how, **options, **OPTIONS))
+            client = stack.enter_context(ray_route.connect(**where))
+            assert client.call("ann", "svc", "add", "ann") == 1
+            return Lone(proxy, client, Book(str(tmp_path)), client.call("ann", "svc", "pid"))
+
+        yield make
+
+
+@pytest.mark.parametrize("exits", [True, False])
+def test_a_pod_exits_in_an_outage_if_it_is_to(lone: Any, exits: bool) -> None:
+    pod = lone(exit_when_fenced=exits)
+    pod.proxy.cut()
+    if exits:
+        eventually(pod.has_ended, "its lease has run out", 30)
+    else:
+        pass_time(OUTAGE_S)
+        assert not pod.has_ended()
+    pod.proxy.heal()
+    eventually(pod.is_served, "by its next life, or by this one", 40)
+    assert pod.book.count("acquire", "ann") == (2 if exits else 1)
+
+
+def test_a_pod_told_to_end_in_a_lapse_releases_what_it_holds_if_the_store_is_back(
+    lone: Any,
+) -> None:
+    pod = lone(grace_s=30.0)
+    pod.proxy.cut()
+    pass_time(OUTAGE_S)
+    os.kill(pod.pid, signal.SIGTERM)
+    pass_time(1.0)
+    pod.proxy.heal()
+    eventually(pod.has_ended, "its process ends", 60)
+    first = [event.what for event in pod.book.events("ann") if event.pid == pod.pid]
+    assert first.count("release-end") == 1
+    assert "lost" not in first
+    eventually(pod.is_served, "by its next life", 40)
+    assert pod.book.load("ann") == 1, "it was saved, and is loaded again"
+    assert pod.client.call("ann", "svc", "add", "ann") == 3
