@@ -16,7 +16,14 @@ import ray
 from ray_route.client import many_uids, operations
 from ray_route.client.dispatcher import Dispatcher, dispatcher_of
 from ray_route.client.outgoing import Outgoing
-from ray_route.client.refusals import GONE, UNDECIDED, follow, judged, unavailable
+from ray_route.client.refusals import (
+    GONE,
+    UNDECIDED,
+    follow,
+    judged,
+    may_have_run,
+    unavailable,
+)
 from ray_route.client.responses import Response, arguments, taken
 from ray_route.client.session import NoSuchActorError, Session
 from ray_route.client.user_errors import UserCall, of_user
@@ -271,7 +278,7 @@ class _Many:
         made = Outgoing(name, service, uid, self.method, *asked, *how)
         try:
             if refused is not None:
-                link = self.links[uid]
+                link, made.may_have_run = self.links[uid], may_have_run(refused)
                 made.min_epoch = follow(
                     self.session, uid, service, link, refused, idempotent=self.idempotent
                 )

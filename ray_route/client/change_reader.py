@@ -69,6 +69,7 @@ class ChangeReader:
         self._near = known.near
         self._position = start
         self._trust = Trust(known.near, config.staleness_s, keys.shard, heard_at)
+        self._drained_at: float | None = heard_at
         self._lane: Lane | None = None
         self._lost = False
         self._stopping = threading.Event()
@@ -119,19 +120,22 @@ class ChangeReader:
         """Believe nothing any more: what comes next may be another server's."""
         self._near.flush()
         self._known.belief.end()
+        self._drained_at = None
         lane, self._lane = self._lane, None
         if lane is not None:
             lane.close()
 
     def _follow(self) -> None:
-        # What is read reflects the stream when the request was sent, or later: a process that
-        # was frozen in between must not take an old reply for news.
-        asked_at = now()
+        # What comes now was not there when all was read the last time: so old can it be, and older
+        # than this request, if this process slept, or was slow, in between.
+        asked_at, since = now(), self._drained_at
         entries = self._read()
         beats = [self._take_in_or_pass(entry, fields) for entry, fields in entries]
         heard = [beat for beat in beats if beat is not None]
-        if heard and len(entries) < _COUNT:  # else there may be more, and older than now
-            self._trust.heard(asked_at, heard[-1].unseen)
+        if heard and since is not None:
+            self._trust.heard(since, heard[-1].unseen)
+        if len(entries) < _COUNT:  # else there may be more
+            self._drained_at = asked_at
         if now() >= self._near.trusted_until:
             self._find_position_again()
 
@@ -185,7 +189,7 @@ class ChangeReader:
     def _find_position_again(self) -> None:
         """Begin at the stream's end: after a loss of data ours may lie beyond it for ever."""
         self._start_over()
-        key = self._keys.log
+        key, self._drained_at = self._keys.log, now()
         reply = self._store.one(Call(key, ("XREVRANGE", key, "+", "-", "COUNT", 1)))
         last = reply[0][0].decode() if reply else "0-0"
         # Whose the next entry is decides that entry: what was heard last may be no router's.

@@ -17,11 +17,11 @@ from ray_route.client.call_loop import CallLoop
 from ray_route.client.held_calls import HeldCalls, NotRunError
 from ray_route.client.lanes import Lane, Lanes
 from ray_route.client.outgoing import Outgoing
-from ray_route.client.refusals import GONE, follow, unavailable
+from ray_route.client.refusals import GONE, amended, follow, may_have_run, unavailable
 from ray_route.client.session import Session
 from ray_route.client.untaken import Untaken
 from ray_route.client.user_errors import of_user
-from ray_route.errors import CallCancelledError, ClosedError
+from ray_route.errors import CallCancelledError, ClosedError, RouteError
 from ray_route.protocol.calls import Refused, SendAgain
 from ray_route.runtime.call_context import node_mark, time_of
 
@@ -58,21 +58,31 @@ class Dispatcher:
     def _sent_at_once(self, lane: Lane, call: Outgoing) -> bool:
         session = self.session
         # Whoever waits has just looked it up: once is what is counted, and what it costs.
-        link = call.link or session.near.get(call.service, call.uid)
+        link = call.link
+        if link is None or session.has_ended(call.service, link):
+            link = session.near.get(call.service, call.uid)
         if link is None or not lane.may_send(link.epoch) or lane.is_held_up():
             return False
         handle = session.known_handle(call.service, link)
-        if handle is None or any(one.ref is None for one in call.upstream()):
-            return False
-        self._send(lane, call, link, handle)
-        return True
+        return handle is not None and self._send(lane, call, link, handle)
 
-    def _send(self, lane: Lane, call: Outgoing, link: Any, handle: Any) -> None:
+    def _send(self, lane: Lane, call: Outgoing, link: Any, handle: Any) -> bool:
+        """Send a call; False if it lacks the answer of a call that is an argument."""
+        refs = tuple(one.ref for one in call.upstream())  # read once: one may just come back
+        if any(ref is None for ref in refs):
+            return False
+        call.sent_refs = refs
         due = (time_of(call.deadline), node_mark())
         call.order = lane.order()
         header = [call.uid, link.epoch, link.incarnation, call.method, *call.order, *due]
-        lane.sent(call, _to_pod(handle, header, call), link)
+        try:
+            ref = _to_pod(handle, header, call)
+        except BaseException:
+            lane.place -= 1  # nobody has it
+            raise
+        lane.sent(call, ref, link)
         self.untaken.add(call)
+        return True
 
     def _hold(self, lane: Lane, call: Outgoing) -> None:
         lane.hold(call)
@@ -113,14 +123,15 @@ class Dispatcher:
         with self.lanes.of(call) as lane:
             if call.ref is not ref or call.over:
                 return
-            link = call.link
+            link, ran_before = call.link, call.may_have_run
             assert link is not None
+            call.may_have_run |= may_have_run(refused)
             try:
                 call.min_epoch = follow(
                     self.session, call.uid, call.service, link, refused, idempotent=call.idempotent
                 )
-            except Exception as error:  # noqa: BLE001 - it is the call's outcome
-                self._failed(lane, call, error)
+            except RouteError as error:  # the call's outcome
+                self._failed(lane, call, amended(error, ran_before=ran_before))
                 return
             lane.have_begun(*call.order)  # those before it, or it would not have been refused
             self._come_back(lane, call, ref)
@@ -133,14 +144,15 @@ class Dispatcher:
         with self.lanes.of(call) as lane:
             if call.ref is ref and not call.over:
                 call.trouble = error
+                if isinstance(error, GONE) and not isinstance(error, ray.exceptions.RayTaskError):
+                    call.may_have_run = True  # its pod has ended with it
                 lane.have_begun(call.order[0], begun)
                 self._come_back(lane, call, ref)
 
     def _come_back(self, lane: Lane, call: Outgoing, ref: Any) -> None:
         lost = call.trouble if isinstance(call.trouble, GONE) else None
         if call.cancelled:
-            may_have_run = call.may_have_run or lost is not None
-            self._failed(lane, call, cancelled(call, may_have_run=may_have_run))
+            self._failed(lane, call, cancelled(call, may_have_run=call.may_have_run))
         elif self._closed:  # nobody would send it again
             self._failed(lane, call, unavailable(call.ids, lost) if lost else self._left())
         elif lane.came_back(call, ref):
@@ -197,14 +209,8 @@ def _to_pod(handle: Any, header: list[Any], call: Outgoing) -> Any:
     """Hand a call to Ray; return the reference of its answer."""
     if call.is_plain and not call.kwargs:  # one argument costs Ray less than two
         return handle._ray_route_call_packed.remote([*header, *call.args])
-    call.sent_refs = tuple(one.ref for one in call.upstream())
-    kwargs = {name: as_sent(value) for name, value in call.kwargs.items()}
-    return handle._ray_route_call.remote(header, *map(as_sent, call.args), **kwargs)
-
-
-def as_sent(value: Any) -> Any:
-    """Return what goes along for an argument."""
-    return value.ref if type(value) is Outgoing else value
+    args, kwargs = call.as_sent()
+    return handle._ray_route_call.remote(header, *args, **kwargs)
 
 
 def cancelled(call: Outgoing, *, may_have_run: bool) -> CallCancelledError:

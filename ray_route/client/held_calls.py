@@ -21,7 +21,7 @@ from ray_route.runtime.waiting import run_async
 _POLL_S = 0.005
 _BACKOFF_S = 0.02
 
-Send = Callable[[Lane, Outgoing, Any, Any], None]
+Send = Callable[[Lane, Outgoing, Any, Any], bool]
 Fail = Callable[[Lane, Outgoing, Exception], None]
 Look = Callable[[list[Outgoing]], None]
 
@@ -33,7 +33,8 @@ class NotRunError(Exception):
 class HeldCalls:
     """Sends calls that wait, each when its turn has come.
 
-    `send` sends a call of a lane whose lock is held, to a pod by its link and handle; `fail` ends
+    `send` sends a call of a lane whose lock is held, to a pod by its link and handle, and says
+    whether it could; `fail` ends
     a call with an error; `look` sees to calls that are out and have an answer.
     """
 
@@ -80,9 +81,10 @@ class HeldCalls:
             with lane.held():
                 if call.over or lane.waiting[0] is not call:
                     return
+                self._check(call)  # under the lock: whoever waits may have been told its end
                 if lane.may_send(link.epoch) and not lane.is_held_up():
-                    lane.waiting.remove(call)
-                    self._send(lane, call, link, handle)
+                    if self._send(lane, call, link, handle):
+                        lane.waiting.remove(call)
                     return
                 before = list(lane.out)
             self._check(call)
@@ -110,14 +112,14 @@ class HeldCalls:
     async def _judge(self, call: Outgoing, trouble: Exception) -> None:
         """Find out what a missing answer means; return if the call is to be sent again."""
         call.trouble = None
-        refs = tuple(one.ref for one in call.upstream())
-        if refs != call.sent_refs or isinstance(trouble, NotRunError):
+        if isinstance(trouble, NotRunError):
             return
         if isinstance(trouble, ray.exceptions.RayTaskError):
+            if tuple(one.ref for one in call.upstream()) != call.sent_refs:
+                return  # that argument has been sent again, too
             raise of_user(trouble, call.method, call.ids)
         session, link = self._session, call.link
         assert link is not None
-        call.may_have_run = True
         lost = unavailable(call.ids, trouble)
         report = operations.failed(session, call.uid, call.service, link, trouble)
         try:

@@ -106,8 +106,18 @@ class Outgoing:
         """Return the references among its arguments, of other calls' answers too."""
         if self.is_plain:
             return []
-        refs = [value.ref if type(value) is Outgoing else value for value in self.values()]
-        return [ref for ref in refs if isinstance(ref, ray.ObjectRef)]
+        given = [value for value in self.values() if isinstance(value, ray.ObjectRef)]
+        return [*self.sent_refs, *given]
+
+    def as_sent(self) -> tuple[list[Any], dict[str, Any]]:
+        """Return what goes along as arguments and keywords, `sent_refs` among them."""
+        refs = iter(self.sent_refs)
+        args = [next(refs) if type(value) is Outgoing else value for value in self.args]
+        kwargs = {
+            name: next(refs) if type(value) is Outgoing else value
+            for name, value in self.kwargs.items()
+        }
+        return args, kwargs
 
     def changed(self) -> None:
         """Let all go on who wait for it to be sent, or to be over."""

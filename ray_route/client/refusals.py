@@ -8,7 +8,13 @@ from typing import Any
 import ray
 
 from ray_route.client.session import Session
-from ray_route.errors import FencedError, PodUnavailableError, RayGoneError, RouteTimeoutError
+from ray_route.errors import (
+    FencedError,
+    PodUnavailableError,
+    RayGoneError,
+    RouteError,
+    RouteTimeoutError,
+)
 from ray_route.model import Link
 from ray_route.protocol.calls import Refused
 from ray_route.runtime.metrics import CALL_REPEATS
@@ -31,6 +37,18 @@ def follow(
     session.near.drop(service, uid, link.epoch)
     session.meter.count(CALL_REPEATS, service, "fenced")
     return link.epoch + 1
+
+
+def may_have_run(refused: Refused) -> bool:
+    """Return True if a call may have run before it was refused."""
+    return bool(getattr(refused.error, "may_have_run", False))
+
+
+def amended(error: RouteError, *, ran_before: bool) -> RouteError:
+    """Return an error of a call's last attempt, such that it speaks of the earlier ones, too."""
+    if ran_before and getattr(error, "may_have_run", None) is False:
+        return error.about(may_have_run=True)
+    return error
 
 
 def unavailable(ids: Mapping[str, Any], error: Exception) -> PodUnavailableError:

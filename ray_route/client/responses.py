@@ -17,6 +17,7 @@ from ray_route.client.refusals import UNDECIDED
 from ray_route.client.user_errors import of_user
 from ray_route.clock import Deadline, now
 from ray_route.model import check_duration
+from ray_route.protocol.calls import Refused
 from ray_route.runtime.metrics import CALL_SECONDS
 from ray_route.runtime.waiting import Operation, Remote, run, run_async
 
@@ -158,6 +159,9 @@ def taken(dispatcher: Dispatcher, call: Outgoing) -> Operation[Any]:
         elif dispatcher.take_in(call, ref, answer):
             measure(dispatcher, call)
             return answer
+        elif type(answer) is Refused and call.certain and call.ref is ref:
+            call.taken = True  # a refusal that was taken for a value, for its size
+            raise answer.error
 
 
 def measure(dispatcher: Dispatcher, call: Outgoing) -> None:

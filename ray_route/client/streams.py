@@ -13,9 +13,16 @@ from typing import Any, Generic, TypeVar
 import ray
 
 from ray_route.client import operations
-from ray_route.client.dispatcher import Dispatcher, as_sent
+from ray_route.client.dispatcher import Dispatcher
 from ray_route.client.outgoing import Outgoing
-from ray_route.client.refusals import GONE, UNDECIDED, follow, judged, unavailable
+from ray_route.client.refusals import (
+    GONE,
+    UNDECIDED,
+    follow,
+    judged,
+    may_have_run,
+    unavailable,
+)
 from ray_route.client.responses import Failed, settled
 from ray_route.client.session import NoSuchActorError
 from ray_route.client.user_errors import of_user
@@ -169,8 +176,9 @@ class ResponseStream(Generic[R]):
         streamed = handle._ray_route_stream.options(
             num_returns="streaming", _generator_backpressure_num_objects=AHEAD
         )
-        kwargs = {name: as_sent(value) for name, value in call.kwargs.items()}
-        self._generator = streamed.remote(header, *map(as_sent, call.args), **kwargs)
+        call.sent_refs = tuple(one.ref for one in call.upstream())  # certain by now
+        args, kwargs = call.as_sent()
+        self._generator = streamed.remote(header, *args, **kwargs)
         if self._over:  # closed meanwhile
             self.close()
         self._sent.set_result(None)
@@ -221,8 +229,8 @@ class ResponseStream(Generic[R]):
         try:
             return (yield from self._item())
         except UNDECIDED as error:
-            may_have_run = self._generator is not None or self._taken > 0
-            raise judged(error, self._call.ids, may_have_run=may_have_run) from error
+            ran = self._call.may_have_run or self._generator is not None or self._taken > 0
+            raise judged(error, self._call.ids, may_have_run=ran) from error
 
     def _item(self) -> Operation[Any]:
         self._dispatcher.session.namespace.check_here()
@@ -257,6 +265,7 @@ class ResponseStream(Generic[R]):
             raise refused.error
         link, idempotent = call.link, call.idempotent
         assert link is not None
+        call.may_have_run |= may_have_run(refused)
         try:
             call.min_epoch = follow(
                 session, call.uid, call.service, link, refused, idempotent=idempotent
@@ -271,7 +280,7 @@ class ResponseStream(Generic[R]):
         session, call = self._dispatcher.session, self._call
         link = call.link
         assert link is not None
-        self._generator = None
+        self._generator, call.may_have_run = None, True
         lost = unavailable(call.ids, error)
         is_repeated = call.idempotent and not self._taken
         try:

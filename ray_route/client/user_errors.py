@@ -13,7 +13,12 @@ from ray_route.clock import Deadline
 from ray_route.errors import NestedCallError, RouteError, UnpicklableError
 from ray_route.runtime.waiting import Wait
 
-_OUR_CALL = ("._ray_route_call_many(", "._ray_route_call_packed(", "._ray_route_call(")
+_OUR_CALL = (
+    "._ray_route_call_many(",
+    "._ray_route_call_packed(",
+    "._ray_route_call(",
+    "._ray_route_stream(",
+)
 _OUR_MODULE = "ray_route.pod.pod_actor."
 _OUR_FRAMES = ("/ray_route/pod/",)
 _PICKLING = "/ray/cloudpickle/"
@@ -119,6 +124,8 @@ def without_ours(text: str) -> str:
             continue
         if not hidden:
             kept.append(line)
+        # Of the first frame, which is ours, Ray may leave the code without its file.
+        hidden = hidden or "ray::" in line
     return "\n".join(kept)
 
 

@@ -47,6 +47,7 @@ CONTROL_GROUP = "ray_route"
 
 # Of the time that a pod has to leave, for moving its uids to others.
 _DRAIN_SHARE = 0.6
+_SHOWN_CHARACTERS = 500
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,8 @@ def leaving(
     Ray must not see what was raised: it would never make the pod again. Nor is the call repeated
     elsewhere, `idempotent` or not: it would end one pod after the other.
     """
-    reason = f"{what}({uid!r}) raised {error!r}, so its process ends; Ray makes it again"
+    shown = repr(error)[:_SHOWN_CHARACTERS]  # a refusal is never so large that Ray stores it apart
+    reason = f"{what}({uid!r}) raised {shown}, so its process ends; Ray makes it again"
     logger.error("pod %d of %s leaves: %s", agent.pod, agent.service, reason, exc_info=error)
     if _departure is not None:
         _departure.begin(exit_to_be_made_again)

@@ -74,6 +74,8 @@ class ChangeWriter:
             sending, self._waiting = self._waiting, []
             for change in sending:
                 await self.append(change)
+            if self._waiting:
+                continue  # what came meanwhile comes before a beat that knows of it
             beat, self._beat = self._beat, None
             if beat is not None and now() - beat.at < _FRESH_S:
                 await self._tell(beat)

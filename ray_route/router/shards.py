@@ -192,11 +192,14 @@ class Shards:
         }
         clocks = {self.clocks.of(shard) for shard in shards}
         stepped = {clock for clock in clocks if clock.shows(time_us, asked_at)}
-        lost = [
-            shard
-            for shard, counter in counters.items()
-            if self.clocks.of(shard) in stepped or parse_counter(counter) < seen[shard]
-        ]
+        lost = []
+        for shard, counter in counters.items():
+            if self.clocks.of(shard) in stepped:
+                # The server has all writes: whoever is told this counter is refused all the same.
+                self.remember([(shard, parse_counter(counter) + 1)])
+                lost.append(shard)
+            elif parse_counter(counter) < seen[shard]:
+                lost.append(shard)
         return _Read(server, counters, lost, is_whole=len(counters) == len(shards))
 
     async def _stored(self) -> dict[int, bytes | None]:

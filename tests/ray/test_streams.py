@@ -109,7 +109,10 @@ def test_what_the_users_code_raises_ends_the_stream(rooms: Any, u: str, read: Re
     assert [next(stream) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(KeyError, match="my fault") as caught:
         read(stream)
-    assert "pod/streams.py" not in str(caught.value)
+    assert "_ray_route" not in str(caught.value)
+    first_frame = str(caught.value).splitlines()[1]
+    assert first_frame.startswith("  File"), "the user's own"
+    assert "talkers.py" in first_frame
     assert read(rooms[u].count.remote(2)) == [0, 1]
 
 

@@ -272,6 +272,38 @@ def test_agents_hear_at_once_that_the_servers_are_others(
     run(story())
 
 
+def test_a_beat_comes_after_the_loss_that_it_knows_of(store: Store) -> None:
+    """Also if the loss was found while an earlier change was on its way."""
+
+    async def story() -> None:
+        async with beating(store.url) as world:
+            changes, began, goes_on = world.changes, asyncio.Event(), asyncio.Event()
+            append = changes._append
+
+            async def held_up(entry: Any) -> str:
+                began.set()
+                await goes_on.wait()
+                return await append(entry)
+
+            changes._append = held_up  # type: ignore[method-assign]
+            changes.write(Change("link", S, stale={"u": 1}))
+            await began.wait()
+            changes.lost({3: 100})
+            changes.beat(world.router.shards.seen, "servers that have lost")
+            goes_on.set()
+
+            async def told() -> bool:
+                return any(beat.servers == "servers that have lost" for beat in await world.beats())
+
+            await world.eventually(told)
+            kinds = [
+                "lost" if entry.kind == "lost" else entry.servers for entry in await world.entries()
+            ]
+            assert kinds.index("lost") < kinds.index("servers that have lost")
+
+    run(story())
+
+
 def test_a_beat_that_could_not_be_told_in_time_is_not_told_at_all(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

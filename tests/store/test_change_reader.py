@@ -98,6 +98,25 @@ def test_a_silent_stream_makes_every_hit_a_miss_until_it_speaks_again(
     eventually(believed, "a beat brings trust back", 5)
 
 
+def test_a_beat_that_came_while_the_process_slept_counts_from_before(
+    server: EmbeddedServer, keys: Keys, stream: Stream
+) -> None:
+    """It may be as old as the sleep: the router may have ended meanwhile."""
+    cache, own = LinkCache(100), Store(parse_url(server.url), retries=0)
+    config = RouteConfig(heartbeat_s=0.2, staleness_s=0.7)
+    known = Known(PodTable(), cache, Belief(own, _nobody), SEEN.update)
+    reader = ChangeReader(own, keys, config, known, Position("0-0", 1, 0), now())
+    stream.append(BEAT)
+    reader._follow()
+    cache.put(S, "u", LINK, now())
+    assert cache.get(S, "u") == LINK
+    stream.append(BEAT)
+    eventually(lambda: cache.get(S, "u") is None, "it has slept for too long", 5)
+    reader._follow()
+    assert cache.get(S, "u") is None
+    reader.stop()
+
+
 def test_beats_keep_hits_alive_for_longer_than_one_beat_can(
     near: LinkCache, stream: Stream
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -272,5 +273,32 @@ def test_the_margin_is_what_may_be_lost(run: Run, stepping: SteppingServer) -> N
         for uid, link in links.items():
             assert (await router.place(uid)).epoch == link.epoch
         assert router.recalls == 0
+
+    run(story)
+
+
+def test_who_is_told_of_a_step_reads_nothing_as_missing_until_it_is_made_up_for(
+    run: Run, stepping: SteppingServer
+) -> None:
+    """A server whose clock has stepped has lost no writes: its counters alone would say so."""
+
+    async def story(router: Router) -> None:
+        links = await place_some(router)
+        shard = router.keys.shard("u0")
+        assert router.answering is not None
+        router.answering.cancel()  # the pods are frozen: it is not made up for yet
+        stepping.step(HOUR_S)
+        told: dict[int, int] = {}
+        router.recovery.comparison.tell_lost = told.update
+        assert shard in (await router.recovery.compared()).lost
+        vouched = list(router.shards.seen)
+        assert (await router.recovery.compared()).lost, "it is still lost"
+        for seen in (told[shard], vouched[shard], router.shards.seen[shard]):
+            reply = router.store.one(router.shards._links.read(seen, shard, [(SERVICE, "u0")]))
+            assert reply[0] == b"lost"
+        assert router.shards.seen == vouched, "the same again"
+        router.answering = asyncio.create_task(router.answer())
+        await router.recovery.recover()
+        assert (await router.place("u0")).epoch == links["u0"].epoch
 
     run(story)
