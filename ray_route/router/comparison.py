@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ray_route.config import RouteConfig
 from ray_route.errors import DamagedKeyError
+from ray_route.router.shards import Compared as Seen
 from ray_route.router.shards import Shards
 from ray_route.store.connect import AsyncStore
 from ray_route.store.damage import tell
@@ -62,9 +63,14 @@ class Comparison:
         self._tell(found.lost, found.unseen)
         names = named(servers[name] for name in found.servers)
         self._note(names)
-        # Only of all servers together it is known what they were.
-        whole = not found.lost and (bool(found.unseen) or await self.is_sealed(names))
+        whole = not found.lost and await self._is_whole(names, found)
         return Compared(names, found.lost, found.unseen, whole, steps)
+
+    async def _is_whole(self, servers: str, found: Seen) -> bool:
+        """True if the pod tables are those of these servers, as far as can be known now."""
+        if found.unseen and self._store.server_of(self._keys.meta) not in found.servers:
+            return True
+        return await self.is_sealed(servers, others_away=bool(found.unseen))
 
     def _tell(self, lost: frozenset[int], unseen: frozenset[int]) -> None:
         news, self._lost = lost - self._lost, lost | (self._lost & unseen)
@@ -84,17 +90,19 @@ class Comparison:
         """Name the servers that answer; raise `RouteError` if none does."""
         return named((await self._store.servers()).values())
 
-    async def is_sealed(self, servers: str) -> bool:
+    async def is_sealed(self, servers: str, *, others_away: bool = False) -> bool:
         """True if the namespace was whole on these servers; others come after a failover.
 
-        Not where its own key is damaged either: a recovery writes that anew.
+        On these and more, with `others_away`. Not where its own key is damaged either: a recovery
+        writes that anew.
         """
         try:
             reply = await self._store.one(read_whole(self._keys))
         except DamagedKeyError as error:
             tell(error)
             return False
-        return is_whole(self._keys, reply, self._config, servers)
+        names = servers.split(",")
+        return is_whole(self._keys, reply, self._config, names, others_away=others_away)
 
 
 def named(identities: Iterable[str]) -> str:

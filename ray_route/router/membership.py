@@ -180,17 +180,22 @@ class Membership:
         return verdict.decode()
 
     async def write_back(self, pods: Iterable[tuple[str, PodRecord]]) -> None:
-        """Write back what Redis may have lost of some pods."""
-        router = self._router()
-        calls = [self._calls.restore(service, pod, router) for service, pod in pods]
-        for start in range(0, len(calls), _CALLS_PER_TRIP):
-            for reply in await self._store.run(calls[start : start + _CALLS_PER_TRIP]):
+        """Write back what Redis may have lost of some pods; tell that again which it had lost.
+
+        Whoever began anew with the change stream has read the table as it was.
+        """
+        router, left = self._router(), list(pods)
+        while left:
+            some, left = left[:_CALLS_PER_TRIP], left[_CALLS_PER_TRIP:]
+            calls = [self._calls.restore(service, pod, router) for service, pod in some]
+            for (service, pod), reply in zip(some, await self._store.run(calls), strict=True):
                 if isinstance(reply, DamagedKeyError):
                     tell(reply)
                     continue
                 if isinstance(reply, RouteError):
                     raise reply
-                self._check(reply)
+                if self._check(reply) == b"written":
+                    self._on_change(service, pod)
 
     async def _decide(self, call: Call) -> Any:
         """Send what only the newest router may do; return the reply."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from typing import Any
 
 from ray_route.config import RouteConfig
@@ -89,10 +90,23 @@ def read_whole(keys: Keys) -> Call:
     return plain_call("HMGET", keys.meta, "sealed", "layout", "shards", "options")
 
 
-def is_whole(keys: Keys, reply: list[bytes | None], config: RouteConfig, servers: str) -> bool:
-    """True if the namespace is sealed on these servers, and says what its router runs with."""
+def is_whole(
+    keys: Keys,
+    reply: list[bytes | None],
+    config: RouteConfig,
+    servers: Collection[str],
+    *,
+    others_away: bool = False,
+) -> bool:
+    """True if the namespace is sealed on these servers, and says what its router runs with.
+
+    With `others_away` it may be sealed on more.
+    """
     sealed, layout, shards, options = reply
-    if sealed is None or sealed.decode(errors="replace") != servers:
+    if sealed is None:
+        return False
+    named = set(sealed.decode(errors="replace").split(","))
+    if not named.issuperset(servers) or (len(named) != len(set(servers)) and not others_away):
         return False
     try:
         says = parse_options(keys, shards, options)

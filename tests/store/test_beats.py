@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from servers import ClusterServers
 from test_resumption import CONFIG, Pod, Router, close_all
 
 from ray_route.clock import now
+from ray_route.model import Life
 from ray_route.protocol.changes import Change
 from ray_route.router import change_writer
 from ray_route.router.beats import Beats
@@ -243,6 +244,54 @@ def test_a_master_that_is_away_costs_its_own_shards_alone(how: str) -> None:
 
                 await world.eventually(seen)
                 assert await world.router.shards.lost() == []
+
+    with ClusterServers("valkey", in_part=True) as cluster:
+        run(story(cluster))
+
+
+def test_what_a_pod_table_lost_is_written_back_and_told_though_another_master_is_away() -> None:
+    """A replica that lagged has taken over the namespace's own master."""
+
+    async def story(cluster: ClusterServers) -> None:
+        async with beating(cluster.store_url()) as world:
+            await world.more_beats()
+            membership = world.router.membership
+            membership._on_change = lambda service, record: world.changes.write(
+                Change("pod", service, pod=record)
+            )
+            other = next(
+                node
+                for node in cluster.nodes
+                if node is not cluster.owner(cluster.slot(world.keys.log))
+            )
+            with closing(Store(cluster.store_url())) as store:
+                Pod(store, PodCalls(world.keys)).claim()
+            await membership.refresh_all()
+            table = world.keys.pods(S)
+            before = await world.store.one(plain_call("DUMP", table))
+            record = membership.table.get(S, 0)
+            assert record is not None
+            assert await membership.declare_gone(S, record, silent=False)
+            cluster.freeze(other)
+
+            async def told_unseen() -> bool:
+                return bool((await world.beats())[-1].unseen)
+
+            async def ends_told(count: int) -> bool:
+                told = [entry.pod for entry in await world.entries() if entry.pod]
+                return sum(pod.life is Life.GONE for pod in told) >= count
+
+            await world.eventually(told_unseen)
+            await world.eventually(lambda: ends_told(1))
+            await world.store.one(plain_call("RESTORE", table, 0, before, "REPLACE"))
+            await world.store.one(plain_call("HSET", world.keys.meta, "sealed", "others"))
+
+            async def is_written_back() -> bool:
+                return b"gone" in await world.store.one(plain_call("HVALS", table))
+
+            await world.eventually(is_written_back)
+            await world.eventually(lambda: ends_told(2))
+            assert (await world.router.recovery.compared()).is_whole
 
     with ClusterServers("valkey", in_part=True) as cluster:
         run(story(cluster))
