@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +26,58 @@ Deploy = Callable[..., ray_route.Deployment]
 BOTH = pytest.mark.parametrize("cls", [Diary, AsyncDiary])
 
 
+@dataclass
+class Diaries:
+    """A service of diaries, and their book."""
+
+    client: ray_route.RouteClient
+    deployment: ray_route.Deployment
+    book: Book
+
+    @property
+    def service(self) -> str:
+        return self.deployment.service
+
+    def add(self, uid: str, seconds: float = 0.0, **how: Any) -> int:
+        how = {"timeout": 20, **how}
+        return self.client.call(uid, self.service, "add", uid, seconds, **how)
+
+    def owner(self, uid: str) -> int:
+        return self.client.compute_linked_pod(uid, self.service).pod
+
+    def other(self, uid: str) -> int:
+        """Return a pod to which a uid could move."""
+        owner, ready = self.owner(uid), ray_route.RoutingState.READY
+        pods = self.client.pods(self.service)
+        return next(index for index, pod in pods.items() if pod.state is ready and index != owner)
+
+
+@pytest.fixture(scope="module")
+def shared(
+    client: ray_route.RouteClient, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[type, Diaries]]:
+    """A service of each kind for all tests that leave it as it was; the last tests end them."""
+    with ExitStack() as ends:
+        kept = {}
+        for cls, replicas in ((Diary, 2), (AsyncDiary, 3)):
+            book = Book(str(tmp_path_factory.mktemp(cls.__name__)))
+            options = {"namespace": client.namespace, "service": cls.__name__}
+            deployment = ray_route.deploy(
+                cls, replicas=replicas, kwargs={"folder": str(book.folder)}, **options
+            )
+            ends.callback(deployment.shutdown)
+            kept[cls] = Diaries(client, deployment, book)
+        yield kept
+
+
+@pytest.fixture
+def u() -> str:
+    return unique_name()
+
+
 @pytest.fixture
 def book(tmp_path: Path) -> Book:
     return Book(str(tmp_path))
-
-
-@pytest.fixture
-def keep(client: ray_route.RouteClient, deploy: Deploy, book: Book) -> Callable[..., Any]:
-    """Deploys diaries; returns the service, and a function that calls it."""
-
-    def make(cls: type = Diary, replicas: int = 2, **options: Any) -> tuple[str, Any]:
-        given = {name: options.pop(name) for name in ("release_s", "acquire_s") if name in options}
-        deployment = deploy(cls, replicas, kwargs={"folder": str(book.folder), **given}, **options)
-
-        def add(uid: str, seconds: float = 0.0, **how: Any) -> int:
-            how = {"timeout": 20, **how}
-            return client.call(uid, deployment.service, "add", uid, seconds, **how)
-
-        return deployment.service, add
-
-    return make
-
-
-def other(client: ray_route.RouteClient, uid: str, service: str) -> int:
-    return 1 - client.compute_linked_pod(uid, service).pod
 
 
 class Caller:
@@ -77,85 +107,79 @@ class Caller:
 
 @BOTH
 def test_a_mover_that_gives_up_leaves_the_uid_as_it_is_after_its_hook(
-    client: ray_route.RouteClient, keep: Any, book: Book, cls: type
+    shared: dict[type, Diaries], u: str, cls: type
 ) -> None:
-    service, add = keep(cls, release_s=3.0)
-    assert add("ann") == 1
-    with Caller(add, "ann") as caller:
-        while not book.count("release", "ann"):  # on a busy machine it has not begun, and is kept
+    kept = shared[cls]
+    client, book = kept.client, kept.book
+    book.slow("release", u, 3.0)
+    assert kept.add(u) == 1
+    with Caller(kept.add, u) as caller:
+        while not book.count("release", u):  # on a busy machine it has not begun, and is kept
             with pytest.raises(PodUnavailableError, match="kept the uid"):
-                client.move("ann", service, other(client, "ann", service), timeout=2)
-        eventually(lambda: book.count("acquire-end", "ann") == 2, "it is served again")
+                client.move(u, kept.service, kept.other(u), timeout=2)
+        eventually(lambda: book.count("acquire-end", u) == 2, "it is served again")
         reached = len(caller.counts)
         eventually(lambda: len(caller.counts) > reached + 3, "calls go on")
+    book.slow("release", u, 0.0)
     assert not caller.errors
     assert caller.counts == list(range(2, len(caller.counts) + 2)), "no call is lost"
-    assert book.faults("ann") == []
-    assert book.count("release", "ann") == 1
-
-
-@BOTH
-def test_a_drain_waits_for_hooks_that_are_slower_than_its_patience(
-    client: ray_route.RouteClient, keep: Any, book: Book, cls: type, monkeypatch: Any
-) -> None:
-    service, add = keep(cls, release_s=3.0)
-    uids = [f"u{number}" for number in range(6)]
-    assert [add(uid) for uid in uids] == [1] * 6
-    on_it = [uid for uid in uids if client.compute_linked_pod(uid, service).pod == 0]
-    *_, last = client.drain(service, 0, 60)
-    assert (last.done, last.problem, last.left) == (True, None, 0)
-    assert [add(uid) for uid in uids] == [2] * 6, "what was saved is found again"
-    for uid in on_it:
-        assert book.count("release", uid) == 1
-        assert book.faults(uid) == []
+    assert book.faults(u) == []
+    assert book.count("release", u) == 1
 
 
 def test_an_async_on_acquire_may_take_longer_than_any_limit_and_runs_once(
-    client: ray_route.RouteClient, keep: Any, book: Book
+    shared: dict[type, Diaries], u: str
 ) -> None:
-    _, add = keep(AsyncDiary, acquire_s=3.0)
+    kept, another = shared[AsyncDiary], f"{u}-2"
+    for uid in (u, another):
+        kept.book.slow("acquire", uid, 3.0)
     with ThreadPoolExecutor(4) as pool:
-        early = [pool.submit(add, "ann", timeout=1) for _ in range(3)]
-        late = pool.submit(add, "ann", timeout=20)
+        early = [pool.submit(kept.add, u, timeout=1) for _ in range(3)]
+        late = pool.submit(kept.add, u, timeout=20)
         for call in early:
             with pytest.raises(ray_route.RouteTimeoutError):
                 call.result()
         assert late.result() >= 1
-    assert book.count("acquire", "ann") == 1
-    assert add("bob", timeout=20) == 1, "others are acquired as well"
+    assert kept.book.count("acquire", u) == 1
+    assert kept.add(another, timeout=20) == 1, "others are acquired as well"
+    for uid in (u, another):
+        kept.book.slow("acquire", uid, 0.0)
 
 
 def test_a_cancelled_caller_of_an_async_on_acquire_leaves_nothing_behind(
-    client: ray_route.RouteClient, keep: Any, book: Book
+    shared: dict[type, Diaries], u: str
 ) -> None:
-    service, _ = keep(AsyncDiary, acquire_s=1.0)
-    link = client.compute_linked_pod("ann", service)
-    pod = client.actor("ann", service)
-    header = ["ann", link.epoch, link.incarnation, "add"]
-    ref = pod._ray_route_call.remote(header, "ann")
-    eventually(lambda: book.count("acquire", "ann"), "its on_acquire runs")
+    kept = shared[AsyncDiary]
+    client, service, book = kept.client, kept.service, kept.book
+    book.slow("acquire", u, 1.0)
+    link = client.compute_linked_pod(u, service)
+    pod = client.actor(u, service)
+    header = [u, link.epoch, link.incarnation, "add"]
+    ref = pod._ray_route_call.remote(header, u)
+    eventually(lambda: book.count("acquire", u), "its on_acquire runs")
     ray.cancel(ref, recursive=False)
     with pytest.raises(ray.exceptions.TaskCancelledError):
         ray.get(ref, timeout=10)
-    eventually(lambda: book.count("acquire-end", "ann"), "on_acquire goes on to its end")
-    moved = client.move("ann", service, 1 - link.pod, timeout=10)
-    assert moved.pod == 1 - link.pod
-    assert book.count("release-end", "ann") == 1
+    eventually(lambda: book.count("acquire-end", u), "on_acquire goes on to its end")
+    target = kept.other(u)
+    assert client.move(u, service, target, timeout=10).pod == target
+    assert book.count("release-end", u) == 1
+    book.slow("acquire", u, 0.0)
 
 
 def test_hooks_of_a_class_whose_calls_take_turns_take_turns_with_them(
-    client: ray_route.RouteClient, keep: Any, book: Book
+    shared: dict[type, Diaries], u: str
 ) -> None:
-    service, add = keep(Diary)
-    uids = [f"u{number}" for number in range(20)]
-    home = {uid: client.compute_linked_pod(uid, service).pod for uid in uids}
-    assert {add(uid) for uid in uids} == {1}
-    here = [uid for uid in uids if home[uid] == 0]
+    kept = shared[Diary]
+    client, service = kept.client, kept.service
+    uids = [f"{u}-{number}" for number in range(20)]
+    assert {kept.add(uid) for uid in uids} == {1}
+    here = [uid for uid in uids if kept.owner(uid) == 0]
     looking = partial_call(client, here[0], service, "add_while_looking", here[0], 1.5)
     for uid in here[1:]:
         client.move(uid, service, 1, timeout=20)
     assert looking.result(20) == 2
-    assert all(book.faults(uid) == [] for uid in uids)
+    assert all(kept.book.faults(uid) == [] for uid in uids)
 
 
 def partial_call(client: Any, *args: Any) -> Any:
@@ -166,29 +190,7 @@ def partial_call(client: Any, *args: Any) -> Any:
         pool.shutdown(wait=False)
 
 
-def test_an_endless_call_stalls_nobody_elses_move(
-    client: ray_route.RouteClient, keep: Any, book: Book
-) -> None:
-    service, add = keep(AsyncDiary)
-    uids = [f"u{number}" for number in range(30)]
-    assert {add(uid) for uid in uids} == {1}
-    here = [uid for uid in uids if client.compute_linked_pod(uid, service).pod == 0]
-    busy = partial_call(client, here[0], service, "add", here[0], 6.0)
-    eventually(lambda: book.count("call", here[0]) == 2, "the long call runs")
-    began = time.monotonic()
-    drain = client.drain(service, 0, 30)
-    for progress in drain:
-        if progress.left <= 1:
-            break
-    assert time.monotonic() - began < 4, "idle uids move at once"
-    assert {add(uid) for uid in here[1:]} == {2}
-    assert busy.result(20) == 2, "the long call is not harmed"
-    *_, last = drain
-    assert last.problem is None
-    assert all(book.faults(uid) == [] for uid in uids)
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quick(ray_session: None) -> Iterator[ray_route.RouteClient]:
     """A client of a namespace in which unused links end soon."""
     namespace = unique_name()
@@ -203,13 +205,14 @@ def quick(ray_session: None) -> Iterator[ray_route.RouteClient]:
 def test_a_backlog_of_idle_uids_ends_no_link_before_its_hook(
     quick: ray_route.RouteClient, book: Book, cls: type
 ) -> None:
-    options = {"namespace": quick.namespace, "service": "svc", "replicas": 2}
+    service = cls.__name__
+    options = {"namespace": quick.namespace, "service": service, "replicas": 1}
     how = {"folder": str(book.folder), "release_s": 0.15}
     uids = [f"u{number}" for number in range(30)]
-    with ray_route.deploy(cls, kwargs=how, **options) as _:
+    with ray_route.deploy(cls, kwargs=how, **options):
 
         def add(uid: str) -> int:
-            return quick.call(uid, "svc", "add", uid, timeout=20)
+            return quick.call(uid, service, "add", uid, timeout=20)
 
         assert {add(uid) for uid in uids} == {1}
         eventually(lambda: book.count("release-end") >= 10, "idle uids are given up", 30)
@@ -222,48 +225,37 @@ def test_a_backlog_of_idle_uids_ends_no_link_before_its_hook(
 
 
 def test_a_scheduled_removal_ends_the_link_after_the_hook(
-    client: ray_route.RouteClient, keep: Any, book: Book
+    shared: dict[type, Diaries], u: str
 ) -> None:
-    service, add = keep(Diary, release_s=0.5)
-    agent = ray_route.PodAgent(client.namespace, service, None).start()
-    agent.set_routing_state("DENY_NEW")  # it serves no calls, it only says what is to go
+    kept = shared[Diary]
+    book = kept.book
+    book.slow("release", u, 0.5)
+    assert kept.add(u) == 1
+    # It serves no calls, it only says what is to go.
+    agent = ray_route.PodAgent(kept.client.namespace, kept.service, None).start()
+    agent.set_routing_state("DENY_NEW")
     try:
-        assert add("ann") == 1
-        assert agent.remove_linked_pod("ann", after_s=1.0)
-        with Caller(add, "ann") as caller:
-            eventually(lambda: book.count("acquire", "ann") == 2, "it is acquired anew")
+        assert agent.remove_linked_pod(u, after_s=1.0)
+        with Caller(kept.add, u) as caller:
+            eventually(lambda: book.count("acquire", u) == 2, "it is acquired anew")
             reached = len(caller.counts)
             eventually(lambda: len(caller.counts) > reached, "calls go on")
     finally:
         agent.stop()
+    book.slow("release", u, 0.0)
     assert not caller.errors
     assert caller.counts == list(range(2, len(caller.counts) + 2))
-    assert book.faults("ann") == []
-
-
-@BOTH
-def test_a_shutdown_runs_every_release_hook(
-    client: ray_route.RouteClient, keep: Any, book: Book, deploy: Deploy, cls: type
-) -> None:
-    how = {"folder": str(book.folder)}
-    options = {"namespace": client.namespace, "service": unique_name(), "replicas": 2}
-    uids = [f"u{number}" for number in range(40)]
-    with ray_route.deploy(cls, kwargs=how, **options) as deployment:
-        for uid in uids:
-            client.call(uid, deployment.service, "add", uid)
-    assert sorted(event.uid for event in book.events() if event.what == "release-end") == sorted(
-        uids
-    )
+    assert book.faults(u) == []
 
 
 def test_a_hook_over_the_limit_of_its_deployment_is_ended(
     client: ray_route.RouteClient, deploy: Deploy, book: Book
 ) -> None:
     how = {"folder": str(book.folder), "release_s": 120.0}
-    service = deploy(AsyncDiary, 2, kwargs=how, release_s=0.5).service
-    assert client.call("ann", service, "add", "ann") == 1
-    target = other(client, "ann", service)
-    assert client.move("ann", service, target, timeout=60).pod == target
+    kept = Diaries(client, deploy(AsyncDiary, 2, kwargs=how, release_s=0.5), book)
+    assert kept.add("ann") == 1
+    target = kept.other("ann")
+    assert client.move("ann", kept.service, target, timeout=60).pod == target
     assert book.count("release-end", "ann") == 1
     assert book.load("ann") == 0, "it was ended before it had saved"
 
@@ -307,10 +299,11 @@ def test_an_agent_that_stops_runs_every_release_hook(
 
 @BOTH
 def test_a_pod_told_to_end_with_nobody_to_take_over_releases_all_it_holds(
-    client: ray_route.RouteClient, keep: Any, book: Book, cls: type
+    client: ray_route.RouteClient, deploy: Deploy, book: Book, cls: type
 ) -> None:
-    how = {"release_s": 0.5} if cls is AsyncDiary else {}
-    service, add = keep(cls, replicas=1, **how)
+    how = {"folder": str(book.folder), "release_s": 0.5 if cls is AsyncDiary else 0.0}
+    kept = Diaries(client, deploy(cls, 1, kwargs=how), book)
+    service, add = kept.service, kept.add
     uids = [f"u{number}" for number in range(60)]
     assert {add(uid) for uid in uids} == {1}
     pid = client.call(uids[0], service, "pid")
@@ -343,3 +336,64 @@ def test_what_a_pod_lost_is_told_and_not_saved(ray_session: None, book: Book) ->
         assert client.call("ann", "svc", "add", "ann", timeout=20) == 2
         assert book.count("release", "ann") == 0
     end_router(namespace)
+
+
+# The last ones, since they end what others share.
+
+
+def test_an_endless_call_stalls_nobody_elses_move(shared: dict[type, Diaries], u: str) -> None:
+    kept = shared[AsyncDiary]
+    client, service, book = kept.client, kept.service, kept.book
+    uids = [f"{u}-{number}" for number in range(30)]
+    assert {kept.add(uid) for uid in uids} == {1}
+    here = [uid for uid in uids if kept.owner(uid) == 0]
+    busy = partial_call(client, here[0], service, "add", here[0], 6.0)
+    eventually(lambda: book.count("call", here[0]) == 2, "the long call runs")
+    began = time.monotonic()
+    drain = client.drain(service, 0, 30)
+    for progress in drain:
+        if progress.left <= 1:
+            break
+    assert time.monotonic() - began < 4, "idle uids move at once"
+    assert {kept.add(uid) for uid in here[1:]} == {2}
+    assert busy.result(20) == 2, "the long call is not harmed"
+    *_, last = drain
+    assert last.problem is None
+    assert all(book.faults(uid) == [] for uid in uids)
+
+
+@BOTH
+def test_a_drain_waits_for_hooks_that_are_slower_than_its_patience(
+    shared: dict[type, Diaries], u: str, cls: type
+) -> None:
+    kept = shared[cls]
+    uids = [f"{u}-{number}" for number in range(6)]
+    assert [kept.add(uid) for uid in uids] == [1] * 6
+    drained = kept.owner(uids[0])
+    on_it = [uid for uid in uids if kept.owner(uid) == drained]
+    for uid in on_it:
+        kept.book.slow("release", uid, 3.0)
+    *_, last = kept.client.drain(kept.service, drained, 60)
+    assert (last.done, last.problem, last.left) == (True, None, 0)
+    for uid in on_it:
+        kept.book.slow("release", uid, 0.0)
+    assert [kept.add(uid) for uid in uids] == [2] * 6, "what was saved is found again"
+    for uid in on_it:
+        assert kept.book.count("release", uid) == 1
+        assert kept.book.faults(uid) == []
+
+
+@BOTH
+def test_a_shutdown_runs_every_release_hook(shared: dict[type, Diaries], u: str, cls: type) -> None:
+    kept = shared[cls]
+    uids = [f"{u}-{number}" for number in range(40)]
+    for uid in uids:
+        kept.add(uid)
+    kept.deployment.shutdown()
+    events = kept.book.events()
+    acquired, released = (
+        sorted(event.uid for event in events if event.what == what)
+        for what in ("acquire-end", "release-end")
+    )
+    assert released == acquired
+    assert set(uids) < set(released)
