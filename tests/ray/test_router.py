@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,14 +63,16 @@ def test_there_is_one_router_however_many_clients_connect(client: Any) -> None:
     assert {"name": f"ray_route:{client.namespace}:router", "namespace": RAY_NAMESPACE} in named
 
 
-RACER = textwrap.dedent("""
+# In one go, since a process takes two seconds of a core to come up.
+PROCESSES = 4
+PROGRAM = textwrap.dedent("""
     import asyncio, json, logging, sys
     import ray, ray_route
 
-    namespace, address, uids = sys.argv[1], sys.argv[2], [f"race-{n}" for n in range(500)]
+    namespace, address, number = sys.argv[1:]
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
-    async def race():
+    async def race(uids):
         async with await ray_route.connect_async(namespace) as client:
             async def worker(start):
                 found = {}
@@ -82,77 +85,70 @@ RACER = textwrap.dedent("""
             assert all(answer == answers[0] for answer in answers), "tasks disagree"
             return answers[0]
 
-    print(json.dumps(asyncio.run(race()), sort_keys=True))
+    def place(uids):
+        with ray_route.connect(namespace) as client:
+            for start in range(0, len(uids), 50):
+                client.compute_linked_pods(uids[start : start + 50], "even", timeout=60)
+
+    raced = asyncio.run(race([f"race-{n}" for n in range(500)]))
+    place([f"even-{number}-{n}" for n in range(2_500)])
+    print(json.dumps(raced, sort_keys=True))
 """)
 
 
-def test_8_processes_of_200_tasks_agree_on_500_fresh_uids(
-    client: Any, deploy: Any, tmp_path: Path
-) -> None:
-    deploy(service="raced", replicas=4)
-    script = tmp_path / "racer.py"
-    script.write_text(RACER)
-    address = ray.get_runtime_context().gcs_address
-    racers = [
-        subprocess.Popen(
-            [sys.executable, str(script), client.namespace, address],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(8)
-    ]
-    outputs = [racer.communicate(timeout=110) for racer in racers]
+@pytest.fixture(scope="module")
+def crowded(ray_session: None) -> Iterator[ray_route.RouteClient]:
+    """A client of a namespace of eight equal pods of service "even", and four of "raced"."""
+    name = unique_name()
+    # Nobody calls these pods, so their heartbeats would tell of no load: none comes meanwhile.
+    slow = {"heartbeat_s": 40.0, "pod_lease_s": 200.0, "staleness_s": 200.0}
+    indexes = [("even", pod) for pod in range(8)] + [("raced", pod) for pod in range(4)]
+    agents = [ray_route.PodAgent(name, *index, **slow).start() for index in indexes]
+    with ray_route.connect(name) as client:
+        yield client
+    for agent in agents:
+        agent.stop()
+    end_router(name)
 
-    assert [racer.returncode for racer in racers] == [0] * 8, outputs[0][1][-2000:]
-    answers = {output.strip().splitlines()[-1] for output, _ in outputs}
-    assert len(answers) == 1
-    links = client.compute_linked_pods([f"race-{n}" for n in range(500)], "raced")
+
+@pytest.fixture(scope="module")
+def outputs(crowded: ray_route.RouteClient, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What some processes said that raced for the same uids, and then placed others."""
+    script = tmp_path_factory.mktemp("router") / "program.py"
+    script.write_text(PROGRAM)
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, str(script), crowded.namespace, address]
+    started = [
+        subprocess.Popen(
+            [*command, str(number)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for number in range(PROCESSES)
+    ]
+    said = [process.communicate(timeout=110) for process in started]
+    assert [process.returncode for process in started] == [0] * PROCESSES, said[0][1][-2000:]
+    return [output.strip().splitlines()[-1] for output, _ in said]
+
+
+def test_4_processes_of_200_tasks_agree_on_500_fresh_uids(
+    crowded: ray_route.RouteClient, outputs: list[str]
+) -> None:
+    assert len(set(outputs)) == 1
+    links = crowded.compute_linked_pods([f"race-{n}" for n in range(500)], "raced")
+    assert json.loads(outputs[0]) == {uid: [link.pod, link.epoch] for uid, link in links.items()}
     per_pod = [sum(link.pod == pod for link in links.values()) for pod in range(4)]
     assert max(per_pod) - min(per_pod) <= 50
 
 
-PLACER = textwrap.dedent("""
-    import logging, sys
-    import ray, ray_route
-
-    namespace, address, number = sys.argv[1], sys.argv[2], sys.argv[3]
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    with ray_route.connect(namespace) as client:
-        uids = [f"even-{number}-{n}" for n in range(2_500)]
-        for start in range(0, len(uids), 50):
-            client.compute_linked_pods(uids[start : start + 50], "even", timeout=60)
-""")
-
-
 def test_4_processes_spread_10000_uids_evenly_over_8_pods(
-    ray_session: None, namespace: str, tmp_path: Path
+    crowded: ray_route.RouteClient, outputs: list[str]
 ) -> None:
-    # Nobody calls these pods, so their heartbeats would tell of no load: none comes meanwhile.
-    slow = {"heartbeat_s": 40.0, "pod_lease_s": 200.0, "staleness_s": 200.0}
-    agents = [ray_route.PodAgent(namespace, "even", pod, **slow).start() for pod in range(8)]
-    script = tmp_path / "placer.py"
-    script.write_text(PLACER)
-    address = ray.get_runtime_context().gcs_address
-    command = [sys.executable, str(script), namespace, address]
-    placers = [
-        subprocess.Popen([*command, str(number)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for number in range(4)
-    ]
-    outputs = [placer.communicate(timeout=100)[0] for placer in placers]
-    assert [placer.returncode for placer in placers] == [0] * 4, outputs[0][-2000:]
-
-    uids = [f"even-{number}-{n}" for number in range(4) for n in range(2_500)]
-    with ray_route.connect(namespace) as client:
-        stored = client.batch_get_linked_pod(uids, "even")
+    uids = [f"even-{number}-{n}" for number in range(PROCESSES) for n in range(2_500)]
+    stored = crowded.batch_get_linked_pod(uids, "even")
     sizes = [len(stored[pod]) for pod in range(8)]
     print(f"10,000 uids over 8 pods from 4 processes: {sizes}")
     assert stored.missing == []
     assert max(sizes) <= 1.1 * 1250
     assert min(sizes) >= 0.9 * 1250
-    for agent in agents:
-        agent.stop()
-    end_router(namespace)
 
 
 def test_a_killed_router_is_restarted_and_no_link_moves(deploy: Any, client: Any, u: str) -> None:
