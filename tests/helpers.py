@@ -15,29 +15,42 @@ from ray.util import list_named_actors
 
 from ray_route.protocol.names import RAY_NAMESPACE
 
+POLL_S = 0.02
+
 
 def eventually(condition: Callable[[], Any], what: str, within_s: float = 10.0) -> Any:
-    """Poll until `condition` is true; return what it returned, or fail with `what`."""
+    """Poll until `condition` is true; return what it returned, or fail with `what`.
+
+    At most half of the time: to look must not take the machine from what is waited for.
+    """
     end = time.monotonic() + within_s
     while True:
-        value = condition()
+        value, pause_s = _look(condition, what, within_s, end)
         if value:
             return value
-        if time.monotonic() >= end:
-            pytest.fail(f"not within {within_s} s: {what}")
-        time.sleep(0.02)
+        time.sleep(pause_s)
 
 
 async def soon(condition: Callable[[], Any], what: str, within_s: float = 10.0) -> Any:
     """Poll as `eventually` does, and let other tasks of the loop run meanwhile."""
     end = time.monotonic() + within_s
     while True:
-        value = condition()
+        value, pause_s = _look(condition, what, within_s, end)
         if value:
             return value
-        if time.monotonic() >= end:
-            pytest.fail(f"not within {within_s} s: {what}")
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(pause_s)
+
+
+def _look(
+    condition: Callable[[], Any], what: str, within_s: float, end: float
+) -> tuple[Any, float]:
+    """Return what a condition says, and the seconds until it may be asked again."""
+    asked_at = time.monotonic()
+    value = condition()
+    now = time.monotonic()
+    if not value and now >= end:
+        pytest.fail(f"not within {within_s} s: {what}")
+    return value, max(POLL_S, now - asked_at)
 
 
 def router_handle(namespace: str) -> Any:
