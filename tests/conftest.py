@@ -13,6 +13,7 @@ import hypothesis  # noqa: F401 - its plugin imports it too late for some Python
 import pytest
 import ray
 from helpers import eventually  # noqa: F401
+from ray._private.node import Node
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -23,11 +24,6 @@ from ray_route.store.url import parse_url
 # Ray's workers yield to all else (nice 15): beside a busy process, or a test that calls without a
 # pause, pods and routers get a thirtieth of a core, and miss leases and deadlines of seconds.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own spelling
-
-# Where hundreds of processes have had their logs, Ray's monitor of logs takes more of the machine
-# than all else of Ray, by looking for new ones ten times a second. No test waits for what it tells.
-os.environ["RAY_LOG_MONITOR_MANY_FILES_THRESHOLD"] = "0"
-os.environ["LOG_NAME_UPDATE_INTERVAL_S"] = "5"
 
 # A shell without job control starts what it puts in the background deaf to Ctrl-C, with all that
 # comes of it: tests of interrupts would wait for ever.
@@ -91,6 +87,12 @@ def namespace() -> str:
     return f"t{uuid.uuid4().hex[:12]}"
 
 
+# Processes of Ray that only look on: one reads all logs for drivers, one would ask a cloud for
+# nodes. No test waits for what they tell, and each of hundreds of processes costs the first a tenth
+# of what its start costs.
+ONLOOKERS = ("start_log_monitor", "start_monitor")
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One Ray for the session, with more CPUs than the machine has: pods take none."""
@@ -99,6 +101,8 @@ def ray_session() -> Iterator[None]:
         # Its processes inherit this. With a runtime environment instead, the workers that Ray
         # starts in advance could be used by nobody.
         patch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here / "chaos")]))
+        for onlooker in ONLOOKERS:
+            patch.setattr(Node, onlooker, lambda _: None)
         ray.init(
             "local",  # not one that happens to run here
             num_cpus=8,
