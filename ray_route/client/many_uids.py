@@ -13,7 +13,7 @@ import ray
 from ray_route.client.batch import BatchOptions, look_up
 from ray_route.client.session import Session
 from ray_route.clock import Deadline, now
-from ray_route.errors import RouterUnavailableError
+from ray_route.errors import LostWritesError, RouterUnavailableError, StoreUnavailableError
 from ray_route.model import Link, LinkedPods, check_name, check_uids, listed
 from ray_route.protocol.wire import pack_question
 from ray_route.runtime.link_reads import Awaited, Part, Readings
@@ -56,15 +56,35 @@ def compute_many(session: Session, uids: Iterable[str], service: str) -> Operati
     # By shard, for the router too: a call then is a few scripts of many uids, not 256 of a few.
     parts = session.judge.parts(service, missing) if missing else []
     yield from _read_many(session, service, parts, answers)
-    left = [uid for part in parts for _, uid in part.names if answers[uid] is None]
-    answers.update((yield from _decided_many(session, service, left)))
+    left = [uid for part in parts for _, uid in part.names if answers[uid].__class__ is not Link]
+    yield from _decide(session, service, left, answers)
     return answers
+
+
+def _decide(
+    session: Session, service: str, left: list[str], answers: dict[str, Any]
+) -> Operation[None]:
+    """Have the router decide what is left; what is lost, when all else is told."""
+    lost = [uid for uid in left if answers[uid] is not None]
+    asked = [uid for uid in left if answers[uid] is None] if lost else left
+    while asked or lost:
+        answers.update((yield from _decided_many(session, service, asked)))
+        lost += [uid for uid in asked if isinstance(answers[uid], LostWritesError)]
+        try:
+            yield from session.recover(lost)
+        except StoreUnavailableError as error:
+            answers.update(dict.fromkeys(lost, error))
+            return
+        asked, lost = lost, []
 
 
 def _read_many(
     session: Session, service: str, parts: Sequence[Part], answers: dict[str, Any]
 ) -> Operation[None]:
-    """Add the links that can be told without the router; Redis works on one read during another."""
+    """Add what can be told without the router: links, or `Lost`.
+
+    Redis works on one read during another.
+    """
     under_way: deque[_Read] = deque()
     for some in _reads(parts):
         if not session.may_know(service):
@@ -88,19 +108,17 @@ def _reads(parts: Sequence[Part]) -> Iterator[list[Part]]:
         yield some
 
 
-def _found(session: Session, service: str, read: _Read) -> Operation[dict[str, Link]]:
+def _found(session: Session, service: str, read: _Read) -> Operation[dict[str, Any]]:
     """Wait for a read of many links; return what can be told without the router."""
     count = sum(len(part.names) for part in read.parts)
     what = f"Redis at {session.namespace.url.address} about {count} uids of {service!r}"
     readings = yield Awaited(read.readings, what, session.namespace.check_here)
     found = session.judge.found(service, read.parts, readings, now() - read.asked_at)
     session.new_uids.note(service, found.read, len(found.links) + len(found.lost))
-    if found.lost:
-        yield from session.namespace.recover({lost.shard for lost in found.lost.values()})
     if not session.may_read():  # the stream has not been heard meanwhile
-        return {}
+        return found.lost
     session.keep_used(service, found, read.asked_at)
-    return found.links
+    return {**found.links, **found.lost} if found.lost else found.links
 
 
 def _decided_many(session: Session, service: str, missing: list[str]) -> Operation[dict[str, Any]]:

@@ -15,10 +15,7 @@ from ray_route.client.coalescer import Batch, SharedAnswer
 from ray_route.client.lookups import Lookups, Lost
 from ray_route.client.session import NoSuchActorError, Session
 from ray_route.clock import Deadline, now
-from ray_route.errors import (
-    PodRestartingError,
-    RouteError,
-)
+from ray_route.errors import LostWritesError, PodRestartingError, RouteError
 from ray_route.model import (
     DrainProgress,
     Explanation,
@@ -100,7 +97,8 @@ def _answer(
 ) -> Operation[Any]:
     """Look a uid up in Redis; what that does not tell, have the router decide.
 
-    Whoever has just been refused, and wants a higher epoch, asks the router.
+    Whoever has just been refused, and wants a higher epoch, asks the router. Who asks for a uid of
+    a lost shard waits for its recovery: by himself, so that nobody else does.
     """
     batch = None
     if min_epoch == 0 and session.may_know(service):
@@ -108,10 +106,15 @@ def _answer(
         if isinstance(answer, Link):
             return answer
         if isinstance(answer, Lost):
-            yield from session.namespace.recover([answer.shard])
+            yield from session.recover([uid])
         else:
             batch = answer
-    return (yield from _decided(session, lookups, batch, uid, service, min_epoch))[uid]
+    while True:
+        answers = yield from _decided(session, lookups, batch, uid, service, min_epoch)
+        if not isinstance(answers[uid], LostWritesError):
+            return answers[uid]
+        batch = None
+        yield from session.recover([uid])
 
 
 def _decided(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -142,6 +142,14 @@ class Session:
             self.namespace.router.report_use.remote(service, used)
 
     # Look-ups by the router.
+
+    def recover(self, uids: Collection[str]) -> Operation[None]:
+        """Have the router write back what Redis has lost in the shards of some uids, if any.
+
+        Raises `StoreUnavailableError`.
+        """
+        if uids:
+            yield from self.namespace.recover(set(map(self.namespace.keys.shard, uids)))
 
     def take(
         self, service: str, wanted: dict[str, int], packed: bytes, asked_at: float

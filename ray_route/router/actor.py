@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ray_route.config import RouteConfig
-from ray_route.errors import RouteError
 from ray_route.model import DrainProgress, Explanation, Link, Pod, PodRecord, RoutingState
 from ray_route.protocol.commands import Address, Fetched, Outcome, Word
 from ray_route.protocol.welcome import Vouched, Welcome
@@ -148,9 +147,7 @@ class Router:
     async def explain(self, service: str, uid: str) -> Explanation:
         """Say why a uid is where it is."""
         pods = await self.pods(service)
-        found = (await self._directory.find(service, {uid: 0}))[uid]
-        if isinstance(found, RouteError):
-            raise found
+        found = await self._links.read(service, uid)
         # An epoch is at least Redis time in microseconds when it was given out.
         time_us = await self._membership.time_us()
         return Explanation(

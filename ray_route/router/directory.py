@@ -80,7 +80,9 @@ class Directory:
         """Return each uid's link in the order wanted, placing or relinking it where needed.
 
         `wanted` maps uids to the least epoch that the caller will take from a cache. Whoever
-        asks for a uid that is on its way to Redis waits for that answer: one write for all.
+        asks for a uid that is on its way to Redis waits for that answer: one write for all. Uids of
+        a lost shard are answered with `LostWritesError` at once: who asks for them can wait for its
+        recovery without keeping others waiting.
         """
         answers: dict[str, Any] = self._links.cache.get_all(service, wanted)
         missing = [uid for uid, link in answers.items() if link is None]
@@ -104,14 +106,18 @@ class Directory:
         return answers
 
     async def find(self, service: str, wanted: Mapping[str, int]) -> dict[str, Answer | None]:
-        """Return each uid's link in the order wanted, None where there is none; places nothing."""
+        """Return each uid's link in the order wanted, None where there is none; places nothing.
+
+        Of lost shards see `compute`.
+        """
         answers: dict[str, Any] = self._links.cache.get_all(service, wanted)
         unknown = [uid for uid, link in answers.items() if link is None]
         if not unknown:
             return answers
         asked_at = now()
         found: dict[str, Link] = {}
-        for uid, outcome in (await self._links.read_many(service, unknown)).items():
+        outcomes = await self._links.read_many(service, unknown, waits=False)
+        for uid, outcome in outcomes.items():
             if isinstance(outcome, RouteError):
                 answers[uid] = outcome
             elif outcome.link is not None:
@@ -158,17 +164,19 @@ class Directory:
         node: str | None,
         *,
         prefer_index: bool = False,
+        waits: bool = True,
     ) -> dict[str, Answer]:
         """Relink uids whose owner has ended or has given them up.
 
-        `prefer_index` chooses the index that they had, if a new life has it.
+        `prefer_index` chooses the index that they had, if a new life has it. `waits`: for the
+        recovery of lost shards.
         """
         try:
             proposal = self._placer.propose(service, lost, node, lost if prefer_index else None)
         except RouteError as refusal:
             return {uid: refusal.about(uid=uid) for uid in lost}
         reason = "relinked" if prefer_index else "moved"
-        return await self._links.relink(service, proposal, lost, reason)
+        return await self._links.relink(service, proposal, lost, reason, waits=waits)
 
     # Batches.
 
@@ -241,7 +249,7 @@ class Directory:
     async def _existing(self, batch: _Batch, refusal: RouteError) -> dict[str, Answer]:
         """Answer from what is there when nothing can be placed."""
         answers: dict[str, Answer] = {}
-        outcomes = await self._links.read_many(batch.service, batch.uids)
+        outcomes = await self._links.read_many(batch.service, batch.uids, waits=False)
         for uid, outcome in outcomes.items():
             if isinstance(outcome, RouteError):
                 answers[uid] = outcome
@@ -289,7 +297,8 @@ class Directory:
         for uid in waiting:
             answers[uid] = self._restarting(service, uid, lost.pop(uid))
         if lost:
-            answers.update(await self.give_away(service, lost, node, prefer_index=True))
+            how = {"prefer_index": True, "waits": False}
+            answers.update(await self.give_away(service, lost, node, **how))
         return answers
 
     def _may_restart(self, service: str, link: Link) -> bool:

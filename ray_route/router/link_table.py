@@ -123,9 +123,14 @@ class LinkTable:
 
     # Many uids.
 
-    async def read_many(self, service: str, uids: Sequence[str]) -> Outcomes:
-        """Return what Redis holds of each uid; fills no cache."""
-        return await self._guarded(self._shards.read(service, uids))
+    async def read_many(self, service: str, uids: Sequence[str], *, waits: bool = True) -> Outcomes:
+        """Return what Redis holds of each uid; fills no cache.
+
+        Of a lost shard that is known once it is recovered; unless it `waits`, `LostWritesError`
+        says so at once. So it is with `relink`, and `place` never waits: a batch has uids of many
+        who do not know of each other.
+        """
+        return await self._guarded(self._shards.read(service, uids, waits=waits))
 
     async def place(self, service: str, proposal: Proposal) -> Outcomes:
         """Link each uid to the pod proposed for it, unless it has a link: that wins."""
@@ -134,7 +139,7 @@ class LinkTable:
             owners = proposal.owners(some)
             return self._calls.set_if_absent(writer, shard, service, some, owners)
 
-        outcomes = await self._write_proposed(service, proposal, build)
+        outcomes = await self._write_proposed(service, proposal, build, waits=False)
         outcomes = {uid: self._or_full(outcome) for uid, outcome in outcomes.items()}
         placed = {
             uid: outcome.link
@@ -146,7 +151,13 @@ class LinkTable:
         return outcomes
 
     async def relink(
-        self, service: str, proposal: Proposal, lost: Mapping[str, Link], reason: str
+        self,
+        service: str,
+        proposal: Proposal,
+        lost: Mapping[str, Link],
+        reason: str,
+        *,
+        waits: bool = True,
     ) -> dict[str, Link | RouteError]:
         """Link each uid to the pod proposed for it, if its epoch is still that of `lost`."""
 
@@ -155,7 +166,7 @@ class LinkTable:
             owners = proposal.owners(some)
             return self._calls.relink(writer, shard, service, some, expected, owners)
 
-        outcomes = await self._write_proposed(service, proposal, build)
+        outcomes = await self._write_proposed(service, proposal, build, waits=waits)
         for uid, outcome in outcomes.items():
             self._left(service, lost[uid] if _written(outcome) else None)
         return {
@@ -214,6 +225,9 @@ class LinkTable:
             return self._calls.readmit(writer, shard, service, some, [links[uid] for uid in some])
 
         outcomes = await self._write(service, list(links), build, placing=False)
+        for outcome in outcomes.values():
+            if isinstance(outcome, RouteError) and not isinstance(outcome, DamagedKeyError):
+                raise outcome
         written = {uid: link for uid in links if (link := _written(outcomes[uid]))}
         self.decisions.note(service, written, "brought back to")
         return len(written)
@@ -231,23 +245,27 @@ class LinkTable:
 
     # Writing.
 
-    async def _write_proposed(self, service: str, proposal: Proposal, build: Build) -> Outcomes:
+    async def _write_proposed(
+        self, service: str, proposal: Proposal, build: Build, *, waits: bool
+    ) -> Outcomes:
         """Run a verb that links uids to owners; meanwhile they count as the owners' load."""
         arrivals = proposal.arrivals()
         for pod, links in arrivals:
             self._membership.loads.propose(service, pod, links)
         try:
-            return await self._write(service, list(proposal.chosen), build, placing=True)
+            uids = list(proposal.chosen)
+            return await self._write(service, uids, build, placing=True, waits=waits)
         finally:
             for pod, links in arrivals:
                 self._membership.loads.settle(service, pod, links)
 
     async def _write(
-        self, service: str, uids: list[str], build: Build, *, placing: bool
+        self, service: str, uids: list[str], build: Build, *, placing: bool, waits: bool = True
     ) -> Outcomes:
         """Run a verb and keep what holds afterwards; `placing`: it may give uids to others."""
         asked_at = now()
-        outcomes = await self._guarded(self._shards.run(uids, build, placing=placing))
+        running = self._shards.run(uids, build, placing=placing, waits=waits)
+        outcomes = await self._guarded(running)
         held = {
             uid: outcome.link
             for uid, outcome in outcomes.items()
@@ -351,10 +369,8 @@ def _holds(outcome: Outcome | RouteError, epoch: int) -> bool | None:
 
 
 def _written(outcome: Outcome | RouteError) -> Link | None:
-    if isinstance(outcome, DamagedKeyError):
-        return None
-    link = linked(outcome)
-    return link if isinstance(outcome, Outcome) and outcome.written else None
+    """Return the link that a script wrote; None where it wrote none, or did not run."""
+    return outcome.link if isinstance(outcome, Outcome) and outcome.written else None
 
 
 def linked(outcome: Outcome | RouteError) -> Link | None:

@@ -226,11 +226,12 @@ class Shards:
         )
 
     async def run(
-        self, uids: Sequence[str], build: Build, *, placing: bool = False
+        self, uids: Sequence[str], build: Build, *, placing: bool = False, waits: bool = True
     ) -> dict[str, Outcome | RouteError]:
         """Call one script per shard and 500 uids; return every uid's outcome or its error.
 
-        `placing`: it may give a uid to another owner, which waits until that may be. Raises
+        `placing`: it may give a uid to another owner, which waits until that may be. `waits`: for
+        the recovery of lost shards; else the outcomes there are `LostWritesError`, at once. Raises
         `SupersededError` if another router has taken over: then nothing was changed.
         """
         outcomes: dict[str, Outcome | RouteError] = {}
@@ -238,7 +239,7 @@ class Shards:
             part = uids[start : start + _UIDS_PER_TRIP]
             some = await self._trip(part, build, placing=placing)
             outcomes.update(some)
-            if lost := _lost(some):
+            if waits and (lost := _lost(some)):
                 outcomes.update(await self._recovered(lost, build, placing=placing))
         return outcomes
 
@@ -258,14 +259,16 @@ class Shards:
                 break
         return outcomes
 
-    async def read(self, service: str, uids: Sequence[str]) -> dict[str, Outcome | RouteError]:
-        """Read links without changing anything."""
+    async def read(
+        self, service: str, uids: Sequence[str], *, waits: bool = True
+    ) -> dict[str, Outcome | RouteError]:
+        """Read links without changing anything; see `run`."""
 
         def build(writer: Writer, shard: int, some: list[str]) -> Call:
             names = [(service, uid) for uid in some]
             return self._links.read(writer.seen, shard, names, writer.latest_us)
 
-        return await self.run(uids, build)
+        return await self.run(uids, build, waits=waits)
 
     async def _trip(
         self, uids: Sequence[str], build: Build, *, placing: bool

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ray_route.clock import Deadline
 from ray_route.config import RouteConfig
-from ray_route.errors import RouteError
+from ray_route.errors import LostWritesError, RouteError
 from ray_route.model import Link, RoutingState
 from ray_route.protocol.commands import Memory, Recall
 from ray_route.router.change_writer import ChangeWriter
@@ -174,10 +174,14 @@ class Bench:
     # What users see.
 
     async def look_up(self, service: str) -> dict[str, Link | RouteError]:
-        """Look every user up, by a router that has nothing in its cache."""
+        """Look every user up, as clients do, by a router that has nothing in its cache."""
         for uid in USERS:
             self.links.cache.drop(service, uid)
-        return await self.directory.compute(service, dict.fromkeys(USERS, 0), None)
+        answers = await self.directory.compute(service, dict.fromkeys(USERS, 0), None)
+        if lost := {u: 0 for u, answer in answers.items() if isinstance(answer, LostWritesError)}:
+            await self.recovery.recover(map(self.keys.shard, lost))
+            answers.update(await self.directory.compute(service, lost, None))
+        return answers
 
     def read_many(self, service: str) -> Owned:
         reader = BulkReader(self.store, self.keys, service, list(self.shards.seen))
