@@ -40,4 +40,4 @@ class Beats:
             except RouteError as error:
                 logger.debug("counters can't be compared: %s", error)
             else:
-                self._changes.beat(self._shards.seen, found.servers, found.unseen)
+                self._changes.beat(found.at, self._shards.seen, found.servers, found.unseen)

@@ -23,9 +23,9 @@ _FRESH_S = 1.0
 
 
 class _Beat(NamedTuple):
-    """What a comparison has found, and when: a router's counters of all shards, the servers.
+    """What a comparison has found: a router's counters of all shards, the servers.
 
-    And the shards that could not be compared.
+    And the shards that could not be compared. Redis was read after `at`.
     """
 
     at: float
@@ -58,12 +58,15 @@ class ChangeWriter:
         """Queue that Redis has lost writes to some shards, whose counters were so high."""
         self.write(Change("lost", counters=dict(counters)))
 
-    def beat(self, counters: Sequence[int], servers: str, unseen: Collection[int] = ()) -> None:
-        """Tell, after what is queued, that all counters have just been compared; once, or never.
+    def beat(
+        self, at: float, counters: Sequence[int], servers: str, unseen: Collection[int] = ()
+    ) -> None:
+        """Tell, after what is queued, that all counters have been compared; once, or never.
 
-        All but those of `unseen` shards.
+        All but those of `unseen` shards. Redis was read after `at`: what was lost since then the
+        comparison may not have seen.
         """
-        self._beat = _Beat(now(), list(counters), servers, tuple(sorted(unseen)))
+        self._beat = _Beat(at, list(counters), servers, tuple(sorted(unseen)))
         self._wake.set()
 
     async def run(self) -> None:

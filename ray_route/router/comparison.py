@@ -7,9 +7,11 @@ a shard that is still lost is refused by its counter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import DamagedKeyError
 from ray_route.router.shards import Compared as Seen
@@ -22,7 +24,7 @@ from ray_route.store.namespaces import is_whole, read_whole
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What a look has found.
+    """What a look has found; `at` is the moment before counters were read.
 
     `servers` are the identities of the primaries whose counters were compared; they were read
     before. Of `lost` shards a missing link means nothing; of `unseen` ones, in a Cluster, nothing
@@ -30,6 +32,7 @@ class Compared:
     pod tables. `steps` is for `ServerClocks.believe`.
     """
 
+    at: float
     servers: str
     lost: frozenset[int]
     unseen: frozenset[int]
@@ -40,8 +43,8 @@ class Compared:
 class Comparison:
     """Compares what Redis has with what this router knows. Belongs to one event loop.
 
-    `tell_lost` hears of shards that are found lost, with their counters: once, until they have been
-    well in between. `tell_servers` hears that the servers of the last look, `seen_last`, are
+    `tell_lost` hears of shards that are found lost, with their counters: once, until they may have
+    been well in between. `tell_servers` hears that the servers of the last look, `seen_last`, are
     others.
     """
 
@@ -51,6 +54,7 @@ class Comparison:
         self._keys = keys
         self._shards = shards
         self._lost: frozenset[int] = frozenset()
+        self._restoring: frozenset[int] = frozenset()
         self.tell_lost: Callable[[Mapping[int, int]], None] = _tell_nobody
         self.tell_servers: Callable[[], None] = _tell_nobody
         self.seen_last = ""
@@ -58,13 +62,14 @@ class Comparison:
     async def look(self) -> Compared:
         """Look once; raise `RouteError` where Redis fails, in a Cluster if all masters do."""
         servers = await self._store.servers()  # first: what follows may be others' then
+        at = now()  # not before: a master that is away has kept it waiting, and is not asked again
         found = await self._shards.compare(servers)
         steps = self._shards.clocks.steps(found.lost)
         self._tell(found.lost, found.unseen)
         names = named(servers[name] for name in found.servers)
         self._note(names)
         whole = not found.lost and await self._is_whole(names, found)
-        return Compared(names, found.lost, found.unseen, whole, steps)
+        return Compared(at, names, found.lost, found.unseen, whole, steps)
 
     async def _is_whole(self, servers: str, found: Seen) -> bool:
         """True if the pod tables are those of these servers, as far as can be known now."""
@@ -73,7 +78,8 @@ class Comparison:
         return await self.is_sealed(servers, others_away=bool(found.unseen))
 
     def _tell(self, lost: frozenset[int], unseen: frozenset[int]) -> None:
-        news, self._lost = lost - self._lost, lost | (self._lost & unseen)
+        news = lost - (self._lost - self._restoring)
+        self._lost = lost | (self._lost & unseen)
         if news:
             self.tell_lost({shard: self._shards.seen[shard] for shard in sorted(news)})
 
@@ -82,9 +88,19 @@ class Comparison:
             self.seen_last = servers
             self.tell_servers()
 
-    def restored(self, shard: int) -> None:
-        """Note that a shard is well again: if it is lost once more, that is news."""
-        self._lost -= {shard}
+    @contextmanager
+    def restoring(self, shards: Collection[int]) -> Iterator[None]:
+        """Note that some shards are written back: found lost meanwhile or later, they are news.
+
+        Each is well as soon as its own counter is there, which may be lost again before this router
+        hears that it was.
+        """
+        self._restoring = frozenset(shards)
+        try:
+            yield
+        finally:
+            self._lost -= self._restoring
+            self._restoring = frozenset()
 
     async def servers(self) -> str:
         """Name the servers that answer; raise `RouteError` if none does."""

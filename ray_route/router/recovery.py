@@ -258,13 +258,14 @@ class Recovery:
             )
             for part in parts
         ]
-        for part, reply in zip(parts, await self._run(calls), strict=True):
+        with self.comparison.restoring(lost):
+            replies = await self._run(calls)
+        for part, reply in zip(parts, replies, strict=True):
             parsed = self._links.parse(reply)
             if parsed.status == "superseded":
                 raise SupersededError(self._table.keys.namespace)
             if parsed.status == "ok" and part.last:
                 self._shards.remember([(part.shard, parsed.counter)])
-                self.comparison.restored(part.shard)
 
     def _parts(self, lost: Collection[int], names: _Names) -> list[_Part]:
         """Cut each shard's links into script calls, in order."""

@@ -14,9 +14,11 @@ from servers import ClusterServers
 from test_resumption import CONFIG, Pod, Router, close_all
 
 from ray_route.clock import now
+from ray_route.errors import RouteError, StoreUnavailableError
 from ray_route.model import Life
 from ray_route.protocol.changes import Change
 from ray_route.router import change_writer
+from ray_route.router import comparison as comparison_module
 from ray_route.router.beats import Beats
 from ray_route.router.change_writer import ChangeWriter
 from ray_route.store.connect import AsyncStore, Store
@@ -297,6 +299,78 @@ def test_what_a_pod_table_lost_is_written_back_and_told_though_another_master_is
         run(story(cluster))
 
 
+def test_a_beat_is_as_old_as_its_look_at_the_counters(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was lost while the rest of the look went on it has not seen."""
+
+    async def story() -> None:
+        async with beating(store.url) as world:
+            await world.more_beats()
+            comparison = world.router.recovery.comparison
+            goes_on, slow = asyncio.Event(), asyncio.Event()
+            is_sealed = comparison.is_sealed
+
+            async def slowly(*asked: Any, **how: Any) -> bool:
+                slow.set()
+                await goes_on.wait()
+                return await is_sealed(*asked, **how)
+
+            monkeypatch.setattr(comparison, "is_sealed", slowly)
+            await slow.wait()
+            before, later = len(await world.beats()), now() + 2 * change_writer._FRESH_S
+            for module in (change_writer, comparison_module):
+                monkeypatch.setattr(module, "now", lambda: later)
+            goes_on.set()
+            world.changes.write(Change("link", S, stale={"u": 1}))
+
+            async def written() -> bool:
+                return any(entry.stale for entry in await world.entries())
+
+            await world.eventually(written)
+            await world.router.recovery.compared()
+            assert len(await world.beats()) == before
+
+    run(story())
+
+
+def test_a_loss_right_after_a_shard_is_back_is_news_also_if_the_rest_of_the_recovery_fails(
+    store: Store,
+) -> None:
+    """Whoever has read the shard in between keeps what is lost now."""
+
+    async def story() -> None:
+        async with beating(store.url) as world:
+            shard, router = await world.link("u"), world.router
+            counter, comparison = world.keys.counter(shard), router.recovery.comparison
+            told: list[Any] = []
+            send = router.recovery._run
+
+            async def fails_afterwards(calls: Any) -> Any:
+                await send(calls)
+                assert await world.store.one(plain_call("GET", counter))
+                await world.store.one(plain_call("DEL", counter))
+                router.recovery._run = send  # type: ignore[method-assign]
+                await comparison.look()
+                raise StoreUnavailableError(address="", reason="it is gone again")
+
+            comparison.tell_lost = told.append
+            router.recovery._run = fails_afterwards  # type: ignore[method-assign]
+            await world.store.one(plain_call("DEL", counter))
+            await world.eventually(lambda: recovered(router))
+            assert sum(shard in news for news in told) >= 2
+
+    run(story())
+
+
+async def recovered(router: Router) -> bool:
+    try:
+        await router.recovery.recover()
+    except RouteError:
+        return False
+    return True
+
+
 def test_agents_hear_at_once_that_the_servers_are_others(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,7 +412,7 @@ def test_a_beat_comes_after_the_loss_that_it_knows_of(store: Store) -> None:
             changes.write(Change("link", S, stale={"u": 1}))
             await began.wait()
             changes.lost({3: 100})
-            changes.beat(world.router.shards.seen, "servers that have lost")
+            changes.beat(now(), world.router.shards.seen, "servers that have lost")
             goes_on.set()
 
             async def told() -> bool:
@@ -360,7 +434,7 @@ def test_a_beat_that_could_not_be_told_in_time_is_not_told_at_all(
         async with beating(store.url) as world:
             await world.more_beats()
             moment = now() + 2 * change_writer._FRESH_S
-            world.changes.beat(world.router.shards.seen, "others")
+            world.changes.beat(now(), world.router.shards.seen, "others")
             monkeypatch.setattr(change_writer, "now", lambda: moment)
             world.changes.write(Change("link", S, stale={"u": 1}))
 
