@@ -7,14 +7,23 @@ import os
 from collections.abc import AsyncIterator
 from typing import Any
 
+from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
+from starlette.responses import StreamingResponse
 
-from ray_route.serve import current_session, in_session
+from ray_route.runtime.metrics import SERVE_STRAYS, meter
+from ray_route.serve import current_session, in_session, is_home
 
 Here = dict[str, Any]
+
+
+def strays_here(_: Any, namespace: str) -> dict[tuple[str, str], int]:
+    """Return how many strays this process has counted, by cause and outcome."""
+    counts = meter(namespace).counts.items()
+    return {labels[1:]: n for (name, labels), n in counts if name == SERVE_STRAYS.name}  # type: ignore[misc]
 
 
 def sticky(**kwargs: Any) -> RequestRouterConfig:
@@ -37,14 +46,21 @@ class Chat:
         self.replica = serve.get_replica_context().replica_id.unique_id
         self.counts: dict[str, int] = {}
 
-    async def __call__(self, _: Request) -> Here:
-        return await self.say()
+    async def __call__(self, request: Request) -> Here | StreamingResponse:
+        body = await request.body()
+        if "words" in request.query_params:
+            return StreamingResponse(self.words(int(request.query_params["words"])))
+        return {**await self.say(), "body": len(body), "path": request.url.path}
 
     async def say(self, seconds: float = 0.0) -> Here:
         session = current_session() or ""
         self.counts[session] = self.counts.get(session, 0) + 1
         await asyncio.sleep(seconds)
-        return {"replica": self.replica, "count": self.counts[session], "pid": os.getpid()}
+        here = {"replica": self.replica, "count": self.counts[session], "pid": os.getpid()}
+        return {**here, "session": session, "is_home": is_home()}
+
+    async def fail(self) -> None:
+        raise KeyError("what the user's code raises")
 
     async def words(self, number: int) -> AsyncIterator[str]:
         for _ in range(number):
@@ -68,3 +84,25 @@ class Front:
             for session in sessions
         ]
         return [answer["replica"] for answer in await asyncio.gather(*calls)]
+
+
+router_app = FastAPI()
+
+
+@serve.ingress(router_app)
+class Picker:
+    """An ingress request router: HAProxy asks it for the replica of each POST request."""
+
+    def __init__(self, chat: DeploymentHandle[Any]) -> None:
+        self.chat = chat
+        self.chat._init()
+
+    @router_app.post("/internal/route")
+    async def route(self, request: Request) -> Here:
+        session = request.headers.get("x-session-id", "")
+        chat = self.chat.options(session_id=session) if session else self.chat
+        async with chat.choose_replica(_reserve=False) as selection:
+            replica = selection._replica
+            host, port = replica.backend_http_endpoint
+            name = replica.replica_id.to_full_id_str()
+            return {"host": host, "port": port, "replica_id": name}

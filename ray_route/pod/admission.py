@@ -89,6 +89,14 @@ class Admission:
                 return Verdict.REFUSE, "the uid was lost"
             return (Verdict.ADMIT if self._held.is_confirmed(entry) else Verdict.CONFIRM), ""
 
+    def is_over(self, uid: str, epoch: int) -> bool:
+        """Say whether it is known that a uid is not held here under that epoch any more."""
+        with self._held.lock:
+            entry = self._held.entries.get(uid)
+            if entry is None or epoch > entry.epoch:
+                return False
+            return epoch < entry.epoch or entry.lost or entry.phase in (Phase.ENDING, Phase.GIVEN)
+
     def leave(self, uid: str) -> None:
         """Stop counting a call as running."""
         with self._held.lock:

@@ -161,6 +161,13 @@ POD_UNRELEASED = Metric(
     ("service", "pod"),
 )
 
+SERVE_STRAYS = Metric(
+    "route_serve_strays",
+    Kind.COUNTER,
+    "requests at a Serve replica that is not their session's home: by `cause` and `outcome`",
+    ("service", "cause", "outcome"),
+)
+
 METRICS: tuple[Metric, ...] = tuple(
     value for value in list(globals().values()) if isinstance(value, Metric)
 )

@@ -26,13 +26,13 @@ from ray_route.errors import (
     InvalidInputError,
     NoAvailablePodError,
     RouteError,
-    RouterUnavailableError,
     UnsafeStoreError,
 )
 from ray_route.serve.names import service_name, session_uid
 
 if TYPE_CHECKING:
     from ray_route.serve.session_directory import SessionDirectory
+    from ray_route.serve.statements import Home
 
 logger = logging.getLogger("ray.serve")
 
@@ -52,6 +52,11 @@ class StickyRequestRouter(FIFOMixin, LocalityMixin, MultiplexMixin, RequestRoute
             Serve shows its configuration.
         when_full: what a request does whose home has no room: "wait", or "spill" to another
             replica for this once; the session stays.
+        on_stray: what a replica does with a request whose session lives elsewhere: "serve" it
+            (counted, and told once), "refuse" it, or "forward" it to its home.
+        session_id_from: where HTTP requests that carry no session id of Serve's name theirs:
+            header:NAME, cookie:NAME, query:NAME, path:/a/{session}, json:FIELD; the first found.
+        body_limit_bytes: the largest body in which json:… is looked for.
         patience_s: how long a request waits for the directory before it fails.
         options: of `RouteConfig`, such as `ttl_s`.
 
@@ -77,8 +82,9 @@ class StickyRequestRouter(FIFOMixin, LocalityMixin, MultiplexMixin, RequestRoute
         self._spills = when_full == "spill"
         self._patience_s = patience_s
         try:
-            _check(when_full, patience_s)
+            _check(when_full)
             named = service_name(self._deployment_id.app_name, self._deployment_id.name)
+            options["patience_s"] = patience_s
             self._directory = _directory_here(namespace, service or named, redis_url, options)
         except Exception as problem:
             logger.exception("%s can't be routed by session", self._deployment_id)
@@ -121,26 +127,44 @@ class StickyRequestRouter(FIFOMixin, LocalityMixin, MultiplexMixin, RequestRoute
         `choose_replicas`, a look-up that awaits lets Ray hand requests to each other's replicas,
         or, as nested calls share an id, to nobody.
         """
-        session_id = pending_request.metadata.session_id
+        session_id = self._name(pending_request)
         if not session_id:
+            await self._joined()
             return await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
         uid, attempt = session_uid(session_id), 0
         deadline = Deadline.after(self._patience_s)
         while True:
             if attempt or is_retry:
                 await self._backoff(attempt)
-            replica = await self._home(uid, deadline)
-            if replica is not None:
+            found = await self._home(uid, deadline)
+            if found is not None:
                 deadline = Deadline.after(self._patience_s)
+                home, replica = found
                 chosen = await self._with_room(replica, attempt)
                 if chosen is not None:
+                    self._state(pending_request, home, spilled=chosen is not replica)
                     return chosen
             elif not self._replicas:
                 await self._some_replica()
                 deadline = Deadline.after(self._patience_s)
             attempt += 1
 
-    async def _home(self, uid: str, deadline: Deadline) -> RunningReplica | None:
+    def _name(self, pending_request: PendingRequest) -> str:
+        """Return a request's session id; empty: it has none that can be seen here."""
+        if self._directory is None:
+            return pending_request.metadata.session_id
+        return self._directory.name(pending_request.metadata, pending_request.args)
+
+    def _state(self, pending_request: PendingRequest, home: Home, *, spilled: bool) -> None:
+        assert self._directory is not None
+        self._directory.state(pending_request.metadata, home, spilled=spilled)
+
+    async def _joined(self) -> None:
+        """Wait for replicas that have joined, if these look for session ids."""
+        if self._directory is not None and self._directory.replicas_name:
+            await self._directory.joined(Deadline.after(self._patience_s))
+
+    async def _home(self, uid: str, deadline: Deadline) -> tuple[Home, RunningReplica] | None:
         """Return a session's home; None: not yet. Raise what does not pass, or not in time."""
         if self._directory is None:
             assert self._problem is not None
@@ -152,24 +176,13 @@ class StickyRequestRouter(FIFOMixin, LocalityMixin, MultiplexMixin, RequestRoute
         except RouteError as error:
             waiting = not self._replicas and isinstance(error, NoAvailablePodError)
             if deadline.remaining() == 0 and not waiting:
-                raise self._late(uid, str(error)) from error
+                raise self._directory.late(uid, str(error), self._patience_s) from error
             return None
-        if home.actor not in self._homes and deadline.remaining() == 0:
-            raise self._late(uid, f"Serve does not tell of its home, {home.actor}")
-        return self._homes.get(home.actor)
-
-    def _late(self, uid: str, reason: str) -> RouterUnavailableError:
-        """Make the error of a request that has waited long enough.
-
-        Never a `TimeoutError`: what waits for Serve's answer takes that for its own.
-        """
-        assert self._directory is not None
-        return RouterUnavailableError(
-            reason=f"{reason} (a request waits for {self._patience_s:g} s, its patience_s)",
-            namespace=self._directory.namespace,
-            service=self._directory.service,
-            uid=uid,
-        )
+        replica = self._homes.get(home.actor)
+        if replica is None and deadline.remaining() == 0:
+            reason = f"Serve does not tell of its home, {home.actor}"
+            raise self._directory.late(uid, reason, self._patience_s)
+        return None if replica is None else (home, replica)
 
     async def _with_room(self, home: RunningReplica, attempt: int) -> RunningReplica | None:
         """Return the home if it has room, else another if requests may spill, else None."""
@@ -196,15 +209,22 @@ class StickyRequestRouter(FIFOMixin, LocalityMixin, MultiplexMixin, RequestRoute
         For requests without a session, and for callers that only want to know the replica.
         """
         if pending_request is None or not pending_request.metadata.session_id:
-            return self._two(candidate_replicas, pending_request)
+            return self._two(self._able(candidate_replicas), pending_request)
         pending_request.routing_context.should_backoff = True
         try:
             uid = session_uid(pending_request.metadata.session_id)
-            home = await self._home(uid, Deadline.after(self._patience_s))
+            found = await self._home(uid, Deadline.after(self._patience_s))
         except Exception:
             logger.exception("the home of a session can't be found")
             return []
-        return [] if home is None else [[home]]
+        return [] if found is None else [[found[1]]]
+
+    def _able(self, candidates: list[RunningReplica]) -> list[RunningReplica]:
+        """Return the replicas that look for session ids, if any do; else all."""
+        directory = self._directory
+        if directory is None or not directory.replicas_name:
+            return candidates
+        return [one for one in candidates if directory.may_serve(one.replica_id.to_full_id_str())]
 
     def _two(
         self, candidates: list[RunningReplica], pending_request: PendingRequest | None
@@ -217,17 +237,18 @@ class StickyRequestRouter(FIFOMixin, LocalityMixin, MultiplexMixin, RequestRoute
         return [random.sample(some, min(2, len(some)))] if some else []
 
 
-def _check(when_full: str, patience_s: float) -> None:
+def _check(when_full: str) -> None:
     if when_full not in ("wait", "spill"):
         raise ConfigError(
             option="when_full", reason=f"must be 'wait' or 'spill', not {when_full!r}"
         )
-    if isinstance(patience_s, bool) or not isinstance(patience_s, (int, float)) or patience_s <= 0:
-        raise ConfigError(option="patience_s", reason="must be a positive number of seconds")
 
 
-def _directory_here(*args: Any) -> SessionDirectory:
+def _directory_here(
+    namespace: str, service: str, redis_url: str | None, options: dict[str, Any]
+) -> SessionDirectory:
     # Imported here, so that it is this process's own module, whose sessions and agents are shared.
+    from ray_route.serve.replica_options import ReplicaOptions  # noqa: PLC0415 - see above
     from ray_route.serve.session_directory import SessionDirectory  # noqa: PLC0415 - see above
 
-    return SessionDirectory(*args)
+    return SessionDirectory(namespace, service, redis_url, ReplicaOptions.of(options))

@@ -1,4 +1,4 @@
-"""The session of the running request, and how a nested call keeps it."""
+"""The session of the running request, whether it is at home, and how a nested call keeps it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 from ray.serve.context import _get_serve_request_context
 from ray.serve.handle import DeploymentHandle
+
+from ray_route.serve.door import arrived
 
 
 def current_session() -> str | None:
@@ -21,3 +23,14 @@ def in_session(handle: DeploymentHandle[Any]) -> DeploymentHandle[Any]:
     """
     session = current_session()
     return handle if session is None else handle.options(session_id=session)
+
+
+def is_home() -> bool | None:
+    """Say whether the running request's session lives on this replica: no I/O.
+
+    False where it was sent past its home, or spilled from it (`when_full="spill"`); None where
+    that is not known: it has no session, its replica has not joined yet, or came to know of the
+    session just now, by a request that no router of ours has sent.
+    """
+    arrival = arrived()
+    return None if arrival is None else arrival.is_home

@@ -12,6 +12,8 @@ import pytest
 from helpers import eventually
 
 from ray_route.serve import replica_agent
+from ray_route.serve.replica_options import ReplicaOptions
+from ray_route.serve.serves_replica import GENERATOR, HTTP, METHOD, ServesReplica
 from ray_route.store.url import parse_url
 
 
@@ -28,7 +30,9 @@ def test_serve_waits_until_the_replica_has_left(monkeypatch: pytest.MonkeyPatch)
     serves.perform_graceful_shutdown = shut_down
     replica: Any = SimpleNamespace(_replica_impl=serves, get_num_ongoing_requests=lambda: 0)
     leaving = replica_agent.ReplicaAgent(
-        replica, replica_agent.ServiceAddress("n", "s", parse_url("redis://127.0.0.1:1/0"))
+        replica,
+        replica_agent.ServiceAddress("n", "s", parse_url("redis://127.0.0.1:1/0")),
+        ReplicaOptions(),
     )
     eventually(lambda: leaving._joined, "it has joined")
 
@@ -40,3 +44,18 @@ def test_serve_waits_until_the_replica_has_left(monkeypatch: pytest.MonkeyPatch)
         await asyncio.wait_for(stopping, 10)
 
     asyncio.run(stop())
+
+
+def test_a_ray_whose_replicas_have_other_names_is_told_and_served(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica_agent, "ray", Mock())
+    monkeypatch.setattr(replica_agent, "PodAgent", Mock())
+    wrapper = SimpleNamespace(**{METHOD: 1, HTTP: 1, "_user_code_event_loop": 1})
+    serves = SimpleNamespace(_shutting_down=True, _wrap_request=1, _user_callable_wrapper=wrapper)
+    replica: Any = SimpleNamespace(_replica_impl=serves, get_num_ongoing_requests=lambda: 0)
+    assert ServesReplica(replica).missing == ["_semaphore", GENERATOR]
+    address = replica_agent.ServiceAddress("n", "s", parse_url("redis://127.0.0.1:1/0"))
+    replica_agent.ReplicaAgent(replica, address, ReplicaOptions())
+    assert "have no _semaphore, call_user_generator" in caplog.text
+    assert serves._wrap_request == 1, "it is left as it is"

@@ -1,0 +1,247 @@
+"""The door of a Serve replica: which requests of sessions it runs, refuses, or passes on.
+
+A request that came by one of our routers says where its session lives, and costs no I/O. One that
+did not (HAProxy, direct ingress, other routers) is looked up as a router would, once per session
+and lease. With `on_stray="serve"` nothing waits for that; else a session's requests enter the
+replica's gate like the calls of any pod, which holds off their session's move until they end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray.serve.context as serves_context
+
+from ray_route.clock import Deadline
+from ray_route.errors import FencedError, RouteError
+from ray_route.pod.agent import PodAgent
+from ray_route.pod.gate import Gate
+from ray_route.serve.homes import LASTING, Homes
+from ray_route.serve.names import session_uid
+from ray_route.serve.replica_options import ReplicaOptions
+from ray_route.serve.statements import Home, Statement, Way, stated
+from ray_route.serve.strays import Cause, Strays
+
+_RETRY_S = 0.05
+# Look-ups that nobody waits for; of more sessions at once, some go unnoticed.
+_LOOKS = 1_000
+
+
+@dataclass
+class Arrival:
+    """A request that has reached this replica."""
+
+    metadata: Any
+    said: Statement | None
+    session_id: str = ""
+    in_body: bool = False
+    is_home: bool | None = None
+    gate: Gate | None = None
+    """What it has entered, and is to leave."""
+
+    @property
+    def uid(self) -> str:
+        """The uid of its session, if it has one."""
+        return session_uid(self.session_id)
+
+    @property
+    def is_web_socket(self) -> bool:
+        """True for a web socket, to which Serve gives this method."""
+        return bool(self.metadata._http_method == "WS")  # noqa: SLF001 - nothing public says it
+
+    def came(self, way: Way) -> bool:
+        """True if it says that it came so."""
+        return self.said is not None and self.said.way is way
+
+
+_arrival: ContextVar[Arrival | None] = ContextVar("ray_route_arrival", default=None)
+
+
+def arrived() -> Arrival | None:
+    """Return the request that runs here; None outside of one, and where no door is."""
+    return _arrival.get()
+
+
+class Door:
+    """Judges the requests that reach one replica. Belongs to the replica's event loop.
+
+    Args:
+        agent: of this replica.
+        actor: the name of this replica's actor.
+        homes: where sessions live.
+        options: what the deployment wants.
+
+    """
+
+    def __init__(self, agent: PodAgent, actor: str, homes: Homes, options: ReplicaOptions) -> None:
+        self._agent = agent
+        self._actor = actor
+        self._homes = homes
+        self._looking: set[asyncio.Task[None]] = set()
+        self._strays = Strays(homes.namespace, homes.service, actor)
+        self.overlooked = self._strays.overlooked
+        self.configure(options)
+
+    def configure(self, options: ReplicaOptions) -> None:
+        """Take in what the deployment wants now."""
+        self.options = options
+        self.ids = options.ids
+
+    @property
+    def is_guarded(self) -> bool:
+        """True if strays are not served."""
+        return self.options.on_stray != "serve"
+
+    # Seeing.
+
+    def arriving(self, metadata: Any) -> None:
+        """Take in a request, in its own context, before anything of it runs: no I/O."""
+        arrival = Arrival(metadata, stated(metadata))
+        _arrival.set(arrival)
+        if metadata.session_id:
+            self._in_session(arrival, metadata.session_id)
+
+    def name(self, arrival: Arrival, session_id: str, *, in_body: bool) -> None:
+        """Take in the session of a request whose metadata do not tell it."""
+        arrival.in_body = in_body
+        context = serves_context._get_serve_request_context()  # noqa: SLF001 - see `sessions`
+        named: Any = replace(context, session_id=session_id)
+        serves_context._serve_request_context.set(named)  # noqa: SLF001 - the same
+        arrival.metadata = replace(arrival.metadata, session_id=session_id)
+        self._in_session(arrival, session_id)
+
+    def _in_session(self, arrival: Arrival, session_id: str) -> None:
+        arrival.session_id = session_id
+        if not self.is_guarded:
+            self._look(arrival)
+
+    def _look(self, arrival: Arrival) -> None:
+        """Note whether a request is at home, soon: it runs meanwhile."""
+        if arrival.said is not None:
+            self._heard(arrival, arrival.said)
+        elif (home := self._homes.near(arrival.uid)) is not None:
+            self._found(arrival, home)
+        elif len(self._looking) < _LOOKS:
+            task = asyncio.get_running_loop().create_task(self._look_up(arrival))
+            self._looking.add(task)
+            task.add_done_callback(self._looking.discard)
+
+    def _heard(self, arrival: Arrival, said: Statement) -> None:
+        here = said.home.actor == self._actor and said.way is not Way.SPILLED
+        over = here and self._agent.joined and self._is_over(arrival.uid, said.home)
+        arrival.is_home = here and not over
+        if over:
+            self._note(arrival, Cause.MOVED, "served", None)
+        elif not here:
+            self._note(arrival, self._cause(arrival), "served", said.home)
+
+    def _is_over(self, uid: str, home: Home) -> bool:
+        return self._agent.gate.admission.is_over(uid, home.link.epoch)
+
+    async def _look_up(self, arrival: Arrival) -> None:
+        with contextlib.suppress(RouteError):  # then it is not known
+            self._found(arrival, await self._find(arrival.uid))
+
+    def _found(self, arrival: Arrival, home: Home) -> None:
+        arrival.is_home = home.actor == self._actor
+        if not arrival.is_home:
+            self._note(arrival, self._cause(arrival), "served", home)
+
+    def _note(self, arrival: Arrival, cause: Cause, outcome: str, home: Home | None) -> None:
+        where = "elsewhere by now" if home is None else home.actor
+        self._strays.note(cause, outcome, arrival.uid, where)
+
+    def _cause(self, arrival: Arrival) -> Cause:
+        if arrival.came(Way.SPILLED):
+            return Cause.SPILLED
+        if arrival.in_body:
+            return Cause.BODY
+        return Cause.BYPASSED if arrival.metadata.is_direct_ingress else Cause.UNROUTED
+
+    # Entering.
+
+    async def enter(self, arrival: Arrival) -> Home | None:
+        """Let a request of a session in, until `leave`; return its home if it is to go there.
+
+        Raises `FencedError` if it may do neither, and what its look-up raises.
+        """
+        if arrival.came(Way.SPILLED):
+            self._look(arrival)
+            return None
+        cause, home = await self._enter(arrival)
+        arrival.is_home = home.actor == self._actor
+        if arrival.is_home:
+            return None
+        self._check(arrival, cause, home)
+        self._note(arrival, cause, "forwarded", home)
+        return home
+
+    def leave(self, arrival: Arrival) -> None:
+        """End a request that was let in; nothing for others."""
+        gate, arrival.gate = arrival.gate, None
+        if gate is not None:
+            gate.leave(arrival.uid)
+
+    async def _enter(self, arrival: Arrival) -> tuple[Cause, Home]:
+        """Enter the gate if this is the session's home; return its home, and why it is another."""
+        home = arrival.said.home if arrival.said else await self._find(arrival.uid)
+        if home.actor != self._actor:
+            return self._cause(arrival), home
+        try:
+            await self._through_gate(arrival, home)
+        except FencedError:
+            if arrival.came(Way.FORWARDED):
+                raise
+            home = await self._find(arrival.uid, home.link.epoch + 1)
+            if home.actor == self._actor:
+                await self._through_gate(arrival, home)
+        return Cause.MOVED, home
+
+    async def _through_gate(self, arrival: Arrival, home: Home) -> None:
+        gate = self._agent.gate
+        await gate.enter_async(arrival.uid, home.link.epoch, home.link.incarnation)
+        arrival.gate = gate
+
+    async def _find(self, uid: str, min_epoch: int = 0) -> Home:
+        """Look a session's home up; raise what does not pass, or not in time."""
+        deadline = Deadline.after(self.options.patience_s)
+        while True:
+            try:
+                near = self._homes.near(uid) if min_epoch == 0 else None
+                return near or await self._homes.find(uid, deadline, min_epoch)
+            except LASTING:
+                raise
+            except RouteError as error:
+                if deadline.remaining() == 0:
+                    raise self._homes.late(uid, str(error), self.options.patience_s) from error
+            await asyncio.sleep(_RETRY_S)
+
+    def _check(self, arrival: Arrival, cause: Cause, home: Home) -> None:
+        """Raise the refusal of a stray that may not be passed on."""
+        lives = f"its session lives on {home.actor}"
+        reason = ""
+        if self.options.on_stray != "forward":
+            reason = lives
+        elif arrival.came(Way.FORWARDED):
+            reason = f"{lives}, and it has been passed on once"
+        elif arrival.metadata.is_grpc_request or arrival.is_web_socket:
+            reason = f"{lives}, and gRPC and web sockets are not passed on"
+        if reason:
+            self._note(arrival, cause, "refused", home)
+            raise self.refusal(arrival, home, reason)
+
+    def refusal(self, arrival: Arrival, home: Home, reason: str) -> FencedError:
+        """Make the error of a request that is not run."""
+        return FencedError(
+            reason=f"{reason}; this is {self._actor}",
+            may_have_run=False,
+            uid=arrival.uid,
+            pod=home.link.pod,
+            epoch=home.link.epoch,
+            namespace=self._homes.namespace,
+            service=self._homes.service,
+        )
