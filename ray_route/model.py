@@ -38,7 +38,8 @@ class Link:
     """One uid's place: the pod, the incarnation that owns it, and the fencing epoch.
 
     `lease_s` is how many seconds the answer may be trusted, counted from before the request
-    for it was sent. Two copies of one link are equal, however much of the lease is left.
+    for it was sent. `replaced` is the epoch of the link that this one was made from, 0 if there was
+    none, or it is not known. Two copies of one link are equal, however much of the lease is left.
     """
 
     pod: int
@@ -46,11 +47,13 @@ class Link:
     epoch: int
     persistent: bool
     lease_s: float = field(compare=False)
+    replaced: int = field(default=0, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Links travel by the thousand: to pickle and back takes 0.8 µs, by a dataclass's own
         # state 3.9 µs.
-        return make_link, (self.pod, self.incarnation, self.epoch, self.persistent, self.lease_s)
+        facts = (self.pod, self.incarnation, self.epoch, self.persistent, self.lease_s)
+        return make_link, (*facts, self.replaced) if self.replaced else facts
 
 
 class _Draft:
@@ -63,6 +66,7 @@ class _Draft:
     epoch: int
     persistent: bool
     lease_s: float
+    replaced: int
 
 
 def make_link(
@@ -71,6 +75,7 @@ def make_link(
     epoch: int,
     persistent: bool,  # noqa: FBT001 - the fields of a link
     lease_s: float,
+    replaced: int = 0,
 ) -> Link:
     """Make a link, for where they are made by the thousand: in 0.16 µs.
 
@@ -82,6 +87,7 @@ def make_link(
     draft.epoch = epoch
     draft.persistent = persistent
     draft.lease_s = lease_s
+    draft.replaced = replaced
     draft.__class__ = Link  # type: ignore[assignment]
     return draft  # type: ignore[return-value]
 

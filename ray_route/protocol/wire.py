@@ -1,7 +1,7 @@
 """How look-ups travel between a client process and its router: as bytes, the answers in columns.
 
 Ray passes bytes on as they are, and has a pickler made for anything else: a lone look-up takes
-150 µs less this way, there and back. Of many, one takes 1.1 µs instead of 4 µs: five columns of
+150 µs less this way, there and back. Of many, one takes 1.1 µs instead of 4 µs: six columns of
 plain numbers are pickled and read back faster than as many objects.
 """
 
@@ -43,6 +43,7 @@ def pack_answers(answers: Sequence[Answer | None]) -> bytes:
         [link.epoch for link in links],
         [link.persistent for link in links],
         [link.lease_s for link in links],
+        [link.replaced for link in links],
     )
     return pickle.dumps((columns, others), _PROTOCOL)
 

@@ -54,7 +54,8 @@ class _Batch:
         if isinstance(answer, RouteError) or self.sent_at is None:
             return answer
         lease_s = max(0.0, answer.lease_s - (now() - self.sent_at))
-        return make_link(answer.pod, answer.incarnation, answer.epoch, answer.persistent, lease_s)
+        owner = (answer.pod, answer.incarnation)
+        return make_link(*owner, answer.epoch, answer.persistent, lease_s, answer.replaced)
 
 
 class Directory:

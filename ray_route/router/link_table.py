@@ -79,7 +79,7 @@ class LinkTable:
     async def set(
         self, service: str, uid: str, target: PodRecord, held: Link | None, *, persistent: bool
     ) -> Link:
-        """Link a uid to a pod if `held` is still its link; return the link that holds then.
+        """Link a uid to a pod if `held` is still its link, or has ended; return what holds then.
 
         A living owner must have given it up before.
         """
@@ -97,8 +97,7 @@ class LinkTable:
                 persistent=persistent,
             ),
         )
-        if outcome.link is None:  # it ended meanwhile
-            return await self.set(service, uid, target, None, persistent=persistent)
+        assert outcome.link is not None
         self._left(service, held if outcome.written else None)
         return self._counted(service, uid, outcome, "set:")
 

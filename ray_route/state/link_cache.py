@@ -17,8 +17,9 @@ from cachetools import TTLCache
 from ray_route.clock import Clock, now
 from ray_route.model import Link, make_link
 
-# Pod, incarnation, epoch, persistent, the end of the lease on our clock, and the slot.
-_Held = tuple[int, int, int, bool, float, int]
+# Pod, incarnation, epoch, persistent, the end of the lease on our clock, the slot, and the epoch
+# replaced.
+_Held = tuple[int, int, int, bool, float, int, int]
 _EPOCH: Final = 2
 _DEADLINE: Final = 4
 _SLOT: Final = 5
@@ -89,9 +90,10 @@ class LinkCache:
             at = self._clock()
             held = [(service, list(links.items())) for service, links in self._links.items()]
         for service, entries in held:
-            for uid, (pod, incarnation, epoch, persistent, deadline, _) in entries:
+            for uid, (pod, incarnation, epoch, persistent, deadline, _, replaced) in entries:
                 if deadline > at:
-                    link = make_link(pod, incarnation, epoch, persistent, deadline - at)
+                    left_s = deadline - at
+                    link = make_link(pod, incarnation, epoch, persistent, left_s, replaced)
                     yield service, uid, link
 
     @property
@@ -102,7 +104,8 @@ class LinkCache:
     def get(self, service: str, uid: str, min_epoch: int = 0) -> Link | None:
         """Return the cached link with what is left of its lease; None below `min_epoch`."""
         try:
-            pod, incarnation, epoch, persistent, deadline, slot = self._links[service][uid]
+            held = self._links[service][uid]
+            pod, incarnation, epoch, persistent, deadline, slot, replaced = held
             if self._serving is not None and self._serving[service][pod] != incarnation:
                 return None
         except (KeyError, TypeError):  # what can't be hashed is no uid, and in no cache
@@ -112,7 +115,7 @@ class LinkCache:
             return None
         self._touched[slot] = 1
         self.hits += 1
-        return make_link(pod, incarnation, epoch, persistent, deadline - at)
+        return make_link(pod, incarnation, epoch, persistent, deadline - at, replaced)
 
     def get_all(self, service: str, wanted: Mapping[str, int]) -> dict[str, Link | None]:
         """Return of each uid what `get` would, with the least epoch that is wanted of it.
@@ -132,13 +135,14 @@ class LinkCache:
             held = links.get(uid)
             if held is None:
                 continue
-            pod, incarnation, epoch, persistent, deadline, slot = held
+            pod, incarnation, epoch, persistent, deadline, slot, replaced = held
             if at >= deadline or epoch < min_epoch:
                 continue
             if serving is None or serving.get(pod) == incarnation:
                 touched[slot] = 1
                 hits += 1
-                answers[uid] = make_link(pod, incarnation, epoch, persistent, deadline - at)
+                left_s = deadline - at
+                answers[uid] = make_link(pod, incarnation, epoch, persistent, left_s, replaced)
         self.hits += hits
         return answers
 
@@ -195,7 +199,8 @@ class LinkCache:
                 slot = held[_SLOT]
             # One number for all links of an incarnation: 32 bytes less for each.
             incarnation = self._incarnations.setdefault(incarnation, incarnation)
-            home[uid] = (link.pod, incarnation, epoch, link.persistent, deadline, slot)
+            facts = (link.pod, incarnation, epoch, link.persistent)
+            home[uid] = (*facts, deadline, slot, link.replaced)
             kept += 1
         return kept
 
@@ -211,11 +216,11 @@ class LinkCache:
             held = self._links.get(service, {}).get(uid)
             if held is None or (up_to_epoch is not None and held[_EPOCH] > up_to_epoch):
                 return None
-            pod, incarnation, epoch, persistent, deadline, slot = held
+            pod, incarnation, epoch, persistent, deadline, slot, replaced = held
             self._ring.vacate(slot)
         if deadline <= at:
             return None
-        return make_link(pod, incarnation, epoch, persistent, deadline - at)
+        return make_link(pod, incarnation, epoch, persistent, deadline - at, replaced)
 
     def _remember(self, key: str, at: float) -> None:
         self._invalidated.expire()

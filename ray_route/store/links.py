@@ -21,9 +21,10 @@ MAX_UIDS = 500
 _OWNERS_KEPT = 10_000
 
 _MOST = b"%d" % MOST
+_COLONS = 2
 EPOCH_DIGITS = len(_MOST)
 
-_VALUE = re.compile(rb"([0-9]{1,10}):([0-9]{1,16}):([0-9]{1,16})(?::([tp]))?")
+_VALUE = re.compile(rb"([0-9]{1,10}):([0-9]{1,16}):([0-9]{1,16})(?::([0-9]{1,16}))?(?::([tp]))?")
 
 
 ANY_TIME_US = 2**53
@@ -121,6 +122,25 @@ class LinkCalls:
         pairs = _interleave(expected, owners)
         return self._call("relink", writer, shard, service, uids, self._ttl_ms, *pairs)
 
+    def hand_over(
+        self,
+        writer: Writer,
+        shard: int,
+        service: str,
+        uids: Sequence[str],
+        expected: Sequence[int],
+        owners: Sequence[str],
+        *,
+        persistent: bool | None = None,
+    ) -> Call:
+        """Give each uid to another owner if it has a link, of exactly the expected epoch.
+
+        Of the kind that it has, unless `persistent` says another.
+        """
+        kind = "kept" if persistent is None else _kind(persistent)
+        pairs = _interleave(expected, owners)
+        return self._call("hand_over", writer, shard, service, uids, self._ttl_ms, kind, *pairs)
+
     def regrant(
         self,
         writer: Writer,
@@ -143,7 +163,7 @@ class LinkCalls:
         *,
         persistent: bool,
     ) -> Call:
-        """Link each uid to its owner if its epoch is the expected one (None: it has no link).
+        """Link each uid to its owner if its epoch is the expected one, or if it has no link.
 
         Without `expected`, whatever it has.
         """
@@ -239,6 +259,8 @@ class LinkCalls:
     def _restored(self, kept: RememberedLink) -> tuple[str, int | str]:
         link = kept.link
         value = f"{link.pod}:{link.incarnation}:{link.epoch}"
+        if link.replaced:
+            value = f"{value}:{link.replaced}"
         if kept.removal_s is None:
             return value, "" if link.persistent else self._ttl_ms
         left_ms = _delay_ms(kept.removal_s)
@@ -289,36 +311,37 @@ class LinkCalls:
                 links.append(None)
                 continue
             start, _, epoch = value.rpartition(b":")
-            owner = owners.get(start)
-            # A new owner, a mark after the epoch, or damage; inline, since a call takes 0.1 µs.
+            owner, replaced = owners.get(start), 0
+            # A new owner, more after the epoch, or damage; inline, since a call takes 0.1 µs.
             if owner is None or len(epoch) != EPOCH_DIGITS or epoch > _MOST or not epoch.isdigit():
                 found = parse_link(value)
                 if found is None:
                     links.append(self._damaged(names, len(links), value))
                     continue
-                owner, epoch, is_marked = found
-                if not is_marked:
+                owner, epoch, replaced = found
+                if value.count(b":") == _COLONS:
                     owners[start] = owner
             pod, incarnation = owner
             lease_s = longest_s if ttl_ms is None else ttl_ms / 1000 - margin_s
             if not 0.0 <= lease_s <= longest_s:
                 lease_s = max(0.0, min(lease_s, longest_s))
-            links.append(make_link(pod, incarnation, int(epoch), ttl_ms is None, lease_s))
+            persistent = ttl_ms is None
+            links.append(make_link(pod, incarnation, int(epoch), persistent, lease_s, replaced))
         return links
 
     def _damaged(self, names: Sequence[str], index: int, value: bytes) -> DamagedKeyError:
         return damaged_link(self.keys, names[index] if names else "", value)
 
 
-def parse_link(value: bytes) -> tuple[tuple[int, int], bytes, bool] | None:
-    """Return owner, epoch and whether the removal is scheduled; None for a damaged value.
+def parse_link(value: bytes) -> tuple[tuple[int, int], bytes, int] | None:
+    """Return owner, epoch, and the epoch that it replaced or 0; None for a damaged value.
 
     The owner is (pod, incarnation).
     """
     found = _VALUE.fullmatch(value)
-    if found is None or not is_number(found[3]) or not is_number(found[2]):
+    if found is None or not all(is_number(found[n] or b"0") for n in (2, 3, 4)):
         return None
-    return (int(found[1]), int(found[2])), found[3], found[4] is not None
+    return (int(found[1]), int(found[2])), found[3], int(found[4] or 0)
 
 
 def damaged_link(keys: Keys, key: str, value: bytes) -> DamagedKeyError:

@@ -14,7 +14,8 @@ from ray_route.store.damage import is_number, shown
 from ray_route.store.keys import Keys
 from ray_route.store.scripts import Call, plain_call, script_call
 
-LAYOUT = 1
+LAYOUT = 2
+"""1: links did not name the epoch that they replaced."""
 
 
 def open_namespace(store: Store, namespace: str, options: dict[str, Any]) -> RouteConfig:

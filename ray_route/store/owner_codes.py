@@ -14,13 +14,16 @@ FIRST_OWNER = 2
 _OWNER = re.compile(rb"[0-9]{1,10}:[0-9]{1,16}:")
 _BYTES = b"0123456789:tp"  # that links are written in
 _PERHAPS_TOO_GREAT = b":9"  # an epoch of 16 digits
+_TWO_EPOCHS = 2 * EPOCH_DIGITS + 1
+_ENDS = (EPOCH_DIGITS, _TWO_EPOCHS)
 
 
 class OwnerCodes:
     """Gives every owner a code, and finds it by the first bytes of a link's value.
 
-    An epoch has 16 digits, so a value less its last 16 bytes is mostly "pod:incarnation:", the
-    same for all uids of an owner. Any other beginning, and any strange byte, has it read whole.
+    An epoch has 16 digits, so a value less its last 16 bytes, or 33 with the epoch that it
+    replaced, is mostly "pod:incarnation:", the same for all uids of an owner. Any other beginning,
+    and any strange byte, has it read whole.
     """
 
     def __init__(self) -> None:
@@ -38,11 +41,12 @@ class OwnerCodes:
         codes = [NO_LINK if value is None else get(value[:-EPOCH_DIGITS]) for value in values]
         if None not in codes:
             return codes  # type: ignore[return-value]
-        self._learn({value[:-EPOCH_DIGITS] for value in values if value})
-        return [
-            NO_LINK if value is None else get(value[:-EPOCH_DIGITS]) or self._code(value)
-            for value in values
-        ]
+        self._learn({value[:-digits] for value in values if value for digits in _ENDS})
+        return [NO_LINK if value is None else self._found(value) for value in values]
+
+    def _found(self, value: bytes) -> int:
+        get = self._by_start.get
+        return get(value[:-EPOCH_DIGITS]) or get(value[:-_TWO_EPOCHS]) or self._code(value)
 
     def _learn(self, starts: set[bytes]) -> None:
         """Remember what values begin with, where that is exactly their owner."""

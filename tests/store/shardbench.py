@@ -45,7 +45,9 @@ class Shard:
     def do(self, verb: str, uids: list[str], *args: Any, **options: Any) -> ShardReply:
         reply = self.send(verb, uids, *args, **options)
         if reply.status == "ok":
-            assert reply.links == self.stored(uids), f"{verb} said what is not stored"
+            stored = self.stored(uids)
+            assert reply.links == stored, f"{verb} said what is not stored"
+            assert _replaced(reply.links) == _replaced(stored), f"{verb} said another epoch"
         return reply
 
     def stored(self, uids: list[str]) -> list[Link | None]:
@@ -121,7 +123,13 @@ def _link(value: bytes | None, ttl: int) -> Link | None:
     if value is None:
         return None
     pod, incarnation, epoch = (int(part) for part in value.split(b":")[:3])
-    return Link(pod, incarnation, epoch, ttl == NO_TTL, 0.0)
+    replaced = value.split(b":")[3] if value.count(b":") > 2 else b""
+    number = int(replaced) if replaced.isdigit() else 0
+    return Link(pod, incarnation, epoch, ttl == NO_TTL, 0.0, number)
+
+
+def _replaced(links: Any) -> list[int]:
+    return [getattr(link, "replaced", 0) for link in links]
 
 
 def owner(link: Link) -> tuple[int, int]:

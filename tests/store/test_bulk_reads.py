@@ -93,7 +93,17 @@ def test_owners_with_alike_digits_are_told_apart(directory: Directory):
 
 @pytest.mark.parametrize(
     "value",
-    ["5:7:1", "5:7:12345678", "5:7:1795506883576934", "5:7:1795506883576934:t", "5:7:9:p"],
+    [
+        "5:7:1",
+        "5:7:12345678",
+        "5:7:1795506883576934",
+        "5:7:1795506883576934:t",
+        "5:7:9:p",
+        "5:7:1795506883576934:1795506883576933",
+        "5:7:1795506883576934:1795506883576933:p",
+        "5:7:1795506883576934:12345678",
+        "5:7:1:1795506883576934",
+    ],
 )
 def test_an_owner_is_read_from_any_form_of_a_link(directory: Directory, value: str):
     directory.place({"other": "5:71"})

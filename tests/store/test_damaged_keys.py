@@ -42,6 +42,8 @@ GARBAGE = {
     "beyond-2^53": b"1:7:9999999999999999",
     "missing-field": b"0:7",
     "one-too-many": b"0:7:8:t:x",
+    "two-replaced": b"0:7:8:6:5",
+    "replaced-beyond-2^53": b"0:7:8:9999999999999999",
     "JSON": b'{"pod": 0}',
     "blanks": b" 0:7: 8",
     "underscores": b"0:7:1_000",

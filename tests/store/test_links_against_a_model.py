@@ -33,20 +33,22 @@ class Held:
     owner: str
     epoch: int
     persistent: bool
+    replaced: int = 0
     marked: bool = False
 
     def value(self) -> bytes:
         mark = (":p" if self.persistent else ":t") if self.marked else ""
-        return f"{self.owner}:{self.epoch}{mark}".encode()
+        replaced = f":{self.replaced}" if self.replaced else ""
+        return f"{self.owner}:{self.epoch}{replaced}{mark}".encode()
 
     def link(self) -> Link:
         pod, incarnation = self.owner.split(":")
         has_no_ttl = self.persistent and not self.marked
-        return Link(int(pod), int(incarnation), self.epoch, has_no_ttl, 0.0)
+        return Link(int(pod), int(incarnation), self.epoch, has_no_ttl, 0.0, self.replaced)
 
     def whole(self) -> Link:
         pod, incarnation = self.owner.split(":")
-        return Link(int(pod), int(incarnation), self.epoch, self.persistent, 0.0)
+        return Link(int(pod), int(incarnation), self.epoch, self.persistent, 0.0, self.replaced)
 
     def kept(self) -> RememberedLink:
         """What the router remembers of it."""
@@ -83,13 +85,24 @@ class LinkMachine(RuleBasedStateMachine):
     def _expect(self, uid: str, outcome: tuple[Link | None, bool], *, written: bool) -> None:
         held = self.held.get(uid)
         assert outcome == (held and held.link(), written)
+        if held is not None and outcome[0] is not None:
+            assert outcome[0].replaced == held.replaced
 
-    def _assign(self, uid: str, outcome: tuple[Link | None, bool], owner: str, kind: bool) -> None:
+    def _assign(
+        self,
+        uid: str,
+        outcome: tuple[Link | None, bool],
+        owner: str,
+        kind: bool,
+    ) -> None:
         """Take in a verb that must have given the uid to `owner`."""
         link, _ = outcome
         assert link is not None
         before = self.held.get(uid)
-        self.held[uid] = Held(owner, link.epoch, kind)
+        replaced = before.epoch if before else 0
+        if before is not None and before.owner == owner:
+            replaced = before.replaced
+        self.held[uid] = Held(owner, link.epoch, kind, replaced)
         self._expect(uid, outcome, written=True)
         if before is not None and before.owner == owner:
             assert link.epoch == before.epoch
@@ -114,6 +127,47 @@ class LinkMachine(RuleBasedStateMachine):
             self._assign(uid, outcome, owner, False)
         elif off_by == 0:
             self._assign(uid, outcome, owner, held.persistent)
+        else:
+            self._expect(uid, outcome, written=False)
+
+    @rule(
+        uid=UIDS,
+        owner=OWNERS,
+        off_by=st.sampled_from([0, 0, -1, 1]),
+        persistent=st.sampled_from([None, None, False, True]),
+    )
+    def hand_over(self, uid: str, owner: str, off_by: int, persistent: bool | None) -> None:
+        held = self.held.get(uid)
+        expected = held.epoch + off_by if held else 5
+        outcome = self._do("hand_over", uid, expected, owner, persistent=persistent)
+        if held is None or off_by:
+            self._expect(uid, outcome, written=False)
+        else:
+            kind = held.persistent if persistent is None else persistent
+            self._assign(uid, outcome, owner, kind)
+
+    @rule(uid=UIDS, off_by=st.sampled_from([0, 0, -1, 1]))
+    def regrant(self, uid: str, off_by: int) -> None:
+        held = self.held.get(uid)
+        outcome = self._do("regrant", uid, held.epoch + off_by if held else 5)
+        if held is None or off_by:
+            self._expect(uid, outcome, written=False)
+            return
+        link, _ = outcome
+        assert link is not None
+        assert link.epoch > self.highest[uid]
+        self.held[uid] = replace(held, epoch=link.epoch, replaced=held.epoch)
+        self._expect(uid, outcome, written=True)
+        self.highest[uid] = link.epoch
+        self.owners[uid, link.epoch] = held.owner
+
+    @rule(uid=UIDS, owner=OWNERS, off_by=st.sampled_from([0, 0, -1, 1]))
+    def set_expected(self, uid: str, owner: str, off_by: int) -> None:
+        held = self.held.get(uid)
+        expected = held.epoch + off_by if held else 5
+        outcome = self._do("set", uid, owner, expected, persistent=False)
+        if held is None or off_by == 0:
+            self._assign(uid, outcome, owner, False)
         else:
             self._expect(uid, outcome, written=False)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 from shardbench import NO_TTL, TTL_MS, Shard, owner
 
+from ray_route.model import Link
+from ray_route.store.links import RememberedLink
+
 
 def test_relink_moves_the_expected_epoch_and_raises_it(shard: Shard):
     before = shard.place("u", "1:7")
@@ -60,7 +63,7 @@ def test_relink_clears_a_scheduled_removal_and_brings_the_kind_back(shard: Shard
     shard.remove("u", after_s=20)
     after, _ = shard.one("relink", "u", before.epoch, "2:8")
     assert after.persistent is persistent
-    assert shard.raw("u") == f"2:8:{after.epoch}".encode()
+    assert shard.raw("u") == f"2:8:{after.epoch}:{before.epoch}".encode()
 
 
 def test_the_same_owner_keeps_its_epoch(shard: Shard):
@@ -168,3 +171,65 @@ def test_one_try_set_call_judges_each_uid_by_itself(shard: Shard):
     )
     assert [owner(link) for link in reply.links] == [(2, 8), (1, 7), (2, 8)]
     assert reply.written == [True, False, True]
+
+
+@pytest.mark.parametrize("verb", ["relink", "set", "hand_over", "regrant"])
+def test_a_link_names_the_epoch_that_it_replaced(shard: Shard, verb: str):
+    before = shard.place("u", "1:7")
+    assert before.replaced == 0
+    after, _ = {
+        "relink": lambda: shard.one("relink", "u", before.epoch, "2:8"),
+        "set": lambda: shard.one("set", "u", "2:8", before.epoch, persistent=False),
+        "hand_over": lambda: shard.one("hand_over", "u", before.epoch, "2:8"),
+        "regrant": lambda: shard.one("regrant", "u", before.epoch),
+    }[verb]()
+    assert after.replaced == before.epoch
+    assert shard.read("u").links[0].replaced == before.epoch
+
+
+@pytest.mark.parametrize("verb", ["relink", "set"])
+def test_a_link_that_is_made_where_there_was_none_replaced_nothing(shard: Shard, verb: str):
+    link, written = {
+        "relink": lambda: shard.one("relink", "u", 5, "2:8"),
+        "set": lambda: shard.one("set", "u", "2:8", 5, persistent=False),
+    }[verb]()
+    assert written
+    assert link.replaced == 0
+
+
+def test_hand_over_gives_a_uid_that_has_no_link_to_nobody(shard: Shard):
+    assert shard.one("hand_over", "u", 5, "2:8") == (None, False)
+
+
+@pytest.mark.parametrize("wrong_by", [-1, 1])
+def test_hand_over_leaves_another_epoch_alone(shard: Shard, wrong_by: int):
+    held = shard.place("u", "1:7")
+    assert shard.one("hand_over", "u", held.epoch + wrong_by, "2:8") == (held, False)
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_what_keeps_the_epoch_keeps_what_it_replaced(shard: Shard, persistent: bool):
+    before = shard.place("u", "1:7")
+    held, _ = shard.one("hand_over", "u", before.epoch, "2:8")
+    shard.one("set", "u", "2:8", held.epoch, persistent=persistent)
+    shard.one("refresh", "u", held.epoch)
+    shard.remove("u", after_s=20)
+    found = shard.read("u").links[0]
+    assert (found.epoch, found.replaced) == (held.epoch, before.epoch)
+
+
+def test_who_remembers_a_link_by_its_epoch_alone_takes_nothing_from_it(shard: Shard):
+    before = shard.place("u", "1:7")
+    held, _ = shard.one("hand_over", "u", before.epoch, "2:8")
+    shard.expire("u", 5_000)
+    remembered = RememberedLink(Link(2, 8, held.epoch, persistent=False, lease_s=0))
+    assert shard.one("restore", "u", remembered, last=True)[1]
+    assert shard.read("u").links[0].replaced == before.epoch
+
+
+def test_a_recovery_writes_back_what_a_link_replaced(shard: Shard):
+    before = shard.place("u", "1:7")
+    held, _ = shard.one("hand_over", "u", before.epoch, "2:8")
+    shard.lose_everything()
+    shard.one("restore", "u", RememberedLink(held), last=True)
+    assert shard.read("u").links[0].replaced == before.epoch

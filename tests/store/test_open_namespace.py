@@ -52,11 +52,11 @@ def test_an_invalid_option_is_refused_before_anything_is_written(store: Store, n
 def test_data_in_another_layout_is_refused_and_left_alone(store: Store, namespace: str):
     meta = Keys(namespace, 8).meta
     store.one(plain_call("HSET", meta, "layout", "2", "shards", "8"))
-    with pytest.raises(UnsafeStoreError, match="layout 2") as caught:
+    with pytest.raises(UnsafeStoreError, match="layout 3") as caught:
         open_namespace(store, namespace, {"shards": 8})
     assert caught.value.address == store.url.address
     assert namespace in str(caught.value)
-    assert store.one(plain_call("HMGET", meta, "layout", "shards", "options")) == [b"2", b"8", None]
+    assert store.one(plain_call("HMGET", meta, "layout", "shards", "options")) == [b"3", b"8", None]
 
 
 def test_a_namespace_is_sealed_only_if_nothing_was_lost_since_its_replay_began(

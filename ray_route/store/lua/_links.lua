@@ -3,9 +3,10 @@
 -- KEYS  1 the shard's counter, "counter:router"; 2.. one link per uid
 -- ARGV  1 incarnation of the calling router; 2 highest counter that it has seen for this shard;
 --       the last one: the latest time, in microseconds, that the server's clock may show
--- A link is "pod:incarnation:epoch", then ":t" or ":p" if its removal is scheduled, which says
--- whether it was temporary or persistent before that. A key that holds anything else is damaged: it
--- stays as it is, and the others of the script are dealt with.
+-- A link is "pod:incarnation:epoch"; then ":" and the epoch that it replaced, if another link was
+-- there before it; then ":t" or ":p" if its removal is scheduled, which says whether it was temporary
+-- or persistent before that. A key that holds anything else is damaged: it stays as it is, and the
+-- others of the script are dealt with.
 -- Numbers become text by %.0f alone: "..", tostring and cjson print 14 digits, an epoch has 16.
 local router, seen = tonumber(ARGV[1]), tonumber(ARGV[2])
 local counter, writer, time = 0, 0, nil
@@ -53,23 +54,32 @@ local function read(key)
   local value, is_foreign = try('GET', key)
   if is_foreign then return {value = '?another type', is_damaged = true} end
   if not value then return nil end
-  local owner, epoch, mark = string.match(value, '^(%d+:%d+):(%d+):?([tp]?)$')
-  if not is_number(epoch) or #owner > 27 then
+  local owner, epoch, rest = string.match(value, '^(%d+:%d+):(%d+)(.*)$')
+  local replaced, marked = string.match(rest or '', '^:(%d+)(.*)$')
+  rest = marked or rest
+  local mark = rest == '' and '' or string.match(rest or '', '^:([tp])$')
+  if not (is_number(epoch) and is_number(replaced or '0') and mark) or #owner > 27 then
     return {value = '?' .. string.sub(value, 1, 40), is_damaged = true}
   end
   local ttl = redis.call('PTTL', key)
-  return {value = value, owner = owner, epoch = epoch, mark = mark, ttl = ttl >= 0 and ttl or nil}
+  return {value = value, owner = owner, epoch = epoch, replaced = replaced, mark = mark,
+    ttl = ttl >= 0 and ttl or nil}
+end
+
+-- What a link begins with, whether or not its removal is scheduled.
+local function stem(owner, epoch, replaced)
+  return owner .. ':' .. epoch .. (replaced and ':' .. replaced or '')
 end
 
 local function is_persistent(link)
   return link.mark == 'p' or (link.mark == '' and not link.ttl)
 end
 
--- Gives the link to owner ("pod:incarnation"). The epoch changes with the owner alone.
+-- Gives the link to owner ("pod:incarnation"). The epoch changes with the owner alone. A link that is
+-- made where there is none replaces nothing: who knows who had the uid since the last one ended.
 local function assign(key, held, owner, persistent, ttl)
-  local epoch = text(advance())
-  if held and held.owner == owner then epoch = held.epoch end
-  local value = owner .. ':' .. epoch
+  local value = stem(owner, text(advance()), held and held.epoch)
+  if held and held.owner == owner then value = stem(owner, held.epoch, held.replaced) end
   if persistent then
     redis.call('SET', key, value)
     return {value = value}

@@ -8,7 +8,7 @@ local function remove(key, link, after)
     return nil
   end
   local kind = is_persistent(link) and 'p' or 't'
-  link.value = link.owner .. ':' .. link.epoch .. ':' .. kind
+  link.value = stem(link.owner, link.epoch, link.replaced) .. ':' .. kind
   link.ttl = math.max(1, math.min(link.ttl or after, after))
   redis.call('SET', key, link.value, 'PX', text(link.ttl))
   return link

@@ -20,8 +20,9 @@ end
 local highest = seen
 for i = 2, #KEYS do
   local value, ttl = ARGV[2 * i + 2], ARGV[2 * i + 3]
-  local epoch, mark = string.match(value, '^%d+:%d+:(%d+):?([tp]?)$')
-  epoch = tonumber(epoch)
+  local epoch = tonumber(string.match(value, '^%d+:%d+:(%d+)'))
+  local mark = string.match(value, ':([tp])$') or ''
+  local replaced = string.match(value, '^%d+:%d+:%d+:(%d+)')
   highest = math.max(highest, epoch)
   local held = read(KEYS[i])
   if held and held.is_damaged then held = nil end
@@ -30,6 +31,10 @@ for i = 2, #KEYS do
     redis.call('DEL', KEYS[i])
     held = nil
   elseif behind then
+    if held and held.replaced and not replaced and tonumber(held.epoch) == epoch then
+      -- Who remembers a link by its epoch alone takes nothing from it.
+      value = stem(held.owner, held.epoch, held.replaced) .. (mark ~= '' and ':' .. mark or '')
+    end
     if ttl == '' then redis.call('SET', KEYS[i], value)
     else redis.call('SET', KEYS[i], value, 'PX', ttl) end
     held = {value = value, ttl = tonumber(ttl)}

@@ -1,5 +1,5 @@
 -- Links each uid to the given owner, whoever held it, and clears a scheduled removal; but only if
--- the link is still the one that the caller has dealt with.
+-- the link is still the one that the caller has dealt with, or has ended.
 -- Prelude: _links.lua
 -- KEYS  see _links.lua
 -- ARGV  3 ttl_ms; 4 'temporary' or 'persistent'; then per uid: "pod:incarnation", the epoch that
@@ -12,7 +12,7 @@ for i = 2, #KEYS do
   local held = read(KEYS[i])
   if held and held.is_damaged then
     report(held, false)
-  elseif expected ~= '*' and expected ~= (held and held.epoch or '') then
+  elseif held and expected ~= '*' and expected ~= held.epoch then
     report(held, false)
   else
     if held then allow_full() end
