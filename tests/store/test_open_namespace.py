@@ -51,7 +51,7 @@ def test_an_invalid_option_is_refused_before_anything_is_written(store: Store, n
 
 def test_data_in_another_layout_is_refused_and_left_alone(store: Store, namespace: str):
     meta = Keys(namespace, 8).meta
-    store.one(plain_call("HSET", meta, "layout", "2", "shards", "8"))
+    store.one(plain_call("HSET", meta, "layout", "3", "shards", "8"))
     with pytest.raises(UnsafeStoreError, match="layout 3") as caught:
         open_namespace(store, namespace, {"shards": 8})
     assert caught.value.address == store.url.address
