@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from ray_route.config import RouteConfig
+from ray_route.errors import LostWritesError
 from ray_route.model import Link, PodRecord, RoutingState
 from ray_route.protocol.commands import Memory, Recall
 from ray_route.router.directory import Directory
@@ -83,9 +85,20 @@ class Router:
             await asyncio.sleep(0.005)
 
     async def place(self, uid: str) -> Link:
-        answer = (await self.directory.compute(SERVICE, {uid: 0}, None))[uid]
+        """Have a uid placed, or looked up, as a client does."""
+        return await self._asked(uid, lambda: self.directory.compute(SERVICE, {uid: 0}, None))
+
+    async def find(self, uid: str) -> Link:
+        """Have a uid looked up as a client does."""
+        return await self._asked(uid, lambda: self.directory.find(SERVICE, {uid: 0}))
+
+    async def _asked(self, uid: str, ask: Callable[[], Awaitable[Any]]) -> Link:
+        """Ask until no recovery is in the way: its end is for who asks to wait for."""
+        while isinstance(answer := (await ask())[uid], LostWritesError):
+            await self.shards.recover([self.keys.shard(uid)])
         if isinstance(answer, Exception):
             raise answer
+        assert isinstance(answer, Link)
         return answer
 
     def run_out(self, uid: str) -> None:
