@@ -21,6 +21,7 @@ from ray_route.protocol.welcome import Vouched
 from ray_route.store.circuit import PROBE_S
 from ray_route.store.connect import Store
 from ray_route.store.lanes import Lane, lanes_to_all, unsettled
+from ray_route.store.sync_masters import Homes
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Belief:
         self._vouch = vouch
         self._lock = threading.Lock()
         self._lanes: dict[str, Lane] = {}
+        self._homes = store.homes()
         self._term = 0
         self._failures = 0
         self._failed_at = 0.0
@@ -56,11 +58,12 @@ class Belief:
     # For whoever reads.
 
     def server_of(self, key: str) -> str | None:
-        """Name the server that holds a key; None if none does now."""
-        try:
-            return self._store.primary_of(key)
-        except RouteError:
-            return None
+        """Name the server that held a key when it was vouched for; None if none did.
+
+        Not who holds it now: of what has moved there since, no router has compared anything. Who
+        has it no more says so, and is asked no more.
+        """
+        return self._homes.of(key)
 
     def take(self, server: str | None, wait_s: float) -> Lane | None:
         """Return the lane to a server, for the caller alone until `give_back`.
@@ -210,6 +213,7 @@ class Belief:
         """
         term = self._term
         opened, problem = lanes_to_all(self._store, but=list(self._lanes))
+        homes = self._store.homes()  # before: what moves meanwhile is asked of who had it
         if problem is not None and not opened:
             raise problem
         try:
@@ -217,14 +221,17 @@ class Belief:
         except BaseException:
             self._forget(opened)
             raise
-        were_all = self._adopt(opened, servers, term)
+        were_all = self._adopt(opened, servers, homes, term)
         if were_all and problem is not None:  # else those that answer come first
             raise problem
         return were_all
 
-    def _adopt(self, opened: dict[str, Lane], servers: Collection[str], term: int) -> bool:
+    def _adopt(
+        self, opened: dict[str, Lane], servers: Collection[str], homes: Homes, term: int
+    ) -> bool:
         with self._lock:
             if term == self._term and not self._closed:
+                self._homes = homes
                 good = {name: lane for name, lane in opened.items() if lane.server in servers}
                 for lane in good.values():
                     lane.is_believed = True

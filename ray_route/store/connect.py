@@ -18,7 +18,6 @@ from redis.exceptions import (
     AskError,
     ClusterError,
     NoScriptError,
-    RedisError,
     ResponseError,
     TryAgainError,
 )
@@ -36,6 +35,7 @@ from ray_route.store.clients import (
 )
 from ray_route.store.masters import WITHIN_S, Masters
 from ray_route.store.scripts import Call
+from ray_route.store.sync_masters import Homes, SyncMasters
 from ray_route.store.url import StoreUrl
 
 _KEYS_PER_SCAN = 500
@@ -149,6 +149,7 @@ class Store:
             self._client = sync_client(url, retries)
         except DRIVER_ERRORS as error:
             raise translated(url, error) from error
+        self._masters = SyncMasters(url, self._client)
 
     def __repr__(self) -> str:
         return f"Store({self.url.address})"
@@ -156,8 +157,11 @@ class Store:
     def run(self, calls: Sequence[Call]) -> list[Any]:
         """Send all calls in one pipeline; return each reply, an error where one failed.
 
-        Fails at once while the store is known to be down (see `circuit`).
+        Fails at once while the store is known to be down (see `circuit`). In a Cluster it raises
+        only if no master answers, and errors stand for the replies of those that are away.
         """
+        if self.is_cluster:
+            return _some_answer(self._run(calls))
         with self._circuit.attempt():
             return self._run(calls)
 
@@ -193,24 +197,10 @@ class Store:
         return replies
 
     def _to_cluster(self, messages: Sequence[_Message]) -> list[Any]:
-        # Named nodes spare redis-py the search for keys in the words: it asks the server where
-        # they are in commands like XREAD.
-        pipeline = self._client.pipeline(transaction=False)
-        for key, words in messages:
-            if key:
-                node = self._client.get_node_from_key(key)
-                pipeline.execute_command(*words, target_nodes=node)
-        keyless = (self._everywhere(words) for key, words in messages if not key)
-        return _scattered(messages, pipeline.execute(raise_on_error=False), keyless)
-
-    def _everywhere(self, words: tuple[Any, ...]) -> Any:
-        replies = []
-        for node in self._client.get_primaries():
-            try:
-                replies.append(node.redis_connection.execute_command(*words))
-            except RedisError as error:
-                replies.append(error)
-        return _joined(replies)
+        keyed = self._masters.send([message for message in messages if message[0]])
+        everywhere = self._masters.everywhere
+        keyless = (_joined(everywhere(words)) for key, words in messages if not key)
+        return _scattered(messages, keyed, keyless)
 
     def infos(self) -> list[dict[str, Any]]:
         """Read the INFO of the server, or of every master of a Cluster."""
@@ -223,36 +213,18 @@ class Store:
 
     def pool(self, key: str) -> Any:
         """Return redis-py's connection pool of the server that holds `key`, for `bulk`."""
+        if self.is_cluster:
+            return self._masters.pool(key)
         self._circuit.check()
-        if not self.is_cluster:
-            return self._client.connection_pool
-        try:
-            node = self._client.get_node_from_key(key)
-        except DRIVER_ERRORS as error:  # no master holds the slot now
-            raise translated(self.url, error) from error
-        return self._client.get_redis_connection(node).connection_pool
+        return self._client.connection_pool
 
-    def primary_of(self, key: str) -> str:
-        """Name the server that holds a key; without a Cluster there is one, wherever it is."""
-        if not self.is_cluster:
-            return ""
-        try:
-            return str(self._client.get_node_from_key(key).name)
-        except DRIVER_ERRORS as error:  # no master holds the slot now
-            raise translated(self.url, error) from error
+    def homes(self) -> Homes:
+        """Return who holds what, as last heard."""
+        return self._masters.homes() if self.is_cluster else Homes()
 
     def primaries(self) -> list[tuple[str, Any]]:
         """Look which primaries there are; return each one's name and redis-py's pool of it."""
-        if not self.is_cluster:
-            return [("", self._client.connection_pool)]
-        try:
-            self._client.nodes_manager.initialize()
-            return [
-                (str(node.name), self._client.get_redis_connection(node).connection_pool)
-                for node in self._client.get_primaries()
-            ]
-        except DRIVER_ERRORS as error:
-            raise translated(self.url, error) from error
+        return self._masters.pools() if self.is_cluster else [("", self._client.connection_pool)]
 
     def close(self) -> None:
         """Close all connections."""

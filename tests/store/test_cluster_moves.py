@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -256,3 +257,30 @@ def test_a_promoted_replica_takes_the_place_of_its_master():
 
         assert asyncio.run(ask()) == [b"v"] * len(keys)
         store.close()
+
+
+def test_a_master_that_is_away_fails_its_own_calls_alone() -> None:
+    """It opens no circuit to others, and a pipeline brings what they say."""
+    with (
+        ClusterServers("valkey", in_part=True) as cluster,
+        closing(Store(cluster.store_url())) as store,
+    ):
+        keys = [f"key-{number}" for number in range(24)]
+        slots = [cluster.slot(key) for key in keys]
+        lost = cluster.owner(slots[0])
+        away = {key for key, slot in zip(keys, slots, strict=True) if cluster.owner(slot) is lost}
+        assert len(away) < len(keys)
+        calls = [plain_call("SET", key, "here") for key in keys]
+        assert not any(isinstance(reply, Exception) for reply in store.run(calls))
+        lost.stop()
+        for _ in range(2):  # at first it is tried, then it is known to be away
+            replies = dict(zip(keys, store.run(calls), strict=True))
+            failed = {key for key, it in replies.items() if isinstance(it, StoreUnavailableError)}
+            assert failed == away
+        with pytest.raises(StoreUnavailableError):
+            store.one(plain_call("GET", keys[0]))
+        with pytest.raises(StoreUnavailableError):
+            store.pool(keys[0])
+        other = next(key for key in keys if key not in away)
+        assert store.one(plain_call("GET", other)) == b"here"
+        assert store.pool(other)
