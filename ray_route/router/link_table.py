@@ -73,7 +73,7 @@ class LinkTable:
             ),
         )
         if outcome.link is None:
-            raise self._shards.full()
+            raise self._shards.problems.full()
         return self._counted(service, uid, outcome, "set if absent:")
 
     async def set(
@@ -217,15 +217,17 @@ class LinkTable:
     async def readmit(self, service: str, links: Mapping[str, Link]) -> int:
         """Write back links that have run out, where the uid has none now; return how many.
 
-        Raises what stands in the way of any.
+        Raises what stands in the way of any. In a Cluster shards that are away are set aside.
         """
 
         def build(writer: Writer, shard: int, some: list[str]) -> Call:
             return self._calls.readmit(writer, shard, service, some, [links[uid] for uid in some])
 
         outcomes = await self._write(service, list(links), build, placing=False)
-        for outcome in outcomes.values():
-            if isinstance(outcome, RouteError) and not isinstance(outcome, DamagedKeyError):
+        for uid, outcome in outcomes.items():
+            if isinstance(outcome, Outcome | DamagedKeyError):
+                continue
+            if not self._shards.set_aside_if_away(self.keys.shard(uid), outcome):
                 raise outcome
         written = {uid: link for uid in links if (link := _written(outcomes[uid]))}
         self.decisions.note(service, written, "brought back to")
@@ -288,7 +290,7 @@ class LinkTable:
         """Return an outcome, or the error of a uid that has no link because Redis is full."""
         if isinstance(outcome, RouteError) or outcome.link is not None:
             return outcome
-        return self._shards.full()
+        return self._shards.problems.full()
 
     async def _guarded(self, running: Awaitable[Outcomes]) -> Outcomes:
         try:
@@ -299,7 +301,7 @@ class LinkTable:
 
     def taken_over(self) -> RouterUnavailableError:
         """Make the error of a router that must not go on."""
-        return self._shards.taken_over()
+        return self._shards.problems.taken_over()
 
     # Counting.
 

@@ -27,7 +27,7 @@ from ray_route.errors import (
 )
 from ray_route.model import Link
 from ray_route.protocol.commands import Address, Memory, Recall
-from ray_route.router.comparison import Compared, Comparison
+from ray_route.router.comparison import Compared, Comparison, named
 from ray_route.router.link_table import LinkTable
 from ray_route.router.mailbox import Mailboxes
 from ray_route.router.membership import Membership
@@ -143,7 +143,7 @@ class Recovery:
         while _is_missing(found := await self._compared_twice(), shards):
             await self._cures.begun_now()
         if shards and shards & found.unseen:
-            raise self._shards.unread(min(shards & found.unseen))
+            raise self._shards.problems.unread(min(shards & found.unseen))
 
     async def _compared_twice(self) -> Compared:
         try:
@@ -266,6 +266,7 @@ class Recovery:
                 raise SupersededError(self._table.keys.namespace)
             if parsed.status == "ok" and part.last:
                 self._shards.remember([(part.shard, parsed.counter)])
+                self._shards.aside.discard(part.shard)
 
     def _parts(self, lost: Collection[int], names: _Names) -> list[_Part]:
         """Cut each shard's links into script calls, in order."""
@@ -321,7 +322,8 @@ class Recovery:
     async def readmit(self, agents: Iterable[Address] | None = None) -> None:
         """Write back links that ran out while their owner could not be reached, of all by default.
 
-        Returns when each has answered or its life has ended; raises where Redis fails.
+        Returns when each has answered or its life has ended; raises where Redis fails. In a Cluster
+        shards whose master is away are set aside instead.
         """
         asked_at = now()
         everything = Recall(frozenset(range(self._table.keys.shards)))
@@ -350,9 +352,8 @@ class Recovery:
         """
         # Again, now that the pod tables have been read: nothing may have been lost in between.
         servers = await self.comparison.servers()
-        is_whole = await self.comparison.is_sealed(servers)
-        self.is_proven = self.is_proven and is_whole
-        if not is_whole:
+        self.is_proven = self.is_proven and await self._is_proven()
+        if not await self.comparison.is_sealed(servers):
             await self._recollect(_BEATS * self._config.heartbeat_s if pods_expected else 0)
         await self.restore(await self._shards.take_over(), servers)
         await self._cures.begun_now()
@@ -362,11 +363,23 @@ class Recovery:
 
         And what the server's clock showed then, so that a step of it meanwhile is noticed.
         """
-        self.is_proven = await self.comparison.is_sealed(await self.comparison.servers())
+        self.is_proven = await self._is_proven()
         with contextlib.suppress(DamagedKeyError):  # it has been told, and is written anew
             looked_us = parse_looked(await self._store.one(read_looked(self._table.keys)))
             if looked_us is not None:
                 self._shards.clocks.showed(looked_us)
+
+    async def _is_proven(self) -> bool:
+        """True if the pod tables are as an earlier router left them.
+
+        While other masters of a Cluster are away the namespace's own alone can say so: it has lost
+        nothing since it was named in a seal.
+        """
+        servers = await self._store.servers()
+        home = self._store.server_of(self._table.keys.meta)
+        if self._shards.are_all_at(servers):
+            return await self.comparison.is_sealed(named(servers.values()))
+        return home in servers and await self.comparison.is_sealed(servers[home], others_away=True)
 
     async def _recollect(self, patience_s: float) -> None:
         """Hear every living agent; wait for those that Redis has forgotten to show up."""

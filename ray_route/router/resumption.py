@@ -123,7 +123,7 @@ class Resumption:
             if not lost:
                 return
             await self._recovery.recover(lost)
-        raise self._shards.lost_writes(lost)
+        raise self._shards.problems.lost_writes(lost)
 
     async def _vouch(self, address: Address, seq: int) -> Word:
         verdict = await self._membership.vouch(address, seq)

@@ -8,7 +8,7 @@ and runs then.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from itertools import starmap
 from typing import Any, NamedTuple
 
@@ -20,7 +20,9 @@ from ray_route.errors import (
     StoreUnavailableError,
 )
 from ray_route.model import Link
+from ray_route.router.problems import Problems
 from ray_route.router.server_clock import ServerClocks
+from ray_route.router.set_aside import SetAside
 from ray_route.runtime.metrics import STORE_SECONDS, meter
 from ray_route.store.connect import AsyncStore
 from ray_route.store.keys import Keys
@@ -48,6 +50,8 @@ _CARRIED_OUT_S = 10.0
 # may have been refused only because it was late.
 _TRIES = 5
 
+_ASIDE = "its server was away, and is to be heard first"
+
 
 class SupersededError(Exception):
     """A younger router writes this namespace. The only thing left to do is to exit."""
@@ -73,10 +77,10 @@ class Compared(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """What one server's counters say: of which shards, which of them are lost, and if of all."""
+    """What one server's counters hold, which of these shards are lost, and if it told of all."""
 
     server: str
-    seen: Collection[int]
+    seen: Mapping[int, bytes | None]
     lost: Collection[int]
     is_whole: bool
 
@@ -97,10 +101,16 @@ class Shards:
         self._keys = keys
         self._links = links
         self._meter = meter(keys.namespace)
+        self.problems = Problems(store.url.address, keys.namespace)
+        self.aside = SetAside(links.config)
+        self._written_on: frozenset[str] = frozenset()
         self.clocks = ServerClocks(links.config, keys.shards, is_cluster=store.is_cluster)
 
     async def claim(self) -> None:
-        """Claim a higher incarnation than any router before."""
+        """Claim a higher incarnation than any router before, as far as is known.
+
+        Where a master is away a younger router's writes may show later: then this one leaves.
+        """
         self._is_writer = False
         self.placed_at = [now()] * self._keys.shards  # by the router before, for all we know
         # Whoever has written to a shard has been a router, for all we know.
@@ -116,30 +126,39 @@ class Shards:
         """
         if self._is_writer:
             self.superseded.set()
-        return self.taken_over()
-
-    def taken_over(self) -> RouterUnavailableError:
-        """Make the error of a router that must not go on."""
-        return RouterUnavailableError(
-            namespace=self._keys.namespace, reason="a younger router has taken over"
-        )
+        return self.problems.taken_over()
 
     async def take_over(self) -> list[int]:
         """Become the writer of each shard; return those whose writes Redis has lost.
 
-        Raises `SupersededError` if a younger router has done so already.
+        Shards of a Cluster whose master is away are set aside. A router that has been the writer
+        leaves them out only while all that answer are the very servers on which it became that: so
+        nothing that was written there since, by a younger router or about a life, can have been
+        lost. Raises `SupersededError` if a younger router has taken over already, and
+        `StoreUnavailableError`.
         """
+        servers = frozenset((await self._store.servers()).values())
         shards = range(self._keys.shards)
         calls = [self._links.take_over(self.writer(shard), shard) for shard in shards]
-        lost = []
+        lost, away = [], []
         for shard, reply in zip(shards, await self._store.run(calls), strict=True):
             outcomes = self._outcomes(shard, [], reply)
             if isinstance(outcomes, LostWritesError):
                 lost.append(shard)
+            elif isinstance(outcomes, StoreUnavailableError) and self._store.is_cluster:
+                away.append(shard)
             elif isinstance(outcomes, RouteError):
                 raise outcomes
-        self._is_writer = True
+        self._took_over(servers, away)
         return lost
+
+    def _took_over(self, servers: frozenset[str], away: list[int]) -> None:
+        if away and self._is_writer and not servers <= self._written_on:
+            raise self.problems.unread(away[0])
+        self.aside.add(away)
+        if not (away and self._is_writer):
+            self._written_on = servers
+        self._is_writer = True
 
     def remember(self, seen: Iterable[tuple[int, int]]) -> None:
         """Take in (shard, counter) that somebody else was told."""
@@ -150,7 +169,7 @@ class Shards:
         """Compare all; return the lost, and raise what keeps any from being compared."""
         compared = await self.compare(await self._store.servers())
         if compared.unseen:
-            raise self.unread(min(compared.unseen))
+            raise self.problems.unread(min(compared.unseen))
         return sorted(compared.lost)
 
     async def compare(self, servers: Collection[str]) -> Compared:
@@ -163,12 +182,35 @@ class Shards:
         reading = (self._read_counters(name, shards) for name, shards in known.items())
         found = [each for each in await asyncio.gather(*reading) if each is not None]
         seen = {shard for each in found for shard in each.seen}
+        unseen = frozenset(range(self._keys.shards)) - seen
+        self.aside.looked(unseen, now())
+        aside = self._refused(found)
         unread = known.keys() - {each.server for each in found if each.is_whole}
         return Compared(
-            frozenset(shard for each in found for shard in each.lost),
-            frozenset(range(self._keys.shards)) - seen,
+            aside.union(*(each.lost for each in found)),
+            unseen,
             frozenset(servers) - unread,
         )
+
+    def are_all_at(self, servers: Collection[str]) -> bool:
+        """True if these servers, by name, hold all shards."""
+        return all(name in servers for name in self._by_server())
+
+    def set_aside_if_away(self, shard: int, problem: RouteError) -> bool:
+        """Set a shard aside whose server does not answer, if there are others; say if it is so."""
+        is_away = isinstance(problem, StoreUnavailableError) and self._store.is_cluster
+        if is_away:
+            self.aside.add([shard])
+        return is_away
+
+    def _refused(self, found: Iterable[_Read]) -> frozenset[int]:
+        """Have whoever is told the counters of shards that are set aside be refused there.
+
+        Their servers have all writes, as far as is known; return which they are.
+        """
+        counters = {s: c for each in found for s, c in each.seen.items() if s in self.aside}
+        self.remember((shard, parse_counter(counter) + 1) for shard, counter in counters.items())
+        return frozenset(counters)
 
     def _by_server(self) -> dict[str | None, list[int]]:
         held: dict[str | None, list[int]] = {}
@@ -203,12 +245,12 @@ class Shards:
         return _Read(server, counters, lost, is_whole=len(counters) == len(shards))
 
     async def _stored(self) -> dict[int, bytes | None]:
-        """Return what stands in all counters; raise what keeps any from being read."""
-        await self._store.servers()  # who they are must be known first
+        """Return what stands in all counters that can be read; raise what keeps others from it."""
+        servers = await self._store.servers()  # who they are must be known first
         stored: dict[int, bytes | None] = {}
         for server, shards in self._by_server().items():
-            if server is None:
-                raise self.unread(shards[0])
+            if server is None or server not in servers:
+                continue  # in a Cluster: it is away
             calls = self._links.counters(shards, by_slot=self._store.is_cluster)
             _, counters = parse_counters(await self._store.ask(server, calls))
             for shard, counter in zip(shards, counters, strict=True):
@@ -216,14 +258,6 @@ class Shards:
                     raise counter
                 stored[shard] = counter
         return stored
-
-    def unread(self, shard: int) -> StoreUnavailableError:
-        """Make the error of a shard whose server is away."""
-        return StoreUnavailableError(
-            address=self._store.url.address,
-            reason=f"the server of shard {shard} does not answer",
-            namespace=self._keys.namespace,
-        )
 
     async def run(
         self, uids: Sequence[str], build: Build, *, placing: bool = False, waits: bool = True
@@ -273,7 +307,13 @@ class Shards:
     async def _trip(
         self, uids: Sequence[str], build: Build, *, placing: bool
     ) -> dict[str, Outcome | RouteError]:
-        parts = list(self._parts(uids))
+        outcomes: dict[str, Outcome | RouteError] = {}
+        parts = []
+        for shard, some in self._parts(uids):
+            if shard in self.aside:
+                outcomes.update(dict.fromkeys(some, self.problems.lost_writes([shard], _ASIDE)))
+            else:
+                parts.append((shard, some))
         asked_at = now()
         try:
             if placing:
@@ -284,8 +324,7 @@ class Shards:
         except RouteError as error:
             if placing:
                 self._note_placing((shard for shard, _ in parts), late=True)
-            return dict.fromkeys(uids, error)
-        outcomes: dict[str, Outcome | RouteError] = {}
+            return {**outcomes, **{uid: error for _, some in parts for uid in some}}
         for (shard, some), call, reply in zip(parts, calls, replies, strict=True):
             parsed = self._outcomes(shard, some, reply, call)
             if placing:
@@ -295,25 +334,6 @@ class Shards:
             else:
                 outcomes.update(parsed)
         return outcomes
-
-    def full(self) -> StoreUnavailableError:
-        """Make the error of a new link that a full server has refused."""
-        return StoreUnavailableError(
-            address=self._store.url.address,
-            reason="it is full: maxmemory is reached",
-            namespace=self._keys.namespace,
-        )
-
-    def lost_writes(
-        self, shards: list[int], reason: str = "what is left there is not the truth"
-    ) -> LostWritesError:
-        """Make the error of shards that are to be recovered first."""
-        return LostWritesError(
-            address=self._store.url.address,
-            shards=shards,
-            reason=reason,
-            namespace=self._keys.namespace,
-        )
 
     def writer(self, shard: int) -> Writer:
         """Who writes to a shard, as its scripts want to know it."""
@@ -344,9 +364,11 @@ class Shards:
         if parsed.status == "superseded":
             raise SupersededError(self._keys.namespace)
         if parsed.status == "lost":
-            return self.lost_writes([shard])
+            return self.problems.lost_writes([shard])
         if parsed.status == "stepped":
-            return self.lost_writes([shard], "its clock has stepped, or it was asked long ago")
+            return self.problems.lost_writes(
+                [shard], "its clock has stepped, or it was asked long ago"
+            )
         self.seen[shard] = max(self.seen[shard], parsed.counter)
         outcomes = starmap(_outcome, zip(parsed.links, parsed.written, strict=True))
         return dict(zip(uids, outcomes, strict=True))

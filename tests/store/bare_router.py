@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from ray_route.config import RouteConfig
 from ray_route.errors import LostWritesError
@@ -85,17 +84,15 @@ class Router:
             await asyncio.sleep(0.005)
 
     async def place(self, uid: str) -> Link:
-        """Have a uid placed, or looked up, as a client does."""
-        return await self._asked(uid, lambda: self.directory.compute(SERVICE, {uid: 0}, None))
+        """Look a uid up as clients do, who have what was lost recovered and ask again."""
+        return await self.asked(uid, lambda: self.directory.compute(SERVICE, {uid: 0}, None))
 
     async def find(self, uid: str) -> Link:
-        """Have a uid looked up as a client does."""
-        return await self._asked(uid, lambda: self.directory.find(SERVICE, {uid: 0}))
+        return await self.asked(uid, lambda: self.directory.find(SERVICE, {uid: 0}))
 
-    async def _asked(self, uid: str, ask: Callable[[], Awaitable[Any]]) -> Link:
-        """Ask until no recovery is in the way: its end is for who asks to wait for."""
+    async def asked(self, uid: str, ask: Callable[[], Awaitable[Mapping[str, object]]]) -> Link:
         while isinstance(answer := (await ask())[uid], LostWritesError):
-            await self.shards.recover([self.keys.shard(uid)])
+            await self.recovery.recover([self.keys.shard(uid)])
         if isinstance(answer, Exception):
             raise answer
         assert isinstance(answer, Link)

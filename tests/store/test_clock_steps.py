@@ -102,7 +102,8 @@ def test_whoever_touches_a_link_first_finds_it(
         router.links.cache.flush()
         stepping.step(HOUR_S)
         if verb == "find":
-            assert (await router.find("u0")).epoch == held.epoch
+            found = await router.find("u0")
+            assert found.epoch == held.epoch
         elif verb == "refresh":
             assert await router.links.refresh(SERVICE, {"u0": held.epoch}) == {}
         elif verb == "set":

@@ -1,0 +1,40 @@
+"""Shards that nothing may be read from or written to before they are recovered.
+
+Of a Redis Cluster one master may be away, and all else goes on. What this router must have done in
+every shard, it has then not done in some: it is done by their recovery, when they are back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from ray_route.config import RouteConfig
+
+
+class SetAside:
+    """Which shards are set aside, and which have been away for how long."""
+
+    def __init__(self, config: RouteConfig) -> None:
+        # A pod that could not reach them for so long may have lapsed, links may have run out.
+        self._limit_s = 0.9 * config.pod_lease_s - config.heartbeat_s
+        self._shards: set[int] = set()
+        self._away_since: dict[int, float] = {}
+        self._looked_at: float | None = None
+
+    def __contains__(self, shard: int) -> bool:
+        return shard in self._shards
+
+    def add(self, shards: Iterable[int]) -> None:
+        """Set shards aside until `discard`."""
+        self._shards.update(shards)
+
+    def discard(self, shard: int) -> None:
+        """Note that a shard has been recovered."""
+        self._shards.discard(shard)
+
+    def looked(self, unseen: Collection[int], at: float) -> None:
+        """Take in which shards could not be seen; set aside those that were away for too long."""
+        since, seen_at = self._away_since, self._looked_at or at
+        self._away_since = {shard: since.get(shard, seen_at) for shard in unseen}
+        self._looked_at = at
+        self.add(s for s, seen_at in since.items() if at - seen_at >= self._limit_s)
