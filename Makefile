@@ -8,7 +8,7 @@ SHARED := ../shared/data/college_msg.txt
 # Each of the tests' hundreds of processes would compile anew what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo unit test long chaos soak partitions lint type floors docs package lowest bench check clean
+.PHONY: demo unit test long chaos soak partitions serve-ingresses lint type floors docs package lowest bench check clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,9 @@ chaos: $(READY)  ## five minutes of seeded faults; repeat one with CHAOS_SEED
 
 partitions: $(READY)  ## every cut of a real network, 72 of them, as root; repeat a run with NET_SEED
 	NET_CUTS=$${NET_CUTS:-0} $(BIN)/python -m pytest -s -m long tests/chaos/test_net.py
+
+serve-ingresses: $(READY)  ## sessions by every way into Ray Serve; each needs a Ray of its own
+	$(BIN)/python -m pytest -s -m 'long or not long' tests/ray/test_serve_ingresses.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

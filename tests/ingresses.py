@@ -1,6 +1,7 @@
 """Sends sessions through one of Serve's ways in, and prints what became of them. See its test.
 
-Each kind needs a cluster of its own environment, so each is a program: `ingresses.py KIND`.
+Each kind needs a cluster of its own environment, so each is a program: `ingresses.py KIND`, or
+`ingresses.py KIND APPLICATION...` for some of its applications.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+Ask = Callable[[str], tuple[int, Any]]
 
 KIND = sys.argv[1] if __name__ == "__main__" else ""
 HA, DIRECT, FAST = (
@@ -34,6 +38,7 @@ IN_CLUSTER = {
     "haproxy": {HA: "1"},
     "haproxy_by_one_who_does_not_know": {HA: "1"},
 }
+SERVICER = "ray.serve.generated.serve_pb2_grpc.add_UserDefinedServiceServicer_to_server"
 SESSIONS, ROUNDS = 12, 4
 
 
@@ -65,7 +70,7 @@ def begin() -> None:
         del os.environ[HA]
 
 
-def get(port: int, path: str, session: str, method: str = "GET") -> tuple[int, Any]:
+def get(port: int, path: str, method: str, session: str) -> tuple[int, Any]:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}",
         headers={"x-session-id": session},
@@ -79,21 +84,21 @@ def get(port: int, path: str, session: str, method: str = "GET") -> tuple[int, A
 
 
 @contextmanager
-def running() -> Iterator[int]:
+def running() -> Iterator[tuple[int, int]]:
     from ray import serve  # noqa: PLC0415 - it reads the environment
 
     from ray_route.store.embedded import free_port  # noqa: PLC0415
 
     port = free_port()
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    yield port
+    grpc = {"port": free_port(), "grpc_servicer_functions": [SERVICER]}
+    serve.start(http_options={"host": "127.0.0.1", "port": port}, grpc_options=grpc)
+    yield port, grpc["port"]
     serve.shutdown()
 
 
 def apps() -> dict[str, Any]:
     """Return the applications of this kind, by name."""
-    from ray import serve  # noqa: PLC0415 - it reads the environment
-    from served import Chat, Front, Picker, sticky  # noqa: PLC0415
+    from served import Chat, Front, Greeter, Picker, sticky  # noqa: PLC0415
 
     def chat(**kwargs: Any) -> Any:
         options = {"request_router_config": sticky(**kwargs), "num_replicas": 3}
@@ -103,8 +108,10 @@ def apps() -> dict[str, Any]:
     if KIND == "haproxy":
         refused(chat().bind())
         server = chat().bind()
-        handle = serve.deployment(Picker).bind(server)
-        return inner | {"picked": server._with_ingress_request_router(handle)}
+        return inner | {"picked": server._with_ingress_request_router(Picker.bind(server))}
+    if KIND == "proxy":
+        router = {"request_router_config": sticky(), "num_replicas": 3}
+        inner["grpc"] = Greeter.options(name="Chat", **router).bind()
     strays = {
         on_stray: chat(on_stray=on_stray).bind() for on_stray in ("serve", "refuse", "forward")
     }
@@ -120,15 +127,25 @@ def refused(app: Any) -> None:
         serve.run(app, name="no", route_prefix="/no")
 
 
-def asked(port: int, path: str, method: str) -> dict[str, Any]:
+def by_grpc(port: int, app: str, session: str) -> tuple[int, Any]:
+    """Send one gRPC request by Serve's own example of a service."""
+    import grpc  # noqa: PLC0415 - after Ray
+    from ray.serve.generated import serve_pb2, serve_pb2_grpc  # noqa: PLC0415
+
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = serve_pb2_grpc.UserDefinedServiceStub(channel)
+        metadata = (("application", app), ("session_id", session))
+        answer = stub.Method1(serve_pb2.UserDefinedMessage(), metadata=metadata, timeout=30)
+    return 200, json.loads(answer.greeting)
+
+
+def asked(ask: Ask) -> dict[str, Any]:
     """Ask for every session some times, and say where each was."""
     seen: dict[str, set[str]] = {}
     counted: Counter[Any] = Counter()
     names = [f"s{number}" for number in range(SESSIONS)] * ROUNDS
     with ThreadPoolExecutor(4) as pool:
-        for name, (status, said) in zip(
-            names, pool.map(lambda name: get(port, path, name, method), names), strict=True
-        ):
+        for name, (status, said) in zip(names, pool.map(ask, names), strict=True):
             counted[status] += 1
             if status == 200:
                 seen.setdefault(name, set()).add(said["replica"])
@@ -151,11 +168,35 @@ def strays(name: str) -> dict[str, int]:
     return dict(counted)
 
 
+def asking(port: int, grpc: int, name: str) -> Ask:
+    """Return how one session's request is sent to an application."""
+    if name == "grpc":
+        return partial(by_grpc, grpc, name)
+    # HAProxy asks an ingress request router for requests of that kind alone.
+    return partial(get, port, f"/{name}", "POST" if name == "picked" else "GET")
+
+
+def answering(ask: Ask) -> None:
+    """Wait until the way in knows of an application."""
+    deadline = time.monotonic() + 60
+    while (answer := ask("warm"))[0] not in (200, 409):
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.2)
+
+
 def joined(client: Any, service: str) -> None:
     deadline = time.monotonic() + 60
     while sum(pod.life.value == "alive" for pod in client.pods(service).values()) < 3:
         assert time.monotonic() < deadline, f"the replicas of {service} do not join"
         time.sleep(0.1)
+
+
+def known_to_haproxy(ask: Ask) -> None:
+    """Wait until HAProxy asks the ingress request router: its configuration comes later."""
+    deadline = time.monotonic() + 60
+    while len({ask("warm")[1]["replica"] for _ in range(8)}) > 1:
+        assert time.monotonic() < deadline, "HAProxy does not ask the ingress request router"
+        time.sleep(0.2)
 
 
 def main() -> None:
@@ -165,29 +206,29 @@ def main() -> None:
     import ray_route  # noqa: PLC0415
 
     outcomes: dict[str, Any] = {}
-    with running() as port, ray_route.connect("serve") as client:
-        for name, app in apps().items():
-            serve.run(app, name=name, route_prefix=f"/{name}")
-            deadline = time.monotonic() + 60
-            method = "POST" if name == "picked" else "GET"
-            while get(port, f"/{name}", "warm", method)[0] not in (200, 409):
-                assert time.monotonic() < deadline, get(port, f"/{name}", "warm", method)
-                time.sleep(0.2)
+    with running() as (port, grpc), ray_route.connect("serve") as client:
+        known = apps()
+        for name in sys.argv[2:] or known:
+            serve.run(known[name], name=name, route_prefix=f"/{name}")
+            ask = asking(port, grpc, name)
+            answering(ask)
             joined(client, f"{name}.Chat")
-            outcomes[name] = asked(port, f"/{name}", method)
-            direct = direct_port(port, name) if KIND in ("direct", "fast") else None
-            if direct is not None and name != "inner":
-                outcomes[f"{name} past the proxy"] = asked(direct, f"/{name}", method)
+            if name == "picked":
+                known_to_haproxy(ask)
+            outcomes[name] = asked(ask)
+            direct = direct_port(name) if KIND in ("direct", "fast") and name != "inner" else None
+            if direct is not None:
+                outcomes[f"{name} past the proxy"] = asked(partial(get, direct, f"/{name}", "GET"))
             outcomes[f"{name} strays"] = strays(name)
     print(json.dumps(outcomes))
 
 
-def direct_port(port: int, name: str) -> int | None:
+def direct_port(name: str) -> int | None:
     """Return a port on which one replica listens by itself."""
     first = int(os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
     for candidate in range(first, first + 20):
         try:
-            if get(candidate, f"/{name}", "warm")[0] in (200, 409):
+            if get(candidate, f"/{name}", "GET", "warm")[0] in (200, 409):
                 return candidate
         except OSError:
             continue

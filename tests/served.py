@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import RequestRouterConfig
+from ray.serve.generated import serve_pb2
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
@@ -57,7 +59,8 @@ class Chat:
         self.counts[session] = self.counts.get(session, 0) + 1
         await asyncio.sleep(seconds)
         here = {"replica": self.replica, "count": self.counts[session], "pid": os.getpid()}
-        return {**here, "session": session, "is_home": is_home()}
+        ended_at = time.monotonic()  # of this machine, for all its processes
+        return {**here, "session": session, "is_home": is_home(), "ended_at": ended_at}
 
     async def fail(self) -> None:
         raise KeyError("what the user's code raises")
@@ -86,10 +89,7 @@ class Front:
         return [answer["replica"] for answer in await asyncio.gather(*calls)]
 
 
-router_app = FastAPI()
-
-
-@serve.ingress(router_app)
+@serve.deployment(ray_actor_options={"num_cpus": 0})
 class Picker:
     """An ingress request router: HAProxy asks it for the replica of each POST request."""
 
@@ -97,8 +97,7 @@ class Picker:
         self.chat = chat
         self.chat._init()
 
-    @router_app.post("/internal/route")
-    async def route(self, request: Request) -> Here:
+    async def __call__(self, request: Request) -> Here:
         session = request.headers.get("x-session-id", "")
         chat = self.chat.options(session_id=session) if session else self.chat
         async with chat.choose_replica(_reserve=False) as selection:
@@ -106,3 +105,14 @@ class Picker:
             host, port = replica.backend_http_endpoint
             name = replica.replica_id.to_full_id_str()
             return {"host": host, "port": port, "replica_id": name}
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Greeter:
+    """Serve's own example of a gRPC service, which says where it was."""
+
+    async def Method1(self, _: Any) -> serve_pb2.UserDefinedResponse:  # noqa: N802 - its name
+        replica = serve.get_replica_context().replica_id.unique_id
+        return serve_pb2.UserDefinedResponse(
+            greeting=json.dumps({"replica": replica, "is_home": is_home()})
+        )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +14,10 @@ from typing import Any
 import pytest
 import ray
 from helpers import eventually
-from serveapp import App, Run, sessions
+from serveapp import App, Run, Walk, sessions
 from strayed import actor, actor_name, another, answered, home, metadata, sent, strays
 
-from ray_route import FencedError
+from ray_route import FencedError, PodUnavailableError
 from ray_route.serve.statements import Way
 
 IDS = ["cookie:sid", "query:session", "path:/rooms/{session}", "json:metadata.room", "json:user"]
@@ -125,10 +128,11 @@ def test_a_move_waits_for_the_request_that_runs(refusing: App) -> None:
     eventually(lambda: busy(refusing, there), "it runs")
     with ThreadPoolExecutor(1) as pool:
         target = refusing.alive()[another(refusing, there)]
-        moving = pool.submit(refusing.client.move, name, refusing.service, target)
-        moving.result(30)
-        assert not busy(refusing, there), "no two replicas serve it at once"
-    assert running.result(timeout_s=30)["replica"] == there
+        pool.submit(refusing.client.move, name, refusing.service, target).result(30)
+        moved_at = time.monotonic()
+    answer = running.result(timeout_s=30)
+    assert answer["replica"] == there
+    assert answer["ended_at"] <= moved_at, "no two replicas serve it at once"
 
 
 def busy(app: App, replica: str) -> int:
@@ -196,6 +200,37 @@ def test_full_replicas_that_pass_on_to_each_other_do_not_wait_for_ever(forwardin
     ]
     answers = ray.get(under_way, timeout=60)
     assert {(answer["session"], answer["replica"]) for answer in answers} == set(homes.items())
+
+
+def test_what_is_passed_on_to_a_home_that_has_ended_fails_until_it_has_a_new_one(
+    forwarding: App,
+) -> None:
+    name, there, elsewhere = astray(forwarding)
+    assert answered(forwarding, elsewhere, name)["replica"] == there
+    os.kill(forwarding.say(name)["pid"], signal.SIGKILL)
+
+    def served() -> bool:
+        try:
+            return bool(answered(forwarding, elsewhere, name)["count"] == 1)
+        except PodUnavailableError:
+            return False
+
+    eventually(served, "it has a new home", 30)
+    joined(forwarding)
+
+
+def test_a_replica_that_leaves_fails_no_request(run: Run) -> None:
+    app = joined(run(replicas=2, router={"on_stray": "forward"}))
+    names = sessions(20)
+    with Walk(app, names) as walk:
+        gone = set(app.alive())
+        app.redeploy(1)
+        stays = eventually(lambda: len(app.alive()) == 1 and app.alive(), "one has left", 20)
+        gone -= set(stays)
+        walk.go_on()
+    assert walk.errors == []
+    assert set(walk.moved()) == {name for name in names if walk.path[name][0] in gone}
+    assert all(len(path) == 2 for path in walk.moved().values()), "each once"
 
 
 # Sessions without Serve's header.
