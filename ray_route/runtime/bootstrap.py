@@ -19,7 +19,7 @@ from ray_route.clock import Deadline
 from ray_route.config import RouteConfig
 from ray_route.errors import RouteError
 from ray_route.protocol.names import EMBEDDED_SERVER, RAY_NAMESPACE, router_name
-from ray_route.runtime.given_up import await_given_up
+from ray_route.runtime.given_up import GivenUpError, await_given_up
 from ray_route.runtime.joining import Wish, ensure_ray
 from ray_route.runtime.namespace import resolve_url
 from ray_route.runtime.process_ids import POLL_S, has_ended, identify
@@ -119,23 +119,48 @@ def join_ray(address: str | None) -> None:
 def _ensure(address: str | None, *, may_start: bool, **options: Any) -> None:
     deadline, stage = Deadline.after(_JOIN_S), Stage("a Ray")
     quietly = {"log_to_driver": False, "logging_level": logging.ERROR}
-    wish = Wish(address, may_start, {**quietly, **options})
-    # Interrupted half-way, Ray would leave processes of its own behind.
-    with _interrupts_later():
-        ensure_ray(deadline, stage, wish)
+    with _interrupts_later() as interrupts:
+        wish = Wish(address, may_start, {**quietly, **options}, interrupts.before_start)
+        ensure_ray(deadline, stage, wish, interrupts.check)
+
+
+class _Interrupts:
+    """A Ctrl-C on the way into a Ray. One that is joined is left at once, whatever it waits for.
+
+    One that is started is waited for: half-way, it would leave processes of its own behind.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self._starts = False
+
+    def note(self, *_: object) -> None:
+        """Take in that it came."""
+        self.came = True
+
+    def check(self) -> None:
+        """Raise it, unless a Ray is being started."""
+        if self.came and not self._starts:
+            raise KeyboardInterrupt
+
+    def before_start(self) -> None:
+        """Take in that a Ray is started; raises `GivenUpError` if it came before."""
+        self._starts = True  # before the look: one of the two sees the other
+        if self.came:
+            raise GivenUpError
 
 
 @contextlib.contextmanager
-def _interrupts_later() -> Iterator[None]:
-    """Hold back a Ctrl-C until the end of this."""
-    held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+def _interrupts_later() -> Iterator[_Interrupts]:
+    """Hold back a Ctrl-C until the end of this, or until it is asked for."""
+    held = _Interrupts()
+    before = signal.signal(signal.SIGINT, held.note)
     try:
-        yield
+        yield held
     finally:
         signal.signal(signal.SIGINT, before)
-    if held:
-        raise KeyboardInterrupt
+        if held.came:
+            raise KeyboardInterrupt
 
 
 def clear_namespace(url: StoreUrl, namespace: str, service: str, uids: Iterable[str]) -> None:

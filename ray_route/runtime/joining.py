@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ import ray
 from ray_route.clock import Deadline
 from ray_route.errors import ConfigError, RayUnavailableError
 from ray_route.runtime.joined_ray import is_forked, joined_ray
-from ray_route.runtime.waiting import Stage, result_of
+from ray_route.runtime.waiting import Check, Stage, no_check, result_of
 from ray_route.runtime.which_ray import NEW, is_own, no_ray, which_ray
 
 _OTHERS = "another thread that joins a Ray"
@@ -31,20 +31,24 @@ _under_way: Future[None] | None = None
 class Wish:
     """Which Ray is wanted: the one at `named`, if given; whether a new one will do; and how.
 
-    `options` go to `ray.init`.
+    `options` go to `ray.init`. `before_start` is called before a new one is started; what it raises
+    keeps it from that.
     """
 
     named: str | None = None
     may_start: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
+    before_start: Callable[[], None] = no_check
 
 
-def ensure_ray(deadline: Deadline, stage: Stage, wish: Wish | None = None) -> None:
+def ensure_ray(
+    deadline: Deadline, stage: Stage, wish: Wish | None = None, check: Check = no_check
+) -> None:
     """Have this process joined in a Ray: see `which_ray` for the rule.
 
     Threads that ask at the same time share one attempt, and each waits until its own deadline;
-    the attempt goes on until Ray itself gives up. `stage` hears what is waited for. Raises
-    `RayUnavailableError`, `ConfigError`, `RouteTimeoutError`.
+    the attempt goes on until Ray itself gives up. `stage` hears what is waited for; what `check`
+    raises ends the wait. Raises `RayUnavailableError`, `ConfigError`, `RouteTimeoutError`.
     """
     if is_forked():  # Ray would take it for its parent
         reason = "this process was forked from one that is in a Ray: start it by spawn, or by Ray"
@@ -52,7 +56,7 @@ def ensure_ray(deadline: Deadline, stage: Stage, wish: Wish | None = None) -> No
     while joined_ray() is None:
         attempt, is_ours = _attempt(deadline, stage, wish or Wish())
         try:
-            result_of(attempt, stage if is_ours else _OTHERS, deadline)
+            result_of(attempt, stage if is_ours else _OTHERS, deadline, check)
         except (RayUnavailableError, ConfigError):
             if is_ours:  # theirs may be about another Ray
                 raise
@@ -91,6 +95,8 @@ def _join(deadline: Deadline, stage: Stage, wish: Wish) -> str:
     if address == NEW and not wish.may_start:
         raise no_ray(wish.named)
     stage.what = "a Ray to start" if address == NEW else f"the Ray at {address}"
+    if address == NEW:
+        wish.before_start()
     _believe(address)
     try:
         with _without(_NO_HANDLER):
