@@ -3,46 +3,57 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 
 class CallLoop:
-    """Runs coroutines, in one thread, which is started by the first. Thread-safe."""
+    """Runs coroutines, in one thread, which no interrupt reaches. Thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[None]] = set()  # a loop itself does not keep them
         self._over = False
-        self._loop: asyncio.AbstractEventLoop | None = None
+        threading.Thread(target=self._run, name="ray_route-calls", daemon=True).start()
 
-    def run_soon(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine there, unless it has been stopped; never waits."""
-        with self._lock:
-            if self._over:
-                work.close()
-                return
-            asyncio.run_coroutine_threadsafe(work, self._running())
+    def _run(self) -> None:
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
 
-    def _running(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            loop = self._loop = asyncio.new_event_loop()
-            name = "ray_route-calls"
-            threading.Thread(target=loop.run_forever, name=name, daemon=True).start()
-        return self._loop
+    def run_soon(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Run `work(*args)` there, unless it has been stopped.
+
+        Waits for nothing and takes no lock, so that it can be called wherever garbage is collected.
+        """
+        self._call_soon(self._begin, work, args)
 
     def stop(self) -> None:
-        """End the thread."""
-        with self._lock:
-            if self._loop is not None and not self._over:
-                asyncio.run_coroutine_threadsafe(_end(), self._loop)
+        """Cancel all that runs there, and end the thread."""
+        self._call_soon(self._end)
+
+    def _call_soon(self, work: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # it has been closed
+            self._loop.call_soon_threadsafe(work, *args)
+
+    # On the loop.
+
+    def _begin(self, work: Callable[..., Coroutine[Any, Any, None]], args: tuple[Any, ...]) -> None:
+        if not self._over:
+            task = self._loop.create_task(work(*args))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _end(self) -> None:
+        if not self._over:
             self._over = True
+            self._ending = self._loop.create_task(self._ended())
 
-
-async def _end() -> None:
-    """Cancel all that runs on the loop, let it end, and stop the loop."""
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-    asyncio.get_running_loop().stop()
+    async def _ended(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._loop.stop()

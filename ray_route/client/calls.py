@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from ray_route.client import many_uids, operations
-from ray_route.client.dispatcher import Dispatcher, dispatcher_of
+from ray_route.client.dispatcher import Dispatcher
 from ray_route.client.outgoing import Outgoing
 from ray_route.client.refusals import (
     GONE,
@@ -62,9 +62,8 @@ def call(
     asked = arguments(args, kwargs)
     made = Outgoing(name, service, uid, method, *asked, idempotent, deadline)
     yield from _looked_up(session, made)
-    dispatcher = dispatcher_of(session)
-    dispatcher.send(made)
-    return (yield from _outcome(dispatcher, made))
+    session.dispatcher.send(made)
+    return (yield from _outcome(session.dispatcher, made))
 
 
 def _looked_up(session: Session, made: Outgoing) -> Operation[None]:
@@ -80,14 +79,14 @@ def _looked_up(session: Session, made: Outgoing) -> Operation[None]:
 
 
 def _outcome(dispatcher: Dispatcher, made: Outgoing) -> Operation[Any]:
-    """Wait for the outcome of a call; nobody else can take it, so given up it is not sent."""
+    """Wait for the outcome of a call; nobody else can take it, so given up it is not sent.
+
+    This may end where garbage is collected, so it takes no lock.
+    """
     try:
         return (yield from taken(dispatcher, made))
-    except GeneratorExit:
-        dispatcher.withdraw(made)
-        raise
     finally:
-        made.taken = True
+        made.taken = made.cancelled = True
 
 
 def _kept(operation: Operation[Any]) -> Operation[Any]:
@@ -262,13 +261,12 @@ class _Many:
     def taken(self, outcomes: list[Any]) -> Operation[None]:
         """Put the outcomes of those that were sent by themselves in place."""
         alone = {place: one for place, one in enumerate(outcomes) if type(one) is Outgoing}
-        dispatcher = dispatcher_of(self.session)
         try:
             for position, made in alone.items():
-                outcomes[position] = yield from _kept(_outcome(dispatcher, made))
+                outcomes[position] = yield from _kept(_outcome(self.session.dispatcher, made))
         finally:
             for made in alone.values():
-                dispatcher.withdraw(made)
+                made.cancelled = True
 
     def _sent_alone(self, position: int, refused: Refused | None = None) -> Outgoing:
         """Send one call by itself; it has its error if that, or its refusal, can't be followed."""
@@ -282,7 +280,7 @@ class _Many:
                 made.min_epoch = follow(
                     self.session, uid, service, link, refused, idempotent=self.idempotent
                 )
-            dispatcher_of(self.session).send(made)
+            self.session.dispatcher.send(made)
         except Exception as error:  # noqa: BLE001 - one call's error is its outcome
             made.error = error
         return made

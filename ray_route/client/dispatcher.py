@@ -8,20 +8,20 @@ pods that end (`held_calls`), and a look now and then at answers that nobody has
 from __future__ import annotations
 
 import logging
-import threading
 from typing import Any
 
 import ray
 
+from ray_route.client.arrivals import have_arrived
 from ray_route.client.call_loop import CallLoop
 from ray_route.client.held_calls import HeldCalls, NotRunError
 from ray_route.client.lanes import Lane, Lanes
-from ray_route.client.outgoing import Outgoing
+from ray_route.client.outgoing import Outgoing, cancelled
 from ray_route.client.refusals import GONE, amended, follow, may_have_run, unavailable
 from ray_route.client.session import Session
 from ray_route.client.untaken import Untaken
 from ray_route.client.user_errors import of_user
-from ray_route.errors import CallCancelledError, ClosedError, RouteError
+from ray_route.errors import ClosedError, RouteError
 from ray_route.protocol.calls import Refused, SendAgain
 from ray_route.runtime.call_context import node_mark, time_of
 
@@ -33,12 +33,11 @@ class Dispatcher:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.lanes = Lanes()
         self._closed = False
         self.loop = CallLoop()
         self.untaken = Untaken(session, self.loop, self)
-        look = self.untaken.look
-        self._held = HeldCalls(session, self.loop, self._send, self._failed, look)
+        self.lanes = Lanes(self.untaken.look)
+        self._held = HeldCalls(session, self.loop, self._send, self._failed)
         session.at_close.append(self.close)
 
     # Sending.
@@ -46,14 +45,25 @@ class Dispatcher:
     def send(self, call: Outgoing) -> None:
         """Send a call, or have it wait for what must come first.
 
-        Raises what Ray raises for arguments that can't be pickled, having sent nothing.
+        Raises what Ray raises for arguments that can't be pickled, having sent nothing. Interrupted
+        it may have been sent, and is not sent again.
         """
-        with self.lanes.of(call) as lane:
+        try:
+            self._take_up(call)
+        except BaseException:
+            call.cancelled = call.forsaken = True
+            raise
+
+    def _take_up(self, call: Outgoing) -> None:
+        self.session.namespace.check_here()
+        lane = call.lane = self.lanes.of(call)
+        may_begin = have_arrived(call)
+        with lane.lock:
             if self._closed:  # asked here, or `close` might not see what is held
                 raise self._left()
-            self.session.namespace.check_here()
-            if lane.waiting or not self._sent_at_once(lane, call):
-                self._hold(lane, call)
+            if lane.waiting or not may_begin or not self._sent_at_once(lane, call):
+                self._held.drive(lane)  # first: interrupted in between, it finds nothing to do
+                lane.hold(call)
 
     def _sent_at_once(self, lane: Lane, call: Outgoing) -> bool:
         session = self.session
@@ -61,32 +71,28 @@ class Dispatcher:
         link = call.link
         if link is None or session.has_ended(call.service, link):
             link = session.near.get(call.service, call.uid)
-        if link is None or not lane.may_send(link.epoch) or lane.is_held_up():
+        if link is None or not lane.may_send(link.epoch):
             return False
         handle = session.known_handle(call.service, link)
-        return handle is not None and self._send(lane, call, link, handle)
-
-    def _send(self, lane: Lane, call: Outgoing, link: Any, handle: Any) -> bool:
-        """Send a call; False if it lacks the answer of a call that is an argument."""
-        refs = tuple(one.ref for one in call.upstream())  # read once: one may just come back
-        if any(ref is None for ref in refs):
+        if handle is None or any(one.error is not None for one in call.upstream()):
             return False
-        call.sent_refs = refs
+        self._send(lane, call, link, handle)
+        return True
+
+    def _send(self, lane: Lane, call: Outgoing, link: Any, handle: Any) -> None:
+        """Send a call whose arguments are there."""
+        call.sent_refs = tuple(one.ref for one in call.upstream())
         due = (time_of(call.deadline), node_mark())
         call.order = lane.order()
         header = [call.uid, link.epoch, link.incarnation, call.method, *call.order, *due]
         try:
             ref = _to_pod(handle, header, call)
-        except BaseException:
-            lane.place -= 1  # nobody has it
+        except Exception:
+            lane.not_sent()  # nobody has it
             raise
-        lane.sent(call, ref, link)
-        self.untaken.add(call)
-        return True
-
-    def _hold(self, lane: Lane, call: Outgoing) -> None:
-        lane.hold(call)
-        self._held.drive(lane)
+        call.link, call.ref = link, ref
+        self.untaken.add(call)  # before anything waits for its end
+        lane.sent(call, link.epoch)
 
     def _left(self) -> ClosedError:
         name = self.session.namespace.name
@@ -101,7 +107,8 @@ class Dispatcher:
 
         False if the call has been sent again meanwhile, and another answer is to count.
         """
-        with self.lanes.of(call) as lane:
+        lane: Lane = call.lane
+        with lane.lock:
             if call.ref is not ref:
                 return False
             call.failure = failure
@@ -112,7 +119,7 @@ class Dispatcher:
         return True
 
     def _failed(self, lane: Lane, call: Outgoing, error: Exception) -> None:
-        with lane.held():
+        with lane.lock:
             lane.over(call, error)
             self.untaken.discard(call)
         if call.forsaken:
@@ -120,7 +127,8 @@ class Dispatcher:
 
     def refused(self, call: Outgoing, ref: Any, refused: Refused) -> None:
         """Follow a refusal: the call is sent again, or ends with what can't be followed."""
-        with self.lanes.of(call) as lane:
+        lane: Lane = call.lane
+        with lane.lock:
             if call.ref is not ref or call.over:
                 return
             link, ran_before = call.link, call.may_have_run
@@ -134,45 +142,43 @@ class Dispatcher:
                 self._failed(lane, call, amended(error, ran_before=ran_before))
                 return
             lane.have_begun(*call.order)  # those before it, or it would not have been refused
-            self._come_back(lane, call, ref)
+            self._come_back(lane, call)
 
     def troubled(self, call: Outgoing, ref: Any, error: Exception, begun: int = 0) -> None:
         """See to an answer that did not come: its pod is gone, or it is to be sent again.
 
         So many calls of its run are known to have begun.
         """
-        with self.lanes.of(call) as lane:
+        lane: Lane = call.lane
+        with lane.lock:
             if call.ref is ref and not call.over:
                 call.trouble = error
-                if isinstance(error, GONE) and not isinstance(error, ray.exceptions.RayTaskError):
+                if isinstance(error, GONE):
                     call.may_have_run = True  # its pod has ended with it
                 lane.have_begun(call.order[0], begun)
-                self._come_back(lane, call, ref)
+                self._come_back(lane, call)
 
-    def _come_back(self, lane: Lane, call: Outgoing, ref: Any) -> None:
+    def _come_back(self, lane: Lane, call: Outgoing) -> None:
         lost = call.trouble if isinstance(call.trouble, GONE) else None
         if call.cancelled:
             self._failed(lane, call, cancelled(call, may_have_run=call.may_have_run))
         elif self._closed:  # nobody would send it again
             self._failed(lane, call, unavailable(call.ids, lost) if lost else self._left())
-        elif lane.came_back(call, ref):
-            self.untaken.discard(call)
+        else:
             self._held.drive(lane)
+            lane.came_back(call)
+            self.untaken.discard(call)
 
     def cancel(self, call: Outgoing) -> None:
         """End a call that waits, at once; have the pod cancel one that was sent."""
         self.session.namespace.check_here()
-        with self.lanes.of(call):
-            self.withdraw(call)
-            call.cancelled = True
-        if not call.over:
-            ray.cancel(call.ref, recursive=False)
-
-    def withdraw(self, call: Outgoing) -> None:
-        """End a call that waits; leave alone one that was sent."""
-        with self.lanes.of(call) as lane:
+        call.cancelled = True
+        lane: Lane = call.lane
+        with lane.lock:
             if not call.over and call.ref is None:
                 self._failed(lane, call, cancelled(call, may_have_run=call.may_have_run))
+        if not call.over:
+            ray.cancel(call.ref, recursive=False)
 
     def take_in(self, call: Outgoing, ref: Any, answer: Any) -> bool:
         """Take in an answer; True if it is the call's outcome."""
@@ -186,11 +192,7 @@ class Dispatcher:
 
     def take_in_error(self, call: Outgoing, ref: Any, error: Exception) -> bool:
         """Take in what came instead of an answer; True if it is the call's outcome."""
-        if isinstance(error, ray.exceptions.RayTaskError):
-            of_argument = call.sent_refs and isinstance(error.cause, ray.exceptions.RayActorError)
-            if not of_argument:
-                return self.settled(call, ref, error)
-        elif not isinstance(error, GONE):
+        if isinstance(error, ray.exceptions.RayTaskError) or not isinstance(error, GONE):
             return self.settled(call, ref, error)
         self.troubled(call, ref, error)
         return False
@@ -199,7 +201,7 @@ class Dispatcher:
         """End what waits; what was sent can still be had."""
         self._closed = True
         for lane in self.lanes.all():
-            with lane.held():
+            with lane.lock:
                 for call in list(lane.waiting):
                     self._failed(lane, call, self._left())
         self.loop.stop()
@@ -213,27 +215,11 @@ def _to_pod(handle: Any, header: list[Any], call: Outgoing) -> Any:
     return handle._ray_route_call.remote(header, *args, **kwargs)
 
 
-def cancelled(call: Outgoing, *, may_have_run: bool) -> CallCancelledError:
-    """Make the error of a cancelled call."""
-    return CallCancelledError(method=call.method, may_have_run=may_have_run, **call.ids)
-
-
 def log_untaken(call: Outgoing) -> None:
     """Log the failure of a call that nobody has taken, or can take any more; once."""
     failure = call.error or call.failure
-    if failure is None or call.taken or isinstance(failure, CallCancelledError):
+    if failure is None or call.taken or call.cancelled:
         return
     call.taken = True
     shown = of_user(failure, call.method, call.ids)
     logger.error("%s failed, and nobody took its outcome: %s", call.what, shown)
-
-
-_dispatchers_lock = threading.Lock()
-
-
-def dispatcher_of(session: Session) -> Dispatcher:
-    """Return a session's dispatcher, making it at first use."""
-    with _dispatchers_lock:
-        if session.dispatcher is None:
-            session.dispatcher = Dispatcher(session)
-        return session.dispatcher  # type: ignore[no-any-return]

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from ray_route.client.calls import call_many
-from ray_route.client.dispatcher import Dispatcher, dispatcher_of
+from ray_route.client.dispatcher import Dispatcher
 from ray_route.client.outgoing import Outgoing
 from ray_route.client.responses import Response, arguments
 from ray_route.client.session import Session
@@ -56,16 +56,13 @@ class Connection:
         self.service = service
         self._url = url
         self._session = session
-        self._dispatcher: Dispatcher | None = None
 
     @property
     def dispatcher(self) -> Dispatcher:
         """What sends calls; opens the namespace if this process has not."""
-        if self._dispatcher is None:
-            if self._session is None:
-                self._session = _session_here(self.namespace, self._url)
-            self._dispatcher = dispatcher_of(self._session)
-        return self._dispatcher
+        if self._session is None:
+            self._session = _session_here(self.namespace, self._url)
+        return self._session.dispatcher  # type: ignore[no-any-return]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Connection, (self.namespace, self._url, self.service)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import itertools
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +15,12 @@ import ray
 
 from ray_route.client.refusals import judged
 from ray_route.clock import Deadline, now
+from ray_route.errors import CallCancelledError
 from ray_route.model import Link
 from ray_route.protocol.calls import Order
-from ray_route.runtime.waiting import late, result_of
+from ray_route.runtime.waiting import late, slices
 
 _numbers = itertools.count(1)
-_waiting = threading.Lock()
 
 
 @dataclass(eq=False, slots=True)
@@ -41,6 +42,8 @@ class Outgoing:
     deadline: Deadline
     begun_at: float = field(default_factory=now)
     number: int = field(default_factory=_numbers.__next__)
+    lane: Any = None
+    """Its `Lane`, once it is to be sent."""
     ref: Any = None
     link: Link | None = None
     """By which it was sent, or, before that, was looked up."""
@@ -51,12 +54,13 @@ class Outgoing:
     min_epoch: int = 0
     may_have_run: bool = False
     trouble: Exception | None = None
-    """What came instead of an answer, and may be the fault of an argument."""
+    """What came instead of an answer."""
     certain: bool = False
     error: Exception | None = None
     failure: Exception | None = None
     """What the user's code raised, as far as it has been seen."""
     cancelled: bool = False
+    """It is not to be sent, or not again. Set without a lock: wherever that is, it holds."""
     taken: bool = False
     forsaken: bool = False
     """Nobody can take its outcome any more."""
@@ -102,12 +106,11 @@ class Outgoing:
             return ()
         return tuple(value for value in self.values() if type(value) is Outgoing)
 
-    def references(self) -> list[Any]:
-        """Return the references among its arguments, of other calls' answers too."""
+    def references(self) -> set[Any]:
+        """Return the references among its arguments; those of other calls' answers are apart."""
         if self.is_plain:
-            return []
-        given = [value for value in self.values() if isinstance(value, ray.ObjectRef)]
-        return [*self.sent_refs, *given]
+            return set()
+        return {value for value in self.values() if isinstance(value, ray.ObjectRef)}
 
     def as_sent(self) -> tuple[list[Any], dict[str, Any]]:
         """Return what goes along as arguments and keywords, `sent_refs` among them."""
@@ -120,12 +123,17 @@ class Outgoing:
         return args, kwargs
 
     def changed(self) -> None:
-        """Let all go on who wait for it to be sent, or to be over."""
-        with _waiting:
-            waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
-            if waiter.set_running_or_notify_cancel():
-                waiter.set_result(None)
+        """Let all go on who wait for it to be sent, or to be over. Takes no lock."""
+        while self.waiters:
+            with suppress(IndexError):  # another thread was quicker
+                waiter = self.waiters.pop()
+                if waiter.set_running_or_notify_cancel():
+                    waiter.set_result(None)
+
+
+def cancelled(call: Outgoing, *, may_have_run: bool) -> CallCancelledError:
+    """Make the error of a cancelled call."""
+    return CallCancelledError(method=call.method, may_have_run=may_have_run, **call.ids)
 
 
 _REFERENCES = (Outgoing, ray.ObjectRef)
@@ -133,26 +141,38 @@ _REFERENCES = (Outgoing, ray.ObjectRef)
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Wait until a call has been sent, or is over."""
+    """Wait until a call has been sent, or is over.
+
+    Looks for itself now and then: an interrupt may have kept a thread from telling.
+    """
 
     call: Outgoing
 
     def _future(self) -> Future[None]:
         future: Future[None] = Future()
-        with _waiting:
-            if self.call.ref is not None or self.call.over:
-                future.set_result(None)
-            else:
-                self.call.waiters.append(future)
+        self.call.waiters.append(future)
+        if self._is_there():  # since before it could be told
+            self.call.changed()
         return future
+
+    def _is_there(self) -> bool:
+        return self.call.ref is not None or self.call.over
 
     def wait(self, deadline: Deadline) -> None:
         """Wait in the calling thread."""
-        result_of(self._future(), self.call.what, deadline)
+        future = self._future()
+        for slice_s in slices(deadline):
+            with suppress(concurrent.futures.TimeoutError):
+                future.result(slice_s)
+            if future.done() or self._is_there():
+                return
+        raise late(self.call.what, deadline)
 
     async def wait_async(self, deadline: Deadline) -> None:
         """Wait on the running event loop."""
         future = asyncio.wrap_future(self._future())
-        done, _ = await asyncio.wait({future}, timeout=deadline.remaining())
-        if not done:
-            raise late(self.call.what, deadline)
+        for slice_s in slices(deadline):
+            done, _ = await asyncio.wait({future}, timeout=slice_s)
+            if done or self._is_there():
+                return
+        raise late(self.call.what, deadline)

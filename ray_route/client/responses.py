@@ -11,8 +11,8 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import ray
 
-from ray_route.client.dispatcher import Dispatcher, cancelled, log_untaken
-from ray_route.client.outgoing import Change, Outgoing
+from ray_route.client.dispatcher import Dispatcher, log_untaken
+from ray_route.client.outgoing import Change, Outgoing, cancelled
 from ray_route.client.refusals import UNDECIDED
 from ray_route.client.user_errors import of_user
 from ray_route.clock import Deadline, now

@@ -79,6 +79,7 @@ class Session:
         self._ahead = RefreshAhead(self.near, namespace.config.lease_s, *how)
         self._handles: dict[tuple[str, int, int], Any] = {}
         self.dispatcher: Any = None
+        """The `Dispatcher` of its calls, which is above this; made with it."""
         self.at_close: list[Callable[[], None]] = []
         self.meter = meter(namespace.name)
 

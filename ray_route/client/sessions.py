@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from ray_route.client.dispatcher import Dispatcher
 from ray_route.client.session import Session
 from ray_route.clock import Deadline
 from ray_route.config import RouteConfig
@@ -129,6 +130,7 @@ def begun(namespace: Namespace) -> Session:
         undo.callback(namespace.close)
         session = Session(namespace)
         undo.callback(session.close)
+        session.dispatcher = Dispatcher(session)  # here, where no interrupt comes
         session.begin()
         undo.pop_all()
         return session

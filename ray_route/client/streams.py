@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
-from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import ray
 
 from ray_route.client import operations
+from ray_route.client.arrivals import have_arrived
 from ray_route.client.dispatcher import Dispatcher
-from ray_route.client.outgoing import Outgoing
+from ray_route.client.feed import Feed, Item, Sent
+from ray_route.client.outgoing import Outgoing, cancelled
 from ray_route.client.refusals import (
     GONE,
     UNDECIDED,
@@ -37,15 +37,7 @@ from ray_route.errors import (
 from ray_route.protocol.calls import Refused, StreamEnd
 from ray_route.runtime.call_context import node_mark, time_of
 from ray_route.runtime.joined_ray import joined_by_client
-from ray_route.runtime.waiting import (
-    LifeEndedError,
-    Operation,
-    Pause,
-    late,
-    result_of,
-    run,
-    run_async,
-)
+from ray_route.runtime.waiting import Operation, Pause, run, run_async
 
 R = TypeVar("R")
 
@@ -54,7 +46,9 @@ AHEAD = 16
 IDLE_S = 60.0
 """A stream of which nobody takes an item for so long is closed."""
 _LOOK_S = 0.2
+_WATCH_S = 5.0
 _BACKOFF_S = 0.02
+_ARGUMENTS_S = 0.005
 _END = object()
 
 
@@ -66,13 +60,15 @@ class ResponseStream(Generic[R]):
     A pod that dies, or loses the uid, in between is an error with `may_have_run`: a stream that
     ends has come to its end. `close()`, leaving a `with`, or dropping it closes the generator at
     the pod; so does nobody's taking an item for 60 s, for until then the call counts as running.
+    A task that is cancelled while it waits for an item loses none. An interrupt may: then the
+    stream is closed, and says so.
     """
 
     def __init__(self, dispatcher: Dispatcher, call: Outgoing, timeout_s: float) -> None:
         self._dispatcher = dispatcher
         self._call = call
         self._timeout_s = timeout_s
-        self._generator: Any = None
+        self._feed = Feed()
         self._sent: Future[Any] = Future()
         self._taken = 0
         self._used_at = now()
@@ -92,17 +88,15 @@ class ResponseStream(Generic[R]):
         item = run(self._next(), self._deadline())
         if item is _END:
             raise StopIteration
+        self._feed.item = None  # it is delivered
         return item  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Close the generator at the pod, if it has not come to its end. Waits for nothing."""
         self._over = True
-        generator, self._generator = self._generator, None
-        if generator is not None:
-            with contextlib.suppress(RayGoneError, ray.exceptions.RayError, ValueError):
-                self._dispatcher.session.namespace.check_here()
-                # Dropping it would not do: an async generator would run on to its end.
-                ray.cancel(generator, recursive=False)
+        with contextlib.suppress(RayGoneError, ray.exceptions.RayError, ValueError):
+            self._dispatcher.session.namespace.check_here()
+            self._feed.close()
 
     def __enter__(self) -> ResponseStream[R]:
         return self
@@ -119,6 +113,7 @@ class ResponseStream(Generic[R]):
         item = await run_async(self._next(), self._deadline())
         if item is _END:
             raise StopAsyncIteration
+        self._feed.item = None
         return item  # type: ignore[no-any-return]
 
     async def aclose(self) -> None:
@@ -160,13 +155,18 @@ class ResponseStream(Generic[R]):
         session.namespace.check_here()
         if joined_by_client():
             raise _no_streams(call.method)
-        link = session.near.get(call.service, call.uid)
-        handle = link and session.known_handle(call.service, link)
-        if handle and not call.upstream():
-            self._send(link, handle)
-        else:
-            self._dispatcher.loop.run_soon(self._open_soon())
-        self._dispatcher.loop.run_soon(_close_when_idle(weakref.ref(self)))
+        # In a thread that no interrupt reaches: a generator that nobody has runs on at its pod.
+        self._dispatcher.loop.run_soon(self._open_soon)
+        self._dispatcher.loop.run_soon(_watch, weakref.ref(self), self._feed)
+
+    async def _open_soon(self) -> None:
+        try:
+            link, handle = await run_async(self._owner(), self._call.deadline)
+            if not self._over:
+                self._send(link, handle)
+            self._sent.set_result(None)
+        except Exception as error:  # noqa: BLE001 - it is the stream's outcome
+            self._sent.set_exception(error)
 
     def _send(self, link: Any, handle: Any) -> None:
         call = self._call
@@ -178,26 +178,17 @@ class ResponseStream(Generic[R]):
         )
         call.sent_refs = tuple(one.ref for one in call.upstream())  # certain by now
         args, kwargs = call.as_sent()
-        self._generator = streamed.remote(header, *args, **kwargs)
+        self._feed.generator = streamed.remote(header, *args, **kwargs)
         if self._over:  # closed meanwhile
             self.close()
-        self._sent.set_result(None)
-
-    async def _open_soon(self) -> None:
-        try:
-            link, handle = await run_async(self._owner(), self._call.deadline)
-            if self._over:
-                self._sent.set_result(None)
-            else:
-                self._send(link, handle)
-        except Exception as error:  # noqa: BLE001 - it is the stream's outcome
-            self._sent.set_exception(error)
 
     def _owner(self) -> Operation[tuple[Any, Any]]:
         """Return the link of the uid, and the handle of its pod."""
         session, call, first = self._dispatcher.session, self._call, True
         for one in call.upstream():
             yield from settled(self._dispatcher, one)
+        while not have_arrived(call):
+            yield Pause(_ARGUMENTS_S, f"the arguments of {call.what}")
         while True:
             link = None
             try:
@@ -214,11 +205,10 @@ class ResponseStream(Generic[R]):
             first = False
             yield Pause(_BACKOFF_S, call.what)
 
-    def _again(self) -> Operation[None]:
+    def _again(self) -> None:
         """Send the call once more: nothing of it has run, or it may run twice."""
-        self._generator, self._sent = None, Future()
-        link, handle = yield from self._owner()
-        self._send(link, handle)
+        self._feed.generator, self._feed.item, self._sent = None, None, Future()
+        self._dispatcher.loop.run_soon(self._open_soon)
 
     # Taking.
 
@@ -229,18 +219,19 @@ class ResponseStream(Generic[R]):
         try:
             return (yield from self._item())
         except UNDECIDED as error:
-            ran = self._call.may_have_run or self._generator is not None or self._taken > 0
+            ran = self._call.may_have_run or self._feed.generator is not None or self._taken > 0
             raise judged(error, self._call.ids, may_have_run=ran) from error
 
     def _item(self) -> Operation[Any]:
         self._dispatcher.session.namespace.check_here()
         while not self._over:
-            yield _Sent(self._sent, self._call.what)
-            generator = self._generator
-            if generator is None:  # closed meanwhile
+            if self._feed.is_broken:
+                raise self._interrupted()
+            yield Sent(self._sent, self._call.what)
+            if self._feed.generator is None:  # closed meanwhile
                 break
             try:
-                item = yield _Item(generator, self._call.what, self._has_ended)
+                item = yield Item(self._feed, self._call.what, self._has_ended)
             except GONE as error:
                 yield from self._lost(error)
                 continue
@@ -248,7 +239,7 @@ class ResponseStream(Generic[R]):
                 self.close()
                 raise of_user(item.error, self._call.method, self._call.ids)
             if type(item) is Refused:
-                yield from self._refused(item)
+                self._refused(item)
                 continue
             if type(item) is StreamEnd:
                 break
@@ -258,7 +249,13 @@ class ResponseStream(Generic[R]):
         self.close()
         return _END
 
-    def _refused(self, refused: Refused) -> Operation[None]:
+    def _interrupted(self) -> Exception:
+        """Close it, since an item may be lost; return the error that says so, now and later."""
+        self._error = cancelled(self._call, may_have_run=True)
+        self.close()
+        return self._error
+
+    def _refused(self, refused: Refused) -> None:
         session, call = self._dispatcher.session, self._call
         if self._taken:
             self.close()
@@ -273,14 +270,14 @@ class ResponseStream(Generic[R]):
         except BaseException:
             self.close()
             raise
-        yield from self._again()
+        self._again()
 
     def _lost(self, error: Exception) -> Operation[None]:
         """See to a pod that ended before the stream did."""
         session, call = self._dispatcher.session, self._call
         link = call.link
         assert link is not None
-        self._generator, call.may_have_run = None, True
+        self._feed.generator, call.may_have_run = None, True
         lost = unavailable(call.ids, error)
         is_repeated = call.idempotent and not self._taken
         try:
@@ -293,7 +290,7 @@ class ResponseStream(Generic[R]):
         if not is_repeated:
             self.close()
             raise lost from error
-        yield from self._again()
+        self._again()
 
     def _has_ended(self) -> bool:
         link = self._call.link
@@ -308,78 +305,11 @@ def _no_streams(method: str) -> InvalidInputError:
     return InvalidInputError(argument="method", value=method, reason=reason)
 
 
-async def _close_when_idle(stream: weakref.ref[ResponseStream[Any]]) -> None:
+async def _watch(stream: weakref.ref[ResponseStream[Any]], feed: Feed) -> None:
+    """Close a stream of which nobody takes items, or whose dropping was interrupted."""
     while (one := stream()) is not None and not one.is_over:
-        pause_s = min(one.close_if_idle(), IDLE_S)
+        pause_s = min(one.close_if_idle(), _WATCH_S)
         del one
         await asyncio.sleep(pause_s)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """Wait until a stream's call has been sent."""
-
-    sent: Future[Any]
-    what: str
-
-    def wait(self, deadline: Deadline) -> None:
-        """Wait in the calling thread."""
-        if self.sent.done():
-            self.sent.result()
-        else:
-            result_of(self.sent, self.what, deadline)
-
-    async def wait_async(self, deadline: Deadline) -> None:
-        """Wait on the running event loop."""
-        if not self.sent.done():
-            done, _ = await asyncio.wait(
-                {asyncio.wrap_future(self.sent)}, timeout=deadline.remaining()
-            )
-            if not done:
-                raise late(self.what, deadline)
-        self.sent.result()
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """Wait for the next item of a stream; one that ends without its mark has lost its pod."""
-
-    generator: Any
-    what: str
-    has_ended: Callable[[], bool]
-
-    def _check(self, deadline: Deadline) -> None:
-        deadline.check(f"the next item of {self.what}")
-        if self.has_ended():
-            raise LifeEndedError(self.what)
-
-    def _value(self, ref: Any) -> Any:
-        try:
-            return ray.get(ref)
-        except ray.exceptions.RayTaskError as error:
-            return Failed(error)
-
-    def wait(self, deadline: Deadline) -> Any:
-        """Wait in the calling thread."""
-        while True:
-            try:
-                ref = self.generator._next_sync(_LOOK_S)
-            except StopIteration:
-                raise LifeEndedError(f"{self.what}, whose stream broke off") from None
-            if not ref.is_nil():
-                return self._value(ref)
-            self._check(deadline)
-
-    async def wait_async(self, deadline: Deadline) -> Any:
-        """Wait on the running event loop."""
-        while True:
-            try:
-                ref = await self.generator._next_async(_LOOK_S)
-            except StopAsyncIteration:
-                raise LifeEndedError(f"{self.what}, whose stream broke off") from None
-            if not ref.is_nil():
-                try:
-                    return await ref
-                except ray.exceptions.RayTaskError as error:
-                    return Failed(error)
-            self._check(deadline)
+    with contextlib.suppress(ray.exceptions.RayError, ValueError):
+        feed.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from typing import Any, Protocol
 
 import ray
@@ -58,7 +57,6 @@ class Untaken:
         self._loop = loop
         self._outcomes = outcomes
         self._out: dict[Outgoing, None] = {}
-        self._lock = threading.Lock()
         self._looking = False
 
     def __len__(self) -> int:
@@ -68,21 +66,17 @@ class Untaken:
         """Look at a call's answer after a while, until it is discarded."""
         self._out[call] = None
         if not self._looking:
-            self._start()
+            self._loop.run_soon(self._look)
 
     def discard(self, call: Outgoing) -> None:
         """Look at a call no more."""
         self._out.pop(call, None)
 
-    def _start(self) -> None:
-        with self._lock:
-            if self._looking:
-                return
-            self._looking = True
-        self._loop.run_soon(self._look())
-
     async def _look(self) -> None:
         """Look at answers now and then, for no more than a part of the time."""
+        if self._looking:
+            return
+        self._looking = True
         pause_s = _LOOK_S
         while self._has_work():
             await asyncio.sleep(pause_s)
@@ -97,14 +91,11 @@ class Untaken:
 
     def _has_work(self) -> bool:
         """True if there is something to look at; else looking is over, and begins anew."""
-        if self._out:
-            return True
-        self._looking = False
         if not self._out:
-            return False
-        with self._lock:  # one has come in between, and may have begun it anew
-            begins, self._looking = not self._looking, True
-        return begins
+            self._looking = False
+            self._looking = bool(self._out)  # one that has come in between saw that it was looking
+            return self._looking
+        return True
 
     def look(self, calls: list[Outgoing]) -> None:
         """See to those calls that have an answer, without fetching any value."""

@@ -20,6 +20,7 @@ from talkers import AsyncTalker, Talker
 
 import ray_route
 from ray_route import CallCancelledError, InvalidInputError, PodUnavailableError, RouteTimeoutError
+from ray_route.client.dispatcher import Dispatcher
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +169,31 @@ def test_an_argument_that_is_awaited_is_not_overtaken(rooms: Any, u: str, tmp_pa
         last.result(timeout_s=1)  # long enough to be overtaken
     (tmp_path / "go").touch()
     assert last.result() == ["first", "slow", "last"]
+
+
+def test_an_argument_that_does_not_come_in_time_holds_up_nobody_for_longer(
+    rooms: Any, u: str, tmp_path: Path
+) -> None:
+    @ray.remote(num_cpus=0)
+    def slow(path: str) -> str:
+        eventually(Path(path).exists, "let go on", within_s=60)
+        return "slow"
+
+    argument = slow.remote(str(tmp_path / "go"))
+    late = rooms[u].options(timeout_s=3).say.remote(u, argument)
+    given_up = rooms[u].say.remote(u, argument)
+    behind = rooms[u].say.remote(u, "behind")
+    for number in range(4):  # of each pod some
+        assert rooms[f"{u}-{number}"].echo.remote().result(timeout_s=2.5) == ((), {})
+    assert not behind.done()
+    given_up.cancel()
+    assert behind.result() == ["behind"], "and Ray has no gap where the others would have been"
+    with pytest.raises(RouteTimeoutError) as caught:
+        late.result()
+    assert caught.value.may_have_run is False
+    (tmp_path / "go").touch()
+    assert ray.get(argument) == "slow"
+    assert rooms[u].say.remote(u, "last").result() == ["behind", "last"], "it never began"
 
 
 def test_a_move_in_between_keeps_the_order(client: Any, rooms: Any, u: str) -> None:
@@ -476,7 +502,7 @@ def test_what_comes_back_to_a_client_that_has_left_says_so(
     with out_of_date(client, rooms._connection.service, u, monkeypatch):
         refused = rooms[u].say.remote(u, "hi")
         dispatcher(client).close()
-        client._session.dispatcher = None  # the next test's is another
+        client._session.dispatcher = Dispatcher(client._session)  # the next test's is another
         with pytest.raises(ray_route.ClosedError, match="session of namespace"):
             refused.result()
 

@@ -1,24 +1,21 @@
 """An interrupt, wherever it comes, leaves what all callers share sound.
 
-Python raises KeyboardInterrupt in the main thread at any line. So does a trace function here: at
-the first line of what a look-up runs in its caller's thread, then at the second, and so on.
+See `interrupting`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import linecache
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
-from types import FrameType
 from typing import Any
 
 import pytest
 from helpers import eventually, unique_name
+from interrupting import Interrupter, at_every_line
 from test_change_reader import Stream
 from test_direct_reads import CONFIG, Process
 
@@ -45,59 +42,6 @@ S = "chat"
 PATIENCE_S = 10
 SHARED = (coalescer, lookups, shared_future, belief, link_reads, worker, link_cache, lanes)
 READING = (bulk, connect)
-
-
-class Interrupter:
-    """Raises KeyboardInterrupt in this thread at the line of that number in some modules."""
-
-    def __init__(self, at_line: int, modules: tuple[Any, ...]) -> None:
-        self.at_line = at_line
-        self.lines = 0
-        self.spared: set[str] = set()
-        self._files = {module.__file__ for module in modules}
-
-    def __enter__(self) -> Interrupter:
-        sys.settrace(self._enter)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
-
-    def _enter(self, frame: FrameType, *_: Any) -> Any:
-        code = frame.f_code
-        is_ours = code.co_filename in self._files and code.co_name not in self.spared
-        return self._line if is_ours else None
-
-    def _line(self, frame: FrameType, event: str, _: Any) -> Any:
-        if event != "line" or self._leaves_a_block(frame):
-            return self._line
-        self.lines += 1
-        if self.lines == self.at_line:
-            sys.settrace(None)
-            raise KeyboardInterrupt
-        return self._line
-
-    def _leaves_a_block(self, frame: FrameType) -> bool:
-        """True of a line between a block's end and the release of its lock.
-
-        Python lets no signal in there, but calls its trace function.
-        """
-        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-        return line.startswith("with ")
-
-
-def at_every_line(work: Callable[[], None], check: Callable[[], None], *modules: Any) -> int:
-    """Interrupt some work at each of its lines in turn, and check after each; count them."""
-    for number in count(1):
-        try:
-            with Interrupter(number, modules) as interrupter:
-                work()
-        except KeyboardInterrupt:
-            pass
-        if interrupter.lines < number:
-            return number
-        check()
-    raise AssertionError
 
 
 class Client:
@@ -277,8 +221,7 @@ def test_a_change_reader_that_anything_ends_at_any_line_goes_on_and_misses_nothi
     for number in count(1, stride):
         own, known = Store(store.url, retries=0), Known(table, near, believed, lambda _: None)
         reader = ChangeReader(own, keys, CONFIG, known, stream.position, now())
-        interrupter = Interrupter(number, (change_reader,))
-        interrupter.spared = {"_run"}  # a line without work
+        interrupter = Interrupter(number, (change_reader,), {"_run"})  # a line without work
 
         def run(reader: ChangeReader = reader, interrupter: Interrupter = interrupter) -> None:
             with suppress(KeyboardInterrupt), interrupter:  # the last thing it does may be cut off

@@ -110,9 +110,7 @@ def dispatcher(
 ) -> Iterator[Dispatcher]:
     monkeypatch.setattr(dispatching, "node_mark", lambda: "here")
     made: Any = Dispatcher(session)  # type: ignore[arg-type]
-    made.untaken.add = made.untaken.look = made._held._look = lambda _: (
-        None
-    )  # answers are told here
+    made.untaken.add = made.untaken.look = made.lanes._look = lambda _: None  # they are told here
     yield made
     made.close()
 
@@ -181,18 +179,19 @@ def test_an_argument_that_comes_back_meanwhile_is_waited_for(
     call = made("ann", argument)
     dispatcher.send(argument)
     dispatcher.send(call)
-    assert call.ref is None, "its uid is being looked up"
-    eventually(lambda: router.asked, "it waits for the router")
     dispatcher.take_in(argument, argument.ref, fenced(ran=False))
     router.answers["ann"].set()
     with pytest.raises(RouteTimeoutError):  # it is not sent without its argument
         run(taken(dispatcher, call), Deadline.after(0.3))
     router.answers["bob"].set()
+    eventually(lambda: argument.ref is not None, "the argument is sent again")
+    assert call.ref is None
+    dispatcher.settled(argument, argument.ref)
     eventually(lambda: call.ref is not None, "both are sent")
     assert all(value is not None for args in session.pod.called for value in args)
 
 
-def test_a_call_that_died_with_its_pod_is_not_repeated_for_its_argument_was(
+def test_a_call_waits_for_an_argument_that_is_repeated_after_its_pod_died(
     dispatcher: Dispatcher, session: Session, router: Router
 ) -> None:
     for answer in router.answers.values():
@@ -203,7 +202,9 @@ def test_a_call_that_died_with_its_pod_is_not_repeated_for_its_argument_was(
     dispatcher.send(call)
     dispatcher.troubled(argument, argument.ref, LifeEndedError("pod"))
     eventually(lambda: argument.ref is not None, "the argument is sent again")
+    assert len(session.pod.called) == 2, "it was not sent without"
     dispatcher.settled(argument, argument.ref)
+    eventually(lambda: call.ref is not None, "it is sent")
     dispatcher.troubled(call, call.ref, ray.exceptions.RayActorError())
     assert isinstance(outcome(dispatcher, call), PodUnavailableError)
     assert len(session.pod.called) == 3
@@ -216,7 +217,7 @@ def test_a_call_is_not_sent_after_its_waiter_has_heard_that_it_did_not_run(
     call = made(timeout=0.3)
     dispatcher.send(call)
     eventually(lambda: router.asked, "its uid is being looked up")
-    with dispatcher.lanes.of(call):  # as another thread does, whose argument is large
+    with dispatcher.lanes.of(call).lock:  # as another thread does, whose argument is large
         router.answers["ann"].set()
         error = outcome(dispatcher, call)
     assert error.may_have_run is False  # type: ignore[attr-defined]

@@ -23,61 +23,61 @@ def made(number: int) -> Outgoing:
 
 def send(lane: Lane, call: Outgoing) -> Any:
     ref = object()
-    call.order = lane.order()
-    lane.sent(call, ref, LINK)
+    call.order, call.link, call.ref = lane.order(), LINK, ref
+    lane.sent(call, LINK.epoch)
     return ref
 
 
 @pytest.fixture
 def lanes() -> Lanes:
-    return Lanes()
+    return Lanes(lambda _: None)
 
 
 def test_a_call_that_came_back_waits_for_what_may_come_back_too(lanes: Lanes) -> None:
     first, second = made(1), made(2)
-    with lanes.of(first) as lane:
-        send(lane, first)
-        ref = send(lane, second)
-        assert lane.came_back(second, ref)
-        assert not lane.may_send(LINK.epoch)
-        lane.over(first)
-        assert lane.may_send(LINK.epoch + 1)
+    lane = lanes.of(first)
+    send(lane, first)
+    send(lane, second)
+    lane.came_back(second)
+    assert not lane.may_send(LINK.epoch)
+    lane.over(first)
+    assert lane.may_send(LINK.epoch + 1)
 
 
 def test_it_does_not_wait_for_those_that_have_begun(lanes: Lanes) -> None:
     first, second, third = made(1), made(2), made(3)
-    with lanes.of(first) as lane:
-        send(lane, first)
-        ref = send(lane, second)
-        send(lane, third)
-        lane.have_begun(second.order[0], 1)
-        assert lane.came_back(second, ref)
-        assert lane.out == {third}
-        lane.over(third)
-        assert lane.may_send(LINK.epoch)
-        run = lane.run
-        lane.waiting.remove(second)
-        send(lane, second)
-        assert second.order[0] != run, "what is sent again is another run"
+    lane = lanes.of(first)
+    for call in (first, second, third):
+        send(lane, call)
+    lane.have_begun(second.order[0], 1)
+    lane.came_back(second)
+    assert lane.out == {third}
+    lane.over(third)
+    assert lane.may_send(LINK.epoch)
+    run = lane.run
+    lane.waiting.remove(second)
+    send(lane, second)
+    assert second.order[0] != run, "what is sent again is another run"
 
 
 def test_what_another_run_has_begun_says_nothing(lanes: Lanes) -> None:
     first = made(1)
-    with lanes.of(first) as lane:
-        send(lane, first)
-        lane.have_begun(lane.run + 1, 5)
-        assert lane.out == {first}
+    lane = lanes.of(first)
+    send(lane, first)
+    lane.have_begun(lane.run + 1, 5)
+    assert lane.out == {first}
 
 
 def test_a_lane_in_which_nothing_is_on_its_way_is_forgotten(lanes: Lanes) -> None:
     first = made(1)
-    with lanes.of(first) as lane:
-        send(lane, first)
+    first.lane = lanes.of(first)
+    send(first.lane, first)
     assert len(lanes) == 1
-    with lanes.of(first) as again:
-        assert again is lane
-        again.over(first)
+    assert lanes.of(first) is first.lane
+    first.lane.over(first)
     assert len(lanes) == 0
+    del first  # its lane goes with it: nothing refers to itself
+    assert lanes.all() == []
 
 
 def test_an_answer_is_not_waited_for_once_its_call_was_sent_again(lanes: Lanes) -> None:
@@ -85,15 +85,15 @@ def test_an_answer_is_not_waited_for_once_its_call_was_sent_again(lanes: Lanes) 
     dispatcher: Any = SimpleNamespace(
         session=SimpleNamespace(has_ended=lambda _, link: link in ended)
     )
-    with lanes.of(call) as lane:
-        ref = send(lane, call)
-        assert not responses._is_void(dispatcher, call, ref)
-        ended.append(LINK)
-        assert responses._is_void(dispatcher, call, ref)
-        ended.clear()
-        lane.came_back(call, ref)
-        lane.waiting.remove(call)
-        again = send(lane, call)
+    lane = lanes.of(call)
+    ref = send(lane, call)
+    assert not responses._is_void(dispatcher, call, ref)
+    ended.append(LINK)
+    assert responses._is_void(dispatcher, call, ref)
+    ended.clear()
+    lane.came_back(call)
+    lane.waiting.remove(call)
+    again = send(lane, call)
     assert responses._is_void(dispatcher, call, ref)
     assert not responses._is_void(dispatcher, call, again)
 
