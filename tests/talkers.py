@@ -22,6 +22,18 @@ class LockedError(Exception):
         self.lock = threading.Lock()
 
 
+def refuse() -> None:
+    """Raise what the pod would say of this very call if it lost the uid."""
+    link = ray_route.current_link()
+    agent = current_agent()
+    assert link is not None
+    assert agent is not None
+    ids = {"namespace": agent.namespace, "service": agent.service, "pod": agent.pod}
+    raise ray_route.FencedError(
+        reason="the user says so", may_have_run=True, uid=link.uid, epoch=link.epoch, **ids
+    )
+
+
 def lapse() -> None:
     """Have the pod that runs this find its lease run out, until its router vouches for it."""
     agent = current_agent()
@@ -48,6 +60,9 @@ class Talker:
     def fail_of_ours(self) -> None:
         raise ray_route.RouteTimeoutError(waiting_for="another", timeout_s=1.5)
 
+    def refuse(self) -> None:
+        refuse()
+
     def lock(self) -> Any:
         return {"lock": threading.Lock()}
 
@@ -56,6 +71,10 @@ class Talker:
 
     def count(self, number: int) -> Iterator[int]:
         yield from range(number)
+
+    def refuse_after(self, number: int) -> Iterator[int]:
+        yield from range(number)
+        refuse()
 
     def drip(self, folder: str, number: int) -> Iterator[int]:
         """Note in a folder how far it has come, and that it was closed."""
@@ -132,6 +151,14 @@ class AsyncTalker:
 
     async def fail_of_ours(self) -> None:
         raise ray_route.RouteTimeoutError(waiting_for="another", timeout_s=1.5)
+
+    async def refuse(self) -> None:
+        refuse()
+
+    async def refuse_after(self, number: int) -> AsyncIterator[int]:
+        for item in range(number):
+            yield item
+        refuse()
 
     async def lock(self) -> Any:
         return {"lock": threading.Lock()}
@@ -214,6 +241,8 @@ class SlowToAcquire:
         self.begun: list[str] = []
 
     def on_acquire(self, uid: str) -> None:
+        if uid == "refused":
+            raise ray_route.FencedError(reason="the user says so", may_have_run=False)
         while not Path(uid).exists():
             time.sleep(0.01)
 

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as LateError
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 from ray_route.clock import Deadline, now
 from ray_route.errors import (
@@ -52,6 +53,7 @@ class Gate:
         self._hooks = hooks
         self._lock = threading.Lock()
         self._flights: dict[_Key, Future[None]] = {}
+        self._refusals: WeakSet[FencedError] = WeakSet()
         # Not the event loop's default threads: the user's hooks may need those to return.
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="ray_route-read")
 
@@ -235,6 +237,12 @@ class Gate:
 
     def _fenced(self, uid: str, epoch: int, reason: str, *, may_have_run: bool) -> FencedError:
         self._meter.count(POD_REFUSALS, self._service, str(self.held.pod))
-        return FencedError(
+        error = FencedError(
             reason=reason, may_have_run=may_have_run, uid=uid, epoch=epoch, **self._ids
         )
+        self._refusals.add(error)
+        return error
+
+    def has_refused(self, error: FencedError) -> bool:
+        """Return True if this gate made a refusal; user code may raise one that says the same."""
+        return error in self._refusals

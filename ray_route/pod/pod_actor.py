@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from ray_route.clock import Deadline
-from ray_route.errors import FencedError, PodUnavailableError, RouteError
+from ray_route.errors import FencedError, NestedCallError, PodUnavailableError, RouteError
 from ray_route.pod.actor_name import leads_here, this_worker
 from ray_route.pod.agent import PodAgent
 from ray_route.pod.call_order import ArrivalOrder, CallOrder, Place
@@ -99,7 +99,7 @@ def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
         gate.recheck(uid, epoch)
     except FencedError as error:
-        return own_refusal(agent, header, error)
+        return own_refusal(agent, error)
     except EXITS as error:
         return Refused(leaving(agent, uid, method, error, may_have_run=True))
     finally:
@@ -140,7 +140,7 @@ async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) ->
                 result = await result
         await gate.recheck_async(uid, epoch)
     except FencedError as error:
-        return own_refusal(agent, header, error)
+        return own_refusal(agent, error)
     except EXITS as error:
         return Refused(leaving(agent, uid, method, error, may_have_run=True))
     finally:
@@ -148,11 +148,9 @@ async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) ->
     return Refused(stream_error(method)) if is_stream(result) else result
 
 
-def own_refusal(agent: PodAgent, header: Header, error: FencedError) -> Refused:
-    """Answer with the refusal of this very call; one that user code met elsewhere is the user's."""
-    uid, epoch, *_ = header
-    ours = (agent.service, agent.pod, uid, epoch, True)  # for the call has begun
-    if (error.service, error.pod, error.uid, error.epoch, error.may_have_run) != ours:
+def own_refusal(agent: PodAgent, error: FencedError) -> Refused:
+    """Answer with the refusal of this very call; any other is the user's, whatever it says."""
+    if not agent.gate.has_refused(error):
         raise error
     return Refused(error)
 
@@ -226,9 +224,16 @@ _ASYNC_METHODS = {
 
 
 @contextmanager
-def _exits_become_errors(uid: str, name: str) -> Iterator[None]:
+def _errors_apart(uid: str, name: str) -> Iterator[None]:
+    """Keep what a hook raises apart from what the pod says of a call, and of its own end."""
     try:
         yield
+    except RouteError as error:
+        ids: dict[str, Any] = {"uid": uid}
+        if _agent_here is not None:
+            agent = _agent_here
+            ids |= {"namespace": agent.namespace, "service": agent.service, "pod": agent.pod}
+        raise NestedCallError(method=name, error=error, **ids) from error
     except EXITS as error:
         if _agent_here is None:
             raise
@@ -242,11 +247,11 @@ def _hook(pod: Any, name: str) -> Hook | None:
         return None
 
     def here(uid: str) -> None:
-        with _exits_become_errors(uid, name):
+        with _errors_apart(uid, name):
             hook(uid)
 
     async def on_loop(uid: str) -> None:
-        with _exits_become_errors(uid, name):
+        with _errors_apart(uid, name):
             done = hook(uid)
             if inspect.isawaitable(done):
                 await done

@@ -35,7 +35,8 @@ def _stream(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Iterator[
     last: Any = StreamEnd()
     items: Any = None
     try:
-        items = _checked(_begun(agent, header, function, args, kwargs), method)
+        with pod._ray_route_turn:
+            items = _checked(_begun(agent, header, function, args, kwargs), method)
         if type(items) is Refused:
             last = items
         else:
@@ -44,11 +45,12 @@ def _stream(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Iterator[
                 yield item
             gate.recheck(uid, epoch)
     except FencedError as error:
-        last = own_refusal(agent, header, error)
+        last = own_refusal(agent, error)
     except EXITS as error:
         last = Refused(leaving(agent, uid, method, error, may_have_run=True))
     finally:
-        _close(agent, header, items)
+        with pod._ray_route_turn:
+            _close(agent, header, items)
         gate.leave(uid)
     yield last
 
@@ -115,7 +117,7 @@ async def _stream_async(
                 yield item
             await gate.recheck_async(uid, epoch)
     except FencedError as error:
-        last = own_refusal(agent, header, error)
+        last = own_refusal(agent, error)
     except EXITS as error:
         last = Refused(leaving(agent, uid, method, error, may_have_run=True))
     finally:

@@ -312,6 +312,27 @@ def test_what_nobody_takes_is_no_leak_and_a_failure_is_logged_once(
     assert u in logged[0]
 
 
+def test_thousands_in_flight_from_one_thread_keep_their_order_and_leave_nothing(
+    client: Any, rooms: Any, u: str
+) -> None:
+    uids = [f"{u}-{number}" for number in range(100)]
+    rooms.map("say", {uid: (uid, -1) for uid in uids})
+    before = resident_bytes()
+    responses = {uid: [] for uid in uids}
+    for number in range(50):
+        for uid in uids:
+            responses[uid].append(rooms[uid].say.remote(uid, number))
+    assert resident_bytes() - before < 5_000 * 20_000, "20 kB a call are plenty, Ray's own part too"
+    for uid in uids:
+        heard = [len(response.result()) for response in responses[uid]]
+        assert heard == list(range(2, 52)), "each has run in its turn"
+        assert responses[uid][-1].result() == list(range(-1, 50))
+    responses.clear()
+    on_its_way = dispatcher(client)
+    gone = lambda: not len(on_its_way.untaken) and not len(on_its_way.lanes)  # noqa: E731
+    eventually(gone, "nothing is on its way", within_s=30)
+
+
 # Passing on.
 
 
@@ -408,6 +429,20 @@ def test_handles_go_to_tasks_and_to_other_pods(rooms: Any, u: str) -> None:
     assert ray.get(say.remote(rooms[u], rooms, u)) == ["from a task", "from a task", 2]
     copied = pickle.loads(pickle.dumps(rooms[u].say))
     assert copied.remote(u, "again").result() == ["from a task", 2, "again"]
+
+
+def test_handles_go_to_ray_data(client: Any, services: dict[type, str], u: str) -> None:
+    data = pytest.importorskip("ray.data", reason="what Ray Data needs is not installed")
+    rooms = client.service(services[Talker], Talker)
+
+    def say(batch: Any) -> Any:
+        numbers = [int(number) for number in batch["id"]]
+        answers = [rooms[f"{u}-{number}"].three.remote() for number in numbers]
+        return {"id": numbers, "answer": [answer.result() for answer in answers]}
+
+    data.DataContext.get_current().enable_progress_bars = False
+    rows = data.range(40, override_num_blocks=2).map_batches(say, batch_size=20).take_all()
+    assert sorted((row["id"], row["answer"]) for row in rows) == [(n, 3) for n in range(40)]
 
 
 # Deadlines.

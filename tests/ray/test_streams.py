@@ -16,6 +16,7 @@ import ray_route
 from ray_route import (
     FencedError,
     InvalidInputError,
+    NestedCallError,
     PodUnavailableError,
     ResponseStream,
     RouteTimeoutError,
@@ -117,6 +118,16 @@ def test_what_the_users_code_raises_ends_the_stream(rooms: Any, u: str, read: Re
 
 
 @ways
+def test_a_refusal_that_the_users_code_raises_is_the_users(rooms: Any, u: str, read: Read) -> None:
+    again = rooms[u].options(idempotent=True)
+    for raises in (lambda: read(again.refuse_after.remote(2)), again.refuse.remote().result):
+        with pytest.raises(NestedCallError, match="the user says so") as caught:
+            raises()
+        assert isinstance(caught.value.error, FencedError)
+        assert caught.value.uid == u
+
+
+@ways
 def test_the_death_of_a_pod_is_an_error_and_no_end(
     client: Any, deploy: Any, u: str, read: Read
 ) -> None:
@@ -145,6 +156,8 @@ def test_what_is_due_before_its_uid_is_acquired_does_not_begin(
 ) -> None:
     uid = str(tmp_path / "go")
     rooms = client.service(deploy(SlowToAcquire, replicas=1).service, SlowToAcquire)
+    with pytest.raises(NestedCallError, match=r"on_acquire.*the user says so"):  # and not followed
+        rooms["refused"].say.remote("hi").result()
     hasty = rooms[uid].options(timeout_s=1.0)
     stream = hasty.count.remote(3)  # kept: one that is dropped is cancelled
     with pytest.raises(RouteTimeoutError):
@@ -165,6 +178,15 @@ def left_early(stream: ResponseStream[int]) -> None:
     del stream
 
 
+def left_early_by_a_task(stream: ResponseStream[int]) -> None:
+    async def run() -> None:
+        async for item in stream:
+            if item == 3:
+                break
+
+    asyncio.run(run())
+
+
 def closed(stream: ResponseStream[int]) -> None:
     assert next(stream) == 0
     stream.close()
@@ -176,7 +198,7 @@ def left_by_with(stream: ResponseStream[int]) -> None:
         assert next(entered) == 0
 
 
-@pytest.mark.parametrize("leave", [left_early, closed, left_by_with])
+@pytest.mark.parametrize("leave", [left_early, left_early_by_a_task, closed, left_by_with])
 def test_a_stream_that_is_left_is_closed_at_its_pod(
     rooms: Any, u: str, tmp_path: Path, leave: Callable[[Any], None]
 ) -> None:
@@ -208,3 +230,24 @@ def test_a_stream_counts_as_running(client: Any, rooms: Any, u: str, tmp_path: P
     assert [next(stream) for _ in range(3)] == [1, 2, 3]
     stream.close()
     assert client.move(u, service, 1 - owner.pod).pod == 1 - owner.pod
+
+
+def test_a_drain_waits_for_a_stream_within_its_deadline(
+    client: Any, deploy: Any, u: str, tmp_path: Path
+) -> None:
+    service = deploy(AsyncTalker, replicas=2).service
+    rooms = client.service(service, AsyncTalker)
+    stream = rooms[u].drip.remote(str(tmp_path), 10_000)
+    assert next(stream) == 0
+    owner = client.compute_linked_pod(u, service).pod
+    *_, last = client.drain(service, owner, deadline_s=2)
+    assert last.problem, "the stream outlasts it"
+    assert next(stream) == 1, "the pod serves what it has left"
+    drain = client.drain(service, owner, deadline_s=60)
+    assert not next(drain).done, "it waits for the stream"
+    assert next(stream) == 2
+    stream.close()
+    *_, last = drain
+    assert not last.problem
+    assert client.compute_linked_pod(u, service).pod == 1 - owner
+    assert list(rooms[u].count.remote(3)) == [0, 1, 2]
