@@ -60,6 +60,20 @@ def test_it_does_not_wait_for_those_that_have_begun(lanes: Lanes) -> None:
     assert second.order[0] != run, "what is sent again is another run"
 
 
+def test_a_run_is_over_once_nobody_knows_whether_a_call_of_it_was_sent(lanes: Lanes) -> None:
+    first, last = made(1), made(2)
+    lane = lanes.of(first)
+    send(lane, first)
+    run, place = lane.order()  # and there an interrupt comes
+    assert (run, place) == (first.order[0], 1)
+    assert not lane.may_send(LINK.epoch)
+    lane.over(first)
+    assert lane.may_send(LINK.epoch)
+    send(lane, last)
+    assert last.order[0] != run
+    assert lane.may_send(LINK.epoch)
+
+
 def test_what_another_run_has_begun_says_nothing(lanes: Lanes) -> None:
     first = made(1)
     lane = lanes.of(first)
