@@ -24,6 +24,7 @@ from ray_route.errors import (
     RouteError,
 )
 from ray_route.model import DrainProgress, Life, Pod, RoutingState, check_name
+from ray_route.pod.exports import EXPORT_GROUP
 from ray_route.pod.pod_actor import CONTROL_GROUP, PodSpec, pod_class
 from ray_route.pod.starting import wait_ready
 from ray_route.pod.stopping import GRACE_S, STOP_S, Actors, ended_at_failure, kill, stop
@@ -34,6 +35,8 @@ from ray_route.runtime.waiting import Stage, run, within
 from ray_route.store.url import StoreUrl
 
 _DEPLOY_S = 60.0
+_EXPORTS_AT_ONCE = 2
+_UNPICKLABLE = ("keep", "drop")
 
 
 class Deployment:
@@ -175,11 +178,13 @@ class _Maker:
         *,
         exit_when_fenced: bool,
         release_s: float | None,
+        on_unpicklable: str,
     ) -> None:
         self._session = session
         self._service = service
         given = dict(options)
-        groups = {**given.pop("concurrency_groups", {}), CONTROL_GROUP: 2}
+        own = {CONTROL_GROUP: 2, EXPORT_GROUP: _EXPORTS_AT_ONCE}
+        groups = {**given.pop("concurrency_groups", {}), **own}
         as_actor = cast(Any, ray.remote)(concurrency_groups=groups)  # Ray's stubs lack it
         self._actor_class = as_actor(with_streams(pod_class(cls)))
         self._args, self._kwargs = init
@@ -188,6 +193,7 @@ class _Maker:
         self._grace_s = grace_s
         self._exit_when_fenced = exit_when_fenced
         self._release_s = release_s
+        self._on_unpicklable = on_unpicklable
 
     def pods(
         self, indexes: list[int], made: Actors, deadline: Deadline, *, or_existing: bool = False
@@ -242,6 +248,7 @@ class _Maker:
             exit_when_fenced=self._exit_when_fenced,
             takes_turns=self._options.get("max_concurrency", 1) == 1,
             release_s=self._release_s,
+            on_unpicklable=self._on_unpicklable,
         )
         fixed = {"name": name, "namespace": RAY_NAMESPACE, "lifetime": "detached"}
         try:
@@ -280,6 +287,7 @@ def deploy(
     grace_s: float = GRACE_S,
     exit_when_fenced: bool = False,
     release_s: float | None = None,
+    on_unpicklable: str = "keep",
     redis_url: str | StoreUrl | None = None,
     timeout: float = _DEPLOY_S,
     **options: Any,
@@ -292,6 +300,11 @@ def deploy(
     be sync or async; a hook runs once, never beside a call of its uid, to its end or for
     `release_s` seconds (see `Hooks`), and takes turns with calls where these do
     (`max_concurrency` 1, the default of a class without coroutines).
+
+    If `on_acquire(uid, state)` takes two arguments, what `on_release(uid)` returns goes along when
+    the uid moves, of any size, and is given to the next pod's `on_acquire`; None where there is
+    none. A uid whose state can't be pickled stays where it is, and whoever moves it gets
+    `StateNotMovedError`; with `on_unpicklable="drop"` it moves without.
 
     A pod whose process gets SIGTERM is drained first, within `grace_s` seconds. One that could
     not renew its lease in time (the store was away, it was frozen or cut off) serves nobody and
@@ -322,6 +335,10 @@ def deploy(
             raise ConfigError(
                 option=f"ray_actor_options[{fixed!r}]", reason="is decided by ray_route"
             )
+    if on_unpicklable not in _UNPICKLABLE:
+        raise InvalidInputError(
+            argument="on_unpicklable", value=on_unpicklable, reason="must be 'keep' or 'drop'"
+        )
     deadline = Deadline.after(timeout)
     session = open_session(namespace, redis_url, options, deadline)
     try:
@@ -336,6 +353,7 @@ def deploy(
             grace_s,
             exit_when_fenced=exit_when_fenced,
             release_s=release_s,
+            on_unpicklable=on_unpicklable,
         )
         with ended_at_failure() as made:
             make.pods(list(range(replicas)), made, deadline)

@@ -8,7 +8,8 @@
     ├── NoAvailablePodError                         add pods, or try again when one is ready
     ├── PodUnavailableError                         try again if the call may run twice
     │   ├── PodStartError                           mend what kept the pod from starting
-    │   └── PodRestartingError                      try again, it may come back
+    │   ├── PodRestartingError                      try again, it may come back
+    │   └── StateNotMovedError                      let the state be plain data, or drop it
     ├── CallCancelledError                          nothing: it was asked for
     ├── UnpicklableError       (also TypeError)     let the method return or raise plain data
     ├── FencedError                                 ask for the link again, then call its pod
@@ -186,6 +187,17 @@ class PodStartError(PodUnavailableError):
 
 class PodRestartingError(PodUnavailableError):
     """The uid's pod has ended and has `restart_grace_s` to come back. Clients wait for it."""
+
+
+class StateNotMovedError(PodUnavailableError):
+    """A uid's state could not be brought to pod `target`; the uid stays with its pod, as it was.
+
+    `is_final` if any other pod would fail in the same way: the state can't be pickled, or read.
+    """
+
+    target: int | None = None
+    is_final: bool = False
+    hint = "let the state be plain data, or deploy with on_unpicklable='drop'"
 
 
 class FencedError(RouteError):

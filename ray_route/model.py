@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from ray_route.errors import DamagedKeyError, InvalidInputError
+from ray_route.errors import DamagedKeyError, InvalidInputError, StateNotMovedError
 
 MAX_UID_BYTES = 512
 MAX_NAME = 64
@@ -151,7 +151,8 @@ class DrainProgress:
     """How far a drain has come: uids left on the pod and moved away, calls running there now.
 
     `problem` says why a drain that is done has not emptied its pod; `damaged` has an error for each
-    uid that can't move, since its link is damaged: with the uid, and the key to be mended.
+    uid that can't move, since its link is damaged: with the uid, and the key to be mended; `stuck`
+    one for each whose state no other pod can have.
     """
 
     pod: int
@@ -161,6 +162,7 @@ class DrainProgress:
     done: bool = False
     problem: str | None = None
     damaged: tuple[DamagedKeyError, ...] = ()
+    stuck: tuple[StateNotMovedError, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

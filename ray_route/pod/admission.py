@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from enum import Enum
 
 from ray_route.model import Link
-from ray_route.pod.holdings import Entry, Holdings, Phase
+from ray_route.pod.entries import UNHELD, Entry, Phase
+from ray_route.pod.holdings import Holdings
+from ray_route.pod.states import State
 
 
 class Verdict(Enum):
@@ -63,14 +65,14 @@ class Admission:
             return Verdict.CONFIRM, ""
         if epoch > entry.epoch:
             idle = entry.phase is Phase.HELD and not (entry.running or entry.lost)
-            over = entry.phase is Phase.GIVEN or idle
+            over = entry.phase in UNHELD or idle
             return Verdict.CONFIRM if over else Verdict.WAIT, ""
         return self._judge_held(entry, epoch)
 
     def _judge_held(self, entry: Entry, epoch: int) -> tuple[Verdict, str]:
         if epoch < entry.epoch:
             return Verdict.REFUSE, f"the uid has epoch {entry.epoch} now"
-        if entry.phase is Phase.ACQUIRING:
+        if entry.phase in (Phase.ACQUIRING, Phase.ARRIVED):
             return Verdict.CONFIRM, ""
         if entry.phase is not Phase.HELD or entry.lost or entry.refuses_calls(self._held.clock()):
             return Verdict.REFUSE, "the uid has been released"
@@ -121,7 +123,8 @@ class Admission:
             if entry is None and asked_at <= self._held.forgotten_at(uid):
                 return Told.VOID  # it may have been given up since
             until = asked_at + link.lease_s
-            if entry is None or entry.epoch < epoch:
+            has_arrived = entry is not None and entry.phase is Phase.ARRIVED
+            if entry is None or entry.epoch < epoch or (has_arrived and entry.epoch == epoch):
                 return self._take_in(uid, epoch, entry, until, link)
             if epoch < entry.epoch or entry.lost or entry.phase is Phase.GIVEN:
                 return Told.VOID
@@ -133,13 +136,18 @@ class Admission:
 
     def _take_in(self, uid: str, epoch: int, entry: Entry | None, until: float, link: Link) -> Told:
         """Begin to acquire a uid, once an earlier epoch of it is over."""
-        if self._held.closed or self._held.shut:
+        told = entry is not None and entry.phase is Phase.ARRIVED
+        if (self._held.closed or self._held.shut) and not told:
             return Told.VOID  # who closed the pod has been told all that it holds
-        if entry is None or entry.phase is Phase.GIVEN:
+        if entry is None or entry.phase in UNHELD:
             at, term = self._held.clock(), self._held.term
             if at >= until:
                 return Told.VOID  # its link may have ended since
-            self._add(uid, Entry(epoch, Phase.ACQUIRING, term, until, at, link.persistent))
+            state = _state_of(entry, epoch, link)
+            if state is not None and state.exports:
+                return Told.WAIT
+            new = Entry(epoch, Phase.ACQUIRING, term, until, at, link.persistent, state=state)
+            self._add(uid, new)
             return Told.ACQUIRE
         if entry.phase is Phase.HELD:  # its link ended without a release
             entry.lost = True
@@ -151,7 +159,7 @@ class Admission:
         if epoch == entry.epoch:
             entry.due_at = due_at
         self._held.entries[uid] = entry
-        self._held.given_up.discard(uid)
+        self._held.nobodys_no_more(uid)
 
     def _confirm(self, entry: Entry, until: float, link: Link) -> None:
         entry.until = max(until, entry.until) if entry.term == self._held.term else until
@@ -164,13 +172,20 @@ class Admission:
             assert entry.epoch == epoch
             assert entry.phase is Phase.ACQUIRING
             entry.phase = Phase.HELD
+            entry.state = None  # only now: until here it may have to be handed on
             entry.used_at = self._held.clock()
             self._held.look_at(uid, entry)
+
+    def state_of(self, uid: str) -> State | None:
+        """Return the state that a uid is being acquired with."""
+        with self._held.lock:
+            return self._held.entries[uid].state
 
     def not_acquired(self, uid: str, epoch: int) -> None:
         """Take in that `on_acquire` has failed: the uid was never held, and may be tried again.
 
-        Not if its release was asked for meanwhile: who asked for it takes it from here.
+        Not if its release was asked for meanwhile: who asked for it takes it from here. A state
+        stays where it is, for the next call, or for the next owner.
         """
         with self._held.lock:
             entry = self._held.entries[uid]
@@ -179,6 +194,9 @@ class Admission:
             if entry.wishes:
                 self._held.give(uid, entry)
                 self._held.wake()
+            elif entry.state is not None and not entry.lost:
+                self._held.arrive(uid, entry, epoch)
+                entry.tried = True
             else:
                 del self._held.entries[uid]
 
@@ -188,6 +206,8 @@ class Admission:
             self._held.confirming.discard(uid)
             entry = self._held.entries.get(uid)
             if term == self._held.term and entry is not None and entry.epoch == epoch:
+                if entry.phase is Phase.ARRIVED:
+                    self._held.forget(uid)
                 taken = entry.phase is Phase.ENDING and not entry.begun
                 entry.lost = entry.lost or entry.phase is Phase.HELD or taken
                 self._held.look_at(uid, entry)
@@ -230,3 +250,10 @@ class Admission:
         elif link.epoch == entry.epoch and entry.phase is Phase.HELD and not entry.lost:
             self._confirm(entry, until, link)
             entry.used_at = at
+
+
+def _state_of(entry: Entry | None, epoch: int, link: Link) -> State | None:
+    """Return the state to acquire a link with: that of exactly the epoch that it replaced."""
+    if entry is None or entry.state is None:
+        return None
+    return entry.state if entry.epoch in (epoch, link.replaced) else None

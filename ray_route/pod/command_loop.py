@@ -12,6 +12,7 @@ import ray
 from ray_route.clock import now
 from ray_route.errors import RayGoneError, RouteError
 from ray_route.model import RoutingState
+from ray_route.pod.arrivals import Arrivals
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.release import Releases
 from ray_route.protocol.commands import (
@@ -25,6 +26,9 @@ from ray_route.protocol.commands import (
     Open,
     Recall,
     Release,
+    Settled,
+    Take,
+    Taken,
 )
 from ray_route.runtime.namespace import Namespace
 
@@ -39,7 +43,12 @@ class CommandLoop:
     """Carries out the commands to one incarnation until it ends; waits for nothing meanwhile."""
 
     def __init__(
-        self, namespace: Namespace, address: Address, held: Holdings, releases: Releases
+        self,
+        namespace: Namespace,
+        address: Address,
+        held: Holdings,
+        releases: Releases,
+        arrivals: Arrivals,
     ) -> None:
         self.state = RoutingState.READY
         self.router = 0
@@ -49,6 +58,7 @@ class CommandLoop:
         self._address = address
         self._held = held
         self._releases = releases
+        self._arrivals = arrivals
         self._ended = threading.Event()
         threading.Thread(target=self._run, name="ray_route-commands", daemon=True).start()
 
@@ -124,12 +134,25 @@ class CommandLoop:
             return
         elif isinstance(command, Release):
             self._releases.release(
-                number, command.uids, command.patience_s, closes=command.closes, router=router
+                number,
+                command.uids,
+                command.patience_s,
+                closes=command.closes,
+                router=router,
+                replaced=command.replaced,
             )
+        elif isinstance(command, Take):
+            self._arrivals.begin(number, command, self._tell_taken)
         elif isinstance(command, Cancel):
             self._releases.cancel(command.release)
         else:
             self._answer(number, self._carry_out(command))
+
+    def _tell_taken(self, taken: list[Taken]) -> None:
+        try:
+            self._ask("take_outcomes", self._address, taken)
+        except (RouteError, ray.exceptions.RayError) as error:  # it asks the next time, or settles
+            logger.warning("what has arrived could not be told: %r", error)
 
     def _answer(self, number: int, result: Any) -> None:
         try:
@@ -142,6 +165,9 @@ class CommandLoop:
             at = now() + command.after_s if command.after_s < math.inf else math.inf
             uids = command.uids.items()
             return [uid for uid, epoch in uids if not self._releases.end_at(uid, epoch, at)]
+        if isinstance(command, Settled):
+            self._releases.settled(command.uids)
+            return None
         if isinstance(command, Close):
             self._releases.close("the pod is being drained")
         elif isinstance(command, Open):

@@ -24,6 +24,7 @@ from ray_route.errors import (
 )
 from ray_route.model import Link
 from ray_route.pod.admission import Admission, Told, Verdict
+from ray_route.pod.exports import Exports
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
 from ray_route.runtime.metrics import POD_REFUSALS, meter
@@ -47,6 +48,7 @@ class Gate:
     def __init__(self, namespace: Namespace, service: str, held: Holdings, hooks: Hooks) -> None:
         self.held = held
         self.admission = Admission(held)
+        self.exports = Exports(held, drops_unpicklable=hooks.drops_unpicklable)
         self._namespace = namespace
         self._service = service
         self._meter = meter(namespace.name)
@@ -173,14 +175,30 @@ class Gate:
         """Read the link; run `on_acquire` if the uid is new here; let all who wait go on."""
         done = partial(self._arrived, (uid, epoch), flight)
         try:
-            if self.confirm(uid, epoch) is not Told.ACQUIRE:
+            told = self.confirm(uid, epoch)
+            if told is not Told.ACQUIRE:
+                if told is Told.WAIT:  # for an export of its state, or another who acquires it
+                    time.sleep(_POLL_S)
                 done(None)
                 return
+            state = self.admission.state_of(uid)
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
             done(error)
             return
         with self._hooks.turn:
-            self._hooks.start("on_acquire", uid, partial(self._acquired, uid, epoch, done))
+            acquired = partial(self._acquired, uid, epoch, done)
+            self._hooks.start("on_acquire", uid, acquired, state)
+
+    def acquire(self, uid: str, epoch: int) -> None:
+        """Acquire a uid that has arrived with its state, before anybody calls it.
+
+        Its link is read first. Whoever calls meanwhile waits for that. Raises what `enter` raises.
+        """
+        flight, is_mine = self._flight((uid, epoch))
+        if is_mine:
+            self._fly(uid, epoch, flight)
+            if flight.done():
+                flight.result()
 
     def confirm(self, uid: str, epoch: int) -> Told:
         """Read a uid's link, and take in what it says; raise `FencedError` if it is another's."""
@@ -197,7 +215,9 @@ class Gate:
             raise self._fenced(uid, epoch, reason, may_have_run=False)
         return self.admission.confirmed(uid, epoch, link, asked_at, term)
 
-    def _acquired(self, uid: str, epoch: int, done: Any, error: BaseException | None) -> None:
+    def _acquired(
+        self, uid: str, epoch: int, done: Any, error: BaseException | None, _: Any
+    ) -> None:
         if error is None:
             self.admission.acquired(uid, epoch)
         else:

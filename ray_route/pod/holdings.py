@@ -6,82 +6,35 @@ A uid is nobody's until its release has ended. Its states, an absent uid having 
                                                                                      |
            absent <--settled (Redis names another link)------------------------------+
            ACQUIRING <--confirmed (Redis names this pod under a higher epoch)--------+
+           ARRIVED <--settled (its link, which replaced this epoch, is this pod's)---+
+
+A uid at GIVEN may have a state, which this pod keeps until another has it, or which it has fetched
+from another, under the epoch at which it was given up. If its link becomes this pod's it has
+ARRIVED, and is acquired, with the state, without waiting for a call.
 
 A release that is asked for is a wish until `take` begins it: until then it can be taken back, and
 nothing was taken from the uid. From then on the hook runs, once, to its end; the uid comes back to
 this pod under a higher epoch only, and is acquired anew.
 
-Here is the state itself, and what the pod's lease does to it; calls come in by `admission`, uids
-are given up by `release`. No I/O in any of the three.
+What the pod's lease does to all this is here; calls come in by `admission`, uids are given up by
+`release`. No I/O in any of the three.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass, field
-from enum import Enum
 
 from ray_route.clock import Clock, Deadline, now
+from ray_route.pod.entries import UNHELD, Entry, Phase
 from ray_route.pod.pod_lease import PodLease
+from ray_route.pod.states import State
 from ray_route.protocol.commands import Outcome
 
 # No read of a link takes longer; one that does is asked for again.
 _ANY_READ_S = 60.0
-
-
-class Phase(Enum):
-    """Where a uid stands; one that is absent has none."""
-
-    ACQUIRING = "acquiring"
-    HELD = "held"
-    ENDING = "ending"
-    GIVEN = "given"
-
-
-@dataclass(slots=True)
-class Wish:
-    """A release that is asked for: by which router, until when, and whether calls are refused."""
-
-    router: int
-    epoch: int
-    until: float
-    closes: bool
-    term: int
-    void: bool = False
-    """It was taken back, or its router superseded, after the hook had been taken out to be run."""
-
-
-@dataclass(slots=True)
-class Entry:
-    """What is known of one uid."""
-
-    epoch: int
-    phase: Phase
-    term: int
-    until: float = -math.inf
-    """The end of the pod's own lease on the uid."""
-    used_at: float = 0.0
-    persistent: bool = False
-    running: int = 0
-    due_at: float = math.inf
-    """When a scheduled removal is due."""
-    lost: bool = False
-    """Redis does not name this pod: nothing is saved, `on_lost` runs when its calls have ended."""
-    begun: bool = False
-    """Its hook runs: from here on nothing stops it."""
-    removes: bool = False
-    """It is given up by the pod itself: its link is to go."""
-    given_at: float = math.inf
-    wishes: dict[int, Wish] = field(default_factory=dict)
-
-    def refuses_calls(self, at: float) -> bool:
-        """True while it is to be given up as soon as its calls have ended."""
-        return at >= self.due_at or any(wish.closes for wish in self.wishes.values())
-
-    def is_idle(self, at: float, idle_s: float) -> bool:
-        """True if nobody has used it for so long that the pod gives it up by itself."""
-        return not (self.persistent or self.running) and at >= self.used_at + idle_s
+# A link that a pod is told of has been written so lately that it lives for so long at the least.
+_WRITTEN_S = 5.0
 
 
 class Holdings:
@@ -114,6 +67,10 @@ class Holdings:
         self.outcomes: list[Outcome] = []
         self.given_up: set[str] = set()
         """Uids that are nobody's, as far as this pod knows."""
+        self.kept: set[str] = set()
+        """Those of them whose state is kept here for whoever has them next."""
+        self.arrived: set[str] = set()
+        """Uids that are this pod's, with a state, and have not been acquired."""
         self._forgotten: dict[str, float] = {}
         self._all_forgotten_at = -math.inf
         self._idle_s = idle_s
@@ -142,24 +99,67 @@ class Holdings:
 
     def give(self, uid: str, entry: Entry) -> None:
         """Make a uid nobody's, up to the highest epoch asked for, and tell all who did."""
-        for number, wish in entry.wishes.items():
-            self.outcomes.append(Outcome(number, uid, wish.epoch, given=True))
-            entry.epoch = max(entry.epoch, wish.epoch)
-        entry.wishes = {}
+        epoch = max([entry.epoch, *(wish.epoch for wish in entry.wishes.values())])
+        if epoch > entry.epoch:  # its state is that of a link that has ended
+            entry.epoch, entry.state = epoch, None
         entry.phase, entry.given_at = Phase.GIVEN, self.clock()
+        self._nobodys(uid, entry)
+        wishes, entry.wishes = entry.wishes, {}
+        self.outcomes += [self.given(uid, entry, n, wish.epoch) for n, wish in wishes.items()]
+
+    def _nobodys(self, uid: str, entry: Entry) -> None:
         self.given_up.add(uid)
+        self.arrived.discard(uid)
+        (self.kept.add if entry.has_own_state else self.kept.discard)(uid)
+
+    @staticmethod
+    def given(uid: str, entry: Entry, number: int, epoch: int) -> Outcome:
+        """Tell that a uid was given up, and whether its state of that epoch is here."""
+        has_state = entry.epoch == epoch and entry.has_own_state
+        return Outcome(number, uid, epoch, given=True, has_state=has_state)
+
+    def arrive(self, uid: str, entry: Entry, epoch: int) -> None:
+        """Make a uid this pod's under an epoch that replaced the one of its state."""
+        entry.epoch, entry.phase = epoch, Phase.ARRIVED
+        entry.until = self.clock() + min(_WRITTEN_S, self._idle_s / 4)
+        due_epoch, due_at = self.due.get(uid, (0, 0.0))
+        entry.due_at = due_at if due_epoch == epoch else math.inf
+        entry.tried, entry.removes, entry.term = False, False, self.term
+        if entry.state is not None:
+            entry.state.arrived = False
+        self.nobodys_no_more(uid)
+        self.arrived.add(uid)
+        self.wake()
+
+    def nobodys_no_more(self, uid: str) -> None:
+        """Take in that a uid is this pod's again."""
+        for uids in (self.given_up, self.kept, self.arrived):
+            uids.discard(uid)
 
     def bar(self, uid: str, epoch: int, *, removes: bool = False) -> Entry:
         """Refuse a uid up to an epoch, of which nothing is held; return its entry."""
         entry = Entry(epoch, Phase.GIVEN, self.term, removes=removes, given_at=self.clock())
         self.entries[uid] = entry
-        self.given_up.add(uid)
+        self._nobodys(uid, entry)
         return entry
+
+    def take_in(self, uid: str, epoch: int, state: State) -> bool:
+        """Keep what has arrived of a uid; False if more is known of it, or nothing is admitted."""
+        entry = self.entries.get(uid)
+        if self.leaving or self.closed or self.shut:
+            return False
+        if entry is not None and (entry.phase not in UNHELD or entry.epoch >= epoch):
+            if entry.phase is Phase.HELD and entry.epoch < epoch:
+                entry.lost = True  # its link ended without a release
+                self.look_at(uid, entry)
+            return False
+        self.bar(uid, epoch).state = state
+        return True
 
     def forget(self, uid: str) -> None:
         """Drop an entry, and whatever has been asked about it so far."""
         del self.entries[uid]
-        self.given_up.discard(uid)
+        self.nobodys_no_more(uid)
         at = self.clock()
         self._forgotten.pop(uid, None)  # the latest come last
         self._forgotten[uid] = at
@@ -253,7 +253,7 @@ class Holdings:
             self.leaving = False
             self.due.clear()
             for uid, entry in list(self.entries.items()):
-                if entry.phase is Phase.GIVEN:
+                if entry.phase in UNHELD:
                     self.forget(uid)
                 else:
                     entry.lost = True
@@ -264,6 +264,8 @@ class Holdings:
         with self.lock:
             self.lease.end()
             self._void()
+            for uid in self.kept | self.arrived:
+                self.forget(uid)
             for uid, entry in self.entries.items():
                 entry.lost = entry.lost or entry.phase in (Phase.HELD, Phase.ACQUIRING)
                 self.look_at(uid, entry)
@@ -272,28 +274,31 @@ class Holdings:
 
     def held(self) -> dict[str, int]:
         """Return the epochs of all uids held: never of one given up or lost."""
-        return {uid: epoch for uid, (epoch, _) in self.memory()[1].items()}
+        held = self.memory()[1].items()
+        return {uid: epoch for uid, (epoch, _) in held if uid not in self.kept}
 
     def memory(self) -> tuple[bool, dict[str, tuple[int, bool]], dict[str, float]]:
         """Return whether the pod's lease has lapsed, and what the pod remembers of uids held.
 
         That is their epoch and kind, and of those whose own lease has ended how many seconds ago
-        that was. One whose removal was due by then is not remembered.
+        that was. One whose removal was due by then is not remembered. One that was given up is, if
+        its state is kept here: it is never served under that epoch again.
         """
         with self.lock:
             at = self.clock()
             held, ago_s = {}, {}
             for uid, entry in self.entries.items():
                 over = at >= entry.until
-                if entry.phase is Phase.GIVEN or entry.lost or (over and entry.due_at < math.inf):
+                gone = entry.phase is Phase.GIVEN and (uid not in self.kept or entry.removes)
+                if gone or entry.lost or (over and entry.due_at < math.inf):
                     continue
                 held[uid] = (entry.epoch, entry.persistent)
                 if over:
                     ago_s[uid] = at - entry.until
             return not self.lease.serves(), held, ago_s
 
-    def given(self, before: float) -> dict[str, tuple[int, bool]]:
-        """Return uids given up that Redis may still name this pod for.
+    def unsettled(self, before: float) -> dict[str, tuple[int, bool]]:
+        """Return uids given up, or arrived, that Redis may still name this pod for.
 
         With their epochs, and whether the link is to go, or else to be given back: this only if
         they were given up before a moment, since somebody may be moving them.
@@ -316,7 +321,7 @@ class Holdings:
                 for uid, entry in self.entries.items()
                 if entry.term == self.term
                 and not entry.lost
-                and entry.phase is not Phase.GIVEN
+                and (entry.phase is not Phase.GIVEN or uid in self.kept)
                 and (
                     entry.running
                     or entry.used_at >= since
@@ -326,6 +331,6 @@ class Holdings:
             }
 
     def unfinished(self) -> list[str]:
-        """Return uids that are not given up yet."""
+        """Return uids that are not given up yet, or whose state nobody else has."""
         with self.lock:
-            return [uid for uid, entry in self.entries.items() if entry.phase is not Phase.GIVEN]
+            return [uid for uid in self.entries if uid not in self.given_up or uid in self.kept]

@@ -14,12 +14,13 @@ from functools import partial
 from threading import Timer
 from typing import Any
 
+from ray_route.pod.states import Prepare, State
 from ray_route.runtime.metrics import POD_HOOKS_OVER, Meter
 
 logger = logging.getLogger(__name__)
 
-Hook = Callable[[str], Any]
-Done = Callable[[BaseException | None], None]
+Hook = Callable[..., Any]
+Done = Callable[[BaseException | None, Any], None]
 
 # Hooks of an event loop that run at once, and of a pod that lets its calls run side by side.
 _ON_LOOP = 64
@@ -30,13 +31,19 @@ class Hooks:
     """Runs `on_acquire`, `on_release` and `on_lost`, none of which has to be there.
 
     Args:
-        on_acquire: called with a uid before its first call under a new epoch.
-        on_release: called after its last call here, before it is anyone else's.
+        on_acquire: called with a uid before its first call under a new epoch; and with its state,
+            or None, if `carries`.
+        on_release: called after its last call here, before it is anyone else's; what it returns is
+            the uid's state, if `carries`, and None is none.
         on_lost: called when it is another's already, or nobody's: there is nothing to save.
         turn: held while a hook runs, where calls take turns, and by each call.
         loop: on which the hooks are run, if they are coroutine functions.
         release_s: how long `on_release` may take; None: as long as it takes. At its limit one that
             is a coroutine is cancelled, any other is waited for, and both are logged and counted.
+        carries: states go from one pod's `on_release` to the next one's `on_acquire`.
+        prepare: makes of a state, as it was given up, what `on_acquire` is called with; called in a
+            thread of its own, before the pod that has it gives it away.
+        drops_unpicklable: a uid whose state can't be pickled moves without, instead of staying.
 
     """
 
@@ -49,7 +56,13 @@ class Hooks:
         turn: AbstractContextManager[Any] | None = None,
         loop: AbstractEventLoop | None = None,
         release_s: float | None = None,
+        carries: bool = False,
+        prepare: Prepare = lambda _, state: state,
+        drops_unpicklable: bool = False,
     ) -> None:
+        self.carries = carries
+        self.prepare = prepare
+        self.drops_unpicklable = drops_unpicklable
         self.turn: AbstractContextManager[Any] = nullcontext() if turn is None else turn
         self.takes_turns = turn is not None
         self.on_loop = loop is not None
@@ -77,45 +90,50 @@ class Hooks:
 
         self._over = over
 
-    def start(self, name: str, uid: str, done: Done) -> None:
-        """Run a hook; `done` is told its error, or None, when it has ended.
+    def start(self, name: str, uid: str, done: Done, state: State | None = None) -> None:
+        """Run a hook; `done` is told its error, or None, when it has ended, and what it returned.
 
-        One of an event loop runs there, and this returns at once; any other runs here.
+        One of an event loop runs there, and this returns at once; any other runs here. `state` is
+        for `on_acquire`.
         """
         hook = self._hooks[name]
+        if hook is not None and self.carries and name == "on_acquire":
+            hook = partial(self._with_state, hook, state)
         if hook is None:
-            done(None)
+            done(None, None)
         elif self._loop is not None:
             limit_s = self._release_s if name == "on_release" else None
             # Never in the context of a call, whoever starts it.
-            ran: Future[None] = contextvars.Context().run(
+            ran: Future[Any] = contextvars.Context().run(
                 asyncio.run_coroutine_threadsafe, self._on_loop(hook, uid, limit_s), self._loop
             )
             ran.add_done_callback(partial(_told, done))
         else:
-            done(self._here(name, hook, uid))
+            done(*self._here(name, hook, uid))
 
-    async def _on_loop(self, hook: Hook, uid: str, limit_s: float | None) -> None:
+    def _with_state(self, hook: Hook, state: State | None, uid: str) -> Any:
+        return hook(uid, None if state is None else state.take(uid, self.prepare))
+
+    async def _on_loop(self, hook: Hook, uid: str, limit_s: float | None) -> Any:
         with self._noticed(uid, limit_s):
             running = hook(uid)
         if not inspect.isawaitable(running):
-            return
+            return running
         task = asyncio.ensure_future(running)
         done, _ = await asyncio.wait({task}, timeout=limit_s)
         if not done:
             self._over(uid)
             task.cancel()
             await asyncio.wait({task})  # to its very end
-        if done or not task.cancelled():
-            task.result()
+        return task.result() if done or not task.cancelled() else None
 
-    def _here(self, name: str, hook: Hook, uid: str) -> BaseException | None:
+    def _here(self, name: str, hook: Hook, uid: str) -> tuple[BaseException | None, Any]:
         try:
             with self._noticed(uid, self._release_s if name == "on_release" else None):
-                contextvars.Context().run(hook, uid)  # never in the context of a call
+                # Never in the context of a call.
+                return None, contextvars.Context().run(hook, uid)
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
-            return error
-        return None
+            return error, None
 
     @contextmanager
     def _noticed(self, uid: str, limit_s: float | None) -> Iterator[None]:
@@ -132,5 +150,20 @@ class Hooks:
             timer.cancel()
 
 
-def _told(done: Done, ran: Future[None]) -> None:
-    done(RuntimeError("the hook was cancelled") if ran.cancelled() else ran.exception())
+def _told(done: Done, ran: Future[Any]) -> None:
+    if ran.cancelled():
+        done(RuntimeError("the hook was cancelled"), None)
+    else:
+        error = ran.exception()
+        done(error, None if error else ran.result())
+
+
+def takes_state(hook: Hook | None) -> bool:
+    """True if a user's `on_acquire` takes a uid and its state: two arguments by position."""
+    if hook is None:
+        return False
+    try:
+        some = inspect.signature(hook).parameters.values()
+    except (ValueError, TypeError):  # what has no signature
+        return False
+    return sum(it.kind in (it.POSITIONAL_ONLY, it.POSITIONAL_OR_KEYWORD) for it in some) > 1

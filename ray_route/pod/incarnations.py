@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ray_route.clock import Deadline
+from ray_route.pod.arrivals import Arrivals
 from ray_route.pod.command_loop import CommandLoop
 from ray_route.pod.gate import Gate
 from ray_route.pod.holdings import Holdings
@@ -34,6 +35,7 @@ class Incarnations:
         self.held = Holdings(pod, lease, namespace.config.ttl_s * _IDLE_SHARE)
         self.gate = Gate(namespace, service, self.held, hooks)
         self.releases = Releases(self.held)
+        self._arrivals = Arrivals(self.held, hooks)
         self._releaser = Releaser(namespace, self.gate, hooks, self.releases, self._address)
         self.commands = self._commands()
 
@@ -46,7 +48,8 @@ class Incarnations:
         return self._address()
 
     def _commands(self) -> CommandLoop:
-        return CommandLoop(self._namespace, self._address(), self.held, self.releases)
+        rooms = (self.held, self.releases, self._arrivals)
+        return CommandLoop(self._namespace, self._address(), *rooms)
 
     def begin(self, pod: int, lease: PodLease) -> None:
         """Begin another incarnation: of what the last one held, nothing is saved."""

@@ -29,7 +29,8 @@ from ray_route.pod.endings import (
     made_again,
     watch_loop,
 )
-from ray_route.pod.hooks import Hook, Hooks
+from ray_route.pod.exports import EXPORT_GROUP, export_one, export_some
+from ray_route.pod.hooks import Hook, Hooks, takes_state
 from ray_route.pod.index_lease import OfPod
 from ray_route.pod.methods import (
     is_stream,
@@ -66,6 +67,7 @@ class PodSpec:
     exit_when_fenced: bool
     takes_turns: bool
     release_s: float | None
+    on_unpicklable: str = "keep"
 
 
 _agent_here: PodAgent | None = None
@@ -246,15 +248,14 @@ def _hook(pod: Any, name: str) -> Hook | None:
     if hook is None:
         return None
 
-    def here(uid: str) -> None:
+    def here(uid: str, *state: Any) -> Any:
         with _errors_apart(uid, name):
-            hook(uid)
+            return hook(uid, *state)
 
-    async def on_loop(uid: str) -> None:
+    async def on_loop(uid: str, *state: Any) -> Any:
         with _errors_apart(uid, name):
-            done = hook(uid)
-            if inspect.isawaitable(done):
-                await done
+            done = hook(uid, *state)
+            return await done if inspect.isawaitable(done) else done
 
     return on_loop if is_async(type(pod)) else here
 
@@ -269,6 +270,8 @@ def _hooks(pod: Any, spec: PodSpec) -> Hooks:
         turn=pod._ray_route_turn if spec.takes_turns and not runs_on_loop else None,
         loop=asyncio.get_running_loop() if runs_on_loop else None,
         release_s=spec.release_s,
+        carries=takes_state(getattr(pod, "on_acquire", None)),
+        drops_unpicklable=spec.on_unpicklable == "drop",
     )
 
 
@@ -351,6 +354,9 @@ def pod_class(cls: type) -> type:
         @ray.method(concurrency_group=CONTROL_GROUP)
         def _ray_route_stop(self, grace_s: float) -> list[str]:
             return self._ray_route_agent.stop(grace_s)
+
+        _ray_route_export = ray.method(concurrency_group=EXPORT_GROUP)(export_some)
+        _ray_route_export_one = ray.method(concurrency_group=EXPORT_GROUP)(export_one)
 
     for name, method in (_ASYNC_METHODS if is_async(cls) else _METHODS).items():
         setattr(Pod, name, method)

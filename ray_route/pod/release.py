@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ray_route.pod.holdings import Entry, Holdings, Phase, Wish
-from ray_route.protocol.commands import Outcome
+from ray_route.pod.entries import UNHELD, Entry, Phase, Wish
+from ray_route.pod.holdings import Holdings
+from ray_route.pod.states import State
+from ray_route.protocol.commands import Outcome, Settlement
+
+# As many uids may wait for their next owner to fetch their states: nobody serves them meanwhile.
+_KEPT_AT_ONCE = 64
 
 
 class Kind(Enum):
@@ -36,27 +41,48 @@ class Releases:
     # What is asked for.
 
     def release(
-        self, number: int, uids: Mapping[str, int], patience_s: float, *, closes: bool, router: int
+        self,
+        number: int,
+        uids: Mapping[str, int],
+        patience_s: float,
+        *,
+        closes: bool,
+        router: int,
+        replaced: Mapping[str, int] | None = None,
     ) -> None:
         """Have uids given up when their calls have ended; each has its `Outcome`.
 
         A uid that is still busy after `patience_s` seconds is kept as it was. With `closes` its
-        calls are refused meanwhile.
+        calls are refused meanwhile. `replaced` names the epochs that the uids' links replaced.
         """
         with self._held.lock:
             until, term = self._held.clock() + patience_s, self._held.term
             for uid, epoch in uids.items():
+                self._arrive(uid, (replaced or {}).get(uid, 0), epoch)
                 self._wish(number, uid, Wish(router, epoch, until, closes, term))
             self._held.wake()
+
+    def _arrive(self, uid: str, replaced: int, epoch: int) -> None:
+        """Take in that a link of this pod replaced an epoch, whose state may be here."""
+        entry = self._held.entries.get(uid)
+        if entry is None or entry.phase not in UNHELD or entry.epoch != replaced:
+            return
+        if entry.state is not None:
+            self._held.arrive(uid, entry, epoch)
 
     def _wish(self, number: int, uid: str, wish: Wish) -> None:
         held, epoch = self._held, wish.epoch
         entry = held.entries.get(uid)
+        if entry is not None and entry.phase is Phase.ARRIVED and entry.epoch <= epoch:
+            entry.wishes[number] = wish  # nothing was acquired, so no hook runs: its state goes on
+            held.give(uid, entry)
+            return
         if entry is None or (entry.epoch < epoch and entry.phase is Phase.GIVEN):
             # Nothing to give up; but a call that is on its way to be confirmed must be refused.
             entry = held.bar(uid, epoch)
         if entry.epoch > epoch or entry.phase is Phase.GIVEN:
-            held.outcomes.append(Outcome(number, uid, epoch, entry.epoch == epoch))
+            given = held.given(uid, entry, number, epoch)
+            held.outcomes.append(given._replace(given=entry.epoch == epoch))
             return
         entry.wishes[number] = wish
         if entry.epoch < epoch and entry.phase is Phase.HELD:
@@ -154,7 +180,7 @@ class Releases:
         epoch, due_at = held.due.get(uid, (0, math.inf))
         entry = held.entries.get(uid)
         if at >= due_at:
-            if entry is None or (entry.epoch < epoch and entry.phase is Phase.GIVEN):
+            if entry is None or (entry.epoch < epoch and _is_over(entry)):
                 # It was never called here: only its link is to go.
                 entry = held.bar(uid, epoch, removes=True)
             if entry.epoch >= epoch:
@@ -192,6 +218,8 @@ class Releases:
                 entry = self._held.entries.get(uid)
                 if entry is None or not self._may_end(entry):
                     self._held.ready.discard(uid)
+                elif entry.wishes and not entry.lost and len(self._held.kept) >= _KEPT_AT_ONCE:
+                    continue
                 elif entry.lost or (self._held.lease.serves() and self._held.is_confirmed(entry)):
                     self._held.ready.discard(uid)
                     work.append(self._begun(uid, entry))
@@ -223,6 +251,21 @@ class Releases:
                 and not self._held.confirming.add(uid)  # type: ignore[func-returns-value]
             ]
 
+    def to_acquire(self) -> list[Work]:
+        """Return the uids that have arrived and are to be acquired, each once."""
+        held = self._held
+        with held.lock:
+            if not (held.arrived and held.lease.serves()):
+                return []
+            some = {uid: held.entries[uid] for uid in held.arrived - held.confirming}
+            work = [
+                Work(uid, entry.epoch, held.term)
+                for uid, entry in some.items()
+                if not entry.tried or held.leaving
+            ]
+            held.confirming.update(one.uid for one in work)
+            return work
+
     def may_begin(self, work: Work) -> bool:
         """Look again when a hook's thread is there; if it may not begin, the uid stays held."""
         with self._held.lock:
@@ -239,12 +282,17 @@ class Releases:
         serves = work.term == self._held.term and self._held.lease.serves()
         return serves and not entry.lost and self._held.is_confirmed(entry)
 
-    def ended(self, uid: str, epoch: int) -> None:
-        """Take in that a hook has ended, however it did: the uid is nobody's."""
+    def ended(self, uid: str, epoch: int, state: Any = None) -> None:
+        """Take in that a hook has ended, however it did: the uid is nobody's.
+
+        `state` is what it returned; it is kept, unless the uid's link is to go.
+        """
         with self._held.lock:
             entry = self._held.entries[uid]
             assert entry.epoch == epoch
             assert entry.phase is Phase.ENDING
+            if state is not None and not (entry.removes or entry.lost):
+                entry.state = State(state)
             self._held.give(uid, entry)
             if entry.lost and entry.epoch == epoch:
                 self._held.forget(uid)
@@ -256,10 +304,23 @@ class Releases:
             some, self._held.outcomes = self._held.outcomes, []
             return some
 
-    def settled(self, uids: Mapping[str, int]) -> None:
-        """Take in that Redis no longer names this pod under these epochs: forget the uids."""
+    def settled(self, uids: Mapping[str, Settlement]) -> None:
+        """Take in whose uids are now that were given up under these epochs.
+
+        One that is this pod's again has arrived, if there is a state; others are forgotten.
+        """
         with self._held.lock:
-            for uid, epoch in uids.items():
+            for uid, (epoch, present) in uids.items():
                 entry = self._held.entries.get(uid)
-                if entry is not None and entry.phase is Phase.GIVEN and entry.epoch == epoch:
+                if entry is None or entry.phase is not Phase.GIVEN or entry.epoch != epoch:
+                    continue
+                if present and entry.state is not None:
+                    self._held.arrive(uid, entry, present)
+                else:
                     self._held.forget(uid)
+            self._held.wake()
+
+
+def _is_over(entry: Entry) -> bool:
+    """True of a uid that was given up, and whose state is nothing to wait for."""
+    return entry.phase is Phase.GIVEN and entry.state is None

@@ -21,7 +21,7 @@ from ray_route.errors import RouteError
 from ray_route.pod.gate import Gate
 from ray_route.pod.hooks import Hooks
 from ray_route.pod.release import Kind, Releases, Work
-from ray_route.protocol.commands import Address
+from ray_route.protocol.commands import Address, Settlement
 from ray_route.runtime.metrics import POD_UNRELEASED, meter
 from ray_route.runtime.namespace import Namespace
 from ray_route.runtime.waiting import run
@@ -118,14 +118,29 @@ class Releaser:
             self._releases.look_for_idle()
         for work in self._releases.to_confirm():
             self._confirmers.submit(self._confirm, work)
+        for work in self._releases.to_acquire():
+            self._confirmers.submit(self._acquire, work)
         self._begin_hooks()
         self._tell_outcomes()
         if at >= self._settle_at:
-            self._settle(self._held.given(at - _SETTLE_S))
+            self._settle(self._held.unsettled(at - _SETTLE_S))
 
     def _confirm(self, work: Work) -> None:
         with suppress(RouteError, ray.exceptions.RayError):  # it is asked for again
             self._gate.confirm(work.uid, work.epoch)
+
+    def _acquire(self, work: Work) -> None:
+        try:
+            self._gate.acquire(work.uid, work.epoch)
+        except (RouteError, ray.exceptions.RayError) as error:  # it is tried again
+            logger.debug("%r can't be acquired yet: %r", work.uid, error)
+        except Exception as error:  # noqa: BLE001 - the user's own; the next caller meets it, too
+            self._failed("on_acquire", work.uid, "its state is kept for its next call", error)
+
+    def _failed(self, hook: str, uid: str, then: str, error: BaseException) -> None:
+        service, pod, _ = self._address()
+        facts = (hook, uid, pod, service, then)
+        logger.error("%s(%r) of pod %d of %s failed; %s", *facts, exc_info=error)
 
     def _begin_hooks(self) -> None:
         if self._hooks.takes_turns:
@@ -173,16 +188,12 @@ class Releaser:
             done()
 
     def _hook_ended(
-        self, work: Work, done: Callable[[], None], error: BaseException | None
+        self, work: Work, done: Callable[[], None], error: BaseException | None, state: Any
     ) -> None:
         if error is not None:
-            service, pod, _ = self._address()
-            logger.error(
-                "%s(%r) of pod %d of %s failed; the uid is given up all the same",
-                *(_HOOKS[work.kind], work.uid, pod, service),
-                exc_info=error,
-            )
-        self._releases.ended(work.uid, work.epoch)
+            then = "the uid is given up all the same"
+            self._failed(_HOOKS[work.kind], work.uid, then, error)
+        self._releases.ended(work.uid, work.epoch, state if self._hooks.carries else None)
         done()
 
     # Telling.
@@ -197,10 +208,12 @@ class Releaser:
                 logger.warning("outcomes did not reach the router: %r", error)
 
     def _settle(self, given: dict[str, tuple[int, bool]]) -> None:
-        if not given or self._held.leaving:
+        if self._held.leaving:  # what has no state is settled by the end of this life
+            given = {uid: it for uid, it in given.items() if uid in self._held.kept}
+        if not given:
             return
         try:
-            settled: dict[str, int] = self._ask("settle", self._address(), given)
+            settled: dict[str, Settlement] = self._ask("settle", self._address(), given)
         except (RouteError, ray.exceptions.RayError) as error:
             logger.debug("uids given up can't be settled: %r", error)
             settled = {}

@@ -33,12 +33,14 @@ class Release:
     """Give up uids up to an epoch, each when its calls have ended, and run `on_release`.
 
     Answered uid by uid, by an `Outcome`. A uid that is still busy after `patience_s` seconds is
-    kept as it was; with `closes`, its calls are refused meanwhile.
+    kept as it was; with `closes`, its calls are refused meanwhile. `replaced` names the epochs that
+    their links replaced, as far as the router has read them.
     """
 
     uids: dict[str, int]
     patience_s: float
     closes: bool
+    replaced: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,56 @@ class Cancel:
 
 
 class Outcome(NamedTuple):
-    """What became of one uid of a release: it was given up, or it is kept as it was."""
+    """What became of one uid of a release: it was given up, or it is kept as it was.
+
+    `has_state`: its state of that epoch is kept for the next owner to fetch (see `Take`).
+    """
 
     release: int
     uid: str
     epoch: int
     given: bool
+    has_state: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Fetch the states of uids that the pod behind an actor's name has given up, by epoch.
+
+    Answered uid by uid, by a `Taken`. Who has not taken one within `within_s` seconds need not go
+    on: the uid is given back then.
+    """
+
+    uids: dict[str, int]
+    actor: str
+    within_s: float
+
+
+class Taken(NamedTuple):
+    """What became of one uid of a `Take`: its state is here, or there is a problem.
+
+    `is_final`: another pod, or another attempt, would meet the same.
+    """
+
+    release: int
+    uid: str
+    problem: str = ""
+    is_final: bool = False
+
+
+Settlement = tuple[int, int]
+"""An epoch under which a uid was given up, and the one under which it is this pod's now, or 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Take in whose uids are now that were given up, or whose states have arrived.
+
+    One that is this pod's under another epoch is acquired, with the state; any other is dropped.
+    Answer: nothing.
+    """
+
+    uids: dict[str, Settlement]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +156,7 @@ class Memory:
     ago_s: dict[str, float] = field(default_factory=dict)
 
 
-Command = Release | Cancel | EndAt | Show | Close | Open | Recall
+Command = Release | Cancel | Take | Settled | EndAt | Show | Close | Open | Recall
 
 Numbered = tuple[int, Command]
 """A command, and the number under which its answer is expected."""

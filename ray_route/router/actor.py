@@ -17,7 +17,7 @@ import ray
 
 from ray_route.config import RouteConfig
 from ray_route.model import DrainProgress, Explanation, Link, Pod, PodRecord, RoutingState
-from ray_route.protocol.commands import Address, Fetched, Outcome, Word
+from ray_route.protocol.commands import Address, Fetched, Outcome, Settlement, Taken, Word
 from ray_route.protocol.welcome import Vouched, Welcome
 from ray_route.protocol.wire import pack_answers, unpack_question
 from ray_route.store.url import StoreUrl
@@ -79,6 +79,7 @@ class Router:
         """See `Directory.compute`; question and answers are packed (see `wire`)."""
         await self._life.opened()
         service, wanted, node = unpack_question(question)
+        await self._moves.stand_still(service, wanted)
         return pack_answers(list((await self._directory.compute(service, wanted, node)).values()))
 
     async def find(self, question: bytes) -> bytes:
@@ -248,11 +249,13 @@ class Router:
         await self._life.opened()
         return await self._links.refresh(service, used)
 
-    async def take_outcomes(self, address: Address, outcomes: list[Outcome]) -> None:
-        """Take in what became of uids that an agent was told to give up."""
+    async def take_outcomes(self, address: Address, outcomes: list[Outcome | Taken]) -> None:
+        """Take in what became of uids that an agent was told to give up, or to fetch."""
         self._mailboxes.take_outcomes(address, outcomes)
 
-    async def settle(self, address: Address, given: dict[str, tuple[int, bool]]) -> dict[str, int]:
+    async def settle(
+        self, address: Address, given: dict[str, tuple[int, bool]]
+    ) -> dict[str, Settlement]:
         """See `Moves.settle`."""
         await self._life.opened()
         return await self._moves.settle(address, given)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from ray_route.model import Link, make_link
 from ray_route.protocol.wire import Answer
 from ray_route.router.link_table import LinkTable, Outcomes, linked
 from ray_route.router.membership import Membership
-from ray_route.router.placer import Placer
+from ray_route.router.placer import Placer, Proposal
 from ray_route.runtime.metrics import ROUTER_BATCH_UIDS
 from ray_route.store.connect import AsyncStore
 
@@ -178,6 +178,10 @@ class Directory:
             return {uid: refusal.about(uid=uid) for uid in lost}
         reason = "relinked" if prefer_index else "moved"
         return await self._links.relink(service, proposal, lost, reason, waits=waits)
+
+    def propose(self, service: str, uids: Iterable[str]) -> Proposal:
+        """Choose a pod for each uid that its owner has given up; raise `NoAvailablePodError`."""
+        return self._placer.propose(service, uids, None)
 
     # Batches.
 

@@ -1,323 +1,24 @@
-"""Draining a pod: no new uids, then uid by uid to others, then nothing any more.
-
-Each uid moves on its own clock: idle ones at once, busy ones as soon as their calls have ended.
-Until then they are served; only towards the drain's deadline are new calls of those that were
-never idle refused.
-"""
+"""The drains of a router: which pods are being drained, and how far that has come."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import islice
+from dataclasses import replace
 from typing import Any
 
 from ray_route.clock import Deadline
-from ray_route.errors import (
-    DamagedKeyError,
-    NoAvailablePodError,
-    PodUnavailableError,
-    RouteError,
-    StoreUnavailableError,
-)
-from ray_route.model import DrainProgress, Life, Link, PodRecord, RoutingState
-from ray_route.protocol.commands import Address, Close, Command, Open, Show
+from ray_route.errors import RouteError
+from ray_route.model import DrainProgress, PodRecord, RoutingState
 from ray_route.router.directory import Directory
+from ray_route.router.drain import Drain, IsRestarting, StoppedError
 from ray_route.router.mailbox import Mailboxes, NoAnswerError
 from ray_route.router.membership import Membership
-from ray_route.router.moves import Damages, Moves
+from ray_route.router.moves import Moves
 from ray_route.runtime.metrics import DRAINS
 
 logger = logging.getLogger(__name__)
-
-_UIDS_PER_RELEASE = 1_000
-_ANSWER_S = 5.0
-# Before its deadline, for so long (a third of it, if that is less), a drain refuses calls of uids
-# that were never idle; past it, one that goes on does so for a second in every five.
-_CLOSING_S = 5.0
-_GO_ON_OPEN_S = 4.0
-_GO_ON_CLOSED_S = 1.0
-_PAUSE_S = 0.1
-_RETRY_S = 0.5
-_GIVE_BACK_S = 10.0
-_NAMED = 10
-
-IsRestarting = Callable[[str], Awaitable[bool]]
-Note = Callable[[DrainProgress], None]
-
-
-class StoppedError(Exception):
-    """A drain ended before its pod was empty."""
-
-
-class _NoTargetError(Exception):
-    """The last pod that could take uids has gone."""
-
-
-@dataclass
-class _Drain:
-    """One pod's drain. What `moved` and the rest say is noted as it goes.
-
-    Nothing is taken from the pod before there is another that takes its uids, and what stops the
-    drain gives the pod back as it was found.
-    """
-
-    membership: Membership
-    directory: Directory
-    mailboxes: Mailboxes
-    moves: Moves
-    is_restarting: IsRestarting
-    deciding: asyncio.Lock
-    service: str
-    pod: PodRecord
-    before: RoutingState
-    deadline: Deadline
-    go_on: bool
-    note: Note
-    moved: int = 0
-    running: int = 0
-    damaged: Damages = field(default_factory=dict)
-    """The uids that can't move, since who owns them can't be read or written."""
-    closes: bool = False
-    denying: bool = False
-    """True once the pod may have been told to take no new uids."""
-
-    async def run(self) -> None:
-        """Drain the pod; raise `StoppedError` at the deadline if not told to go on."""
-        self.denying = self.pod.state is not self.before  # by an earlier router
-        try:
-            await self._begin()
-            await self.directory.quiet(self.service)
-            while holdings := await self._movable(await self._show()):
-                await self._move(holdings)
-            self._check_damaged()
-            await self._finish()
-        except Exception:  # whatever stops it: the pod is given back
-            await self._give_back()
-            raise
-        self.note(DrainProgress(self.pod.pod, left=0, moved=self.moved, running=0, done=True))
-
-    async def _begin(self) -> None:
-        """Have the pod take no new uids, once there is another for those that it has."""
-        while not await self._decide():
-            if not await self._show():  # nothing to move, so nobody is needed
-                await self._deny_new()
-                return
-            await self._wait_for_target()
-
-    async def _decide(self) -> bool:
-        """Take the pod out of the service if another is left; say whether.
-
-        Drains of one service decide one after the other: of the last two pods one stays.
-        """
-        async with self.deciding:
-            await self.membership.refresh(self.service)
-            if not self._targets():
-                return False
-            await self._deny_new()
-            return True
-
-    async def _deny_new(self) -> None:
-        self.denying = True
-        await self._set_state(RoutingState.DENY_NEW)
-
-    def _targets(self) -> bool:
-        available = self.membership.table.available(self.service)
-        return any(pod.pod != self.pod.pod for pod in available)
-
-    async def _wait_for_target(self) -> None:
-        """Wait a moment for a pod that can take uids; raise `StoppedError` if none is to come."""
-        if not await self._any_restarting():
-            raise StoppedError("no other pod is READY; the pod serves what it has, as before")
-        if self.deadline.remaining() == 0 and not self.go_on:
-            raise StoppedError(
-                f"no other pod was READY within {self.deadline.timeout_s:g} s, though one is "
-                "being restarted; the pod serves what it has, as before"
-            )
-        await asyncio.sleep(_PAUSE_S)
-        await self.membership.refresh(self.service)
-
-    async def _any_restarting(self) -> bool:
-        for other in list(self.membership.table.pods(self.service).values()):
-            gone = other.pod != self.pod.pod and other.life is Life.GONE
-            if gone and other.actor and await self.is_restarting(other.actor):
-                return True
-        return self._targets()
-
-    async def _finish(self) -> None:
-        """Close the pod, move what slipped in meanwhile, and write that it is shut down."""
-        try:
-            holdings, _ = await self._ask(Close())
-            while holdings := await self._movable(holdings):
-                await self._move(holdings)
-                holdings = await self._show()
-            self._check_damaged()
-        except BaseException:
-            # Refused by a closed pod and moved by nobody: better served where they are.
-            self.mailboxes.post(self._address, Open())
-            raise
-        await self._shut_down()
-
-    async def _shut_down(self) -> None:
-        """Write that an empty pod is shut down.
-
-        A write without an answer may still be carried out: then to go on is right, whatever
-        became of it, and to give the pod back could bring a life back that has ended.
-        """
-        while True:
-            try:
-                await self._set_state(RoutingState.SHUTDOWN)
-            except StoreUnavailableError as error:
-                if self.deadline.remaining() == 0 and not self.go_on:
-                    problem = f"the pod is empty and closed, but that can't be written: {error}"
-                    self.note(
-                        DrainProgress(self.pod.pod, 0, self.moved, 0, done=True, problem=problem)
-                    )
-                await asyncio.sleep(_RETRY_S)
-            else:
-                return
-
-    async def _give_back(self) -> None:
-        """Let the pod take new uids again, if it did before and still lives."""
-        deadline = Deadline.after(_GIVE_BACK_S)
-        while self.denying:
-            try:
-                await self.membership.refresh(self.service)
-                record = self.membership.table.get(self.service, self.pod.pod)
-                if record is not None and record.state is RoutingState.DENY_NEW:
-                    await self._set_state(self.before)
-            except StoreUnavailableError:
-                if deadline.remaining() == 0:
-                    raise
-                await asyncio.sleep(_RETRY_S)
-            except PodUnavailableError:
-                return  # its life has ended
-            else:
-                return
-
-    async def _set_state(self, state: RoutingState) -> None:
-        await self.membership.set_state(self.service, self.pod, state)
-
-    def _check(self, left: int) -> None:
-        if self.deadline.remaining() == 0 and not self.go_on:
-            raise StoppedError(
-                f"{left} uids were left after {self.deadline.timeout_s:g} s; "
-                "the pod serves those and is given back as it was"
-            )
-
-    async def _movable(self, holdings: dict[str, int]) -> dict[str, int]:
-        """Return what can be moved: looked at before anything is taken from a uid."""
-        damaged = await self.moves.damaged(self.service, holdings)
-        kept = {uid: error for uid, error in self.damaged.items() if uid not in holdings}
-        self.damaged = {**kept, **damaged}
-        return {uid: epoch for uid, epoch in holdings.items() if uid not in damaged}
-
-    def _check_damaged(self) -> None:
-        """Raise `StoppedError`, when all others have moved, if links of some uids are damaged."""
-        if self.damaged:
-            keys = ", ".join(error.key for error in islice(self.damaged.values(), _NAMED))
-            raise StoppedError(
-                f"the links of {len(self.damaged)} uids are damaged, {keys} among them: "
-                f"{DamagedKeyError.hint}; the pod keeps those and is given back as it was"
-            )
-
-    async def _move(self, holdings: dict[str, int]) -> None:
-        """Move what can be moved in this phase of the drain, all uids side by side."""
-        self._check(len(holdings))
-        while not self._targets():  # before anything is taken
-            await self._wait_for_target()
-        moved, links = self.moved, iter(self._links(holdings).items())
-        lefts: dict[int, int] = {}
-        patience_s, closes = self._phase()
-        releases: list[Coroutine[Any, Any, list[str]]] = []
-        while some := dict(islice(links, _UIDS_PER_RELEASE)):
-            note = partial(self._note_moved, lefts, len(releases))
-            lefts[len(releases)] = len(some)
-            releases.append(
-                self.moves.hand_over(self.service, some, patience_s, closes=closes, note=note)
-            )
-        # Without a target: looked for again before the next release.
-        with contextlib.suppress(_NoTargetError, NoAvailablePodError):
-            await _all_of(releases)
-        if self.moved == moved:
-            await asyncio.sleep(_PAUSE_S)
-
-    def _links(self, holdings: dict[str, int]) -> dict[str, Link]:
-        pod, incarnation = self.pod.pod, self.pod.incarnation
-        return {
-            uid: Link(pod, incarnation, epoch, persistent=False, lease_s=0)
-            for uid, epoch in holdings.items()
-        }
-
-    def _phase(self) -> tuple[float, bool]:
-        """Return for how long to wait for busy uids, and whether to refuse their calls meanwhile.
-
-        A uid whose calls overlap for ever would never be idle.
-        """
-        left = self.deadline.remaining()
-        closing_s = min(_CLOSING_S, self.deadline.timeout_s / 3)
-        if left > closing_s:
-            return left - closing_s, False
-        if left > 0:
-            return left, True
-        self.closes = not self.closes
-        return (_GO_ON_CLOSED_S, True) if self.closes else (_GO_ON_OPEN_S, False)
-
-    def _note_moved(
-        self, lefts: dict[int, int], release: int, moved: int, left: int, damaged: Damages
-    ) -> None:
-        self.moved += moved
-        self.damaged.update(damaged)
-        lefts[release] = left
-        total = sum(lefts.values())
-        self.note(DrainProgress(self.pod.pod, total, self.moved, self.running))
-        self._check(total)
-        if left and not self._targets():
-            raise _NoTargetError
-
-    @property
-    def _address(self) -> Address:
-        return self.service, self.pod.pod, self.pod.incarnation
-
-    async def _show(self) -> dict[str, int]:
-        """Return what the pod holds; a slow answer is asked for again, until the deadline."""
-        while True:
-            try:
-                holdings, running = await self._ask(Show())
-            except NoAnswerError:
-                dead = self.membership.table.is_dead(self.service, self._any_link)
-                if dead or (self.deadline.remaining() == 0 and not self.go_on):
-                    raise
-                continue
-            self.running = running
-            self.note(DrainProgress(self.pod.pod, len(holdings), self.moved, running))
-            return holdings
-
-    @property
-    def _any_link(self) -> Link:
-        return Link(self.pod.pod, self.pod.incarnation, 0, persistent=False, lease_s=0)
-
-    async def _ask(self, command: Command) -> tuple[dict[str, int], int]:
-        answer: tuple[dict[str, int], int] = await self.mailboxes.ask(
-            self._address, command, _ANSWER_S
-        )
-        return answer
-
-
-async def _all_of(works: Sequence[Coroutine[Any, Any, Any]]) -> None:
-    """Do all at once; if one fails, end the others before its error is raised."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Drains:
@@ -359,7 +60,7 @@ class Drains:
             self._progress[key] = progress
 
         deadline, deciding = Deadline.after(deadline_s), self._deciding[service]
-        drain = _Drain(*self._parts, deciding, service, pod, before, deadline, go_on, note)
+        drain = Drain(*self._parts, deciding, service, pod, before, deadline, go_on, note)
         task = asyncio.get_running_loop().create_task(self._run(key, drain))
         self._running[key] = task
         task.add_done_callback(lambda _: self._running.pop(key, None))
@@ -374,7 +75,7 @@ class Drains:
         if (service, pod) not in self._running:
             self._progress.pop((service, pod), None)
 
-    async def _run(self, key: tuple[str, int], drain: _Drain) -> None:
+    async def _run(self, key: tuple[str, int], drain: Drain) -> None:
         try:
             await drain.run()
             self._meter.count(DRAINS, key[0], "done")
@@ -387,8 +88,11 @@ class Drains:
                 exc_info=not is_known,
                 extra=facts,
             )
-            damaged = tuple(drain.damaged.values())
             self._progress[key] = replace(
-                self._progress[key], done=True, problem=str(error), damaged=damaged
+                self._progress[key],
+                done=True,
+                problem=str(error),
+                damaged=tuple(drain.damaged.values()),
+                stuck=tuple(drain.stuck.values()),
             )
             self._meter.count(DRAINS, key[0], "stopped")

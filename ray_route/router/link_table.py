@@ -175,24 +175,53 @@ class LinkTable:
             for uid, outcome in outcomes.items()
         }
 
-    async def regrant(self, service: str, uids: Mapping[str, int]) -> list[str]:
+    async def hand_over(
+        self,
+        service: str,
+        links: Mapping[str, Link],
+        target: PodRecord,
+        *,
+        persistent: bool | None = None,
+    ) -> dict[str, Link | RouteError | None]:
+        """Link each uid to a pod if its link is still exactly that one; return what holds then."""
+        name = owner_of(target)
+
+        def build(writer: Writer, shard: int, some: list[str]) -> Call:
+            epochs, owners = [links[uid].epoch for uid in some], [name] * len(some)
+            how = (writer, shard, service, some, epochs, owners)
+            return self._calls.hand_over(*how, persistent=persistent)
+
+        outcomes = await self._write(service, list(links), build, placing=True)
+        answers: dict[str, Link | RouteError | None] = {}
+        for uid, outcome in outcomes.items():
+            self._left(service, links[uid] if _written(outcome) else None)
+            answers[uid] = outcome if isinstance(outcome, RouteError) else outcome.link
+            if isinstance(outcome, Outcome) and outcome.link is not None:
+                self._counted(service, uid, outcome, f"moved from pod {links[uid].pod}:")
+        return answers
+
+    async def may_place(self) -> None:
+        """Return when links that living pods remember are all there: placements wait for that."""
+        await self._shards.may_place()
+
+    async def regrant(self, service: str, uids: Mapping[str, int]) -> dict[str, Link | None]:
         """Give uids back to their owner, each under a new epoch if it still has this one.
 
-        Returns those whose links are damaged: whose they are can't be written now.
+        Returns the links that hold then; none of those that are damaged.
         """
 
         def build(writer: Writer, shard: int, some: list[str]) -> Call:
             return self._calls.regrant(writer, shard, service, some, [uids[uid] for uid in some])
 
-        damaged = []
+        links: dict[str, Link | None] = {}
         for uid, outcome in (await self._write(service, list(uids), build, placing=False)).items():
             if isinstance(outcome, DamagedKeyError):
-                damaged.append(uid)
-            elif linked(outcome):
-                assert isinstance(outcome, Outcome)
+                continue
+            links[uid] = linked(outcome)
+            if isinstance(outcome, Outcome) and outcome.link is not None:
                 self._left(service, outcome.link if outcome.written else None)
                 self._counted(service, uid, outcome, "given back to")
-        return damaged
+        return links
 
     async def refresh(self, service: str, uids: Mapping[str, int]) -> dict[str, int]:
         """Lengthen the lives of links in use; return those whose link is no longer that one."""

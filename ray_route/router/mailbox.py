@@ -8,29 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from ray_route.protocol.commands import Address, Command, Numbered, Outcome, Release
+from ray_route.protocol.commands import Address, Command, Numbered, Outcome, Release, Take, Taken
 
 
 class NoAnswerError(Exception):
     """The agent did not answer in time, or its life has ended."""
 
 
-class Outcomes:
-    """What becomes of the uids of one release, as its agent tells."""
+class Followed:
+    """What becomes of the uids of one command, as its agent tells; `hears` is told each at once."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, hears: Callable[[Any], None]) -> None:
         self.number = number
-        self._told: list[Outcome] = []
+        self._hears = hears
+        self._told: list[Any] = []
         self._problem = ""
         self._wake = asyncio.Event()
 
-    async def some(self, timeout_s: float) -> list[Outcome]:
+    async def some(self, timeout_s: float) -> list[Any]:
         """Return outcomes as soon as there are any; raise `NoAnswerError` if none come."""
         if not self._told and not self._problem:
             try:
@@ -43,7 +44,7 @@ class Outcomes:
         self._wake.clear()
         return some
 
-    async def some_or_none(self, timeout_s: float) -> list[Outcome]:
+    async def some_or_none(self, timeout_s: float) -> list[Any]:
         """Return outcomes as soon as there are any; none if that takes longer.
 
         Raises `NoAnswerError` if the agent's life has ended.
@@ -55,8 +56,9 @@ class Outcomes:
                 raise
             return []
 
-    def tell(self, outcome: Outcome) -> None:
+    def tell(self, outcome: Outcome | Taken) -> None:
         """Take one in."""
+        self._hears(outcome)
         self._told.append(outcome)
         self._wake.set()
 
@@ -71,7 +73,7 @@ class _Box:
     commands: list[Numbered] = field(default_factory=list)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     answers: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
-    outcomes: dict[int, Outcomes] = field(default_factory=dict)
+    outcomes: dict[int, Followed] = field(default_factory=dict)
 
 
 class Mailboxes:
@@ -109,17 +111,22 @@ class Mailboxes:
             box.commands = [item for item in box.commands if item[0] != number]
 
     @contextmanager
-    def release(self, address: Address, release: Release) -> Iterator[Outcomes]:
-        """Post a release and provide its outcomes."""
-        number = self.post(address, release)
+    def following(
+        self,
+        address: Address,
+        command: Release | Take,
+        hears: Callable[[Any], None] = lambda _: None,
+    ) -> Iterator[Followed]:
+        """Post a command that is answered uid by uid, and provide what becomes of each."""
+        number = self.post(address, command)
         box = self._boxes[address]
-        outcomes = box.outcomes[number] = Outcomes(number)
+        outcomes = box.outcomes[number] = Followed(number, hears)
         try:
             yield outcomes
         finally:
             box.outcomes.pop(number, None)
 
-    def take_outcomes(self, address: Address, outcomes: Iterable[Outcome]) -> None:
+    def take_outcomes(self, address: Address, outcomes: Iterable[Outcome | Taken]) -> None:
         """Take in what an agent tells; what nobody waits for any more is dropped."""
         box = self._boxes.get(address)
         for outcome in outcomes if box else ():

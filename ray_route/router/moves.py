@@ -1,10 +1,10 @@
 """Links whose pod is alive change by way of their owner: set, stolen, removed, handed over.
 
 The owner refuses the uid from then on, lets its calls end and runs `on_release`; only then is
-the link changed, and only if it is still the one that its owner gave up. An owner that does not
-answer keeps its uids until its life has ended. What an owner has given up, and nobody then took,
-is given back to it under a new epoch (`settle`): it never serves again under the old one, so no
-change that is late can meet it.
+the link changed, and only if it is still the one that its owner gave up. Where there is a state,
+the new owner has it before that (`carrier`). An owner that does not answer keeps its uids until its
+life has ended. What an owner has given up, and nobody then took, is given back to it under a new
+epoch (`settle`): it never serves again under the old one, so no change that is late can meet it.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 
 from ray_route.clock import Deadline
-from ray_route.errors import DamagedKeyError, PodUnavailableError, RouteError
+from ray_route.errors import PodUnavailableError, RouteError, StateNotMovedError
 from ray_route.model import Link, PodRecord
-from ray_route.protocol.commands import Address, Cancel, EndAt, Release
+from ray_route.protocol.commands import Address, Cancel, EndAt, Release, Settlement
+from ray_route.router.carrier import Carrier, is_at
 from ray_route.router.directory import Directory
+from ray_route.router.hand_over import Damages, HandOver, Note, damaged_of
+from ray_route.router.in_move import InMove
 from ray_route.router.link_table import LinkTable
-from ray_route.router.mailbox import Mailboxes, NoAnswerError, Outcomes
+from ray_route.router.mailbox import Mailboxes, NoAnswerError
 from ray_route.router.membership import Membership
 
 logger = logging.getLogger(__name__)
@@ -31,17 +31,10 @@ logger = logging.getLogger(__name__)
 _ANSWER_S = 5.0
 # Of the time that a caller gives, for the owner's calls to end; the rest is for its answer.
 _FOR_CALLS = 0.7
-_LOOK_S = 0.2
+# A caller whose uid is being moved waits so long with each question where it is.
+_STILL_S = 1.0
 
 Stale = Callable[[str, "dict[str, int]"], None]
-Damages = dict[str, DamagedKeyError]
-Note = Callable[[int, int, Damages], None]
-
-
-@dataclass(slots=True)
-class _Turn:
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    users: int = 0
 
 
 class Moves:
@@ -66,8 +59,8 @@ class Moves:
         self._mailboxes = mailboxes
         self._stale = stale
         self._grace_s = grace_s
-        self._turns: dict[tuple[str, str], _Turn] = {}
-        self._moving: Counter[tuple[str, str]] = Counter()
+        self._in_move = InMove()
+        self._carrier = Carrier(membership, links, mailboxes, stale)
 
     # One uid.
 
@@ -77,14 +70,14 @@ class Moves:
         """Link a uid to a pod, by way of whoever holds it; `persistent=None` keeps its kind."""
         deadline = Deadline.after(timeout_s)
         target = await self._membership.target(service, pod)
-        async with self._turn(service, uid, deadline):
+        async with self._in_move.turn(service, uid, deadline):
             while True:
                 held = await self._links.read(service, uid)
                 kind = persistent
                 if kind is None:
                     kind = held is not None and held.persistent
                 link = await self._give(service, uid, held, target, kind, deadline)
-                if _is_at(link, target):
+                if is_at(link, target):
                     return link
                 deadline.check(f"uid {uid!r} of {service!r} to stand still")
 
@@ -101,13 +94,13 @@ class Moves:
         """Link a uid to a pod unless another living pod holds it; `steal` takes it from that."""
         deadline = Deadline.after(timeout_s)
         target = await self._membership.target(service, pod)
-        async with self._turn(service, uid, deadline):
+        async with self._in_move.turn(service, uid, deadline):
             held = await self._links.read(service, uid)
-            taken = held is not None and not _is_at(held, target)
+            taken = held is not None and not is_at(held, target)
             if held and taken and not steal and not self._membership.table.has_ended(service, held):
                 return False, held
             link = await self._give(service, uid, held, target, persistent, deadline)
-            return _is_at(link, target), link
+            return is_at(link, target), link
 
     async def remove(
         self, service: str, uid: str, pod: int | None, *, after_s: float, timeout_s: float
@@ -117,7 +110,7 @@ class Moves:
         Later, its owner gives it up when that is due, and then the link goes.
         """
         deadline = Deadline.after(timeout_s)
-        async with self._turn(service, uid, deadline):
+        async with self._in_move.turn(service, uid, deadline):
             held = await self._links.read(service, uid)
             if held is None or pod not in (None, held.pod):
                 return False
@@ -126,6 +119,8 @@ class Moves:
             elif await self._end_at(service, uid, held, after_s):
                 after_s += self._grace_s
             removed = await self._links.remove(service, uid, held, after_s)
+            if after_s == 0:
+                self._carrier.dropped(service, {uid: held})
             self._stale(service, {uid: held.epoch})
             return removed
 
@@ -139,8 +134,9 @@ class Moves:
         deadline: Deadline,
     ) -> Link:
         """Set a link if it still is what was read, having its living owner give it up first."""
-        if held is not None and not _is_at(held, target):
-            await self._release(service, uid, held, deadline)
+        if held is not None and not is_at(held, target):
+            if await self._release(service, uid, held, deadline):
+                return await self._carry(service, uid, held, target, persistent, deadline)
         elif held is not None:
             await self._end_at(service, uid, held, math.inf)
         link = await self._links.set(service, uid, target, held, persistent=persistent)
@@ -148,27 +144,58 @@ class Moves:
             self._stale(service, {uid: link.epoch - 1})
         return link
 
-    async def _release(self, service: str, uid: str, link: Link, deadline: Deadline) -> None:
-        """Have a uid's living owner give it up; return when it has.
+    async def _carry(
+        self,
+        service: str,
+        uid: str,
+        held: Link,
+        target: PodRecord,
+        persistent: bool,  # noqa: FBT001 - one of many facts
+        deadline: Deadline,
+    ) -> Link:
+        """Move a uid that its owner has given up with its state; give it back if that fails.
+
+        It goes on if its caller does not: the state may have been taken by then.
+        """
+        within_s = deadline.remaining()
+
+        async def work() -> Link:
+            links = {uid: held}
+            with self._in_move.marked([(service, uid)]):
+                carried = self._carrier.carry(
+                    service, links, target, within_s, persistent=persistent
+                )
+                answer = (await carried)[uid]
+                if isinstance(answer, StateNotMovedError):
+                    await self._carrier.give_back(service, links)
+            if isinstance(answer, RouteError):
+                raise answer
+            return answer
+
+        return await asyncio.shield(self._carrier.go_on(work()))
+
+    async def _release(self, service: str, uid: str, link: Link, deadline: Deadline) -> bool:
+        """Have a uid's living owner give it up; say, when it has, whether it keeps a state of it.
 
         Raises `PodUnavailableError` if it kept it, or has not told in time.
         """
         if self._membership.table.has_ended(service, link):
-            return
+            return False
         patience_s = deadline.remaining() * _FOR_CALLS
         address = (service, link.pod, link.incarnation)
-        asked = Release({uid: link.epoch}, patience_s, closes=True)
-        with self._mailboxes.release(address, asked) as outcomes:
+        asked = Release({uid: link.epoch}, patience_s, closes=True, replaced={uid: link.replaced})
+        with self._mailboxes.following(address, asked) as outcomes:
             try:
                 (outcome,) = await outcomes.some(deadline.remaining())
             except NoAnswerError as error:
                 if self._membership.table.has_ended(service, link):
-                    return
+                    return False
                 self._mailboxes.post(address, Cancel(outcomes.number))
                 why = f"{error}; if its on_release runs, it is served there again afterwards"
                 raise self._kept(service, uid, link, why) from error
         if not outcome.given:
             raise self._kept(service, uid, link, "its calls did not end in time")
+        return bool(outcome.has_state)
 
     def _kept(self, service: str, uid: str, link: Link, why: str) -> PodUnavailableError:
         return self._membership.unavailable(service, link.pod, f"it kept the uid: {why}", uid)
@@ -208,131 +235,34 @@ class Moves:
     ) -> list[str]:
         """Move uids of one living pod to others, each as it is given up; return those kept.
 
-        `note` is told, again and again, how many have just moved, how many are left, and whose
-        links turned out to be damaged; what it raises ends the hand-over, as the end of the pod's
-        life (`NoAnswerError`) and what placement raises do: uids whose hook has not begun are then
-        kept, and the others are given back.
+        `note` is told, again and again, what has become of some, and how many are left; what it
+        raises ends the hand-over, as the end of the pod's life (`NoAnswerError`) and what placement
+        raises do: uids whose hook has not begun are then kept, and those that nobody has taken are
+        given back.
         """
-        some = next(iter(links.values()))
-        address = (service, some.pod, some.incarnation)
-        waiting = {uid: link.epoch for uid, link in links.items()}
-        kept: list[str] = []
-        release = Release(dict(waiting), patience_s, closes)
-        with self._mailboxes.release(address, release) as outcomes:
-            try:
-                while waiting:
-                    given = {uid: links[uid] for uid in await _given(outcomes, waiting, kept)}
-                    moved, damaged = await self._give_away(service, given)
-                    note(moved, len(waiting) + len(kept), damaged)
-            except BaseException:  # a task that is cancelled, too: whatever ends it
-                self._mailboxes.post(address, Cancel(outcomes.number))
-                raise
-        return kept
-
-    async def _give_away(self, service: str, links: dict[str, Link]) -> tuple[int, Damages]:
-        """Give uids that their owner has given up to others; return how many moved.
-
-        And those whose links are damaged, which hold up no other.
-        """
-        if not links:
-            return 0, {}
-        with self._in_move((service, uid) for uid in links):
-            answers = await self._directory.give_away(service, links, None)
-        damaged = _damaged(answers)
-        errors = [
-            answer
-            for uid, answer in answers.items()
-            if isinstance(answer, RouteError) and uid not in damaged
-        ]
-        moved = {
-            uid: link.epoch
-            for uid, link in links.items()
-            if isinstance(answer := answers[uid], Link) and answer.epoch != link.epoch
-        }
-        self._stale(service, moved)
-        if errors:
-            raise errors[0]
-        return len(moved), damaged
+        parts = (self._directory, self._mailboxes, self._carrier, self._in_move, self._stale)
+        hand_over = HandOver(*parts, service, links, note)
+        return await hand_over.run(patience_s, closes=closes)
 
     async def damaged(self, service: str, uids: Iterable[str]) -> Damages:
         """Return the uids whose links are damaged: who owns them can't be read or written."""
-        return _damaged(await self._links.read_many(service, list(uids)))
+        return damaged_of(await self._links.read_many(service, list(uids)))
+
+    async def quiet(self, service: str, pod: int) -> None:
+        """Wait until a pod knows of all that was moved to it."""
+        await self._carrier.quiet(service, pod)
+
+    async def stand_still(self, service: str, wanted: Mapping[str, int]) -> None:
+        """Wait a moment for moves of uids whose callers have just been refused.
+
+        Whoever is told of the owner that gives a uid up just now only asks again.
+        """
+        refused = (uid for uid, min_epoch in wanted.items() if min_epoch)
+        await self._in_move.stand_still(service, refused, _STILL_S)
 
     async def settle(
         self, address: Address, given: Mapping[str, tuple[int, bool]]
-    ) -> dict[str, int]:
-        """Deal with uids that their owner has given up, and that nobody is moving.
-
-        `given` maps them to their epochs, and to whether the link is to go; else it is given back
-        to its owner under a new epoch. Returns those that have been dealt with; one whose link is
-        damaged stays given up until that is mended, lest it be acquired again under its old epoch.
-        """
-        service, pod, incarnation = address
-        free = {uid: it for uid, it in given.items() if not self._moving[service, uid]}
-        back = {uid: epoch for uid, (epoch, removes) in free.items() if not removes}
-        damaged: set[str] = set()
-        for uid, (epoch, removes) in free.items():
-            if removes:
-                link = Link(pod, incarnation, epoch, persistent=False, lease_s=0)
-                try:
-                    await self._links.remove(service, uid, link, 0)
-                except DamagedKeyError:
-                    damaged.add(uid)
-        if back:
-            damaged.update(await self._links.regrant(service, back))
-        settled = {uid: epoch for uid, (epoch, _) in free.items() if uid not in damaged}
-        self._stale(service, settled)
-        return settled
-
-    # Turns.
-
-    @asynccontextmanager
-    async def _turn(self, service: str, uid: str, deadline: Deadline) -> AsyncIterator[None]:
-        """Let nobody else move the uid meanwhile."""
-        key = (service, uid)
-        turn = self._turns.setdefault(key, _Turn())
-        turn.users += 1
-        try:
-            await asyncio.wait_for(turn.lock.acquire(), deadline.remaining())
-            try:
-                with self._in_move([key]):
-                    yield
-            finally:
-                turn.lock.release()
-        except asyncio.TimeoutError:
-            deadline.check(f"other moves of uid {uid!r} of {service!r}")
-            raise
-        finally:
-            turn.users -= 1
-            if turn.users == 0:
-                self._turns.pop(key, None)
-
-    @contextmanager
-    def _in_move(self, keys: Iterable[tuple[str, str]]) -> Iterator[None]:
-        """Have `settle` leave uids alone meanwhile."""
-        some = list(keys)
-        self._moving.update(some)
-        try:
-            yield
-        finally:
-            self._moving.subtract(some)
-            for key in some:
-                if not self._moving[key]:
-                    del self._moving[key]
-
-
-async def _given(outcomes: Outcomes, waiting: dict[str, int], kept: list[str]) -> list[str]:
-    """Return the uids given up next; none if that takes a while, as hooks may."""
-    given: list[str] = []
-    for outcome in await outcomes.some_or_none(_LOOK_S):
-        if waiting.pop(outcome.uid, None) is not None:
-            (given if outcome.given else kept).append(outcome.uid)
-    return given
-
-
-def _damaged(outcomes: Mapping[str, object]) -> Damages:
-    return {uid: it for uid, it in outcomes.items() if isinstance(it, DamagedKeyError)}
-
-
-def _is_at(link: Link, target: PodRecord) -> bool:
-    return (link.pod, link.incarnation) == (target.pod, target.incarnation)
+    ) -> dict[str, Settlement]:
+        """Do what `Carrier.settle` does, for uids that nobody is moving."""
+        free = {uid: it for uid, it in given.items() if (address[0], uid) not in self._in_move}
+        return await self._carrier.settle(address, free) if free else {}

@@ -25,15 +25,9 @@ from ray_route.router.server_clock import ServerClocks
 from ray_route.router.set_aside import SetAside
 from ray_route.runtime.metrics import STORE_SECONDS, meter
 from ray_route.store.connect import AsyncStore
+from ray_route.store.counters import parse_counter, parse_counters, parse_writer
 from ray_route.store.keys import Keys
-from ray_route.store.links import (
-    MAX_UIDS,
-    LinkCalls,
-    Writer,
-    parse_counter,
-    parse_counters,
-    parse_writer,
-)
+from ray_route.store.links import MAX_UIDS, LinkCalls, Writer
 from ray_route.store.scripts import Call, script_call
 
 Build = Callable[[Writer, int, list[str]], Call]

@@ -21,8 +21,9 @@ from redis.exceptions import RedisError, ResponseError
 from ray_route.clock import Deadline
 from ray_route.errors import DamagedKeyError, RouteError
 from ray_route.store.connect import Store
+from ray_route.store.counters import parse_counter
 from ray_route.store.keys import Keys
-from ray_route.store.links import MAX_UIDS, damaged_link, parse_counter
+from ray_route.store.links import MAX_UIDS, damaged_link
 from ray_route.store.owner_codes import FAILED, NO_LINK, OwnerCodes
 from ray_route.store.scripts import Call, plain_call
 

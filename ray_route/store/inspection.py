@@ -18,9 +18,10 @@ from ray_route.errors import ConfigError, DamagedKeyError, RouteError
 from ray_route.model import is_name
 from ray_route.protocol.changes import UnreadableEntryError, read_entry
 from ray_route.store.connect import AsyncStore
+from ray_route.store.counters import parse_counter
 from ray_route.store.damage import MOST, shown
 from ray_route.store.keys import Keys
-from ray_route.store.links import parse_counter, parse_link
+from ray_route.store.links import parse_link
 from ray_route.store.namespaces import LAYOUT, parse_layout, parse_options
 from ray_route.store.pods import damaged_field, is_part, read_table
 from ray_route.store.scripts import Call, plain_call

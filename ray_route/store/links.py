@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from ray_route.config import RouteConfig
-from ray_route.errors import DamagedKeyError, RouteError
+from ray_route.errors import DamagedKeyError
 from ray_route.model import Link, make_link
 from ray_route.store.damage import MOST, is_number, shown
 from ray_route.store.keys import Keys
@@ -364,40 +364,6 @@ def readable(links: Iterable[Link | DamagedKeyError | None]) -> list[Link | None
             raise link
         good.append(link)
     return good
-
-
-def parse_counter(stored: bytes | None) -> int:
-    """Read a shard's counter out of "counter:router".
-
-    One that is missing counts as 0, and one that is damaged as -1: Redis has lost what stood there.
-    """
-    return 0 if stored is None else _counter_and_writer(stored)[0]
-
-
-def parse_writer(stored: bytes | None) -> int:
-    """Read who wrote a shard's counter last; 0 if nobody has, or it is damaged."""
-    return 0 if stored is None else _counter_and_writer(stored)[1]
-
-
-def _counter_and_writer(stored: bytes) -> tuple[int, int]:
-    counter, _, router = stored.partition(b":")
-    is_good = is_number(counter) and is_number(router)
-    return (int(counter), int(router)) if is_good else (-1, 0)
-
-
-def parse_counters(
-    replies: Sequence[Any],
-) -> tuple[int, list[bytes | RouteError | None]]:
-    """Read the replies to `LinkCalls.counters`: the microseconds since 1970, what each key holds.
-
-    In a Cluster an error stands where one could not be read; else it is raised, as is the time's.
-    """
-    time, *groups = replies
-    for problem in (time, *groups[:1]) if len(groups) == 1 else (time,):
-        if isinstance(problem, RouteError):
-            raise problem
-    some = ([group] if isinstance(group, RouteError) else group for group in groups)
-    return int(time[0]) * 1_000_000 + int(time[1]), list(chain.from_iterable(some))
 
 
 def _kind(persistent: bool) -> str:  # noqa: FBT001 - it has no other argument

@@ -144,7 +144,7 @@ def test_links_that_are_damaged_while_their_uids_are_given_up_hold_up_no_other(
         pod_0 = ("svc", 0, space.membership.table.pods("svc")[0].incarnation)
         given = {"u3": (1, True), "u5": (1, True), "u6": (1, False)}
         settled = await space.moves.settle(pod_0, given)
-        assert settled == {"u5": 1, "u6": 1}, "what is damaged stays given up"
+        assert settled == {"u5": (1, 0), "u6": (1, 0)}, "what is damaged stays given up"
 
     tell(store, story)
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -146,7 +147,7 @@ def test_what_a_pod_keeps_is_left(store: Store) -> None:
         space.busy.add("busy")
         left: list[int] = []
         kept = await space.moves.hand_over(
-            "svc", held, 1, closes=False, note=lambda _moved, some, _damaged: left.append(some)
+            "svc", held, 1, closes=False, note=lambda step: left.append(step.left)
         )
         assert (kept, left[-1]) == (["busy"], 1)
 
@@ -207,12 +208,12 @@ def test_a_uid_that_somebody_moves_is_not_given_back_meanwhile(store: Store) -> 
         link = await space.place("u")
         given = {"u": (link.epoch, False)}
         address = ("svc", link.pod, link.incarnation)
-        with space.moves._in_move([("svc", "u")]):
+        with space.moves._in_move.marked([("svc", "u")]):
             assert await space.moves.settle(address, given) == {}
             held = await space.links.read("svc", "u")
             assert held is not None
             assert held.epoch == link.epoch
-        assert await space.moves.settle(address, given) == {"u": link.epoch}
+        assert await space.moves.settle(address, given) == {"u": (link.epoch, ANY)}
         back = await space.links.read("svc", "u")
         assert back is not None
         assert (back.pod, back.incarnation) == (link.pod, link.incarnation)
@@ -226,7 +227,9 @@ def test_a_uid_that_its_pod_has_given_up_for_good_loses_its_link(store: Store) -
     async def story(space: Space) -> None:
         link = await space.place("u")
         address = ("svc", link.pod, link.incarnation)
-        assert await space.moves.settle(address, {"u": (link.epoch, True)}) == {"u": link.epoch}
+        assert await space.moves.settle(address, {"u": (link.epoch, True)}) == {
+            "u": (link.epoch, 0)
+        }
         assert await space.links.read("svc", "u") is None
 
     run(store, story)

@@ -9,7 +9,8 @@ from helpers import ManualClock
 from ray_route.clock import Deadline
 from ray_route.model import Link
 from ray_route.pod.admission import Admission, Told, Verdict
-from ray_route.pod.holdings import Holdings, Phase
+from ray_route.pod.entries import Phase
+from ray_route.pod.holdings import Holdings
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Kind, Releases, Work
 from ray_route.protocol.commands import Outcome
@@ -621,21 +622,21 @@ class TestGivenUp:
 
     def test_it_is_told_to_the_router_until_that_has_settled_it(self, pod: Pod, clock: ManualClock):
         pod.give_up()
-        assert pod.held.given(clock()) == {}
+        assert pod.held.unsettled(clock()) == {}
         clock.tick(1)
-        assert pod.held.given(clock()) == {"u": (100, False)}
-        pod.releases.settled({"u": 99})
+        assert pod.held.unsettled(clock()) == {"u": (100, False)}
+        pod.releases.settled({"u": (99, 0)})
         assert pod.verdict() is Verdict.REFUSE
-        pod.releases.settled({"u": 100})
-        assert pod.held.given(clock()) == {}
+        pod.releases.settled({"u": (100, 0)})
+        assert pod.held.unsettled(clock()) == {}
         assert pod.verdict() is Verdict.CONFIRM
         assert len(pod.held) == 0
 
     def test_nothing_is_settled_that_is_held_anew(self, pod: Pod):
         pod.give_up()
         pod.hold("u", 101)
-        pod.releases.settled({"u": 100, "other": 1})
-        pod.releases.settled({"u": 101})
+        pod.releases.settled({"u": (100, 0), "other": (1, 0)})
+        pod.releases.settled({"u": (101, 0)})
         assert pod.verdict(epoch=101) is Verdict.ADMIT
 
     def test_a_link_that_was_read_before_it_was_settled_brings_it_back_no_more(
@@ -645,7 +646,7 @@ class TestGivenUp:
         asked_at = clock()
         pod.give_up()
         clock.tick(1)
-        pod.releases.settled({"u": 100})
+        pod.releases.settled({"u": (100, 0)})
         assert pod.confirm(asked_at=asked_at) is Told.VOID
         clock.tick(1)
         assert pod.confirm(epoch=102) is Told.ACQUIRE
@@ -655,14 +656,14 @@ class TestGivenUp:
         asked_at = clock()
         pod.give_up()
         clock.tick(1)
-        pod.releases.settled({"u": 100})
+        pod.releases.settled({"u": (100, 0)})
         assert pod.confirm("v", asked_at=asked_at) is Told.ACQUIRE
 
     def test_what_is_forgotten_is_not_remembered_for_ever(self, pod: Pod, clock: ManualClock):
         asked_at = clock()
         for number in range(5):
             pod.release(uid=f"v{number}")
-            pod.releases.settled({f"v{number}": 100})
+            pod.releases.settled({f"v{number}": (100, 0)})
             clock.tick(100)
         assert len(pod.held._forgotten) == 1
         pod.held.resume(pod.held.term, clock())
@@ -784,7 +785,7 @@ class TestRemovals:
         pod.admission.leave("u")
         assert pod.run_hook() is Kind.RELEASE
         clock.tick(1)
-        assert pod.held.given(clock()) == {"u": (100, True)}
+        assert pod.held.unsettled(clock()) == {"u": (100, True)}
 
     @pytest.mark.parametrize("last", [math.inf, 50])
     def test_the_last_word_counts(self, pod: Pod, clock: ManualClock, last: float):
@@ -812,7 +813,7 @@ class TestRemovals:
         assert pod.verdict("v") is Verdict.REFUSE
         assert pod.confirm("v") is Told.VOID
         clock.tick(1)
-        assert pod.held.given(clock()) == {"v": (100, True)}
+        assert pod.held.unsettled(clock()) == {"v": (100, True)}
 
     def test_it_holds_for_a_uid_that_is_acquired_after_it(self, pod: Pod, clock: ManualClock):
         pod.releases.end_at("v", 100, clock() + 1)
@@ -846,7 +847,7 @@ class TestRemovals:
         pod.releases.tick()
         assert pod.verdict(epoch=101) is Verdict.REFUSE
         clock.tick(1)
-        assert pod.held.given(clock()) == {"u": (101, True)}
+        assert pod.held.unsettled(clock()) == {"u": (101, True)}
 
     def test_one_under_a_new_epoch_lets_patience_with_an_earlier_one_end(
         self, pod: Pod, clock: ManualClock
@@ -935,7 +936,7 @@ class TestUse:
         pod.confirm()
         assert pod.run_hook() is Kind.RELEASE
         clock.tick(1)
-        assert pod.held.given(clock()) == {"u": (100, True)}
+        assert pod.held.unsettled(clock()) == {"u": (100, True)}
 
     def test_a_call_that_comes_before_its_hook_keeps_an_idle_uid(
         self, pod: Pod, clock: ManualClock
@@ -1039,7 +1040,7 @@ class TestLeaving:
         for work in pod.releases.take(10):
             pod.releases.ended(work.uid, work.epoch)
         clock.tick(1)
-        assert pod.held.given(clock()) == {"u": (100, True), "v": (200, False)}
+        assert pod.held.unsettled(clock()) == {"u": (100, True), "v": (200, False)}
         assert pod.held.unfinished() == []
 
     def test_calls_go_on_meanwhile_unless_it_closes(self, pod: Pod):
@@ -1218,7 +1219,7 @@ class TestAnotherLife:
         pod.give_up()
         clock.tick(1)
         self.begin(pod)
-        assert pod.held.given(clock()) == {}
+        assert pod.held.unsettled(clock()) == {}
         assert pod.verdict(epoch=101, incarnation=8) is Verdict.CONFIRM
 
     def test_nothing_is_acquired_beside_a_call_of_the_last_one(self, pod: Pod):

@@ -27,6 +27,7 @@ from ray_route.errors import (
     RouteError,
     RouterUnavailableError,
     RouteTimeoutError,
+    StateNotMovedError,
     StoreUnavailableError,
     UnpicklableError,
     UnsafeStoreError,
@@ -43,6 +44,9 @@ EXAMPLES: dict[type[RouteError], RouteError] = {
     DamagedKeyError: DamagedKeyError(key="rr:{game:3}:e", reason="'x'", **IDS),
     NoAvailablePodError: NoAvailablePodError(known={2: "gone", 0: "DENY_NEW"}, **IDS),
     PodRestartingError: PodRestartingError(reason="it restarts", may_have_run=False, **IDS),
+    StateNotMovedError: StateNotMovedError(
+        reason="it holds a lock", may_have_run=False, target=3, is_final=True, **IDS
+    ),
     PodStartError: PodStartError(reason="KeyError: 'x'", may_have_run=False, **IDS),
     CallCancelledError: CallCancelledError(method="say", may_have_run=False, **IDS),
     UnpicklableError: UnpicklableError(method="say", what="result", reason="a lock", **IDS),

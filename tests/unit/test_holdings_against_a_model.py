@@ -16,7 +16,8 @@ from helpers import ManualClock
 
 from ray_route.model import Link
 from ray_route.pod.admission import Admission, Told, Verdict
-from ray_route.pod.holdings import Holdings, Phase
+from ray_route.pod.entries import Phase
+from ray_route.pod.holdings import Holdings
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Kind, Releases, Work
 from ray_route.protocol.commands import Outcome
@@ -385,7 +386,7 @@ class World:
     def settle(self) -> None:
         if self.outage or self.life_ended or self.leaving:
             return
-        given = self.held.given(self.clock() - self.random.choice([-1, 0, 0.5]))
+        given = self.held.unsettled(self.clock() - self.random.choice([-1, 0, 0.5]))
         given = {uid: it for uid, it in given.items() if (uid, it[0]) not in self.to_move}
         for uid, (epoch, removes) in given.items():
             if self.owns(uid, epoch) and removes:
@@ -393,7 +394,7 @@ class World:
             elif self.owns(uid, epoch):
                 self.name(uid, POD)
                 self.seen["regranted"] += 1
-        self.releases.settled({uid: epoch for uid, (epoch, _) in given.items()})
+        self.releases.settled({uid: (epoch, 0) for uid, (epoch, _) in given.items()})
 
     def report(self) -> None:
         used = self.held.in_use(self.clock() - 1)

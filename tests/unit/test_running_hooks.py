@@ -41,7 +41,7 @@ class Told:
     def __init__(self) -> None:
         self.reply: Future[BaseException | None] = Future()
 
-    def __call__(self, error: BaseException | None) -> None:
+    def __call__(self, error: BaseException | None, _: object = None) -> None:
         self.reply.set_result(error)  # fails the second time
 
     @property

@@ -1,0 +1,77 @@
+"""What a pod knows of one uid."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+
+from ray_route.pod.states import State
+
+
+class Phase(Enum):
+    """Where a uid stands; one that is absent has none."""
+
+    ACQUIRING = "acquiring"
+    HELD = "held"
+    ENDING = "ending"
+    GIVEN = "given"
+    ARRIVED = "arrived"
+
+
+UNHELD = (Phase.GIVEN, Phase.ARRIVED)
+"""Nothing runs for it, and nothing has been acquired."""
+
+
+@dataclass(slots=True)
+class Wish:
+    """A release that is asked for: by which router, until when, and whether calls are refused."""
+
+    router: int
+    epoch: int
+    until: float
+    closes: bool
+    term: int
+    void: bool = False
+    """It was taken back, or its router superseded, after the hook had been taken out to be run."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """What is known of one uid."""
+
+    epoch: int
+    phase: Phase
+    term: int
+    until: float = -math.inf
+    """The end of the pod's own lease on the uid."""
+    used_at: float = 0.0
+    persistent: bool = False
+    running: int = 0
+    due_at: float = math.inf
+    """When a scheduled removal is due."""
+    lost: bool = False
+    """Redis does not name this pod: nothing is saved, `on_lost` runs when its calls have ended."""
+    begun: bool = False
+    """Its hook runs: from here on nothing stops it."""
+    removes: bool = False
+    """It is given up by the pod itself: its link is to go."""
+    given_at: float = math.inf
+    wishes: dict[int, Wish] = field(default_factory=dict)
+    state: State | None = None
+    """What its owner under the next epoch is to have of it; none while it is held."""
+    tried: bool = False
+    """It has arrived, and `on_acquire` has failed: it waits for its next call."""
+
+    @property
+    def has_own_state(self) -> bool:
+        """True if this pod keeps its state for others, or for itself."""
+        return self.state is not None and not self.state.arrived
+
+    def refuses_calls(self, at: float) -> bool:
+        """True while it is to be given up as soon as its calls have ended."""
+        return at >= self.due_at or any(wish.closes for wish in self.wishes.values())
+
+    def is_idle(self, at: float, idle_s: float) -> bool:
+        """True if nobody has used it for so long that the pod gives it up by itself."""
+        return not (self.persistent or self.running) and at >= self.used_at + idle_s

@@ -1,0 +1,216 @@
+"""Many uids of one living pod go to others, each as it is given up, and with its state."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ray_route.errors import DamagedKeyError, RouteError, StateNotMovedError
+from ray_route.model import Link
+from ray_route.protocol.commands import Address, Cancel, Outcome, Release
+from ray_route.router.carrier import Answer, Carrier
+from ray_route.router.directory import Directory
+from ray_route.router.in_move import InMove
+from ray_route.router.mailbox import Followed, Mailboxes
+
+_LOOK_S = 0.2
+# A state may be a gigabyte, and a pod that fetches it may be busy.
+_FETCH_S = 60.0
+_ATTEMPTS = 2
+
+Damages = dict[str, DamagedKeyError]
+
+
+class Step(NamedTuple):
+    """What has just become of some uids, and how many are left.
+
+    `damaged` have links that can't be read or written, `stuck` have states that can't be moved.
+    """
+
+    moved: int
+    left: int
+    damaged: Damages
+    stuck: dict[str, StateNotMovedError]
+
+
+Note = Callable[[Step], None]
+Stale = Callable[[str, "dict[str, int]"], None]
+
+
+@dataclass
+class HandOver:
+    """One release of many uids. What it has begun to give to others goes on, whoever ends it."""
+
+    directory: Directory
+    mailboxes: Mailboxes
+    carrier: Carrier
+    in_move: InMove
+    stale: Stale
+    service: str
+    links: Mapping[str, Link]
+    note: Note
+    kept: list[str] = field(default_factory=list)
+    waiting: set[str] = field(default_factory=set)
+    marked: set[str] = field(default_factory=set)
+    tasks: set[asyncio.Task[Step]] = field(default_factory=set)
+
+    async def run(self, patience_s: float, *, closes: bool) -> list[str]:
+        """Return the uids that their pod has kept; see `Moves.hand_over`."""
+        self.waiting = set(self.links)
+        epochs = {uid: link.epoch for uid, link in self.links.items()}
+        release = Release(epochs, patience_s, closes)
+        with self.mailboxes.following(self._address, release, self._told) as outcomes:
+            try:
+                while self.waiting or self.tasks:
+                    self._begin(await self._next(outcomes), patience_s)
+                    self._note_ended()
+            except BaseException:  # a task that is cancelled, too: whatever ends it
+                self.mailboxes.post(self._address, Cancel(outcomes.number))
+                raise
+            finally:
+                self._unmark(set(self.marked))
+        return self.kept
+
+    @property
+    def _address(self) -> Address:
+        some = next(iter(self.links.values()))
+        return self.service, some.pod, some.incarnation
+
+    def _told(self, outcome: Outcome) -> None:
+        """Have a uid left alone from the moment in which it is told that it was given up."""
+        if outcome.given and outcome.uid in self.waiting and outcome.uid not in self.marked:
+            self.marked.add(outcome.uid)
+            self.in_move.mark((self.service, outcome.uid))
+
+    def _unmark(self, uids: set[str]) -> None:
+        self.marked -= uids
+        self.in_move.unmark((self.service, uid) for uid in uids)
+
+    async def _next(self, outcomes: Followed) -> list[Outcome]:
+        """Return what is told next; nothing if that takes a while, as hooks may."""
+        if self.waiting:
+            some = await outcomes.some_or_none(_LOOK_S)
+        else:
+            await asyncio.wait(self.tasks, timeout=_LOOK_S, return_when="FIRST_COMPLETED")
+            some = []
+        new = [outcome for outcome in some if outcome.uid in self.waiting]
+        self.waiting -= {outcome.uid for outcome in new}
+        self.kept += [outcome.uid for outcome in new if not outcome.given]
+        return [outcome for outcome in new if outcome.given]
+
+    def _begin(self, given: list[Outcome], patience_s: float) -> None:
+        # Whom somebody else moves, by a call of his own, is his: he is told the same of it.
+        mine = [it for it in given if not self.in_move.has_turn(self.service, it.uid)]
+        self._unmark({it.uid for it in given} - {it.uid for it in mine})
+        plain = {it.uid: self.links[it.uid] for it in mine if not it.has_state}
+        carried = {it.uid: self.links[it.uid] for it in mine if it.has_state}
+        if plain:
+            self._start(set(plain), self._give_away(plain))
+        if carried:
+            self._start(set(carried), self._carry(carried, max(patience_s, _FETCH_S)))
+        if given and not mine:
+            self.note(Step(0, self._left, {}, {}))
+
+    def _start(self, uids: set[str], work: Any) -> None:
+        self.marked -= uids  # the task has them now
+        task: asyncio.Task[Step] = self.carrier.go_on(self._marked(uids, work))
+        self.tasks.add(task)
+
+    async def _marked(self, uids: set[str], work: Any) -> Any:
+        try:
+            return await work
+        finally:
+            self.in_move.unmark((self.service, uid) for uid in uids)
+
+    @property
+    def _left(self) -> int:
+        return len(self.waiting) + len(self.kept)
+
+    def _note_ended(self) -> None:
+        for task in [task for task in self.tasks if task.done()]:
+            self.tasks.discard(task)
+            step = task.result()
+            self.note(step._replace(left=self._left))
+
+    # Without a state.
+
+    async def _give_away(self, links: dict[str, Link]) -> Step:
+        """Give uids that their owner has given up to others."""
+        answers = await self.directory.give_away(self.service, links, None)
+        damaged = damaged_of(answers)
+        moved = {
+            uid: link.epoch
+            for uid, link in links.items()
+            if isinstance(answer := answers[uid], Link) and not _is_same_pod(answer, link)
+        }
+        self.stale(self.service, moved)
+        self.carrier.dropped(self.service, {uid: links[uid] for uid in moved})
+        _raise_first(answers, damaged)
+        return Step(len(moved), 0, damaged, {})
+
+    # With one.
+
+    async def _carry(self, links: dict[str, Link], within_s: float) -> Step:
+        """Give uids to others with their states; what nobody takes is given back.
+
+        If its target dies, another is looked for.
+        """
+        left, answers = links, dict[str, Answer]()
+        try:
+            for _ in range(_ATTEMPTS):
+                answers |= await self._carry_once(left, within_s)
+                left = {uid: links[uid] for uid in left if _may_try_again(answers[uid])}
+                if not left:
+                    break
+        finally:
+            refused = {uid: links[uid] for uid in links if _has_not_moved(answers.get(uid))}
+            await self.carrier.give_back(self.service, refused)
+        return self._summed(answers)
+
+    def _summed(self, answers: dict[str, Answer]) -> Step:
+        damaged = damaged_of(answers)
+        unmoved = {uid: it for uid, it in answers.items() if isinstance(it, StateNotMovedError)}
+        _raise_first(answers, {**damaged, **unmoved})
+        moved = sum(isinstance(answer, Link) for answer in answers.values())
+        stuck = {uid: error for uid, error in unmoved.items() if error.is_final}
+        return Step(moved, 0, damaged, stuck)
+
+    async def _carry_once(self, links: dict[str, Link], within_s: float) -> dict[str, Answer]:
+        proposal = self.directory.propose(self.service, links)
+        groups: defaultdict[int, dict[str, Link]] = defaultdict(dict)
+        for uid, pod in proposal.chosen.items():
+            groups[pod][uid] = links[uid]
+        ways = (
+            self.carrier.carry(self.service, some, proposal.pods[pod], within_s)
+            for pod, some in groups.items()
+        )
+        answers: dict[str, Answer] = {}
+        for some in await asyncio.gather(*ways):
+            answers |= some
+        return answers
+
+
+def damaged_of(outcomes: Mapping[str, object]) -> Damages:
+    """Return the uids whose links are damaged, with the errors that name their keys."""
+    return {uid: it for uid, it in outcomes.items() if isinstance(it, DamagedKeyError)}
+
+
+def _raise_first(answers: Mapping[str, Answer], known: Mapping[str, object]) -> None:
+    for uid, answer in answers.items():
+        if isinstance(answer, RouteError) and uid not in known:
+            raise answer
+
+
+def _has_not_moved(answer: Answer | None) -> bool:
+    return answer is None or isinstance(answer, StateNotMovedError)
+
+
+def _may_try_again(answer: Answer) -> bool:
+    return isinstance(answer, StateNotMovedError) and not answer.is_final
+
+
+def _is_same_pod(answer: Link, link: Link) -> bool:
+    return (answer.pod, answer.incarnation) == (link.pod, link.incarnation)
