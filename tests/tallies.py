@@ -35,7 +35,12 @@ class Tally:
 
     def carry(self, uid: str, what: str, size: int = 0) -> None:
         """Have something odd, or large, in a uid's state."""
-        odd = {"lock": threading.Lock, "unreadable": Unreadable, "bytes": lambda: bytes(size)}
+        odd = {
+            "lock": threading.Lock,
+            "unreadable": Unreadable,
+            "bytes": lambda: bytes(size),
+            "gated": lambda: Gated(self.folder),
+        }
         self.users[uid]["load"] = odd[what]()
 
     def drop(self, uid: str) -> None:
@@ -58,15 +63,8 @@ class Tally:
         time.sleep(seconds)
 
     def _pass(self, step: str) -> None:
-        """Note that a step has come, and wait there while a test says so."""
-        if not self.folder:
-            return
-        with Path(self.folder, f"{step}.seen").open("a") as seen:
-            seen.write(f"{os.getpid()}\n")
-        if Path(self.folder, f"{step}.fails").exists():
-            raise RuntimeError(f"{step} fails, as it was told")
-        while Path(self.folder, f"{step}.waits").exists():
-            time.sleep(0.01)
+        if self.folder:
+            pass_step(self.folder, step)
 
 
 class AsyncTally(Tally):
@@ -80,6 +78,31 @@ class AsyncTally(Tally):
 
     async def add(self, uid: str) -> int:  # type: ignore[override]
         return super().add(uid)
+
+
+def pass_step(folder: str, step: str) -> None:
+    """Note that a step has come, and fail or wait there while a test says so."""
+    with Path(folder, f"{step}.seen").open("a") as seen:
+        seen.write(f"{os.getpid()}\n")
+    if Path(folder, f"{step}.fails").exists():
+        raise RuntimeError(f"{step} fails, as it was told")
+    while Path(folder, f"{step}.waits").exists():
+        time.sleep(0.01)
+
+
+class Gated:
+    """Waits, where a test says so, while it is written and while it is read."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __getstate__(self) -> dict[str, str]:
+        pass_step(self.folder, "write")
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        self.folder = state["folder"]
+        pass_step(self.folder, "read")
 
 
 class Unreadable:

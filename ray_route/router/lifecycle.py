@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import ray
 from ray.util import list_named_actors
@@ -12,7 +14,6 @@ from ray.util import list_named_actors
 from ray_route.errors import RouteError, RouterUnavailableError
 from ray_route.protocol.changes import BEAT
 from ray_route.protocol.names import is_pod_of
-from ray_route.router.beats import Beats
 from ray_route.router.change_writer import ChangeWriter
 from ray_route.router.failure_detector import FailureDetector
 from ray_route.router.link_table import LinkTable
@@ -31,7 +32,10 @@ _LEAVE_S = 30.0
 
 
 class Lifecycle:
-    """One router's life, from its claim until a younger one takes over."""
+    """One router's life, from its claim until a younger one takes over.
+
+    `watches` run for ever, while it serves.
+    """
 
     def __init__(
         self,
@@ -42,7 +46,7 @@ class Lifecycle:
         recovery: Recovery,
         changes: ChangeWriter,
         mailboxes: Mailboxes,
-        beats: Beats,
+        watches: Sequence[Callable[[], Coroutine[Any, Any, None]]],
     ) -> None:
         self._namespace = links.keys.namespace
         self._shards = shards
@@ -52,7 +56,7 @@ class Lifecycle:
         self._recovery = recovery
         self._changes = changes
         self._mailboxes = mailboxes
-        self._beats = beats
+        self._watches = watches
         self._logger = logging.LoggerAdapter(logger, {"namespace": self._namespace})
         self._open = asyncio.Event()
         self._problem = "it is starting"
@@ -100,7 +104,7 @@ class Lifecycle:
 
     async def _open_and_go_on(self) -> None:
         await self._claim_and_recover()
-        await asyncio.gather(self._changes.run(), self._beats.run())
+        await asyncio.gather(self._changes.run(), *(watch() for watch in self._watches))
 
     async def _claim_and_recover(self) -> None:
         pods_expected = await asyncio.to_thread(_has_pods, self._namespace)

@@ -20,12 +20,14 @@ from ray_route.router.link_table import LinkTable
 from ray_route.router.mailbox import Mailboxes
 from ray_route.router.membership import Membership
 from ray_route.router.moves import Moves
+from ray_route.router.node_drains import NodeDrains
 from ray_route.router.placing_gate import PlacingGate
 from ray_route.router.recovery import Recovery
 from ray_route.router.resumption import Resumption
 from ray_route.router.scalings import Scalings
 from ray_route.router.shards import Shards
 from ray_route.runtime import telemetry
+from ray_route.runtime.draining_nodes import draining_nodes
 from ray_route.runtime.metrics import ROUTER_CACHE_LINKS
 from ray_route.store.connect import AsyncStore
 from ray_route.store.keys import Keys
@@ -97,7 +99,10 @@ class Parts:
             self.recovery,
             self.changes,
             self.mailboxes,
-            Beats(config.heartbeat_s, self.recovery, self.shards, self.changes),
+            (
+                Beats(config.heartbeat_s, self.recovery, self.shards, self.changes).run,
+                NodeDrains(self.membership, self.drains, draining_nodes).watch,
+            ),
         )
 
     # What some of them tell others.

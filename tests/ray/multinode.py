@@ -11,11 +11,13 @@ import ray
 from helpers import eventually, router_handle
 from ray.cluster_utils import Cluster
 from services import Counter
+from tallies import Tally
 
 import ray_route
 from ray_route.store.embedded import EmbeddedServer
 
 LEASE_S = 3.0
+_PREEMPTION = 2  # of Ray's reasons to drain a node, the one that it can't refuse
 QUICK = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 1000,
@@ -31,6 +33,7 @@ def main() -> None:
     try:
         with EmbeddedServer() as server:
             pods_spread_and_a_node_may_go(cluster, others, server.url)
+            a_node_that_is_drained_gives_its_users_away(cluster, server.url)
             a_router_moves_with_its_node(cluster, *others, server.url)
     finally:
         ray.shutdown()
@@ -74,6 +77,31 @@ def pods_spread_and_a_node_may_go(cluster: Any, others: list[Any], url: str) -> 
         assert moved == expected, (moved, expected, before, after, client.pods("svc"))
         assert longest < LEASE_S + 5, longest
         print(f"a node with 1 of 3 pods removed: all 30 uids served, each within {longest:.2f} s")
+
+
+def a_node_that_is_drained_gives_its_users_away(cluster: Any, url: str) -> None:
+    """Have Ray drain a node, as KubeRay does before it goes, and kill it at its deadline."""
+    nodes = [cluster.add_node(num_cpus=1, resources={"site": 1}) for _ in range(2)]
+    options = {"num_cpus": 0, "resources": {"site": 1}, "max_restarts": 0}
+    place: dict[str, Any] = {"namespace": "leaving", "service": "svc", "redis_url": url}
+    with (
+        ray_route.connect("leaving", url) as client,
+        ray_route.deploy(Tally, replicas=2, ray_actor_options=options, **place),
+    ):
+        uids = [f"u{number}" for number in range(30)]
+        assert {client.call(uid, "svc", "add", uid) for uid in uids} == {1}
+        node = next(node for node in nodes if node.node_id == client.pods("svc")[0].node)
+        due_ms = time.time_ns() // 1_000_000 + 30_000
+        gcs = ray._raylet.GcsClient(address=cluster.address)
+        assert gcs.drain_node(node.node_id, _PREEMPTION, "it is to go", due_ms)[0]
+        eventually(lambda: pods_of(client, uids) == {1}, "its uids have moved", 25)
+        cluster.remove_node(node, allow_graceful=False)
+        assert {client.call(uid, "svc", "add", uid) for uid in uids} == {2}
+        print("a node that Ray had drained was removed: no uid has lost its state")
+
+
+def pods_of(client: Any, uids: list[str]) -> set[int]:
+    return {link.pod for link in client.compute_linked_pods(uids, "svc").values()}
 
 
 def call_all(client: Any, uids: list[str]) -> float:

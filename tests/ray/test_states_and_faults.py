@@ -1,0 +1,137 @@
+"""States on their way, while one of the pods is killed or frozen at each step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import eventually
+from tallies import Tally
+
+import ray_route
+from ray_route import RouteError
+
+Deploy = Callable[..., ray_route.Deployment]
+
+
+class Scene:
+    """One service whose states wait, on their way, wherever a test says so."""
+
+    def __init__(self, client: ray_route.RouteClient, service: str, folder: Path) -> None:
+        self.client = client
+        self.service = service
+        self.folder = folder
+
+    def call(self, method: str, *args: Any, uid: str = "ann") -> Any:
+        return self.client.call(uid, self.service, method, uid, *args, timeout=40)
+
+    def pod(self) -> int:
+        return self.client.compute_linked_pod("ann", self.service, timeout=40).pod
+
+    def pid_of(self, pod: int) -> int:
+        """Return the process of a pod."""
+        uid = f"on-{pod}"
+        self.client.move(uid, self.service, pod)
+        pid: int = self.call("pid", uid=uid)
+        return pid
+
+    @contextmanager
+    def waits(self, step: str) -> Iterator[None]:
+        """Have whoever comes to a step wait there; begin when somebody has."""
+        (self.folder / f"{step}.waits").touch()
+        try:
+            yield
+        finally:
+            (self.folder / f"{step}.waits").unlink()
+
+    def seen(self, step: str) -> None:
+        eventually((self.folder / f"{step}.seen").exists, f"{step} has begun", 30)
+
+    def move(self, pod: int, timeout: float = 40) -> list[RouteError | None]:
+        """Begin a move; the list has its error, or None, when it has ended."""
+        ended: list[RouteError | None] = []
+
+        def run() -> None:
+            try:
+                self.client.move("ann", self.service, pod, timeout=timeout)
+            except RouteError as error:
+                ended.append(error)
+            else:
+                ended.append(None)
+
+        threading.Thread(target=run, daemon=True).start()
+        return ended
+
+
+@pytest.fixture
+def scene(client: ray_route.RouteClient, deploy: Deploy, tmp_path: Path) -> Scene:
+    made = Scene(client, deploy(Tally, 2, args=(str(tmp_path),)).service, tmp_path)
+    assert made.call("add") == 1
+    made.call("carry", "gated")
+    return made
+
+
+@pytest.mark.parametrize("step", ["write", "read"])
+def test_a_target_that_dies_before_it_has_the_state_costs_nothing(scene: Scene, step: str) -> None:
+    home = scene.pod()
+    target = scene.pid_of(1 - home)
+    with scene.waits(step):
+        ended = scene.move(1 - home)
+        scene.seen(step)
+        os.kill(target, signal.SIGKILL)
+        eventually(lambda: ended, "the mover is told", 40)
+    assert ended[0] is not None
+    assert scene.call("add") == 2
+    assert scene.pod() == home
+
+
+def test_an_owner_that_dies_before_its_state_was_fetched_takes_it_along(scene: Scene) -> None:
+    home = scene.pod()
+    owner = scene.call("pid")
+    with scene.waits("write"):
+        ended = scene.move(1 - home)
+        scene.seen("write")
+        os.kill(owner, signal.SIGKILL)
+        eventually(lambda: ended, "the mover is told", 40)
+    assert scene.call("add") == 1, "memory dies with its process"
+    assert scene.call("add") == 2
+
+
+def test_an_owner_that_dies_after_its_state_was_fetched_costs_nothing(scene: Scene) -> None:
+    home = scene.pod()
+    owner = scene.call("pid")
+    with scene.waits("read"):
+        ended = scene.move(1 - home)
+        scene.seen("read")
+        os.kill(owner, signal.SIGKILL)
+    eventually(lambda: ended, "the mover is told", 40)
+    assert scene.call("add") == 2
+    assert scene.pod() == 1 - home
+
+
+@pytest.mark.parametrize("who", ["owner", "target"])
+def test_a_mover_that_gives_up_on_a_frozen_pod_leaves_the_uid_as_it_was(
+    scene: Scene, who: str
+) -> None:
+    home = scene.pod()
+    pids = {"owner": scene.call("pid"), "target": scene.pid_of(1 - home)}
+    step = {"owner": "write", "target": "read"}[who]
+    with scene.waits(step):
+        ended = scene.move(1 - home, timeout=2)
+        scene.seen(step)
+        os.kill(pids[who], signal.SIGSTOP)
+        try:
+            eventually(lambda: ended, "the mover is told", 40)
+        finally:
+            os.kill(pids[who], signal.SIGCONT)
+    assert ended[0] is not None
+    assert scene.call("add") == 2
+    assert scene.pod() == home
+    assert scene.call("add") == 3, "what comes late to the target is never used"
+    eventually(lambda: "ann" in scene.call("here"), "it is held there")

@@ -1,0 +1,299 @@
+"""A uid's state in its pod: who has it, who may use it, and when it goes."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+
+import pytest
+from helpers import ManualClock
+from test_admission_rules import IDLE_S, Pod
+
+from ray_route.model import Link
+from ray_route.pod.admission import Told, Verdict
+from ray_route.pod.entries import Phase
+from ray_route.pod.exports import DROPPED, LARGE, LATER, Exports, Unsent, pack
+from ray_route.pod.hooks import Hooks, takes_state
+from ray_route.pod.states import State, arrival, unpack
+from ray_route.protocol.commands import Outcome
+
+
+@pytest.fixture
+def pod(clock: ManualClock) -> Pod:
+    return Pod(clock)
+
+
+def give_up(pod: Pod, uid: str = "u", epoch: int = 100, state: object = "what it was") -> None:
+    pod.release(1, uid, epoch)
+    work = pod.begin_hook()
+    pod.releases.ended(work.uid, work.epoch, state)
+    assert pod.releases.outcomes() == [Outcome(1, uid, epoch, given=True, has_state=True)]
+
+
+def arrive(pod: Pod, uid: str = "new", epoch: int = 50) -> None:
+    assert take_in(pod, uid, epoch, arrival(uid, pack("from afar"), lambda _, it: it))
+
+
+def take_in(pod: Pod, uid: str, epoch: int, state: State) -> bool:
+    with pod.held.lock:
+        return pod.held.take_in(uid, epoch, state)
+
+
+def confirm(pod: Pod, uid: str, epoch: int, replaced: int) -> Told:
+    link = Link(0, 7, epoch, persistent=False, lease_s=5.0, replaced=replaced)
+    return pod.admission.confirmed(uid, epoch, link, pod.clock(), pod.held.term)
+
+
+def state_of(pod: Pod, uid: str) -> object:
+    state = pod.admission.state_of(uid)
+    return None if state is None else state.take(uid, lambda _, it: it)
+
+
+class TestGivenUp:
+    def test_it_is_kept_told_of_and_kept_alive_but_neither_served_nor_listed(self, pod: Pod):
+        give_up(pod)
+        assert pod.verdict() is Verdict.REFUSE
+        assert pod.held.held() == {}
+        assert pod.held.memory()[1] == {"u": (100, False)}, "Redis may lose its link meanwhile"
+        assert pod.held.in_use(pod.clock()) == {"u": 100}
+        assert pod.held.unfinished() == ["u"], "a process that ends now would take it along"
+
+    def test_a_second_mover_is_told_of_it_too(self, pod: Pod):
+        give_up(pod)
+        pod.release(2)
+        assert pod.releases.outcomes() == [Outcome(2, "u", 100, given=True, has_state=True)]
+
+    def test_it_goes_when_the_link_is_anothers(self, pod: Pod):
+        give_up(pod)
+        pod.releases.settled({"u": (99, 0)})
+        assert "u" in pod.held.kept
+        pod.releases.settled({"u": (100, 0)})
+        assert pod.held.entries == {}
+        assert not pod.held.kept
+
+    def test_what_is_given_back_is_acquired_with_the_very_same(self, pod: Pod):
+        state = {"of": "u"}
+        give_up(pod, state=state)
+        pod.releases.settled({"u": (100, 200)})
+        assert pod.held.held() == {"u": 200}, "a drain must see it"
+        assert [(it.uid, it.epoch) for it in pod.releases.to_acquire()] == [("u", 200)]
+        assert pod.releases.to_acquire() == [], "each once"
+        assert confirm(pod, "u", 200, replaced=100) is Told.ACQUIRE
+        assert state_of(pod, "u") is state
+        pod.admission.acquired("u", 200)
+        assert pod.held.entries["u"].state is None
+        assert pod.verdict("u", 200) is Verdict.ADMIT
+
+    def test_a_link_that_replaced_another_epoch_gets_nothing(self, pod: Pod):
+        give_up(pod)
+        assert confirm(pod, "u", 200, replaced=150) is Told.ACQUIRE
+        assert state_of(pod, "u") is None
+        assert not pod.held.kept
+
+    def test_one_whose_link_is_to_go_has_none(self, pod: Pod, clock: ManualClock):
+        clock.tick(4)
+        pod.renew()
+        assert pod.confirm() is Told.HELD
+        pod.releases.end_at("u", 100, clock() + 0.5)
+        clock.tick(0.5)
+        pod.releases.tick()
+        work = pod.begin_hook()
+        pod.releases.ended(work.uid, work.epoch, "nobody's")
+        assert not pod.held.kept
+        assert pod.held.unsettled(clock() + 1) == {"u": (100, True)}
+
+    def test_a_wish_for_a_later_epoch_gets_no_earlier_state(self, pod: Pod):
+        pod.release(1)
+        work = pod.begin_hook()
+        pod.release(2, epoch=200)
+        pod.releases.ended(work.uid, work.epoch, "of 100")
+        told = {it.release: it.has_state for it in pod.releases.outcomes()}
+        assert told == {1: False, 2: False}
+        assert not pod.held.kept
+
+    def test_only_so_many_wait_for_their_next_pods_at_a_time(self, pod: Pod):
+        for number in range(100):
+            pod.hold(f"v{number}", 100)
+        pod.releases.release(1, {f"v{n}": 100 for n in range(100)}, 3.0, closes=True, router=1)
+        while some := pod.releases.take(10):
+            for work in some:
+                assert pod.releases.may_begin(work)
+                pod.releases.ended(work.uid, work.epoch, "a state")
+        given = len(pod.held.kept)
+        assert 64 <= given < 80
+        pod.releases.settled(dict.fromkeys(list(pod.held.kept)[:30], (100, 0)))
+        assert pod.releases.take(100), "as they go, others follow"
+
+    def test_an_ended_life_keeps_none(self, pod: Pod):
+        give_up(pod)
+        arrive(pod)
+        pod.held.lose_all()
+        assert pod.held.unfinished() == []
+        assert not pod.held.kept
+
+
+class TestArrived:
+    def test_it_is_nobodys_until_its_link_says_so(self, pod: Pod):
+        arrive(pod)
+        assert pod.verdict("new", 50) is Verdict.REFUSE
+        assert "new" not in pod.held.held()
+        assert "new" not in pod.held.memory()[1]
+        assert "new" not in pod.held.in_use(pod.clock())
+        assert pod.held.unsettled(pod.clock() + 1) == {"new": (50, False)}
+
+    @pytest.mark.parametrize("is_told", [True, False])
+    def test_its_first_call_finds_it(self, pod: Pod, is_told: bool):
+        arrive(pod)
+        if is_told:
+            pod.releases.settled({"new": (50, 60)})
+        assert pod.verdict("new", 60) is Verdict.CONFIRM
+        assert confirm(pod, "new", 60, replaced=50) is Told.ACQUIRE
+        assert state_of(pod, "new") == "from afar"
+
+    def test_a_late_one_is_never_taken_for_a_later_link(self, pod: Pod):
+        arrive(pod)
+        assert confirm(pod, "new", 70, replaced=60) is Told.ACQUIRE
+        assert state_of(pod, "new") is None
+
+    @pytest.mark.parametrize("epoch", [99, 100, 101])
+    def test_nothing_is_taken_in_for_a_uid_that_is_held(self, pod: Pod, epoch: int):
+        assert not take_in(pod, "u", epoch, State("late"))
+        assert pod.held.entries["u"].phase is Phase.HELD
+        assert pod.held.entries["u"].lost == (epoch > 100), "its link has ended without a release"
+
+    def test_nor_by_a_pod_that_leaves(self, pod: Pod):
+        pod.releases.close("it leaves")
+        assert not take_in(pod, "new", 50, State("late"))
+
+    @pytest.mark.parametrize("is_told", [True, False])
+    def test_moved_on_before_its_first_call_it_goes_on_and_no_hook_runs(
+        self, pod: Pod, is_told: bool
+    ):
+        arrive(pod)
+        if is_told:
+            pod.releases.settled({"new": (50, 60)})
+        pod.releases.release(5, {"new": 60}, 3.0, closes=True, router=1, replaced={"new": 50})
+        assert pod.releases.outcomes() == [Outcome(5, "new", 60, given=True, has_state=True)]
+        assert pod.take() == []
+        sent = pickle.loads(Exports(pod.held, drops_unpicklable=False).some({"new": 60}))
+        assert unpack(sent["new"]) == "from afar"
+
+    def test_an_on_acquire_that_fails_leaves_it_for_the_next(self, pod: Pod):
+        arrive(pod)
+        pod.releases.settled({"new": (50, 60)})
+        for _ in range(2):
+            assert confirm(pod, "new", 60, replaced=50) is Told.ACQUIRE
+            assert state_of(pod, "new") == "from afar", "each time as it arrived"
+            pod.admission.not_acquired("new", 60)
+        assert pod.releases.to_acquire() == [], "it waits for a call"
+        assert "new" in pod.held.held()
+        pod.release(5, "new", 60)
+        assert pod.releases.outcomes()[-1] == Outcome(5, "new", 60, given=True, has_state=True)
+
+    def test_one_that_redis_does_not_name_is_dropped(self, pod: Pod):
+        arrive(pod)
+        pod.releases.settled({"new": (50, 60)})
+        pod.deny("new", 60)
+        assert "new" not in pod.held.entries
+        assert pod.releases.to_acquire() == []
+
+    def test_it_never_idles_out_unacquired(self, pod: Pod, clock: ManualClock):
+        arrive(pod)
+        pod.releases.settled({"new": (50, 60)})
+        clock.tick(IDLE_S + 1)
+        pod.releases.look_for_idle()
+        assert pod.held.entries["new"].phase is Phase.ARRIVED
+
+
+class TestExports:
+    def test_of_many_bytes_some_are_put_off_and_large_ones_go_by_themselves(self, pod: Pod):
+        sizes = {"a": 3 << 20, "b": 3 << 20, "c": 10, "d": 9 << 20}
+        for uid, size in sizes.items():
+            pod.hold(uid, 100)
+            give_up(pod, uid, state=bytes(size))
+        exports = Exports(pod.held, drops_unpicklable=False)
+        sent = pickle.loads(exports.some({"a": 100, "b": 100, "c": 100}))
+        assert [type(sent["a"]), type(sent["b"]), sent["c"]] == [bytes, bytes, LATER]
+        assert pickle.loads(exports.some({"d": 100})) == {"d": LARGE}
+        assert unpack(exports.one("d", 100)) == bytes(sizes["d"])
+
+    @pytest.mark.parametrize("drops", [True, False])
+    def test_what_can_not_be_pickled_is_said_or_dropped(self, pod: Pod, drops: bool):
+        give_up(pod, state=threading.Lock())
+        found = pickle.loads(Exports(pod.held, drops_unpicklable=drops).some({"u": 100}))["u"]
+        if drops:
+            assert found == DROPPED
+        else:
+            assert isinstance(found, Unsent)
+            assert found.is_final
+            assert "pickle" in found.reason
+
+    def test_another_epoch_is_not_there(self, pod: Pod):
+        give_up(pod)
+        found = pickle.loads(Exports(pod.held, drops_unpicklable=False).some({"u": 99}))["u"]
+        assert not found.is_final
+        assert Exports(pod.held, drops_unpicklable=False).one("u", 99) == b""
+
+    def test_nobody_acquires_what_is_just_being_written(self, pod: Pod):
+        give_up(pod)
+        pod.releases.settled({"u": (100, 200)})
+        with pod.held.lock:
+            pod.held.entries["u"].state.exports += 1
+        assert confirm(pod, "u", 200, replaced=100) is Told.WAIT
+        with pod.held.lock:
+            pod.held.entries["u"].state.exports -= 1
+        assert confirm(pod, "u", 200, replaced=100) is Told.ACQUIRE
+
+
+def test_a_large_state_is_written_and_read_while_other_threads_run():
+    """Whoever keeps the interpreter lock for longer than its lease is fenced."""
+    state = [{"number": number, "text": str(number)} for number in range(400_000)]
+    longest, stop = [0.0], threading.Event()
+
+    def beat() -> None:
+        last = time.monotonic()
+        while not stop.is_set():
+            time.sleep(0.001)
+            at = time.monotonic()
+            longest[0], last = max(longest[0], at - last), at
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    began = time.monotonic()
+    packed = pack(state)
+    took_s = time.monotonic() - began
+    stop.set()
+    thread.join()
+    assert longest[0] < took_s / 2, (longest, took_s)
+    assert unpack(packed) == state
+
+
+class WithTwo:
+    def on_acquire(self, uid: str, state: object) -> None: ...
+
+
+class WithOne:
+    def on_acquire(self, uid: str) -> None: ...
+
+
+class WithAny:
+    def on_acquire(self, *uids: str, **more: str) -> None: ...
+
+
+def test_a_state_is_for_an_on_acquire_of_two_arguments():
+    assert takes_state(WithTwo().on_acquire)
+    assert not takes_state(WithOne().on_acquire)
+    assert not takes_state(WithAny().on_acquire)
+    assert not takes_state(None)
+
+
+def test_on_acquire_gets_its_state_and_on_release_tells_it():
+    got: list[object] = []
+    hooks = Hooks(lambda uid, state: got.append((uid, state)), lambda uid: uid * 2, carries=True)
+    told: list[object] = []
+    hooks.start("on_acquire", "u", lambda error, _: told.append(error), State("it"))
+    hooks.start("on_acquire", "v", lambda error, _: told.append(error), None)
+    hooks.start("on_release", "u", lambda error, state: told.append((error, state)))
+    assert got == [("u", "it"), ("v", None)]
+    assert told == [None, None, (None, "uu")]
