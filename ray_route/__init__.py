@@ -39,7 +39,9 @@ from ray_route.errors import (
 from ray_route.model import DrainProgress, Explanation, Life, Link, LinkedPods, Pod, RoutingState
 from ray_route.pod.agent import PodAgent
 from ray_route.pod.current_link import CurrentLink, current_link
+from ray_route.pod.methods import interleave
 from ray_route.pod.pod_actor import current_agent
+from ray_route.runtime.call_context import current_chain, in_chain
 
 __all__ = [
     "AsyncRouteClient",
@@ -87,6 +89,9 @@ __all__ = [
     "connect",
     "connect_async",
     "current_agent",
+    "current_chain",
     "current_link",
     "deploy",
+    "in_chain",
+    "interleave",
 ]

@@ -25,10 +25,12 @@ from ray_route.errors import (
 )
 from ray_route.model import DrainProgress, Life, Pod, RoutingState, check_name
 from ray_route.pod.exports import EXPORT_GROUP
+from ray_route.pod.methods import is_async
+from ray_route.pod.options import PodOptions, no_class
 from ray_route.pod.pod_actor import CONTROL_GROUP, PodSpec, pod_class
 from ray_route.pod.starting import wait_ready
 from ray_route.pod.stopping import GRACE_S, STOP_S, Actors, ended_at_failure, kill, stop
-from ray_route.pod.streams import with_streams
+from ray_route.pod.user_threads import AT_ONCE
 from ray_route.protocol.names import RAY_NAMESPACE, pod_name
 from ray_route.runtime.given_up import check_wanted
 from ray_route.runtime.waiting import Stage, run, within
@@ -36,7 +38,6 @@ from ray_route.store.url import StoreUrl
 
 _DEPLOY_S = 60.0
 _EXPORTS_AT_ONCE = 2
-_UNPICKLABLE = ("keep", "drop")
 
 
 class Deployment:
@@ -173,27 +174,19 @@ class _Maker:
         cls: type,
         init: tuple[tuple[Any, ...], Mapping[str, Any]],
         options: Mapping[str, Any],
-        cpu_factor: float,
-        grace_s: float,
-        *,
-        exit_when_fenced: bool,
-        release_s: float | None,
-        on_unpicklable: str,
+        how: PodOptions,
     ) -> None:
         self._session = session
         self._service = service
-        given = dict(options)
+        self._how = how
+        given = how.for_ray(options)
         own = {CONTROL_GROUP: 2, EXPORT_GROUP: _EXPORTS_AT_ONCE}
         groups = {**given.pop("concurrency_groups", {}), **own}
         as_actor = cast(Any, ray.remote)(concurrency_groups=groups)  # Ray's stubs lack it
-        self._actor_class = as_actor(with_streams(pod_class(cls)))
+        self._actor_class = as_actor(pod_class(cls, per_uid=how.per_uid, turns=how.turns))
         self._args, self._kwargs = init
         self._options = {"num_cpus": 0, "max_restarts": -1, **given}
-        self._cpu_factor = cpu_factor
-        self._grace_s = grace_s
-        self._exit_when_fenced = exit_when_fenced
-        self._release_s = release_s
-        self._on_unpicklable = on_unpicklable
+        self._on_loop = is_async(cls)
 
     def pods(
         self, indexes: list[int], made: Actors, deadline: Deadline, *, or_existing: bool = False
@@ -243,12 +236,9 @@ class _Maker:
             pod=index,
             url=self._session.namespace.url,
             actor=name,
-            cpu_factor=self._cpu_factor,
-            grace_s=self._grace_s,
-            exit_when_fenced=self._exit_when_fenced,
-            takes_turns=self._options.get("max_concurrency", 1) == 1,
-            release_s=self._release_s,
-            on_unpicklable=self._on_unpicklable,
+            how=self._how,
+            on_loop=self._on_loop,
+            one_by_one=self._options.get("max_concurrency", 1) == 1,
         )
         fixed = {"name": name, "namespace": RAY_NAMESPACE, "lifetime": "detached"}
         try:
@@ -288,6 +278,9 @@ def deploy(
     exit_when_fenced: bool = False,
     release_s: float | None = None,
     on_unpicklable: str = "keep",
+    per_uid: bool = False,
+    turns: bool = False,
+    idle_s: float | None = None,
     redis_url: str | StoreUrl | None = None,
     timeout: float = _DEPLOY_S,
     **options: Any,
@@ -305,6 +298,15 @@ def deploy(
     the uid moves, of any size, and is given to the next pod's `on_acquire`; None where there is
     none. A uid whose state can't be pickled stays where it is, and whoever moves it gets
     `StateNotMovedError`; with `on_unpicklable="drop"` it moves without.
+
+    With `per_uid=True` each uid has an object of its own: `cls(uid, *args, **kwargs)` is made
+    before its first call, its methods are the calls, and it is dropped after its `on_release()`,
+    if it has one, or after `on_lost()`, if it is another's already; its state goes along when the
+    uid moves. Its calls run one at a time, in the order in which a caller sent them; see
+    `docs/per_uid.md`. `turns=True` gives that order to a class of one object per pod. Then
+    `max_concurrency` (16) says how many calls, of different uids, run at a time in threads; those
+    of a class with coroutines run on its event loop. A temporary uid without a call for `idle_s`
+    seconds (two thirds of `ttl_s`) is released, and its link removed.
 
     A pod whose process gets SIGTERM is drained first, within `grace_s` seconds. One that could
     not renew its lease in time (the store was away, it was frozen or cut off) serves nobody and
@@ -327,34 +329,29 @@ def deploy(
     check_name("service", service)
     _check_replicas(replicas)
     if not inspect.isclass(cls):
-        raise InvalidInputError(
-            argument="cls", value=cls, reason="must be a plain class, without @ray.remote"
-        )
+        raise no_class(cls, "must be a plain class, without @ray.remote")
+    how = PodOptions(
+        cpu_factor=cpu_factor,
+        grace_s=grace_s,
+        exit_when_fenced=exit_when_fenced,
+        release_s=release_s,
+        on_unpicklable=on_unpicklable,
+        per_uid=per_uid,
+        turns=turns,
+        idle_s=idle_s,
+        threads=(ray_actor_options or {}).get("max_concurrency", AT_ONCE),
+    )
+    how.check(cls, args, kwargs or {})
     for fixed in ("name", "namespace", "lifetime", "max_task_retries"):
         if fixed in (ray_actor_options or {}):
             raise ConfigError(
                 option=f"ray_actor_options[{fixed!r}]", reason="is decided by ray_route"
             )
-    if on_unpicklable not in _UNPICKLABLE:
-        raise InvalidInputError(
-            argument="on_unpicklable", value=on_unpicklable, reason="must be 'keep' or 'drop'"
-        )
     deadline = Deadline.after(timeout)
     session = open_session(namespace, redis_url, options, deadline)
     try:
         init = (args, kwargs or {})
-        make = _Maker(
-            session,
-            service,
-            cls,
-            init,
-            ray_actor_options or {},
-            cpu_factor,
-            grace_s,
-            exit_when_fenced=exit_when_fenced,
-            release_s=release_s,
-            on_unpicklable=on_unpicklable,
-        )
+        make = _Maker(session, service, cls, init, ray_actor_options or {}, how)
         with ended_at_failure() as made:
             make.pods(list(range(replicas)), made, deadline)
             return Deployment(session, service, make)

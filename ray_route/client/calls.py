@@ -36,8 +36,8 @@ from ray_route.errors import (
     UnpicklableError,
 )
 from ray_route.model import Link, check_uid
-from ray_route.protocol.calls import BatchedCall, Header, Raised, Refused
-from ray_route.runtime.call_context import node_mark, time_of
+from ray_route.protocol.calls import BatchedCall, Chain, Header, Raised, Refused, SendAgain
+from ray_route.runtime.call_context import current_chain, node_mark, time_of
 from ray_route.runtime.waiting import Operation, Remote, TheDeadline
 
 ManyCall = tuple[str, tuple[Any, ...]] | tuple[str, tuple[Any, ...], dict[str, Any]]
@@ -112,12 +112,14 @@ def call_many(
     method: str,
     *,
     idempotent: bool,
+    chain: Chain = (),
 ) -> Operation[list[Any]]:
-    """See `RouteClient.call_many`."""
+    """See `RouteClient.call_many`. `chain` is that of a handle which came out of a call."""
+    chain = current_chain() or chain
     asked = [_checked(item) for item in calls]
     links = yield from many_uids.compute_many(session, [uid for uid, _, _ in asked], service)
     deadline = yield TheDeadline()
-    many = _Many(session, service, method, idempotent, deadline, asked, links)
+    many = _Many(session, service, method, idempotent, deadline, asked, links, chain)
     outcomes: list[Any] = [links[uid] for uid, _, _ in asked]
     batches = many.by_pod(outcomes)
     refs = []
@@ -162,6 +164,7 @@ class _Many:
     deadline: Deadline
     asked: list[_OneCall]
     links: dict[str, Any]
+    chain: Chain
 
     def _ids(self, batch: _PodBatch, position: int) -> dict[str, Any]:
         name, uid = self.session.namespace.name, self.asked[position][0]
@@ -171,7 +174,8 @@ class _Many:
         uid = self.asked[position][0]
         link = self.links[uid]
         due = (time_of(self.deadline), node_mark())
-        return [uid, link.epoch, link.incarnation, self.method, 0, 0, *due]
+        chain = list(self.chain) or 0
+        return [uid, link.epoch, link.incarnation, self.method, 0, 0, *due, chain]
 
     def by_pod(self, outcomes: list[Any]) -> list[_PodBatch]:
         """Return the calls that can travel together; send the others that have a link."""
@@ -257,6 +261,8 @@ class _Many:
         for position, answer in enumerate(outcomes):
             if type(answer) is Refused:
                 outcomes[position] = self._sent_alone(position, answer)
+            elif type(answer) is SendAgain:
+                outcomes[position] = self._sent_alone(position)
 
     def taken(self, outcomes: list[Any]) -> Operation[None]:
         """Put the outcomes of those that were sent by themselves in place."""
@@ -273,7 +279,7 @@ class _Many:
         uid, args, kwargs = self.asked[position]
         service, name = self.service, self.session.namespace.name
         asked, how = arguments(args, kwargs), (self.idempotent, self.deadline)
-        made = Outgoing(name, service, uid, self.method, *asked, *how)
+        made = Outgoing(name, service, uid, self.method, *asked, *how, self.chain)
         try:
             if refused is not None:
                 link, made.may_have_run = self.links[uid], may_have_run(refused)

@@ -22,8 +22,7 @@ from ray_route.client.session import Session
 from ray_route.client.untaken import Untaken
 from ray_route.client.user_errors import of_user
 from ray_route.errors import ClosedError, RouteError
-from ray_route.protocol.calls import Refused, SendAgain
-from ray_route.runtime.call_context import node_mark, time_of
+from ray_route.protocol.calls import Header, Refused, SendAgain
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +81,9 @@ class Dispatcher:
     def _send(self, lane: Lane, call: Outgoing, link: Any, handle: Any) -> None:
         """Send a call whose arguments are there."""
         call.sent_refs = tuple(one.ref for one in call.upstream())
-        due = (time_of(call.deadline), node_mark())
         call.order = lane.order()
-        header = [call.uid, link.epoch, link.incarnation, call.method, *call.order, *due]
         try:
-            ref = _to_pod(handle, header, call)
+            ref = _to_pod(handle, call.header(link, call.order), call)
         except Exception:
             lane.not_sent()  # nobody has it
             raise
@@ -158,6 +155,15 @@ class Dispatcher:
                 lane.have_begun(call.order[0], begun)
                 self._come_back(lane, call)
 
+    def _again(self, call: Outgoing, ref: Any, answer: SendAgain) -> None:
+        lane: Lane = call.lane
+        with lane.lock:
+            if call.ref is ref and not call.over:
+                call.busy = call.busy + 1 if answer.busy else 0
+                if answer.busy:
+                    lane.is_busy(call, answer.begun)
+                self.troubled(call, ref, NotRunError(), answer.begun)
+
     def _come_back(self, lane: Lane, call: Outgoing) -> None:
         lost = call.trouble if isinstance(call.trouble, GONE) else None
         if call.cancelled:
@@ -185,7 +191,7 @@ class Dispatcher:
         if type(answer) is Refused:
             self.refused(call, ref, answer)
         elif type(answer) is SendAgain:
-            self.troubled(call, ref, NotRunError(), answer.begun)
+            self._again(call, ref, answer)
         else:
             return self.settled(call, ref)
         return False
@@ -207,7 +213,7 @@ class Dispatcher:
         self.loop.stop()
 
 
-def _to_pod(handle: Any, header: list[Any], call: Outgoing) -> Any:
+def _to_pod(handle: Any, header: Header, call: Outgoing) -> Any:
     """Hand a call to Ray; return the reference of its answer."""
     if call.is_plain and not call.kwargs:  # one argument costs Ray less than two
         return handle._ray_route_call_packed.remote([*header, *call.args])

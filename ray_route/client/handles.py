@@ -18,7 +18,8 @@ from ray_route.client.streams import ResponseStream
 from ray_route.clock import Deadline
 from ray_route.errors import InvalidInputError
 from ray_route.model import check_duration, check_name, check_uid
-from ray_route.runtime.call_context import seconds
+from ray_route.protocol.calls import Chain
+from ray_route.runtime.call_context import current_chain, seconds
 from ray_route.runtime.joined_ray import joined_ray
 from ray_route.runtime.waiting import Operation, run, run_async
 from ray_route.store.url import StoreUrl
@@ -50,8 +51,14 @@ class Connection:
     """The way into a service; where it was pickled to, it is opened by its first call."""
 
     def __init__(
-        self, namespace: str, url: StoreUrl, service: str, session: Session | None = None
+        self,
+        namespace: str,
+        url: StoreUrl,
+        service: str,
+        session: Session | None = None,
+        chain: Chain = (),
     ) -> None:
+        self._chain = chain
         self.namespace = namespace
         self.service = service
         self._url = url
@@ -64,8 +71,13 @@ class Connection:
             self._session = _session_here(self.namespace, self._url)
         return self._session.dispatcher  # type: ignore[no-any-return]
 
+    @property
+    def chain(self) -> Chain:
+        """The turns within which it calls: of the code that uses it, or else that pickled it."""
+        return current_chain() or self._chain
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return Connection, (self.namespace, self._url, self.service)
+        return Connection, (self.namespace, self._url, self.service, None, self.chain)
 
 
 _opened: dict[tuple[object, str, StoreUrl], Session] = {}
@@ -140,7 +152,8 @@ class ServiceHandle(Generic[T]):
         check_method(self._cls, method)
         session = self._connection.dispatcher.session
         service, idempotent = self._connection.service, self._options.idempotent
-        return call_many(session, list(calls.items()), service, method, idempotent=idempotent)
+        items, chain = list(calls.items()), self._connection.chain
+        return call_many(session, items, service, method, idempotent=idempotent, chain=chain)
 
 
 class UidHandle(Generic[T]):
@@ -255,6 +268,7 @@ class _MethodHandle:
             *arguments(args, kwargs),
             options.idempotent,
             Deadline.after(seconds(options.timeout_s)),
+            self._connection.chain,
         )
 
 

@@ -102,6 +102,7 @@ class HeldCalls:
         """Find out what a missing answer means; return if the call is to be sent again."""
         call.trouble = None
         if isinstance(trouble, NotRunError):
+            await asyncio.sleep(call.busy_pause_s)  # too many wait for its uid
             return
         session, link = self._session, call.link
         assert link is not None

@@ -1,4 +1,8 @@
-"""The order of the calls of one uid."""
+"""The order of the calls that one caller makes for one uid.
+
+What is called within one turn is one caller: a call of it must not wait for those of another, which
+may wait for the end of that very turn.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +15,20 @@ from operator import attrgetter
 from weakref import WeakValueDictionary
 
 from ray_route.client.outgoing import Outgoing
-from ray_route.protocol.calls import Order
+from ray_route.protocol.calls import Chain, Order
 
 # Unlike those of any other process, of which there are few.
 _runs = itertools.count(random.SystemRandom().getrandbits(62))
 _by_number = attrgetter("number")
 
+Key = tuple[str, str, Chain]
+"""Service, uid, and the turns within which the calls are made."""
 Look = Callable[[list[Outgoing]], None]
 """Sees to calls that are out and have an answer."""
 
 
 class Lane:
-    """The calls of one uid: those that are out, and those that wait, in the order made.
+    """The calls of one caller for one uid: those that are out or wait, in the order made.
 
     A call is sent when no earlier one waits, and none is out that was sent under another epoch:
     that may come back refused, and is sent again first. Whoever reads or changes it has its lock.
@@ -40,6 +46,7 @@ class Lane:
         "is_driven",
         "lock",
         "look",
+        "most",
         "out",
         "place",
         "run",
@@ -60,11 +67,18 @@ class Lane:
         """Of the next call in this run."""
         self.begun: Order = (0, 0)
         """So many calls of a run are known to have begun."""
+        self.most: int | None = None
+        """So many of its calls at a time its pod has taken, and said then that it is busy."""
         self.is_driven = False
         """Something sees to those that wait, until there are none."""
 
     def may_send(self, epoch: int) -> bool:
-        """True if what was sent before can't come back behind a call of this epoch."""
+        """True if what was sent before can't come back behind a call of this epoch.
+
+        Nor more are sent than the pod takes: all but the first ones would come back.
+        """
+        if self.most is not None and len(self.out) >= self.most:
+            return False
         return not self.out or (epoch == self.epoch and not self.broken)
 
     def hold(self, call: Outgoing) -> None:
@@ -101,6 +115,10 @@ class Lane:
             self.out = {one for one in self.out if one.order[0] != run or one.order[1] >= places}
             self.begun = run, places
 
+    def is_busy(self, call: Outgoing, begun: int) -> None:
+        """Take in that the pod has taken no more than those before a call, of which some begun."""
+        self.most = max(1, call.order[1] - begun)
+
     def came_back(self, call: Outgoing) -> None:
         """Have a call wait again whose answer is none."""
         self.hold(call)
@@ -125,11 +143,11 @@ class Lanes:
     def __init__(self, look: Look) -> None:
         self._look = look
         self._lock = threading.RLock()  # a collection of garbage in it may lead here
-        self._lanes: WeakValueDictionary[tuple[str, str], Lane] = WeakValueDictionary()
+        self._lanes: WeakValueDictionary[Key, Lane] = WeakValueDictionary()
 
     def of(self, call: Outgoing) -> Lane:
         """Return the lane of a call."""
-        key = (call.service, call.uid)
+        key = (call.service, call.uid, call.chain)
         lane = self._lanes.get(key)
         if lane is None:
             with self._lock:

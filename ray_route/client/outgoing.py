@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import itertools
+import random
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
@@ -14,11 +15,15 @@ from typing import Any
 import ray
 
 from ray_route.client.refusals import judged
-from ray_route.clock import Deadline, now
+from ray_route.clock import Deadline, backoff_s, now
 from ray_route.errors import CallCancelledError
 from ray_route.model import Link
-from ray_route.protocol.calls import Order
+from ray_route.protocol.calls import Chain, Header, Order
+from ray_route.runtime.call_context import current_chain, node_mark, time_of
 from ray_route.runtime.waiting import late, slices
+
+_BUSY_S = 0.01
+_LONGEST_BUSY_S = 0.25
 
 _numbers = itertools.count(1)
 
@@ -40,6 +45,8 @@ class Outgoing:
     kwargs: dict[str, Any]
     idempotent: bool
     deadline: Deadline
+    chain: Chain = field(default_factory=current_chain)
+    """The turns within which it is made."""
     begun_at: float = field(default_factory=now)
     number: int = field(default_factory=_numbers.__next__)
     lane: Any = None
@@ -53,6 +60,8 @@ class Outgoing:
     """The answers of other calls that went along as arguments."""
     min_epoch: int = 0
     may_have_run: bool = False
+    busy: int = 0
+    """So often in a row its pod has said that too many calls of its uid wait."""
     trouble: Exception | None = None
     """What came instead of an answer."""
     certain: bool = False
@@ -70,6 +79,19 @@ class Outgoing:
 
     def __post_init__(self) -> None:
         self.is_plain = not any(isinstance(value, _REFERENCES) for value in self.values())
+
+    def header(self, link: Link, order: Order = (0, 0)) -> Header:
+        """Return what goes along with it to the pod of a link."""
+        due = (time_of(self.deadline), node_mark())
+        chain = self.chain and list(self.chain)
+        return [self.uid, link.epoch, link.incarnation, self.method, *order, *due, chain or 0]
+
+    @property
+    def busy_pause_s(self) -> float:
+        """Return how long to wait before it is sent again to a pod that is busy, in seconds."""
+        longest_s = backoff_s(self.busy - 1, _BUSY_S, _LONGEST_BUSY_S) if self.busy else 0.0
+        pause_s = longest_s * random.uniform(0.5, 1.0)  # noqa: S311
+        return min(pause_s, self.deadline.remaining())
 
     @property
     def what(self) -> str:

@@ -34,8 +34,7 @@ from ray_route.errors import (
     RouteError,
     RouteTimeoutError,
 )
-from ray_route.protocol.calls import Refused, StreamEnd
-from ray_route.runtime.call_context import node_mark, time_of
+from ray_route.protocol.calls import Refused, SendAgain, StreamEnd
 from ray_route.runtime.joined_ray import joined_by_client
 from ray_route.runtime.waiting import Operation, Pause, run, run_async
 
@@ -171,14 +170,12 @@ class ResponseStream(Generic[R]):
     def _send(self, link: Any, handle: Any) -> None:
         call = self._call
         call.link = link
-        due = (time_of(call.deadline), node_mark())
-        header = [call.uid, link.epoch, link.incarnation, call.method, 0, 0, *due]
         streamed = handle._ray_route_stream.options(
             num_returns="streaming", _generator_backpressure_num_objects=AHEAD
         )
         call.sent_refs = tuple(one.ref for one in call.upstream())  # certain by now
         args, kwargs = call.as_sent()
-        self._feed.generator = streamed.remote(header, *args, **kwargs)
+        self._feed.generator = streamed.remote(call.header(link), *args, **kwargs)
         if self._over:  # closed meanwhile
             self.close()
 
@@ -240,6 +237,11 @@ class ResponseStream(Generic[R]):
                 raise of_user(item.error, self._call.method, self._call.ids)
             if type(item) is Refused:
                 self._refused(item)
+                continue
+            if type(item) is SendAgain:  # its pod has too many that wait for this uid
+                self._call.busy += 1
+                yield Pause(self._call.busy_pause_s, self._call.what)
+                self._again()
                 continue
             if type(item) is StreamEnd:
                 break

@@ -42,10 +42,16 @@ class Admission:
 
     # Calls.
 
-    def enter(self, uid: str, epoch: int, incarnation: int) -> tuple[Verdict, str]:
-        """Judge a call; count it as running if it is admitted. A refusal has a reason."""
+    def enter(
+        self, uid: str, epoch: int, incarnation: int, *, in_turn: bool = False
+    ) -> tuple[Verdict, str]:
+        """Judge a call; count it as running if it is admitted. A refusal has a reason.
+
+        One `in_turn` is made within a call that runs: it is admitted though others are not, for
+        the release waits for that one, and that one for this.
+        """
         with self._held.lock:
-            verdict, reason = self._judge(uid, epoch, incarnation)
+            verdict, reason = self._judge(uid, epoch, incarnation, in_turn=in_turn)
             if verdict is Verdict.ADMIT:
                 entry = self._held.entries[uid]
                 entry.running += 1
@@ -53,11 +59,20 @@ class Admission:
                 entry.used_at = self._held.clock()
             return verdict, reason
 
-    def _judge(self, uid: str, epoch: int, incarnation: int) -> tuple[Verdict, str]:
+    def refusal(self, uid: str, epoch: int, incarnation: int) -> str:
+        """Return why a call would be refused now; empty: it would not."""
+        with self._held.lock:
+            verdict, reason = self._judge(uid, epoch, incarnation, in_turn=False)
+            return reason if verdict is Verdict.REFUSE else ""
+
+    def _judge(
+        self, uid: str, epoch: int, incarnation: int, *, in_turn: bool
+    ) -> tuple[Verdict, str]:
         if not self._held.lease.serves():
             return Verdict.REFUSE, "the pod's lease has lapsed"
-        if self._held.closed or self._held.shut:
-            return Verdict.REFUSE, self._held.closed or self._held.shut
+        closed = self._held.shut or ("" if in_turn else self._held.closed)
+        if closed:
+            return Verdict.REFUSE, closed
         if incarnation != self._held.lease.incarnation:
             return Verdict.REFUSE, f"this is incarnation {self._held.lease.incarnation}"
         entry = self._held.entries.get(uid)
@@ -67,14 +82,15 @@ class Admission:
             idle = entry.phase is Phase.HELD and not (entry.running or entry.lost)
             over = entry.phase in UNHELD or idle
             return Verdict.CONFIRM if over else Verdict.WAIT, ""
-        return self._judge_held(entry, epoch)
+        return self._judge_held(entry, epoch, in_turn=in_turn)
 
-    def _judge_held(self, entry: Entry, epoch: int) -> tuple[Verdict, str]:
+    def _judge_held(self, entry: Entry, epoch: int, *, in_turn: bool) -> tuple[Verdict, str]:
         if epoch < entry.epoch:
             return Verdict.REFUSE, f"the uid has epoch {entry.epoch} now"
         if entry.phase in (Phase.ACQUIRING, Phase.ARRIVED):
             return Verdict.CONFIRM, ""
-        if entry.phase is not Phase.HELD or entry.lost or entry.refuses_calls(self._held.clock()):
+        refuses = not in_turn and entry.refuses_calls(self._held.clock())
+        if entry.phase is not Phase.HELD or entry.lost or refuses:
             return Verdict.REFUSE, "the uid has been released"
         return (Verdict.ADMIT if self._held.is_confirmed(entry) else Verdict.CONFIRM), ""
 

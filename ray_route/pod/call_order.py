@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -75,37 +75,63 @@ class ArrivalOrder:
         return self._next.get(order[0], 0)
 
 
-class _Run:
-    """The calls of one run: which is next, and which have come; a broken one goes no further."""
+class _Count:
+    """How many calls of a run, from the first one on, have come so far without a gap."""
 
-    __slots__ = ("__weakref__", "broken", "here", "next", "passed")
+    __slots__ = ("_beyond", "first")
 
     def __init__(self) -> None:
-        self.next = 0
-        self.broken = False
+        self.first = 0
+        self._beyond: set[int] = set()
+
+    def add(self, place: int) -> None:
+        """Count a call, in whichever order; one that was counted before changes nothing."""
+        if place >= self.first:
+            self._beyond.add(place)
+        while self.first in self._beyond:
+            self._beyond.discard(self.first)
+            self.first += 1
+
+
+class _Run:
+    """The calls of one run: which is next, and which have come; once cut it goes no further."""
+
+    __slots__ = ("__weakref__", "begun", "cut", "here", "passed")
+
+    def __init__(self) -> None:
+        self.cut: int | None = None
+        """From this place on all calls are to be sent again."""
         self.here: dict[int, Callable[[], None] | None] = {}
-        """The calls that have come and not begun; how to wake those that wait."""
-        self.passed: set[int] = set()
+        """The calls that have come and not passed; how to wake those that wait."""
+        self.passed = _Count()
+        """Those that let the next one go on."""
+        self.begun = _Count()
+
+    @property
+    def next(self) -> int:
+        """The place of the call whose turn it is."""
+        return self.passed.first
+
+    def is_cut(self, place: int) -> bool:
+        """True for a call that is to be sent again."""
+        return self.cut is not None and place >= self.cut
 
     def holds_up(self, place: int) -> bool:
         """True while a call has to wait for one before it."""
-        return self.next < place and not self.broken
+        return self.next < place and not self.is_cut(place)
 
     def passes(self, place: int) -> None:
         """Let the next call go on; if that has not come, have one that waits look out for it."""
         self.here.pop(place, None)
         self.passed.add(place)
-        while self.next in self.passed:
-            self.passed.discard(self.next)
-            self.next += 1
         if self.here:
             self._wake(self.next if self.next in self.here else next(iter(self.here)))
 
-    def breaks(self) -> None:
-        """Have all calls sent again that have not begun."""
-        self.broken = True
-        for place in list(self.here):
-            self._wake(place)
+    def cuts(self, place: int) -> None:
+        """Have all calls from this one on sent again."""
+        self.cut = place if self.cut is None else min(self.cut, place)
+        for later in list(self.here):
+            self._wake(later)
 
     def _wake(self, place: int) -> None:
         wake = self.here[place]
@@ -157,7 +183,7 @@ class CallOrder:
             wait = self._wait(run, place, woken.set)
             if wait and not woken.wait(wait.limit_s):
                 self._miss(run, wait)
-        return not run.broken
+        return not run.is_cut(place)
 
     async def turn_async(self, order: Order) -> bool:
         """Do the same on the event loop, where all calls of the pod are."""
@@ -167,21 +193,34 @@ class CallOrder:
             wait = self._wait(run, place, woken.set)
             if wait and not await _within(woken, wait.limit_s):
                 self._miss(run, wait)
-        return not run.broken
+        return not run.is_cut(place)
 
     def begins(self, order: Order, *, refused: bool = False) -> None:
         """Let the next call go on: this one begins; or refuse all behind it, with this one."""
+        number, place = order
         with self._lock:
-            run = self._runs[order[0]]
+            run = self._runs[number]
             if refused:
-                run.here.pop(order[1], None)
-                run.breaks()
+                run.here.pop(place, None)
+                run.cuts(place)
             else:
-                run.passes(order[1])
+                run.begun.add(place)
+                run.passes(place)
 
     def begun(self, order: Order) -> int:
         """Return how many calls of a run have begun for certain."""
-        return self._runs[order[0]].next
+        return self._runs[order[0]].begun.first
+
+    # Where a call waits for more than its place.
+
+    def passes(self, order: Order) -> None:
+        """Let the next call go on, though this one has not begun."""
+        with self._lock:
+            self._runs[order[0]].passes(order[1])
+
+    def is_cut(self, order: Order) -> bool:
+        """True if one before it has been refused since it passed: it is to be sent again."""
+        return self._runs[order[0]].is_cut(order[1])
 
     def _wait(self, run: _Run, place: int, wake: Callable[[], None]) -> _Wait | None:
         with self._lock:
@@ -193,7 +232,7 @@ class CallOrder:
     def _miss(self, run: _Run, wait: _Wait) -> None:
         with self._lock:
             if run.next == wait.next and run.next not in run.here:
-                run.breaks()
+                run.cuts(run.next)
 
 
 async def _within(woken: asyncio.Event, limit_s: float | None) -> bool:
@@ -236,3 +275,44 @@ class Place:
         """Let the next call go on."""
         if self._order is not None:
             self._orders.begins(self._order, refused=self._refused)
+
+
+class TurnPlace(Place):
+    """The same where a call, once its place has come, waits for the turn of its uid.
+
+    Those behind it wait there, too, and none of them begins before it.
+    """
+
+    __slots__ = ("_call_order",)
+
+    def __init__(self, orders: CallOrder, header: Header) -> None:
+        super().__init__(orders, header)
+        self._call_order = orders
+
+    @property
+    def run(self) -> int:
+        """The number of its run; 0: it has none."""
+        return 0 if self._order is None else self._order[0]
+
+    def passes(self) -> None:
+        """Let the next call go on: this one waits for its turn."""
+        if self._order is not None:
+            self._call_order.passes(self._order)
+
+    def is_cut(self) -> bool:
+        """True if one before it has been refused meanwhile."""
+        return self._order is not None and self._call_order.is_cut(self._order)
+
+    def busy(self) -> SendAgain:
+        """Answer that it has not run, and may be sent again after a while."""
+        return replace(self.send_again(), busy=True)
+
+    def turned_away(self, error: RouteError) -> Refused | SendAgain:
+        """Answer with a refusal; but one that is followed at its place alone.
+
+        Its caller takes it that all before have begun: else they might be overtaken.
+        """
+        follows = isinstance(error, FencedError) and self._order is not None
+        if follows and self._order and self._orders.begun(self._order) < self._order[1]:
+            return self.send_again()
+        return self.refused(error)

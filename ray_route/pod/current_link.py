@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ray_route.clock import Deadline
-from ray_route.protocol.calls import Header
-from ray_route.runtime.call_context import begin_serving, end_serving
+from ray_route.protocol.calls import Chain, Header, chain_of
+from ray_route.runtime.call_context import begin_chain, begin_serving, end_chain, end_serving
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +50,26 @@ class _Agent(Protocol):
 
 
 class under:  # noqa: N801 - used as a function; a generator would take twice as long
-    """Have the user's code within serve the call of a header, until its deadline."""
+    """Have the user's code within serve the call of a header, until its deadline.
 
-    __slots__ = ("_due", "_link", "_serving", "_token")
+    What it calls itself is within the turns of `chain`; by default those that the call came with.
+    """
 
-    def __init__(self, agent: _Agent, header: Header, due: Deadline | None) -> None:
+    __slots__ = ("_chain", "_chained", "_due", "_link", "_serving", "_token")
+
+    def __init__(
+        self, agent: _Agent, header: Header, due: Deadline | None, chain: Chain | None = None
+    ) -> None:
         uid, epoch, incarnation = header[:3]
         self._due = due
+        self._chain = chain_of(header) if chain is None else chain
         self._link = CurrentLink(agent.service, uid, agent.pod, incarnation, epoch, due)
 
     def __enter__(self) -> None:
         self._token, self._serving = _current.set(self._link), begin_serving(self._due)
+        self._chained = begin_chain(self._chain)
 
     def __exit__(self, *_: object) -> None:
+        end_chain(self._chained)
         end_serving(self._serving)
         _current.reset(self._token)

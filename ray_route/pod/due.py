@@ -35,10 +35,10 @@ def check_due(due: Deadline | None, service: str, uid: str, method: str) -> None
         raise late(due, service, uid, method)
 
 
-def late(due: Any, service: str, uid: str, method: str) -> RouteTimeoutError:
-    """Make that error."""
+def late(due: Any, service: str, uid: str, method: str, behind: str = "") -> RouteTimeoutError:
+    """Make that error; `behind` says what had the turn."""
     return RouteTimeoutError(
-        waiting_for=f"the turn of {method} at its pod, where it has not begun",
+        waiting_for=f"the turn of {method} at its pod, where it has not begun{behind}",
         timeout_s=due.timeout_s,
         may_have_run=False,
         service=service,

@@ -80,13 +80,26 @@ class Gate:
                 self._confirm_here(uid, epoch, deadline)
             self._check(uid, deadline)
 
-    async def enter_async(self, uid: str, epoch: int, incarnation: int) -> None:
-        """Do the same without blocking the event loop.
+    async def enter_async(
+        self,
+        uid: str,
+        epoch: int,
+        incarnation: int,
+        *,
+        in_turn: bool = False,
+        due: Deadline | None = None,
+    ) -> None:
+        """Do the same without blocking the event loop; see `Admission.enter` for `in_turn`.
 
-        What is shared goes on if this call is cancelled; the call is counted by itself alone.
+        What is shared goes on if this call is cancelled; the call is counted by itself alone. Past
+        `due` it raises `PodUnavailableError`.
         """
-        deadline = Deadline.after(_PATIENCE_S)
-        while (verdict := self._verdict(uid, epoch, incarnation)) is not Verdict.ADMIT:
+        longest_s = _PATIENCE_S if due is None else min(due.remaining(), _PATIENCE_S)
+        deadline = Deadline.after(longest_s)
+        while True:
+            verdict = self._verdict(uid, epoch, incarnation, in_turn=in_turn)
+            if verdict is Verdict.ADMIT:
+                return
             if verdict is Verdict.WAIT:
                 await asyncio.sleep(_POLL_S)
             else:
@@ -97,8 +110,13 @@ class Gate:
         """End a call."""
         self.admission.leave(uid)
 
-    def _verdict(self, uid: str, epoch: int, incarnation: int) -> Verdict:
-        verdict, reason = self.admission.enter(uid, epoch, incarnation)
+    def refusal(self, uid: str, epoch: int, incarnation: int) -> FencedError | None:
+        """Return why a call that waits for its turn is refused by now; None: it is not."""
+        reason = self.admission.refusal(uid, epoch, incarnation)
+        return self._fenced(uid, epoch, reason, may_have_run=False) if reason else None
+
+    def _verdict(self, uid: str, epoch: int, incarnation: int, *, in_turn: bool = False) -> Verdict:
+        verdict, reason = self.admission.enter(uid, epoch, incarnation, in_turn=in_turn)
         if verdict is Verdict.REFUSE:
             raise self._fenced(uid, epoch, reason, may_have_run=False)
         return verdict

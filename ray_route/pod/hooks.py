@@ -8,7 +8,7 @@ import inspect
 import logging
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from threading import Timer
@@ -25,6 +25,7 @@ Done = Callable[[BaseException | None, Any], None]
 # Hooks of an event loop that run at once, and of a pod that lets its calls run side by side.
 _ON_LOOP = 64
 _IN_THREADS = 16
+_ACQUIRERS = 32
 
 
 class Hooks:
@@ -44,6 +45,10 @@ class Hooks:
         prepare: makes of a state, as it was given up, what `on_acquire` is called with; called in a
             thread of its own, before the pod that has it gives it away.
         drops_unpicklable: a uid whose state can't be pickled moves without, instead of staying.
+        idle_s: how long a uid may be without a call before it is given up; None: two thirds of its
+            links' TTL.
+        in_threads: `on_acquire` runs in a thread of its own, not in that which reads links, if it
+            is not run on a loop.
 
     """
 
@@ -59,16 +64,25 @@ class Hooks:
         carries: bool = False,
         prepare: Prepare = lambda _, state: state,
         drops_unpicklable: bool = False,
+        idle_s: float | None = None,
+        in_threads: bool = False,
     ) -> None:
         self.carries = carries
         self.prepare = prepare
         self.drops_unpicklable = drops_unpicklable
+        self.idle_s = idle_s
         self.turn: AbstractContextManager[Any] = nullcontext() if turn is None else turn
         self.takes_turns = turn is not None
         self.on_loop = loop is not None
         self._hooks = {"on_acquire": on_acquire, "on_release": on_release, "on_lost": on_lost}
         self._loop = loop
         self._release_s = release_s
+        # Many that load for long must not keep other uids from being read.
+        self._acquirers = (
+            ThreadPoolExecutor(_ACQUIRERS, thread_name_prefix="ray_route-acquire")
+            if in_threads and loop is None
+            else None
+        )
         self._over: Callable[[str], None] = lambda _: None
 
     @property
@@ -93,8 +107,8 @@ class Hooks:
     def start(self, name: str, uid: str, done: Done, state: State | None = None) -> None:
         """Run a hook; `done` is told its error, or None, when it has ended, and what it returned.
 
-        One of an event loop runs there, and this returns at once; any other runs here. `state` is
-        for `on_acquire`.
+        One of an event loop runs there, and this returns at once; any other runs here, or in a
+        thread for those that acquire. `state` is for `on_acquire`.
         """
         hook = self._hooks[name]
         if hook is not None and self.carries and name == "on_acquire":
@@ -108,6 +122,8 @@ class Hooks:
                 asyncio.run_coroutine_threadsafe, self._on_loop(hook, uid, limit_s), self._loop
             )
             ran.add_done_callback(partial(_told, done))
+        elif self._acquirers is not None and name == "on_acquire":
+            self._acquirers.submit(lambda: done(*self._here(name, hook, uid)))
         else:
             done(*self._here(name, hook, uid))
 

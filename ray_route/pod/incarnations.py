@@ -32,7 +32,8 @@ class Incarnations:
         self._namespace = namespace
         self._service = service
         hooks.measure(meter(namespace.name), service, pod)
-        self.held = Holdings(pod, lease, namespace.config.ttl_s * _IDLE_SHARE)
+        idle_s = hooks.idle_s or namespace.config.ttl_s * _IDLE_SHARE
+        self.held = Holdings(pod, lease, idle_s)
         self.gate = Gate(namespace, service, self.held, hooks)
         self.releases = Releases(self.held)
         self._arrivals = Arrivals(self.held, hooks)

@@ -8,21 +8,28 @@ import traceback
 from collections.abc import Callable
 from functools import lru_cache
 from types import AsyncGeneratorType, GeneratorType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import ray
 
 from ray_route.errors import InvalidInputError, RouteError, UnpicklableError
 from ray_route.protocol.calls import Raised, Refused, SendAgain
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _OURS = "_ray_route"
+_INTERLEAVED = "_ray_route_interleaved"
 _NO_VALUES = (Refused, SendAgain)
 _STREAMS = (GeneratorType, AsyncGeneratorType)
 _PLAIN = (int, float, str, bytes, bool, type(None))
 
 
 def method_of(pod: Any, name: str) -> Callable[..., Any]:
-    """Return a pod's method that has one result; raise `InvalidInputError` if there is none."""
+    """Return a method that has one result, of an object or a class.
+
+    Raises `InvalidInputError` if there is none of that name.
+    """
     found = stream_of(pod, name)
     function = getattr(found, "__func__", None)  # of anything but a method none is remembered
     if _yields(found) if function is None else _known_to_yield(function):
@@ -43,9 +50,24 @@ def stream_of(pod: Any, name: str) -> Callable[..., Any]:
     """Return any method of a pod; raise `InvalidInputError`, which names those there are."""
     found = None if name.startswith(_OURS) else getattr(pod, name, None)
     if not callable(found):
-        known = ", ".join(method_names(type(pod))) or "no methods"
-        raise _invalid(name, f"is no method of {type(pod).__name__}, which has {known}")
+        cls = pod if isinstance(pod, type) else type(pod)
+        known = ", ".join(method_names(cls)) or "no methods"
+        raise _invalid(name, f"is no method of {cls.__name__}, which has {known}")
     return found  # type: ignore[no-any-return]
+
+
+def interleave(method: Callable[P, R]) -> Callable[P, R]:
+    """Mark a method that may run beside the other calls of its uid: it takes no turn.
+
+    So it may see an object of which another call has done a half, and is answered at once.
+    """
+    setattr(method, _INTERLEAVED, True)
+    return method
+
+
+def is_interleaved(method: Any) -> bool:
+    """True if a method is marked so."""
+    return getattr(method, _INTERLEAVED, False) is True
 
 
 def lacks_value(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -118,3 +140,11 @@ def _what(outcome: Any) -> str:
     if isinstance(outcome, Raised):
         return f"exception ({type(outcome.error).__name__})"
     return f"result ({type(outcome).__name__})"
+
+
+def is_async(cls: type) -> bool:
+    """True if Ray runs this class's actors on an event loop."""
+    members = [member for _, member in inspect.getmembers(cls)]
+    return any(map(inspect.iscoroutinefunction, members)) or any(
+        map(inspect.isasyncgenfunction, members)
+    )

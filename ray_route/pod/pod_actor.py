@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,39 +14,29 @@ from typing import Any
 import ray
 
 from ray_route.clock import Deadline
-from ray_route.errors import FencedError, NestedCallError, PodUnavailableError, RouteError
+from ray_route.pod import fenced_calls, streams, turn_calls
 from ray_route.pod.actor_name import leads_here, this_worker
 from ray_route.pod.agent import PodAgent
-from ray_route.pod.call_order import ArrivalOrder, CallOrder, Place
-from ray_route.pod.current_link import under
-from ray_route.pod.due import check_due, due_of, is_over, late
-from ray_route.pod.endings import (
-    EXITS,
-    Departure,
-    exit_to_be_made_again,
-    made_again,
-    watch_loop,
-)
+from ray_route.pod.call_order import ArrivalOrder, CallOrder
+from ray_route.pod.endings import Departure, made_again, watch_loop
 from ray_route.pod.exports import EXPORT_GROUP, export_one, export_some
-from ray_route.pod.hooks import Hook, Hooks, takes_state
+from ray_route.pod.hooks import Hooks, takes_state
 from ray_route.pod.index_lease import OfPod
-from ray_route.pod.methods import (
-    is_stream,
-    lacks_value,
-    method_of,
-    raised,
-    sendable,
-    stream_error,
-)
+from ray_route.pod.instances import Instances, OneForAll
+from ray_route.pod.leaving import leave_by
+from ray_route.pod.methods import is_async
+from ray_route.pod.options import PodOptions
 from ray_route.pod.sigterm import before_sigterm_ends
-from ray_route.protocol.calls import HEADER_LENGTH, BatchedCall, Header, Refused
+from ray_route.pod.turn_calls import TurnCalls
+from ray_route.pod.user_hooks import UserHooks
+from ray_route.pod.user_threads import UserThreads, in_thread
+from ray_route.protocol.calls import Refused
 from ray_route.store.url import StoreUrl
 
 CONTROL_GROUP = "ray_route"
 
 # Of the time that a pod has to leave, for moving its uids to others.
 _DRAIN_SHARE = 0.6
-_SHOWN_CHARACTERS = 500
 
 logger = logging.getLogger(__name__)
 
@@ -62,16 +50,14 @@ class PodSpec:
     pod: int
     url: StoreUrl
     actor: str
-    cpu_factor: float
-    grace_s: float
-    exit_when_fenced: bool
-    takes_turns: bool
-    release_s: float | None
-    on_unpicklable: str = "keep"
+    how: PodOptions
+    on_loop: bool
+    """The user's code runs on the event loop."""
+    one_by_one: bool
+    """Ray runs its calls one at a time, whichever their uids."""
 
 
 _agent_here: PodAgent | None = None
-_departure: Departure | None = None
 
 
 def current_agent() -> PodAgent | None:
@@ -79,199 +65,24 @@ def current_agent() -> PodAgent | None:
     return _agent_here
 
 
-def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
-    """Run one call if this pod owns its uid."""
-    uid, epoch, incarnation, method = header[:4]
-    agent: PodAgent = pod._ray_route_agent
-    place, due = Place(pod._ray_route_order, header), due_of(header)
-    try:
-        if not place.turn() or lacks_value(args, kwargs):
-            return place.send_again()
-        check_due(due, agent.service, uid, method)
-        gate, function = agent.gate, method_of(pod, method)
-        gate.enter(uid, epoch, incarnation)
-    except RouteError as error:
-        return place.refused(error)
-    finally:
-        place.leave()
-    try:
-        with pod._ray_route_turn, under(agent, header, due):
-            if is_over(due):  # it waited for its turn, or for on_acquire
-                return Refused(late(due, agent.service, uid, method))
-            result = function(*args, **kwargs)
-        gate.recheck(uid, epoch)
-    except FencedError as error:
-        return own_refusal(agent, error)
-    except EXITS as error:
-        return Refused(leaving(agent, uid, method, error, may_have_run=True))
-    finally:
-        gate.leave(uid)
-    return Refused(stream_error(method)) if is_stream(result) else result
+_user_hooks = UserHooks(current_agent)
 
 
-def _call_packed(pod: Any, packed: list[Any]) -> Any:
-    """Run one call whose header and arguments are one list: Ray makes two of each argument."""
-    return _call(pod, packed[:HEADER_LENGTH], *packed[HEADER_LENGTH:])
-
-
-async def _call_packed_async(pod: Any, packed: list[Any]) -> Any:
-    return await _call_async(pod, packed[:HEADER_LENGTH], *packed[HEADER_LENGTH:])
-
-
-async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
-    """Run one call if this pod owns its uid."""
-    uid, epoch, incarnation, method = header[:4]
-    agent: PodAgent = pod._ray_route_agent
-    place, due = Place(pod._ray_route_order, header), due_of(header)
-    try:
-        if not await place.turn_async() or lacks_value(args, kwargs):
-            return place.send_again()
-        check_due(due, agent.service, uid, method)
-        gate, function = agent.gate, method_of(pod, method)
-        await gate.enter_async(uid, epoch, incarnation)
-    except RouteError as error:
-        return place.refused(error)
-    finally:
-        place.leave()
-    try:
-        with under(agent, header, due):
-            if is_over(due):  # it waited for on_acquire
-                return Refused(late(due, agent.service, uid, method))
-            result = function(*args, **kwargs)
-            if inspect.isawaitable(result):
-                result = await result
-        await gate.recheck_async(uid, epoch)
-    except FencedError as error:
-        return own_refusal(agent, error)
-    except EXITS as error:
-        return Refused(leaving(agent, uid, method, error, may_have_run=True))
-    finally:
-        gate.leave(uid)
-    return Refused(stream_error(method)) if is_stream(result) else result
-
-
-def own_refusal(agent: PodAgent, error: FencedError) -> Refused:
-    """Answer with the refusal of this very call; any other is the user's, whatever it says."""
-    if not agent.gate.has_refused(error):
-        raise error
-    return Refused(error)
-
-
-def leaving(
-    agent: PodAgent, uid: str, what: str, error: BaseException, *, may_have_run: bool
-) -> PodUnavailableError:
-    """Begin to end this process, since the user's code asked for it; return what a caller gets.
-
-    Ray must not see what was raised: it would never make the pod again. Nor is the call repeated
-    elsewhere, `idempotent` or not: it would end one pod after the other.
-    """
-    shown = repr(error)[:_SHOWN_CHARACTERS]  # a refusal is never so large that Ray stores it apart
-    reason = f"{what}({uid!r}) raised {shown}, so its process ends; Ray makes it again"
-    logger.error("pod %d of %s leaves: %s", agent.pod, agent.service, reason, exc_info=error)
-    if _departure is not None:
-        _departure.begin(exit_to_be_made_again)
-    return PodUnavailableError(
-        reason=reason,
-        may_have_run=may_have_run,
-        namespace=agent.namespace,
-        service=agent.service,
-        pod=agent.pod,
-        uid=uid,
-    )
-
-
-def _flush(pod: Any) -> None:
-    """Return when every call that was queued before has been answered."""
-
-
-async def _flush_async(pod: Any) -> None:
-    """Return when every call that was queued before has begun."""
-
-
-def _call_many(pod: Any, calls: list[BatchedCall]) -> list[Any]:
-    """Run many calls in order, each fenced by itself."""
-    outcomes = []
-    for header, args, kwargs in calls:
-        try:
-            outcome = _call(pod, header, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - one call's error is not the batch's
-            outcome = raised(pod, header[3], error)
-        outcomes.append(sendable(outcome, header[3]))
-    return outcomes
-
-
-async def _call_many_async(pod: Any, calls: list[BatchedCall]) -> list[Any]:
-    """Run many calls at once, each fenced by itself."""
-    running = (_call_async(pod, header, *args, **kwargs) for header, args, kwargs in calls)
-    outcomes = await asyncio.gather(*running, return_exceptions=True)
-    names = [header[3] for header, _, _ in calls]
-    return [
-        sendable(raised(pod, name, item) if isinstance(item, BaseException) else item, name)
-        for item, name in zip(outcomes, names, strict=True)
-    ]
-
-
-_METHODS = {
-    "_ray_route_call": _call,
-    "_ray_route_call_packed": _call_packed,
-    "_ray_route_call_many": _call_many,
-    "_ray_route_flush": _flush,
-}
-_ASYNC_METHODS = {
-    "_ray_route_call": _call_async,
-    "_ray_route_call_packed": _call_packed_async,
-    "_ray_route_call_many": _call_many_async,
-    "_ray_route_flush": _flush_async,
-}
-
-
-@contextmanager
-def _errors_apart(uid: str, name: str) -> Iterator[None]:
-    """Keep what a hook raises apart from what the pod says of a call, and of its own end."""
-    try:
-        yield
-    except RouteError as error:
-        ids: dict[str, Any] = {"uid": uid}
-        if _agent_here is not None:
-            agent = _agent_here
-            ids |= {"namespace": agent.namespace, "service": agent.service, "pod": agent.pod}
-        raise NestedCallError(method=name, error=error, **ids) from error
-    except EXITS as error:
-        if _agent_here is None:
-            raise
-        raise leaving(_agent_here, uid, name, error, may_have_run=False) from error
-
-
-def _hook(pod: Any, name: str) -> Hook | None:
-    """Return the user's hook; what it raises for the process ends that in order."""
-    hook = getattr(pod, name, None)
-    if hook is None:
-        return None
-
-    def here(uid: str, *state: Any) -> Any:
-        with _errors_apart(uid, name):
-            return hook(uid, *state)
-
-    async def on_loop(uid: str, *state: Any) -> Any:
-        with _errors_apart(uid, name):
-            done = hook(uid, *state)
-            return await done if inspect.isawaitable(done) else done
-
-    return on_loop if is_async(type(pod)) else here
-
-
-def _hooks(pod: Any, spec: PodSpec) -> Hooks:
-    """Return the hooks of the user's class, which run as its calls do."""
-    runs_on_loop = is_async(type(pod))
+def _hooks(owner: Any, spec: PodSpec, turn: Any) -> Hooks:
+    """Return the hooks of the user's code, which run as its calls do."""
+    find = partial(_user_hooks.find, owner, on_loop=spec.on_loop)
     return Hooks(
-        _hook(pod, "on_acquire"),
-        _hook(pod, "on_release"),
-        _hook(pod, "on_lost"),
-        turn=pod._ray_route_turn if spec.takes_turns and not runs_on_loop else None,
-        loop=asyncio.get_running_loop() if runs_on_loop else None,
-        release_s=spec.release_s,
-        carries=takes_state(getattr(pod, "on_acquire", None)),
-        drops_unpicklable=spec.on_unpicklable == "drop",
+        find("on_acquire"),
+        find("on_release"),
+        find("on_lost"),
+        turn=turn,
+        loop=asyncio.get_running_loop() if spec.on_loop else None,
+        release_s=spec.how.release_s,
+        carries=takes_state(getattr(owner, "on_acquire", None)),
+        prepare=owner.prepare if isinstance(owner, Instances) else lambda _, state: state,
+        drops_unpicklable=spec.how.on_unpicklable == "drop",
+        idle_s=spec.how.idle_s,
+        in_threads=spec.how.has_turns,
     )
 
 
@@ -297,49 +108,68 @@ def _leave_service(agent: PodAgent, grace_s: float) -> None:
         agent.stop(deadline.remaining())
 
 
-def _become_pod(pod: Any, spec: PodSpec) -> PodAgent:
-    # At module level: the class that `pod_class` makes travels by value, with globals of its own.
-    global _agent_here, _departure  # noqa: PLW0603 - a process is one pod
-    pod._ray_route_turn = threading.RLock() if spec.takes_turns else nullcontext()
-    # Ray runs them one by one, in order, where they take turns.
-    runs_in_order = spec.takes_turns and not is_async(type(pod))
+def _serves_by_arrival(pod: Any, spec: PodSpec) -> Any:
+    """Prepare a pod whose uids have no turns; return the lock that its calls take, if any."""
+    runs_in_order = spec.one_by_one and not spec.on_loop  # as Ray does
+    pod._ray_route_turn = threading.RLock() if spec.one_by_one else nullcontext()
     pod._ray_route_order = ArrivalOrder() if runs_in_order else CallOrder()
-    on_lapse = _exit_fenced if spec.exit_when_fenced else None
+    return pod._ray_route_turn if runs_in_order else None
+
+
+def _become_pod(pod: Any, spec: PodSpec, target: Instances | OneForAll) -> PodAgent:
+    # At module level: the class that `pod_class` makes travels by value, with globals of its own.
+    global _agent_here  # noqa: PLW0603 - a process is one pod
+    turn = None if spec.how.has_turns else _serves_by_arrival(pod, spec)
+    hooks = _hooks(target if isinstance(target, Instances) else pod, spec, turn)
+    on_lapse = _exit_fenced if spec.how.exit_when_fenced else None
     _agent_here = PodAgent(
         spec.namespace,
         spec.service,
         spec.pod,
         redis_url=spec.url,
         actor=spec.actor,
-        cpu_factor=spec.cpu_factor,
-        _of_pod=OfPod(_hooks(pod, spec), on_lapse, _exit_fenced, partial(leads_here, spec.actor)),
+        cpu_factor=spec.how.cpu_factor,
+        _of_pod=OfPod(hooks, on_lapse, _exit_fenced, partial(leads_here, spec.actor)),
     )
-    _departure = Departure(partial(_leave_service, _agent_here, spec.grace_s))
-    before_sigterm_ends(_departure)
-    if is_async(type(pod)):
+    departure = Departure(partial(_leave_service, _agent_here, spec.how.grace_s))
+    leave_by(departure)
+    before_sigterm_ends(departure)
+    if spec.how.has_turns:
+        threads = None if spec.on_loop else UserThreads(spec.how.threads)
+        pod._ray_route_turns = TurnCalls(_agent_here, target, _user_hooks, threads)
+    if spec.how.has_turns or spec.on_loop:
         watch_loop(asyncio.get_running_loop())
     # Not here: what it takes may be away for longer than anyone waits for a constructor.
     _agent_here.join_in_background()
     return _agent_here
 
 
-def is_async(cls: type) -> bool:
-    """True if Ray runs this class's actors on an event loop."""
-    members = [member for _, member in inspect.getmembers(cls)]
-    return any(map(inspect.iscoroutinefunction, members)) or any(
-        map(inspect.isasyncgenfunction, members)
-    )
+def _methods(cls: type, *, turns: bool) -> dict[str, Any]:
+    if turns:
+        return turn_calls.METHODS
+    if is_async(cls):
+        return {**fenced_calls.ASYNC_METHODS, "_ray_route_stream": streams.stream_async}
+    return {**fenced_calls.METHODS, "_ray_route_stream": streams.stream}
 
 
-def pod_class(cls: type) -> type:
-    """Derive the class of the pod actors from an unmodified user class."""
+def pod_class(cls: type, *, per_uid: bool = False, turns: bool = False) -> type:
+    """Derive the class of the pod actors from an unmodified user class.
 
-    class Pod(cls):  # type: ignore[misc]
+    With `per_uid` they have an object of it for each uid; that, or `turns`, has each uid's calls
+    run one at a time.
+    """
+    base: Any = object if per_uid else cls
+
+    class Pod(base):  # type: ignore[misc]
         def __init__(self, _ray_route_spec: PodSpec, *args: Any, **kwargs: Any) -> None:
             spec = _ray_route_spec
             with made_again(spec.namespace, spec.service, spec.pod, spec.actor):
-                super().__init__(*args, **kwargs)
-                self._ray_route_agent = _become_pod(self, spec)
+                target = Instances(cls, args, kwargs) if per_uid else OneForAll(self, cls)
+                if not per_uid and turns and not spec.on_loop:
+                    in_thread(super().__init__, *args, **kwargs)  # a loop runs in this one
+                elif not per_uid:
+                    super().__init__(*args, **kwargs)
+                self._ray_route_agent = _become_pod(self, spec, target)
 
         @ray.method(concurrency_group=CONTROL_GROUP)
         def _ray_route_ready(self) -> bool | Refused:
@@ -358,7 +188,7 @@ def pod_class(cls: type) -> type:
         _ray_route_export = ray.method(concurrency_group=EXPORT_GROUP)(export_some)
         _ray_route_export_one = ray.method(concurrency_group=EXPORT_GROUP)(export_one)
 
-    for name, method in (_ASYNC_METHODS if is_async(cls) else _METHODS).items():
+    for name, method in _methods(cls, turns=turns or per_uid).items():
         setattr(Pod, name, method)
     Pod.__name__ = cls.__name__
     Pod.__qualname__ = cls.__qualname__

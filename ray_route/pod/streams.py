@@ -12,12 +12,12 @@ from ray_route.pod.agent import PodAgent
 from ray_route.pod.current_link import under
 from ray_route.pod.due import check_due, due_of, is_over, late
 from ray_route.pod.endings import EXITS
+from ray_route.pod.leaving import leaving, own_refusal
 from ray_route.pod.methods import is_stream, no_stream_error, stream_of
-from ray_route.pod.pod_actor import is_async, leaving, own_refusal
 from ray_route.protocol.calls import Header, Refused, StreamEnd
 
 
-def _stream(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
+def stream(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
     """Yield what the user's generator does, if this pod owns the uid, and then a `StreamEnd`.
 
     A `Refused` instead says that nothing has run, if it comes first; or that no more comes.
@@ -36,7 +36,7 @@ def _stream(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Iterator[
     items: Any = None
     try:
         with pod._ray_route_turn:
-            items = _checked(_begun(agent, header, function, args, kwargs), method)
+            items = checked(_begun(agent, header, function, args, kwargs), method)
         if type(items) is Refused:
             last = items
         else:
@@ -64,7 +64,7 @@ def _begun(agent: PodAgent, header: Header, function: Any, args: Any, kwargs: An
         return function(*args, **kwargs)
 
 
-def _checked(items: Any, method: str) -> Any:
+def checked(items: Any, method: str) -> Any:
     """Return a generator or a refusal; a refusal instead of anything else."""
     known = type(items) is Refused or is_stream(items)
     return items if known else Refused(no_stream_error(method, items))
@@ -87,7 +87,7 @@ def _close(agent: PodAgent, header: Header, items: Any) -> None:
             items.close()
 
 
-async def _stream_async(
+async def stream_async(
     pod: Any, header: Header, /, *args: Any, **kwargs: Any
 ) -> AsyncIterator[Any]:
     """Do the same on the event loop; the generator may be one of either kind."""
@@ -108,7 +108,7 @@ async def _stream_async(
         if inspect.isawaitable(items):
             with under(agent, header, None):
                 items = await items
-        items = _checked(items, method)
+        items = checked(items, method)
         if type(items) is Refused:
             last = items
         else:
@@ -138,9 +138,3 @@ async def _one_by_one(agent: PodAgent, header: Header, items: Any) -> AsyncItera
             except (StopIteration, StopAsyncIteration):
                 return
         yield item
-
-
-def with_streams(pod_class: Any) -> Any:
-    """Add streaming calls to a class of pods."""
-    pod_class._ray_route_stream = _stream_async if is_async(pod_class) else _stream
-    return pod_class

@@ -10,15 +10,16 @@ from ray_route.errors import RouteError
 
 Header = Sequence[Any]
 """uid, epoch, incarnation, method; then, if they are known, its `Order`, flat, or 0 and 0 for none,
-its deadline as a time of day in seconds, and the mark of its caller's node.
+its deadline as a time of day in seconds, the mark of its caller's node, and its chain: the numbers
+of the turns that it is made within, or 0 for none.
 
 A list of plain values: Ray packs that in a third of the time of a tuple.
 """
 
-DUE_AT, NODE = 6, 7
-"""Where these two are in a header."""
+DUE_AT, NODE, CHAIN = 6, 7, 8
+"""Where these are in a header."""
 
-HEADER_LENGTH = 8
+HEADER_LENGTH = 9
 """Of a full header: where plain arguments begin that travel in one list with it."""
 
 Order = tuple[int, int]
@@ -29,8 +30,16 @@ of a run go to one pod, under one epoch. They begin in that order. Once one is r
 come, all behind it are refused: the caller sends them again, in order, as another run.
 """
 
+Chain = tuple[int, ...]
+"""Numbers of turns: those that the running code is called within, each within the one before."""
+
 BatchedCall = tuple[Header, tuple[Any, ...], dict[str, Any]]
 """One of the calls that travel together: header, arguments, keywords."""
+
+
+def chain_of(header: Header) -> Chain:
+    """Return the turns that a call is made within."""
+    return tuple(header[CHAIN] or ()) if len(header) > CHAIN else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +55,12 @@ class SendAgain:
 
     One of its arguments is a refusal itself, of the call that was to bring it; or a call that was
     sent before it was refused, or has not come. `begun` calls of its run, the first ones, have
-    begun, and may go on for long: what is sent again need not wait for those.
+    begun, and may go on for long: what is sent again need not wait for those. With `busy`, too many
+    calls of its uid wait already: it is sent again after a while.
     """
 
     begun: int = 0
+    busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
-"""The deadline of the call that the running code serves; calls that it makes inherit it."""
+"""The call that the running code serves: calls that it makes inherit its deadline and its chain."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +13,7 @@ import ray
 
 from ray_route.clock import Deadline
 from ray_route.model import check_duration
+from ray_route.protocol.calls import Chain
 from ray_route.runtime.joined_ray import joined_by_client
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -59,6 +62,36 @@ def end_serving(served: Served) -> None:
     serving, token = served
     serving.over = True
     _serving.reset(token)
+
+
+_chain: ContextVar[Chain] = ContextVar("ray_route_chain", default=())
+
+
+def current_chain() -> Chain:
+    """Return the turns within which the running code is called, as numbers; () outside of any.
+
+    A call that comes back to a uid whose turn is among them is let in. Threads and executors do not
+    know them by themselves: take this along, and use `in_chain` there.
+    """
+    return _chain.get()
+
+
+@contextmanager
+def in_chain(chain: Iterable[int]) -> Iterator[None]:
+    """Have calls made within count as made within these turns; see `current_chain`."""
+    token = begin_chain(tuple(chain))
+    try:
+        yield
+    finally:
+        end_chain(token)
+
+
+def begin_chain(chain: Chain) -> Token[Chain]:
+    """Have the code from here on run within these turns; end it with `end_chain`."""
+    return _chain.set(chain)
+
+
+end_chain = _chain.reset
 
 
 # Between processes a deadline is a time of day, since a call may lie in a pod's queue for longer

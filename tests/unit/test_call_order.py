@@ -14,8 +14,8 @@ from helpers import eventually
 
 from ray_route.errors import FencedError, InvalidInputError
 from ray_route.pod import call_order
-from ray_route.pod.call_order import ArrivalOrder, CallOrder, Orders, Place
-from ray_route.protocol.calls import Order, SendAgain
+from ray_route.pod.call_order import ArrivalOrder, CallOrder, Orders, Place, TurnPlace
+from ray_route.protocol.calls import Order, Refused, SendAgain
 
 HEADER = ("ann", 7, 1, "say")
 
@@ -243,3 +243,55 @@ def test_many_that_wait_for_one_take_no_longer_each() -> None:
 
     # Sixteen times, if each woke all others; memory that is cold costs some of it.
     assert min(per_call(4_000) for _ in range(3)) < 8 * min(per_call(250) for _ in range(3))
+
+
+class TestWaitingForATurn:
+    """Where a call whose place has come waits for more: it has not begun by then."""
+
+    orders: CallOrder
+
+    def places(self, number: int) -> list[TurnPlace]:
+        self.orders = CallOrder()
+        made = [TurnPlace(self.orders, [*HEADER, 5, place]) for place in range(number)]
+        for place in made:
+            assert place.turn()
+            place.passes()
+        return made
+
+    def test_those_that_wait_do_not_count_as_begun(self) -> None:
+        first, _, third = self.places(3)
+        first.leave()
+        assert third.busy() == SendAgain(1, busy=True)
+
+    def test_one_that_gives_up_before_others_leaves_no_gap(self) -> None:
+        first, second, third = self.places(3)
+        second.leave()
+        assert third.busy().begun == 0
+        first.leave()
+        assert third.busy().begun == 2
+
+    def test_a_busy_one_takes_those_behind_along_and_none_before(self) -> None:
+        first, second, third = self.places(3)
+        second.busy()
+        second.leave()
+        assert not first.is_cut()
+        assert third.is_cut()
+
+    def test_a_refusal_is_told_at_its_place_alone(self) -> None:
+        """Its caller takes those before for begun: they must not come back behind it."""
+        refused = FencedError(reason="released", may_have_run=False)
+        first, second, third = self.places(3)
+        first.leave()
+        assert third.turned_away(refused) == SendAgain(1)
+        third.leave()
+        assert second.turned_away(refused) == Refused(refused)
+        second.leave()
+        assert third.is_cut()
+
+    def test_what_has_no_place_waits_for_nothing_and_is_refused_as_it_is(self) -> None:
+        refused = FencedError(reason="released", may_have_run=False)
+        alone = TurnPlace(CallOrder(), HEADER)
+        alone.passes()
+        assert not alone.is_cut()
+        assert alone.run == 0
+        assert alone.turned_away(refused) == Refused(refused)

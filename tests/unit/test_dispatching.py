@@ -11,8 +11,7 @@ import pytest
 import ray
 from helpers import eventually
 
-from ray_route.client import dispatcher as dispatching
-from ray_route.client import held_calls
+from ray_route.client import held_calls, outgoing
 from ray_route.client.dispatcher import Dispatcher
 from ray_route.client.outgoing import Outgoing
 from ray_route.client.responses import taken
@@ -108,7 +107,7 @@ def session() -> Session:
 def dispatcher(
     session: Session, router: Router, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Dispatcher]:
-    monkeypatch.setattr(dispatching, "node_mark", lambda: "here")
+    monkeypatch.setattr(outgoing, "node_mark", lambda: "here")
     made: Any = Dispatcher(session)  # type: ignore[arg-type]
     made.untaken.add = made.untaken.look = made.lanes._look = lambda _: None  # they are told here
     yield made

@@ -1,0 +1,313 @@
+"""Fenced calls of pods whose uids have turns: coroutines, so that one that waits costs little."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol
+
+from ray_route.clock import Deadline
+from ray_route.errors import FencedError, RouteError
+from ray_route.pod.agent import PodAgent
+from ray_route.pod.call_order import CallOrder, TurnPlace
+from ray_route.pod.current_link import under
+from ray_route.pod.due import check_due, due_of, is_over, late
+from ray_route.pod.endings import EXITS
+from ray_route.pod.leaving import leaving, own_refusal
+from ray_route.pod.methods import (
+    is_interleaved,
+    is_stream,
+    lacks_value,
+    method_of,
+    raised,
+    sendable,
+    stream_error,
+    stream_of,
+)
+from ray_route.pod.streams import checked
+from ray_route.pod.turns import Beside, Turn, Turns
+from ray_route.pod.user_hooks import UserHooks
+from ray_route.pod.user_threads import UserThreads
+from ray_route.protocol.calls import (
+    HEADER_LENGTH,
+    BatchedCall,
+    Header,
+    Refused,
+    SendAgain,
+    StreamEnd,
+    chain_of,
+)
+
+# So often calls that wait are asked whether they are refused by now.
+_LOOK_S = 0.1
+_FLUSH_S = 0.02
+_END = object()
+
+_Begun = Turn | Beside
+_Find = Callable[[Any, str], Callable[..., Any]]
+
+
+class Target(Protocol):
+    """Has the objects that serve uids."""
+
+    cls: type
+
+    def of(self, uid: str) -> Any:
+        """Return the object that serves a uid that is held."""
+
+
+class TurnCalls:
+    """Serves the calls of one pod, each in its turn.
+
+    `threads` runs the methods; None: they run on the loop, coroutines or not.
+    """
+
+    def __init__(
+        self, agent: PodAgent, target: Target, hooks: UserHooks, threads: UserThreads | None
+    ) -> None:
+        self._agent = agent
+        self._target = target
+        self._hooks = hooks
+        self._threads = threads
+        self._orders = CallOrder()
+        self._turns = Turns()
+        self._looks = False
+
+    # Waiting.
+
+    async def _begin(
+        self, place: TurnPlace, header: Header, find: _Find, *, lacks: bool
+    ) -> _Begun | SendAgain:
+        """Wait for a call's turn, and have it admitted; raises its refusal."""
+        uid, epoch, incarnation, name = header[:4]
+        due = due_of(header)
+        if not await place.turn_async() or lacks:
+            return place.send_again()
+        check_due(due, self._agent.service, uid, name)
+        is_beside = is_interleaved(find(self._target.cls, name))
+        self._hooks.check(uid, chain_of(header))
+        turn = await self._turn(place, header, due, is_beside=is_beside)
+        if turn is None:
+            return place.busy()
+        try:
+            if place.is_cut():
+                turn.end()
+                return place.send_again()
+            enter = partial(self._agent.gate.enter_async, in_turn=turn.is_within, due=due)
+            await enter(uid, epoch, incarnation)
+        except BaseException:
+            turn.end()
+            raise
+        return turn
+
+    async def _turn(
+        self, place: TurnPlace, header: Header, due: Deadline | None, *, is_beside: bool
+    ) -> _Begun | None:
+        """Wait for a call's turn; None if too many do."""
+        uid, epoch, incarnation, name = header[:4]
+        chain = chain_of(header)
+        if is_beside:
+            place.passes()
+            return self._turns.beside(uid, chain)
+        refusal = partial(self._agent.gate.refusal, uid, epoch, incarnation)
+        ticket = self._turns.join(uid, name, chain, place.run, refusal)
+        if ticket is None:
+            return None
+        place.passes()
+        self._look_out()
+        try:
+            return await ticket.wait(None if due is None else due.remaining())
+        except asyncio.TimeoutError:
+            raise late(due, self._agent.service, uid, name, self._behind(uid)) from None
+
+    def _behind(self, uid: str) -> str:
+        had = [f"{method}, for {ran_s:.1f} s" for method, ran_s in self._turns.running(uid)]
+        return f"; the turn has {', within it '.join(had)}" if had else ""
+
+    def _look_out(self) -> None:
+        """While calls wait, look whether they are refused by now: time alone may do that."""
+        if self._turns.waiting and not self._looks:
+            self._looks = True
+            asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._looks = False
+        self._turns.turn_away(None)
+        self._look_out()
+
+    async def flush(self) -> None:
+        """Return when no call waits for its turn: in a pod that has stopped, all are refused."""
+        while self._turns.waiting:
+            self._turns.turn_away(None)
+            await asyncio.sleep(_FLUSH_S)
+
+    # Running.
+
+    async def call(self, header: Header, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one call if this pod owns its uid."""
+        place = TurnPlace(self._orders, header)
+        try:
+            turn = await self._begin(place, header, method_of, lacks=lacks_value(args, kwargs))
+        except RouteError as error:
+            return place.turned_away(error)
+        finally:
+            place.leave()
+        return turn if type(turn) is SendAgain else await self._run(header, turn, args, kwargs)
+
+    async def _run(self, header: Header, turn: Any, args: Any, kwargs: Any) -> Any:
+        uid, epoch, _, name = header[:4]
+        try:
+            method = self._method(uid, name, args, kwargs)
+            result = await self._user(header, turn, due_of(header), method)
+            await self._agent.gate.recheck_async(uid, epoch)
+        except FencedError as error:
+            return own_refusal(self._agent, error)
+        except EXITS as error:
+            return Refused(leaving(self._agent, uid, name, error, may_have_run=True))
+        finally:
+            self._end(uid, turn)
+        return Refused(stream_error(name)) if is_stream(result) else result
+
+    def _method(self, uid: str, name: str, args: Any, kwargs: Any) -> Callable[[], Any]:
+        return partial(getattr(self._target.of(uid), name), *args, **kwargs)
+
+    def _end(self, uid: str, turn: _Begun) -> None:
+        """End a call; a release that waits for it comes before the next one's turn."""
+        self._agent.gate.leave(uid)
+        turn.end()
+
+    async def _user(
+        self, header: Header, turn: _Begun, due: Deadline | None, function: Callable[[], Any]
+    ) -> Any:
+        """Run user code for a call, in its thread if it needs one; too late, it is refused."""
+        chain = (*chain_of(header), turn.number)
+        serving = partial(under, self._agent, header, due, chain)
+
+        def run() -> Any:
+            with serving():
+                if is_over(due):  # it waited for a thread, or to be acquired
+                    return Refused(late(due, self._agent.service, header[0], header[3]))
+                return function()
+
+        if self._threads is not None:
+            return await self._threads.run(run, is_within=bool(chain_of(header)))
+        result = run()
+        if inspect.isawaitable(result):
+            with serving():
+                return await result
+        return result
+
+    async def call_many(self, calls: list[BatchedCall]) -> list[Any]:
+        """Run many calls, each in its turn; their outcomes come together."""
+        running = (self.call(header, args, kwargs) for header, args, kwargs in calls)
+        outcomes = await asyncio.gather(*running, return_exceptions=True)
+        return [
+            sendable(self._sent(header[3], outcome), header[3])
+            for (header, _, _), outcome in zip(calls, outcomes, strict=True)
+        ]
+
+    def _sent(self, name: str, outcome: Any) -> Any:
+        failed = isinstance(outcome, BaseException)
+        return raised(self._target.cls, name, outcome) if failed else outcome
+
+    # Streams.
+
+    async def stream(
+        self, header: Header, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> AsyncIterator[Any]:
+        """Yield what the user's generator does, in one turn, and then a `StreamEnd`.
+
+        A `Refused` or `SendAgain` instead says that nothing has run, if it comes first; a `Refused`
+        later that no more comes.
+        """
+        place = TurnPlace(self._orders, header)
+        try:
+            turn = await self._begin(place, header, stream_of, lacks=False)
+        except RouteError as error:
+            yield Refused(error)
+            return
+        if isinstance(turn, SendAgain):
+            yield turn
+            return
+        uid, epoch, _, name = header[:4]
+        last: Any = StreamEnd()
+        items: Any = None
+        try:
+            method = self._method(uid, name, args, kwargs)
+            items = checked(await self._user(header, turn, None, method), name)
+            if type(items) is Refused:
+                last = items
+            else:
+                async for item in self._items(header, turn, items):
+                    await self._agent.gate.recheck_async(uid, epoch)
+                    yield item
+                await self._agent.gate.recheck_async(uid, epoch)
+        except FencedError as error:
+            last = own_refusal(self._agent, error)
+        except EXITS as error:
+            last = Refused(leaving(self._agent, uid, name, error, may_have_run=True))
+        finally:
+            try:
+                await self._close(header, turn, items)
+            finally:
+                self._end(uid, turn)
+        yield last
+
+    async def _items(self, header: Header, turn: _Begun, items: Any) -> AsyncIterator[Any]:
+        is_async = inspect.isasyncgen(items)
+        step = items.__anext__ if is_async else partial(next, items, _END)
+        while True:
+            try:
+                item = await self._user(header, turn, None, step)
+            except StopAsyncIteration:
+                return
+            if item is _END:
+                return
+            yield item
+
+    async def _close(self, header: Header, turn: _Begun, items: Any) -> None:
+        if inspect.isasyncgen(items):
+            with suppress(RuntimeError):  # it is closed already, or closes itself
+                await items.aclose()
+        elif inspect.isgenerator(items):
+            await self._user(header, turn, None, items.close)
+
+
+async def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
+    return await pod._ray_route_turns.call(header, args, kwargs)
+
+
+async def _call_packed(pod: Any, packed: list[Any]) -> Any:
+    header, args = packed[:HEADER_LENGTH], tuple(packed[HEADER_LENGTH:])
+    return await pod._ray_route_turns.call(header, args, {})
+
+
+async def _call_many(pod: Any, calls: list[BatchedCall]) -> list[Any]:
+    many: list[Any] = await pod._ray_route_turns.call_many(calls)
+    return many
+
+
+async def _flush(pod: Any) -> None:
+    """Return when every call that was queued before has begun, or has been refused."""
+    await pod._ray_route_turns.flush()
+
+
+async def _stream(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+    items = pod._ray_route_turns.stream(header, args, kwargs)
+    try:
+        async for item in items:
+            yield item
+    finally:
+        await items.aclose()
+
+
+METHODS = {
+    "_ray_route_call": _call,
+    "_ray_route_call_packed": _call_packed,
+    "_ray_route_call_many": _call_many,
+    "_ray_route_flush": _flush,
+    "_ray_route_stream": _stream,
+}

@@ -1,0 +1,155 @@
+"""Users' classes of one object per uid, for tests. A module that Ray's workers can import."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+import ray_route
+
+
+class Room:
+    """One user's room; notes if two calls ever were in it at once, but one within the other."""
+
+    def __init__(self, uid: str, folder: str, rooms: ray_route.ServiceHandle[Any] | None = None):
+        self.uid = uid
+        self.said: list[Any] = []
+        self.folder = Path(folder)
+        self.rooms = rooms
+        self.inside = 0
+        self.overlapped = False
+        if uid.startswith("poison") and not (self.folder / uid).exists():
+            raise LookupError("not yet")
+
+    def on_release(self) -> None:
+        (self.folder / f"released-{self.uid}").write_text(repr(self.said))
+
+    def say(self, text: Any, seconds: float = 0.0) -> int:
+        self.inside += 1
+        self.overlapped = self.overlapped or self.inside > 1
+        time.sleep(seconds)
+        self.said.append(text)
+        self.inside -= 1
+        return len(self.said)
+
+    def all_said(self) -> list[Any]:
+        return self.said
+
+    def trouble(self) -> bool:
+        return self.overlapped
+
+    def hold(self, name: str) -> str:
+        """Stay until a file is there, and say that it has begun."""
+        (self.folder / f"{name}-begun").touch()
+        while not (self.folder / name).exists():
+            time.sleep(0.01)
+        return name
+
+    @ray_route.interleave
+    def peek(self) -> int:
+        return len(self.said)
+
+    def count(self, number: int) -> Iterator[int]:
+        for n in range(number):
+            self.said.append(n)
+            yield n
+
+    # Calls that come back.
+
+    def call_me_back(self, others: list[str]) -> list[str]:
+        """Call the next of the others, which calls the one after it, and the last this one."""
+        assert self.rooms is not None
+        if not others:
+            return [self.uid]
+        first, *rest = others
+        back: list[str] = self.rooms[first].call_me_back.remote(rest).result()
+        return [self.uid, *back]
+
+    def from_a_thread(self) -> int:
+        assert self.rooms is not None
+        rooms, chain, found = self.rooms, ray_route.current_chain(), []
+
+        def ask() -> None:
+            with ray_route.in_chain(chain):
+                found.append(rooms[self.uid].say.remote("from a thread").result(timeout_s=20))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+        return found[0]
+
+    def from_a_task(self) -> int:
+        assert self.rooms is not None
+        told: int = ray.get(_say.remote(self.rooms, self.uid))
+        return told
+
+    def ask_itself_twice(self) -> bool:
+        assert self.rooms is not None
+        me = self.rooms[self.uid]
+        for response in [me.say.remote(n, 0.1) for n in range(2)]:
+            response.result()
+        return self.overlapped
+
+
+@ray.remote(num_cpus=0)
+def _say(rooms: ray_route.ServiceHandle[Any], uid: str) -> int:
+    said: int = rooms[uid].say.remote("from a task").result(timeout_s=20)
+    return said
+
+
+class AsyncRoom:
+    """The same on an event loop."""
+
+    def __init__(self, uid: str) -> None:
+        self.uid = uid
+        self.said: list[Any] = []
+        self.inside = 0
+        self.overlapped = False
+
+    async def say(self, text: Any, seconds: float = 0.0) -> int:
+        self.inside += 1
+        self.overlapped = self.overlapped or self.inside > 1
+        await asyncio.sleep(seconds)
+        self.said.append(text)
+        self.inside -= 1
+        return len(self.said)
+
+    async def all_said(self) -> list[Any]:
+        return self.said
+
+    async def trouble(self) -> bool:
+        return self.overlapped
+
+    async def count(self, number: int) -> AsyncIterator[int]:
+        for n in range(number):
+            self.said.append(n)
+            yield n
+
+
+class Shared:
+    """One object for all uids of a pod, whose hooks call back."""
+
+    def __init__(self, rooms: ray_route.ServiceHandle[Any]) -> None:
+        self.rooms = rooms
+        self.said: dict[str, list[Any]] = {}
+
+    def on_acquire(self, uid: str) -> None:
+        if uid.startswith("loop"):
+            self.rooms[uid].say.remote(uid, "me").result(timeout_s=60)
+        self.said[uid] = []
+
+    def say(self, uid: str, text: Any, seconds: float = 0.0) -> int:
+        before = len(self.said[uid])
+        time.sleep(seconds)
+        self.said[uid].append(text)
+        assert len(self.said[uid]) == before + 1, "two calls at once"
+        return before + 1
+
+    def all_said(self, uid: str) -> list[Any]:
+        return self.said[uid]
