@@ -130,27 +130,28 @@ def test_an_error_of_the_wait_says_of_which_call_and_whether_it_may_have_run() -
 def test_calls_made_within_one_turn_do_not_wait_for_those_of_another(lanes: Lanes) -> None:
     outside, within = made(1), made(2)
     within.chain = (77,)
-    with lanes.of(outside) as lane, lanes.of(within) as other:
-        assert lane is not other
-        send(lane, outside)
-        lane.hold(made(3))
-        assert not other.waiting
+    lane, other = lanes.of(outside), lanes.of(within)
+    assert lane is not other
+    send(lane, outside)
+    lane.hold(made(3))
+    assert not other.waiting
 
 
 def test_a_pod_that_is_busy_gets_no_more_than_it_has_taken(lanes: Lanes) -> None:
     calls = [made(n) for n in range(6)]
-    with lanes.of(calls[0]) as lane:
-        refs = [send(lane, call) for call in calls[:5]]
-        lane.is_busy(calls[3], 1)  # it has taken three, and one of them has begun
-        lane.have_begun(calls[0].order[0], 1)
-        for call, ref in zip(calls[3:5], refs[3:], strict=True):
-            lane.came_back(call, ref)
-        for call in calls[1:3]:
-            lane.over(call)
-        lane.waiting.clear()
-        for call in calls[3:5]:
-            assert lane.may_send(LINK.epoch)
-            send(lane, call)
-        assert not lane.may_send(LINK.epoch)
-        lane.over(calls[3])
+    lane = lanes.of(calls[0])
+    for call in calls[:5]:
+        send(lane, call)
+    lane.is_busy(calls[3], 1)  # it has taken three, and one of them has begun
+    lane.have_begun(calls[0].order[0], 1)
+    for call in calls[3:5]:
+        lane.came_back(call)
+    for call in calls[1:3]:
+        lane.over(call)
+    lane.waiting.clear()
+    for call in calls[3:5]:
         assert lane.may_send(LINK.epoch)
+        send(lane, call)
+    assert not lane.may_send(LINK.epoch)
+    lane.over(calls[3])
+    assert lane.may_send(LINK.epoch)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ray_route.pod.streams import _stream
+from ray_route.pod.streams import stream
 from ray_route.protocol.calls import StreamEnd
 
 
@@ -47,7 +47,7 @@ class Pod:
 @pytest.mark.parametrize("taken", [4, 2])
 def test_each_part_of_a_stream_runs_in_its_turn_and_none_keeps_it(taken: int) -> None:
     pod: Any = Pod()
-    stream = _stream(pod, ["ann", 1, 1, "count"], 3)
+    stream = stream(pod, ["ann", 1, 1, "count"], 3)
     items = [next(stream) for _ in range(taken)]
     assert items[:2] == [0, 1]
     assert (taken == 4) == (type(items[-1]) is StreamEnd)

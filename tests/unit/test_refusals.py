@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ray_route.errors import PodUnavailableError
-from ray_route.pod.pod_actor import leaving
+from ray_route.pod.leaving import leaving
 from ray_route.protocol.calls import Refused
 
 # From there on Ray puts a result into its object store.
