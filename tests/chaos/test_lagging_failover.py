@@ -6,7 +6,8 @@ import random
 import threading
 import time
 from collections import defaultdict
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,24 @@ import pytest
 import ray
 from helpers import eventually, unique_name
 from history import Acknowledged, Fault, History, violations
-from servers import admin, is_in_step
+from proxy import TcpProxy
+from servers import ClusterServers, SentinelServers, admin, is_in_step
 from states import state_violations
 from storm import CALL_S, TIMEOUT_S, call_patiently
 from witness import AsyncWitness
-from world import SERVICE, World, deployed, read_logs
+from world import SERVICE, deployed_on, read_logs
 
 import ray_route
 from ray_route.runtime.metrics import LOOKUPS
 from ray_route.store.embedded import EmbeddedServer
+from ray_route.store.keys import Keys
 
 LEASE_S = 3.0
 PROCESSES = 8
 UIDS = [f"user-{number}" for number in range(40)]
 LAG_S = 1.0
-BEFORE_S, AFTER_S = 2.0, 5.0
+# A Sentinel, and the masters of a Cluster, need some time to agree.
+BEFORE_S, TAKES_S, AFTER_S = 2.0, 4.0, 8.0
 
 
 @dataclass
@@ -81,53 +85,101 @@ class Caller:
         self._epochs[uid] = max(link.epoch, self._epochs[uid])
 
 
-def follow(replica: EmbeddedServer, *primary: Any) -> None:
-    with closing(admin(replica)) as client:
-        client.execute_command("REPLICAOF", *primary)
+@dataclass
+class Replicated:
+    """A store with a replica that is cut off from its primary, and takes over when that ends."""
+
+    url: str
+    fits: Callable[[str], bool]
+    """Whether a namespace of this name is of use here."""
+    replica: EmbeddedServer
+    take_over: Callable[[], None]
+
+    def cut_off(self) -> None:
+        """Have the replica hear nothing any more of what its primary writes."""
+        with closing(admin(self.replica)) as client:
+            client.config_set("masterauth", "another")
+            client.client_kill_filter(_type="master")
 
 
-def move_on(world: World, stop: threading.Event) -> None:
+@contextmanager
+def one_server() -> Iterator[Replicated]:
+    """The replica takes over where whoever connects comes to."""
+    settings = ("repl-diskless-sync-delay 0",)
+    with EmbeddedServer(settings=settings) as primary, TcpProxy(primary.port) as proxy:
+        follows = (f"masterauth {primary.password}", f"replicaof 127.0.0.1 {primary.port}")
+        with EmbeddedServer(password=primary.password, settings=follows) as replica:
+
+            def take_over() -> None:
+                with closing(admin(replica)) as client:
+                    client.execute_command("REPLICAOF", "NO", "ONE")
+                proxy.retarget(replica.port)
+
+            url = primary.url.replace(str(primary.port), str(proxy.port))
+            yield Replicated(url, lambda _: True, replica, take_over)
+
+
+@contextmanager
+def sentinel() -> Iterator[Replicated]:
+    """The Sentinel promotes it."""
+    with SentinelServers("valkey") as servers:
+        primary, replica = servers.servers
+        yield Replicated(servers.url, lambda _: True, replica, primary.stop)
+
+
+@contextmanager
+def cluster() -> Iterator[Replicated]:
+    """The other masters vote for it: of these one has the namespace's own keys, and its stream."""
+    with ClusterServers("valkey", replicas=1, in_part=True) as servers:
+        primary, replica = servers.nodes[0], servers.nodes[-1]
+
+        def fits(name: str) -> bool:
+            return servers.owner(servers.slot(Keys(name, 1).meta)) is not primary
+
+        yield Replicated(servers.url, fits, replica, primary.stop)
+
+
+def move_on(client: ray_route.RouteClient, stop: threading.Event) -> None:
     """Move users about: what the replica does not hear of are moves and counters."""
     choose = random.Random(0)
     while not stop.is_set():
         with suppress(ray_route.RouteError, ray.exceptions.RayError):
-            world.client.move(choose.choice(UIDS), SERVICE, choose.randrange(4), timeout=3)
+            client.move(choose.choice(UIDS), SERVICE, choose.randrange(4), timeout=3)
         stop.wait(0.02)
 
 
-def fail_over(world: World, replica: EmbeddedServer) -> Fault:
+def fail_over(store: Replicated) -> Fault:
     """Have a replica take over that has heard nothing for a second."""
-    follow(replica, "NO", "ONE")
+    store.cut_off()
     time.sleep(LAG_S)
     at = time.monotonic()
-    world.proxy.retarget(replica.port)
-    return Fault("cut", at, until=at)
+    store.take_over()
+    return Fault("cut", at, until=at + TAKES_S)
 
 
 @pytest.mark.timeout(420)
+@pytest.mark.parametrize("how", [one_server, sentinel, cluster])
 def test_a_failover_that_lags_makes_no_two_owners_and_takes_no_epoch_back(
-    ray_session: None, tmp_path: Path
+    ray_session: None, tmp_path: Path, how: Callable[[], AbstractContextManager[Replicated]]
 ) -> None:
-    name = unique_name()
-    with deployed(AsyncWitness, name, tmp_path, 1, LEASE_S) as world:
-        (tmp_path / "calm").touch()  # hooks take no time
-        password = world.server.password
-        settings = (f"masterauth {password}", "repl-diskless-sync-delay 0")
-        with EmbeddedServer(password=password, settings=settings) as replica:
-            follow(replica, "127.0.0.1", world.server.port)
-            eventually(lambda: is_in_step(replica), "the replica is in step", 20)
-            world.client.compute_linked_pods(UIDS, SERVICE)
-            callers = [Caller.remote(name, world.url) for _ in range(PROCESSES)]
+    with how() as store:
+        name = next(name for name in iter(unique_name, "") if store.fits(name))
+        with deployed_on(store.url, AsyncWitness, name, tmp_path, 1, LEASE_S) as (client, pods):
+            (tmp_path / "calm").touch()  # hooks take no time
+            eventually(lambda: is_in_step(store.replica), "the replica is in step", 20)
+            client.compute_linked_pods(UIDS, SERVICE)
+            processes = PROCESSES if how is one_server else PROCESSES // 2
+            callers = [Caller.remote(name, store.url) for _ in range(processes)]
             ray.get([caller.ready.remote() for caller in callers], timeout=180)  # they have started
             eventually(
                 lambda: all(ray.get([caller.ready.remote() for caller in callers])),
                 "every process reads by itself",
                 60,
             )
-            history, seen = strike(world, replica, callers)
+            history, seen = strike(client, store, callers)
             for caller in callers:
                 ray.kill(caller)
-            world.deployment.shutdown()
+            pods.shutdown()
     read_logs(tmp_path, history)
     history.shut_down = True
     print(f"{len(history.acknowledged)} calls, {sum(one.by_redis for one in seen)} direct reads")
@@ -135,17 +187,19 @@ def test_a_failover_that_lags_makes_no_two_owners_and_takes_no_epoch_back(
     assert wrong == []
     assert [problem for one in seen for problem in one.problems] == []
     assert all(one.by_redis > 10 for one in seen)
-    assert len(history.acknowledged) > 10 * PROCESSES
+    assert len(history.acknowledged) > 10 * len(callers)
 
 
-def strike(world: World, replica: EmbeddedServer, callers: list[Any]) -> tuple[History, list[Seen]]:
+def strike(
+    client: ray_route.RouteClient, store: Replicated, callers: list[Any]
+) -> tuple[History, list[Seen]]:
     stop = threading.Event()
-    mover = threading.Thread(target=move_on, args=(world, stop))
+    mover = threading.Thread(target=move_on, args=(client, stop))
     mover.start()
     until = time.monotonic() + BEFORE_S + LAG_S + AFTER_S
     running = [caller.run.remote(number, until) for number, caller in enumerate(callers)]
     time.sleep(BEFORE_S)
-    fault = fail_over(world, replica)
+    fault = fail_over(store)
     seen: list[Seen] = ray.get(running, timeout=120)
     stop.set()
     mover.join(30)

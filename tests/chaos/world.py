@@ -46,22 +46,24 @@ def deployed(
     with stepping_server() as clock, TcpProxy(clock.server.port) as proxy:
         server = clock.server
         url = server.url.replace(str(server.port), str(proxy.port))
-        lives = {"pod_lease_s": lease_s, "heartbeat_s": lease_s / 6}
-        args = (str(folder), seed, HOOK_LEASES * lease_s, STARVED_LEASES * lease_s)
-        with (
-            ray_route.connect(namespace, redis_url=url, **lives) as client,
-            ray_route.deploy(
-                cls,
-                namespace=namespace,
-                service=SERVICE,
-                replicas=4,
-                args=args,
-                redis_url=url,
-                **options,
-            ) as deployment,
-        ):
-            yield World(clock, server, proxy, client, deployment, folder, url)
-        end_router(namespace)
+        with deployed_on(url, cls, namespace, folder, seed, lease_s, **options) as made:
+            yield World(clock, server, proxy, *made, folder, url)
+
+
+@contextmanager
+def deployed_on(
+    url: str, cls: type, namespace: str, folder: Path, seed: int, lease_s: float, **options: Any
+) -> Iterator[tuple[ray_route.RouteClient, ray_route.Deployment]]:
+    """Deploy a witness on a store; shut it down in order."""
+    lives = {"pod_lease_s": lease_s, "heartbeat_s": lease_s / 6}
+    args = (str(folder), seed, HOOK_LEASES * lease_s, STARVED_LEASES * lease_s)
+    what = {"namespace": namespace, "service": SERVICE, "replicas": 4, "args": args}
+    with (
+        ray_route.connect(namespace, redis_url=url, **lives) as client,
+        ray_route.deploy(cls, **what, redis_url=url, **options) as deployment,
+    ):
+        yield client, deployment
+    end_router(namespace)
 
 
 def read_logs(folder: Path, history: History) -> None:

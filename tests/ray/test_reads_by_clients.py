@@ -13,6 +13,7 @@ from helpers import end_router, eventually, unique_name
 
 import ray_route
 from ray_route.client import operations
+from ray_route.client.lookups import Found
 from ray_route.client.session import Session
 from ray_route.clock import Deadline, now
 from ray_route.runtime.metrics import LOOKUPS
@@ -206,6 +207,62 @@ def test_links_in_use_are_read_again_before_their_leases_end(client: Any, sessio
     eventually(steady, "five leases have passed in peace", 120)
     assert seen["missed"] == 0
     assert not any(client.get_linked_in_cache(uid, "svc") for uid in unused)
+
+
+def found_one(session: Session) -> tuple[str, Found]:
+    uid = unique_name()
+    lease_s = session.namespace.config.lease_s
+    record = next(iter(session.table.pods("svc").values()))
+    link = ray_route.Link(record.pod, record.incarnation, 1, persistent=False, lease_s=lease_s)
+    return uid, Found({uid: link}, {}, {}, set(), 1)
+
+
+def test_what_was_read_is_kept_for_as_long_as_it_was_true_when_it_was_asked_for(
+    session: Session,
+) -> None:
+    uid, found = found_one(session)
+    session.keep_found("svc", found, now() - 1)
+    link = session.near.get("svc", uid)
+    assert link is not None
+    assert link.lease_s <= session.namespace.config.lease_s - 1
+    asked_at = now()
+    session.near.drop("svc", uid)
+    session.keep_found("svc", found, asked_at)
+    assert session.near.get("svc", uid) is None
+
+
+def test_nothing_is_read_while_the_stream_is_not_heard(session: Session) -> None:
+    def refused() -> bool:  # again, if a beat has just come
+        session.near.trusted_until = now()
+        return not session.may_read()
+
+    eventually(refused, "it reads nothing")
+    eventually(session.may_read, "it is heard again", 60)
+
+
+@pytest.mark.parametrize("how", ["ahead", "many"])
+def test_what_was_read_is_not_kept_if_the_stream_has_not_been_heard_meanwhile(
+    client: Any, session: Session, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    uids = [f"{unique_name()}-{number}" for number in range(20)]
+    links = client.compute_linked_pods(uids, "svc")
+    forget(session)
+    read, heard = session.namespace.reads.read, session.may_read
+
+    def read_and_hear_no_more(parts: Any) -> Any:
+        readings = read(parts)
+        monkeypatch.setattr(session, "may_read", lambda: False)
+        return readings
+
+    monkeypatch.setattr(session.namespace.reads, "read", read_and_hear_no_more)
+    by_redis = answered(client, "redis")
+    if how == "ahead":
+        session._read_again("svc", uids)
+        assert not any(session.near.get("svc", uid) for uid in uids)
+    else:
+        assert client.compute_linked_pods(uids, "svc") == links
+    assert answered(client, "redis") == by_redis
+    monkeypatch.setattr(session, "may_read", heard)
 
 
 def test_a_uid_that_is_to_end_ends_though_it_is_looked_up(client: Any, session: Session) -> None:

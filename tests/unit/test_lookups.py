@@ -6,8 +6,10 @@ import threading
 
 import pytest
 
-from ray_route.client.lookups import Judge, Lost, NewUids
+from ray_route.client.coalescer import Batch
+from ray_route.client.lookups import Judge, Lookups, Lost, NewUids
 from ray_route.client.use_reporter import UseReporter
+from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.model import Link
 from ray_route.runtime.link_reads import Part, Reading
@@ -75,6 +77,30 @@ def test_a_link_that_has_lost_a_tenth_of_its_life_is_reported_as_used():
 def test_links_that_end_by_appointment_or_never_are_not_reported():
     assert found(reading(link(ttl_s=200), ends=True)).used == {}
     assert found(reading(link(persistent=True))).used == {}
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_what_was_read_is_kept_and_told_only_if_the_stream_is_still_heard(heard: bool):
+    kept: list[object] = []
+    lookups = Lookups(
+        lambda _: None,
+        judge(),
+        NewUids(),
+        lambda: heard,
+        None,  # nothing is read here
+        lambda service, found, asked_at: kept.append((service, found.links, asked_at)),
+        lambda *_: None,
+        lambda *_: {},
+    )
+    asked_at = now()
+    reply = [Part(0, [(S, "u")])], [reading(link())]
+    answers = lookups._take(S, {"u": 0}, reply, asked_at)
+    if heard:
+        assert answers == {"u": link()}
+        assert kept == [(S, {"u": link()}, asked_at)]
+    else:  # it waits for the router
+        assert isinstance(answers["u"], Batch)
+        assert kept == []
 
 
 def test_many_uids_are_sorted_by_shard_and_cut():
