@@ -40,6 +40,9 @@ _FLEETS = 2
 _USERS = 100
 # A script has the uids of one shard: of few uids each has its own.
 _FEW = f"a known uid read, {_USERS} at once"
+# The formula's constants: docs/howto/sizing.md.
+_SESSION_KB, _CLIENT_KB = 250, 5
+_BEAT_BYTES, _COUNTER_BYTES = 500, 25
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -231,7 +234,8 @@ class _Costs:
             idle = watch.took_s / self._idle_s.took_s
             router_s = max(0.0, watch.router_s - idle * self._idle_s.router_s) / count
             redis_s = max(0.0, watch.redis_s - idle * self._idle_s.redis_s) / count
-            self._unit[what] = Spent(router_s, redis_s)
+            sent = max(0.0, watch.sent_bytes - idle * self._idle_s.sent_bytes) / count
+            self._unit[what] = Spent(router_s, redis_s, sent)
             self._row(what, "router", router_s * 1e6, "µs")
             self._row(what, "Redis", redis_s * 1e6, "µs")
 
@@ -255,6 +259,7 @@ class _Costs:
             self._open += share * len(fleet)
             kb = (sum(grown) - sum(memory)) / (self._open - before) / 1e3
             self._row("memory of a session", f"{self._open} sessions", kb, "KB")
+            self._bound(f"memory of a session, {self._open} of them", _SESSION_KB, kb)
         with self._servers.during() as watch:
             time.sleep(self._seconds)
         self._idle_s = watch
@@ -283,15 +288,33 @@ class _Costs:
         self._row("the same by the formula", number, expected, "")
         self._check("links read again", expected, read)
         self._row("reports of use", number, reported, "")
-        redis_s = read * self._unit[_FEW].redis_s
-        redis_s += reported * self._unit["a uid reported as used"].redis_s
-        redis_s += self._idle_s.redis_s / self._idle_s.took_s * watch.took_s
-        self._row("Redis", number, watch.redis_s / watch.took_s, "processors")
-        self._row("Redis, by the formula", number, redis_s / watch.took_s, "processors")
-        self._row("the router", number, watch.router_s / watch.took_s, "processors")
-        sent = watch.sent_bytes / watch.took_s / self._open
-        self._row("Redis to a session", number, sent, "bytes a second")
-        self._check("Redis' time", redis_s, watch.redis_s)
+        idle, link = watch.took_s / self._idle_s.took_s, self._unit[_FEW]
+        use = self._unit["a uid reported as used"]
+        redis_s = idle * self._idle_s.redis_s + read * link.redis_s + reported * use.redis_s
+        router_s = idle * self._idle_s.router_s + reported * use.router_s
+        stream = self._open * (_BEAT_BYTES + _COUNTER_BYTES * self._told_a_second(reported, watch))
+        sent = stream * watch.took_s + read * link.sent_bytes
+        for what, expected, got, unit in (
+            ("Redis", redis_s, watch.redis_s, "processors"),
+            ("the router", router_s, watch.router_s, "processors"),
+            ("Redis sends", sent, watch.sent_bytes, "bytes a second"),
+        ):
+            self._row(what, number, got / watch.took_s, unit)
+            self._row(f"{what}, by the formula", number, expected / watch.took_s, unit)
+            self._check(what, expected, got)
+        held = self._servers.redis.info("memory")["mem_clients_normal"] / self._open
+        self._row("memory of Redis for a session in use", number, held / 1e3, "KB")
+        self._bound("memory of Redis for a session", _CLIENT_KB, held / 1e3)
+
+    def _told_a_second(self, reported: int, watch: Spent) -> float:
+        """Return how many counters a beat tells, if the reported uses spread evenly over shards."""
+        shards = self._client._session.namespace.keys.shards
+        return min(shards, reported / watch.took_s)
+
+    def _bound(self, what: str, most: float, got: float) -> None:
+        self._report.aim(
+            f"{what}: of what the formula says (times)", "at most", 1, Sample([got / most])
+        )
 
     def _check(self, what: str, expected: float, got: float) -> None:
         off = Sample([max(expected, got) / max(1e-9, min(expected, got))])

@@ -13,6 +13,8 @@ from ray import serve
 from serveapp import App, Run, sessions
 from served import Front
 
+from ray_route.runtime.metrics import LOOKUPS, meter
+
 SOME = 200
 
 
@@ -22,6 +24,9 @@ class Caller:
 
     def __init__(self, app: str) -> None:
         self.handle = serve.get_app_handle(app)
+
+    def answered(self, namespace: str, source: str) -> int:
+        return meter(namespace).counts[LOOKUPS.name, (source, "link")]
 
     async def homes(self, names: list[str]) -> dict[str, str]:
         asked = {name: self.handle.options(session_id=name).say.remote() for name in names}
@@ -51,6 +56,21 @@ def test_three_processes_that_meet_fresh_sessions_at_once_agree(chat: App) -> No
     by_proxy = chat.gets(names)
     for homes in ray.get(elsewhere):
         assert homes == by_proxy
+
+
+def test_the_home_of_a_known_session_is_read_from_redis_by_who_asks(chat: App) -> None:
+    caller = Caller.remote(chat.name)
+
+    def answered(source: str) -> int:
+        return ray.get(caller.answered.remote(chat.client.namespace, source))
+
+    def reads() -> bool:  # once a router has vouched for the server
+        names = sessions(8)
+        homes, before = chat.homes(names), (answered("redis"), answered("router"))
+        assert ray.get(caller.homes.remote(names)) == homes
+        return answered("redis") == before[0] + 8 and answered("router") == before[1]
+
+    eventually(reads, "all homes come from Redis, and none from the router", 30)
 
 
 @pytest.fixture(scope="module")
