@@ -47,10 +47,10 @@ class Pod:
 @pytest.mark.parametrize("taken", [4, 2])
 def test_each_part_of_a_stream_runs_in_its_turn_and_none_keeps_it(taken: int) -> None:
     pod: Any = Pod()
-    stream = stream(pod, ["ann", 1, 1, "count"], 3)
-    items = [next(stream) for _ in range(taken)]
+    running = stream(pod, ["ann", 1, 1, "count"], 3)
+    items = [next(running) for _ in range(taken)]
     assert items[:2] == [0, 1]
     assert (taken == 4) == (type(items[-1]) is StreamEnd)
     assert not pod._ray_route_turn._is_owned(), "others have their turns in between"
-    stream.close()  # type: ignore[attr-defined]
+    running.close()  # type: ignore[attr-defined]
     assert pod.in_turn == {"begun": True, "made": True, "closed": True, "left": False}
