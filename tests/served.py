@@ -65,9 +65,10 @@ class Chat:
     async def fail(self) -> None:
         raise KeyError("what the user's code raises")
 
-    async def words(self, number: int) -> AsyncIterator[str]:
+    async def words(self, number: int, pause_s: float = 0.0) -> AsyncIterator[str]:
         for _ in range(number):
             yield self.replica
+            await asyncio.sleep(pause_s)
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0}, graceful_shutdown_wait_loop_s=0.1)

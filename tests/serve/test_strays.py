@@ -65,8 +65,12 @@ def test_a_stray_is_served_noticed_and_counted(chat: App) -> None:
 def test_a_fresh_session_that_no_router_has_seen_gets_a_home(chat: App) -> None:
     replica = next(iter(joined(chat, 4).alive()))
     name = sessions(1)[0]
-    eventually(lambda: answered(chat, replica, name)["is_home"] is not None, "it is placed")
-    assert (chat.say(name)["replica"] == replica) == answered(chat, replica, name)["is_home"]
+
+    def known() -> dict[str, Any] | None:
+        answer = answered(chat, replica, name)
+        return None if answer["is_home"] is None else answer
+
+    assert eventually(known, "it is placed")["is_home"] == (chat.say(name)["replica"] == replica)
 
 
 def test_what_was_on_its_way_when_its_session_moved_is_noticed(chat: App) -> None:
@@ -84,7 +88,7 @@ def test_a_replica_knows_what_spills_to_it(run: Run) -> None:
     app = joined(run(replicas=2, max_ongoing_requests=2, router={"when_full": "spill"}))
     name = sessions(1)[0]
     there = app.say(name)["replica"]
-    under_way = [app.saying(name, 0.5) for _ in range(4)]
+    under_way = [app.saying(name, 1.5) for _ in range(4)]
     answers = [answer.result(timeout_s=30) for answer in under_way]
     assert {answer["is_home"] for answer in answers} == {True, False}
     assert all(answer["is_home"] == (answer["replica"] == there) for answer in answers)
@@ -162,6 +166,17 @@ def test_a_stray_stream_is_passed_on_item_by_item(forwarding: App) -> None:
     method = actor(forwarding, elsewhere).handle_request_streaming.options(num_returns="streaming")
     items = method.remote(metadata(forwarding, name, "words"), 5)
     assert [ray.get(item) for item in items] == [there] * 5
+
+
+def test_leaving_a_stream_that_was_passed_on_ends_it_at_its_home(forwarding: App) -> None:
+    name, there, elsewhere = astray(forwarding)
+    method = actor(forwarding, elsewhere).handle_request_streaming.options(num_returns="streaming")
+    items = method.remote(metadata(forwarding, name, "words"), 1_000_000, 0.05)
+    assert [ray.get(next(items)) for _ in range(3)] == [there] * 3
+    assert busy(forwarding, there)
+    ray.cancel(items, recursive=False)
+    eventually(lambda: not busy(forwarding, there), "it ends at its home")
+    eventually(lambda: not busy(forwarding, elsewhere), "and where it came in")
 
 
 def test_what_the_code_raises_comes_back_as_it_is(forwarding: App) -> None:
