@@ -71,5 +71,6 @@ def test_by_serves_proxy_all_are_kept_and_past_it_strays_are_noticed(kind: str) 
     for name in ("inner", "serve", "refuse", "forward"):
         assert seen[name] == STICKY, name
     assert seen["serve strays"]["bypassed served"] > 0
-    assert seen["refuse past the proxy"]["409"] == seen["refuse strays"]["bypassed refused"] > 0
+    refused = seen["refuse past the proxy"]["409"]
+    assert seen["refuse strays"]["bypassed refused"] >= refused > 0  # with those that tried the way
     assert seen["forward past the proxy"] == STICKY
