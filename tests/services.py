@@ -191,9 +191,10 @@ def by_last_digit(pods: Any, load: Any, uid: str, node: str | None) -> int:
 
 
 class Waiting(Counter):
-    """Calls that last until a file is there."""
+    """Calls that last until a file is there, and say by another that they have begun."""
 
     def wait(self, uid: str, until: str) -> int:
+        Path(until).with_suffix(".begun").touch()
         while not Path(until).exists():
             time.sleep(0.02)
         return self.add(uid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -10,36 +11,87 @@ import ray
 from commands import Command
 from helpers import end_router, eventually, namespaces_with_routers, unique_name
 from services import Counter
+from talkers import AsyncTalker, Talker
 
 import ray_route
 
 Deploy = Callable[..., ray_route.Deployment]
 
 
+# Its router, and the pods of its service "svc", serve all modules that do not ask for their own.
+COMMON = unique_name()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_router_stays() -> Iterator[None]:
     """What a module leaves behind would take its share of the machine until the session's end."""
-    others = namespaces_with_routers() if ray.is_initialized() else set()
+    others = {COMMON} | (namespaces_with_routers() if ray.is_initialized() else set())
     yield
     if ray.is_initialized():
         eventually(lambda: namespaces_with_routers() <= others, "this module's routers have ended")
 
 
-@pytest.fixture(scope="module")
-def client(ray_session: None) -> Iterator[ray_route.RouteClient]:
-    """A client of the module's own namespace, on the Ray session's embedded server."""
-    namespace = unique_name()
-    with ray_route.connect(namespace) as connected:
-        yield connected
+@contextmanager
+def connected(namespace: str) -> Iterator[ray_route.RouteClient]:
+    """Give a client on the Ray session's embedded server, and end the router afterwards."""
+    with ray_route.connect(namespace) as client:
+        yield client
     end_router(namespace)
 
 
-@pytest.fixture(scope="module")
-def svc(client: ray_route.RouteClient) -> Iterator[ray_route.Deployment]:
-    """Three pods of service "svc" that all tests of a module may share: give uids of your own."""
+@contextmanager
+def deployed(client: ray_route.RouteClient) -> Iterator[ray_route.Deployment]:
     options = {"namespace": client.namespace, "service": "svc", "replicas": 3}
     with ray_route.deploy(Counter, **options) as deployment:
         yield deployment
+
+
+@pytest.fixture(scope="session")
+def common_client(ray_session: None) -> Iterator[ray_route.RouteClient]:
+    with connected(COMMON) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def common_svc(common_client: ray_route.RouteClient) -> Iterator[ray_route.Deployment]:
+    with deployed(common_client) as deployment:
+        yield deployment
+
+
+@pytest.fixture(scope="session")
+def talkers(common_client: ray_route.RouteClient) -> Iterator[dict[type, str]]:
+    """Services of two talkers of each kind in the common namespace, by their class."""
+    with ExitStack() as ends:
+        for cls in (Talker, AsyncTalker):
+            where = {"namespace": COMMON, "service": cls.__name__, "replicas": 2}
+            ends.enter_context(ray_route.deploy(cls, **where))
+        yield {cls: cls.__name__ for cls in (Talker, AsyncTalker)}
+
+
+def wants_its_own(request: pytest.FixtureRequest) -> bool:
+    return request.node.get_closest_marker("own_namespace") is not None
+
+
+@pytest.fixture(scope="module")
+def client(request: pytest.FixtureRequest, ray_session: None) -> Iterator[ray_route.RouteClient]:
+    """A client of a namespace that modules share, or of the module's own if it is so marked."""
+    if wants_its_own(request):
+        with connected(unique_name()) as own:
+            yield own
+    else:
+        yield request.getfixturevalue("common_client")
+
+
+@pytest.fixture(scope="module")
+def svc(
+    request: pytest.FixtureRequest, client: ray_route.RouteClient
+) -> Iterator[ray_route.Deployment]:
+    """Three pods of service "svc" that many tests share: give uids of your own, end no pod."""
+    if wants_its_own(request):
+        with deployed(client) as own:
+            yield own
+    else:
+        yield request.getfixturevalue("common_svc")
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.scripts import plain_call
 from ray_route.store.url import parse_url
 
+pytestmark = pytest.mark.own_namespace
+
 Run = Callable[..., Finished]
 
 
@@ -214,9 +216,7 @@ def busy(client: Any, deploy: Any, tmp_path: Path) -> Iterator[tuple[str, str, P
     assert client.set_linked_pod_if_absent(uid, service, 0).pod == 0
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(client.call, uid, service, "wait", uid, str(gate), timeout=60)
-        eventually(
-            lambda: call.running() and client.pods(service)[0].load >= 1, "the call is under way"
-        )
+        eventually(gate.with_suffix(".begun").exists, "the call is under way", 30)
         yield service, uid, gate, call
         gate.touch()
 

@@ -8,7 +8,6 @@ import logging
 import os
 import pickle
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +22,16 @@ from ray_route import CallCancelledError, InvalidInputError, PodUnavailableError
 from ray_route.client.dispatcher import Dispatcher
 
 
-@pytest.fixture(scope="module")
-def services(client: ray_route.RouteClient) -> Iterator[dict[type, str]]:
-    with contextlib.ExitStack() as ends:
-        for cls in (Talker, AsyncTalker):
-            options = {"namespace": client.namespace, "service": cls.__name__, "replicas": 2}
-            ends.enter_context(ray_route.deploy(cls, **options))
-        yield {cls: cls.__name__ for cls in (Talker, AsyncTalker)}
-
-
 @pytest.fixture(params=[Talker, AsyncTalker])
 def rooms(
-    client: ray_route.RouteClient, services: dict[type, str], request: pytest.FixtureRequest
+    client: ray_route.RouteClient, talkers: dict[type, str], request: pytest.FixtureRequest
 ) -> Any:
-    return client.service(services[request.param], request.param)
+    return client.service(talkers[request.param], request.param)
 
 
 @pytest.fixture
-def async_rooms(client: ray_route.RouteClient, services: dict[type, str]) -> Any:
-    return client.service(services[AsyncTalker], AsyncTalker)
+def async_rooms(client: ray_route.RouteClient, talkers: dict[type, str]) -> Any:
+    return client.service(talkers[AsyncTalker], AsyncTalker)
 
 
 @pytest.fixture
@@ -346,10 +336,10 @@ def test_a_response_is_an_argument_of_other_calls(rooms: Any, u: str) -> None:
 
 
 def test_a_large_value_that_is_passed_on_is_stored_once_and_never_comes_to_the_caller(
-    client: Any, services: dict[type, str], u: str
+    client: Any, talkers: dict[type, str], u: str
 ) -> None:
-    rooms, size = client.service(services[Talker], Talker), 100_000_000
-    other = elsewhere(client, services[Talker], u)
+    rooms, size = client.service(talkers[Talker], Talker), 100_000_000
+    other = elsewhere(client, talkers[Talker], u)
     stored_before, held_before = stored_bytes(), resident_bytes()
     big = rooms[u].big.remote(size)
     assert rooms[other].size.remote(big).result() == size
@@ -449,9 +439,9 @@ def test_handles_go_to_ray_data(client: Any, services: dict[type, str], u: str) 
 
 
 def test_a_call_whose_caller_has_given_up_does_not_begin(
-    client: Any, services: dict[type, str], u: str, tmp_path: Path
+    client: Any, talkers: dict[type, str], u: str, tmp_path: Path
 ) -> None:
-    service = services[Talker]
+    service = talkers[Talker]
     rooms = client.service(service, Talker)
     rooms[u].say.remote(u, "first").result()
     running = rooms[u].wait_for.remote(str(tmp_path / "go"))

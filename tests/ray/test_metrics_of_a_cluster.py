@@ -17,6 +17,8 @@ import ray_route
 from ray_route.runtime import telemetry
 from ray_route.runtime.metrics import meter
 
+pytestmark = pytest.mark.own_namespace
+
 
 def counted(client: ray_route.RouteClient, name: str, *labels: str) -> int:
     return meter(client.namespace).counts[name, labels]

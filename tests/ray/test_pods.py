@@ -5,14 +5,16 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import ray
 from helpers import end_router, eventually, router_handle, unique_name
-from services import Counter, by_last_digit
+from services import Counter, Waiting, by_last_digit
 
 import ray_route
 from ray_route.pod.index_lease import IndexLease
@@ -21,6 +23,25 @@ from ray_route.store.embedded import EmbeddedServer
 # From the end of a process to the first served call: 1.5 s at rest, and on a busy machine still
 # far from the 10 s of a lease, after which a silent pod is dead too.
 FAILOVER_S = 5.0
+
+
+@pytest.fixture(scope="module")
+def mortal(client: Any) -> Iterator[str]:
+    """A service of three pods, of which tests end one after the other."""
+    where = {"namespace": client.namespace, "service": "mortal", "replicas": 3}
+    with ray_route.deploy(Waiting, **where) as deployment:
+        yield deployment.service
+
+
+@pytest.fixture
+def service(client: Any, mortal: str) -> str:
+    """That service when its pods are alive."""
+
+    def lives() -> list[ray_route.Life]:
+        return [pod.life for pod in client.pods(mortal).values()]
+
+    eventually(lambda: lives() == [ray_route.Life.ALIVE] * 3, "all pods are alive", 30)
+    return mortal
 
 
 def end_from_outside(client: Any, uid: str, service: str) -> None:
@@ -35,9 +56,10 @@ def end_from_inside(client: Any, uid: str, service: str) -> None:
 
 
 @pytest.mark.parametrize("end", [end_from_outside, end_from_inside])
-def test_a_dead_pod_loses_only_its_own_uids_and_at_once(client: Any, deploy: Any, end: Any) -> None:
-    service = deploy(replicas=3).service
-    uids = [f"u{number}" for number in range(60)]
+def test_a_dead_pod_loses_only_its_own_uids_and_at_once(
+    client: Any, service: str, namespace: str, end: Any
+) -> None:
+    uids = [f"{namespace}-{number}" for number in range(60)]
     before = client.compute_linked_pods(uids, service)
     victim = before[uids[0]].pod
 
@@ -54,21 +76,20 @@ def test_a_dead_pod_loses_only_its_own_uids_and_at_once(client: Any, deploy: Any
 
 
 def test_a_call_in_flight_on_a_dying_pod_says_that_it_may_have_run(
-    client: Any, deploy: Any
+    client: Any, service: str, tmp_path: Path
 ) -> None:
-    service = deploy(replicas=2).service
-    pid = client.call("u", service, "pid")
+    pid, gate = client.call("u", service, "pid"), tmp_path / "gate"
     failures: list[BaseException] = []
 
     def call() -> None:
         try:
-            client.call("u", service, "sleep", 30)
+            client.call("u", service, "wait", "u", str(gate))
         except ray_route.RouteError as error:
             failures.append(error)
 
     calling = threading.Thread(target=call)
     calling.start()
-    eventually(lambda: client.pods(service) and calling.is_alive(), "the call is under way")
+    eventually(gate.with_suffix(".begun").exists, "the call is under way")
     os.kill(pid, signal.SIGKILL)
     calling.join(FAILOVER_S + 3)
     assert isinstance(failures[0], ray_route.PodUnavailableError)
@@ -107,11 +128,10 @@ def test_scaling_out_moves_nobody_and_new_uids_go_to_new_pods(client: Any, deplo
     assert {link.pod for link in fresh.values()} == {2, 3}
 
 
-def test_a_service_is_not_deployed_twice(client: Any, deploy: Any) -> None:
-    deployment = deploy(replicas=1)
+def test_a_service_is_not_deployed_twice(client: Any, svc: Any, deploy: Any) -> None:
     with pytest.raises(ray_route.ConfigError, match="deployed already"):
-        deploy(replicas=1, service=deployment.service)
-    assert client.call("u", deployment.service, "add", "u") == 1
+        deploy(replicas=1, service=svc.service)
+    assert client.call("twice", svc.service, "add", "twice") == 1
 
 
 def test_a_service_can_be_deployed_again_after_its_shutdown(client: Any, deploy: Any) -> None:

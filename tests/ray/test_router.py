@@ -22,6 +22,8 @@ from ray_route.protocol.names import RAY_NAMESPACE
 from ray_route.protocol.wire import pack_question, unpack_answers
 from ray_route.router.actor import Router
 
+pytestmark = pytest.mark.own_namespace
+
 
 def sets(client: Any) -> int:
     """SET commands that the server ran: one per link written, one per script call that writes."""

@@ -20,6 +20,8 @@ from ray_route.client.sessions import begun
 from ray_route.clock import Deadline, now
 from ray_route.runtime.namespace import Namespace
 
+pytestmark = pytest.mark.own_namespace
+
 
 def memory_mb() -> float:
     (line,) = [

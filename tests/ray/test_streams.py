@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,11 @@ from ray_route import (
 from ray_route.client import streams
 
 
-@pytest.fixture(scope="module")
-def services(client: ray_route.RouteClient) -> Iterator[None]:
-    with contextlib.ExitStack() as ends:
-        for cls in (Talker, AsyncTalker):
-            options = {"namespace": client.namespace, "service": cls.__name__, "replicas": 2}
-            ends.enter_context(ray_route.deploy(cls, **options))
-        yield
-
-
 @pytest.fixture(params=[Talker, AsyncTalker])
-def rooms(client: ray_route.RouteClient, services: None, request: pytest.FixtureRequest) -> Any:
-    return client.service(request.param.__name__, request.param)
+def rooms(
+    client: ray_route.RouteClient, talkers: dict[type, str], request: pytest.FixtureRequest
+) -> Any:
+    return client.service(talkers[request.param], request.param)
 
 
 @pytest.fixture
