@@ -6,7 +6,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -148,60 +149,78 @@ def test_a_pod_whose_constructor_fails_at_restarts_is_made_again(
     assert (tmp_path / "starts").read_text() == "...."
 
 
+@pytest.fixture(scope="module")
+def mortal(client: Any) -> Iterator[dict[type, str]]:
+    """Services of one pod, which many tests end: another life serves after each."""
+    with ExitStack() as ends:
+        for cls in (ExitsInHook, ExitsInAsyncHook):
+            where = {"namespace": client.namespace, "service": cls.__name__, "replicas": 1}
+            ends.enter_context(ray_route.deploy(cls, **where))
+        yield {Counter: ExitsInHook.__name__, AsyncCounter: ExitsInAsyncHook.__name__}
+
+
+@pytest.fixture
+def u(namespace: str) -> str:
+    return namespace
+
+
 EXITS = [("sys_exit", "SystemExit"), ("interrupt", "KeyboardInterrupt")]
+KINDS = pytest.mark.parametrize("kind", [Counter, AsyncCounter])
 
 
-@pytest.mark.parametrize("cls", [Counter, AsyncCounter])
+@KINDS
 @pytest.mark.parametrize(("method", "raised"), EXITS)
 def test_code_that_ends_its_process_is_followed_by_another_life(
-    client: Any, deploy: Any, cls: type, method: str, raised: str
+    client: Any, mortal: dict[type, str], u: str, kind: type, method: str, raised: str
 ) -> None:
-    service = deploy(cls, replicas=1).service
-    before = client.compute_linked_pod("u", service)
-    assert client.call("u", service, "add", "u") == 1
+    service = mortal[kind]
+    before = client.compute_linked_pod(u, service)
+    assert client.call(u, service, "add", u) == 1
     with pytest.raises(ray_route.PodUnavailableError, match=raised) as caught:
-        client.call("u", service, method)
+        client.call(u, service, method)
     assert caught.value.may_have_run
-    assert (caught.value.uid, caught.value.pod) == ("u", 0)
-    assert_another_life(client, service, before)
+    assert (caught.value.uid, caught.value.pod) == (u, 0)
+    assert_another_life(client, service, u, before)
 
 
-@pytest.mark.parametrize("cls", [Counter, AsyncCounter])
+@KINDS
 def test_code_that_ends_its_process_is_one_outcome_of_a_batch(
-    client: Any, deploy: Any, cls: type
+    client: Any, mortal: dict[type, str], u: str, kind: type
 ) -> None:
-    service = deploy(cls, replicas=1).service
-    before = client.compute_linked_pod("u", service)
-    (outcome,) = client.call_many([("u", ())], service, "sys_exit")
+    service = mortal[kind]
+    before = client.compute_linked_pod(u, service)
+    (outcome,) = client.call_many([(u, ())], service, "sys_exit")
     assert isinstance(outcome, ray_route.PodUnavailableError)
     assert outcome.may_have_run
-    assert_another_life(client, service, before)
+    assert_another_life(client, service, u, before)
 
 
-@pytest.mark.parametrize("cls", [ExitsInHook, ExitsInAsyncHook])
+@KINDS
 def test_a_hook_that_ends_its_process_is_followed_by_another_life(
-    client: Any, deploy: Any, cls: type
+    client: Any, mortal: dict[type, str], u: str, kind: type
 ) -> None:
-    service = deploy(cls, replicas=1).service
-    before = client.compute_linked_pod("u", service)
+    service = mortal[kind]
+    before = client.compute_linked_pod(u, service)
     with pytest.raises(ray_route.PodUnavailableError, match="on_acquire") as caught:
         client.call("poison", service, "add", "poison")
     assert not caught.value.may_have_run
-    assert_another_life(client, service, before)
+    assert_another_life(client, service, u, before)
 
 
-def test_a_pod_whose_event_loop_has_ended_does_not_look_alive(client: Any, deploy: Any) -> None:
-    service = deploy(AsyncCounter, replicas=1).service
-    before = client.compute_linked_pod("u", service)
-    client.call("u", service, "interrupt_loop")
-    assert_another_life(client, service, before)
+def test_a_pod_whose_event_loop_has_ended_does_not_look_alive(
+    client: Any, mortal: dict[type, str], u: str
+) -> None:
+    service = mortal[AsyncCounter]
+    before = client.compute_linked_pod(u, service)
+    client.call(u, service, "interrupt_loop")
+    assert_another_life(client, service, u, before)
 
 
 @pytest.mark.parametrize("whose", ["another pod's", "nobody's"])
 def test_a_process_that_its_actors_name_does_not_lead_to_claims_nothing(
-    client: Any, deploy: Any, whose: str
+    client: Any, mortal: dict[type, str], whose: str
 ) -> None:
-    service = deploy(Counter, replicas=1).service
+    service = mortal[Counter]
     name = pod_name(client.namespace, service, 0 if whose == "another pod's" else 9)
     ended: list[str] = []
     way = OfPod(Hooks(), None, lambda: ended.append(name), partial(leads_here, name))
@@ -213,9 +232,11 @@ def test_a_process_that_its_actors_name_does_not_lead_to_claims_nothing(
     agent.stop()
 
 
-def test_whether_a_name_leads_here_is_not_guessed(client: Any, deploy: Any) -> None:
-    service = deploy(Counter, replicas=1).service
-    pid = client.call("u", service, "pid")
+def test_whether_a_name_leads_here_is_not_guessed(
+    client: Any, mortal: dict[type, str], u: str
+) -> None:
+    service = mortal[Counter]
+    pid = client.call(u, service, "pid")
     os.kill(pid, signal.SIGSTOP)
     try:
         with pytest.MonkeyPatch.context() as patch:
@@ -226,10 +247,10 @@ def test_whether_a_name_leads_here_is_not_guessed(client: Any, deploy: Any) -> N
         os.kill(pid, signal.SIGCONT)
 
 
-def assert_another_life(client: Any, service: str, before: ray_route.Link) -> None:
+def assert_another_life(client: Any, service: str, uid: str, before: ray_route.Link) -> None:
     eventually(
         lambda: client.pods(service)[before.pod].incarnation > before.incarnation,
         "its process is another",
         20,
     )
-    assert eventually(served(client, service, "u"), "the next life serves", 20)
+    assert eventually(served(client, service, uid), "the next life serves", 20)
