@@ -19,8 +19,7 @@ import ray
 from helpers import eventually, router_handle
 from history import Acknowledged, Fault, History
 from servers import admin
-from witness import Heart
-from world import SERVICE, STARVED_LEASES, World
+from world import SERVICE, World, watch_this_process
 
 import ray_route
 from ray_route.clock import Deadline
@@ -66,7 +65,7 @@ class Storm:
 
     def run(self, seconds: float, clients: int, faults: list[str]) -> History:
         """Call and strike for that long; return what callers saw, without what the pods wrote."""
-        Heart(STARVED_LEASES * self.lease_s, self._starved).start()
+        watch_this_process(self.history, self.lease_s)
         callers = [
             threading.Thread(target=self._call_on, args=(n, clients)) for n in range(clients)
         ]
@@ -88,10 +87,6 @@ class Storm:
             caller.join(TIMEOUT_S + 5)
         (self.world.folder / "calm").touch()  # hooks take no more time: the pods end soon
         return self.history
-
-    def _starved(self, start: float, end: float) -> None:
-        """This process did not run, and with it the way from all pods to the store."""
-        self.history.faults.append(Fault("starved", start, until=end))
 
     def _wait(self, seconds: float) -> None:
         self._stop.wait(seconds)

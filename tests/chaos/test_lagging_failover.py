@@ -21,7 +21,7 @@ from servers import ClusterServers, SentinelServers, admin, is_in_step
 from states import state_violations
 from storm import CALL_S, TIMEOUT_S, call_patiently
 from witness import AsyncWitness
-from world import SERVICE, deployed_on, read_logs
+from world import SERVICE, deployed_on, read_logs, watch_this_process
 
 import ray_route
 from ray_route.runtime.metrics import LOOKUPS
@@ -193,15 +193,16 @@ def test_a_failover_that_lags_makes_no_two_owners_and_takes_no_epoch_back(
 def strike(
     client: ray_route.RouteClient, store: Replicated, callers: list[Any]
 ) -> tuple[History, list[Seen]]:
-    stop = threading.Event()
+    history, stop = History(), threading.Event()
+    watch_this_process(history, LEASE_S)
     mover = threading.Thread(target=move_on, args=(client, stop))
     mover.start()
     until = time.monotonic() + BEFORE_S + LAG_S + AFTER_S
     running = [caller.run.remote(number, until) for number, caller in enumerate(callers)]
     time.sleep(BEFORE_S)
-    fault = fail_over(store)
+    history.faults.append(fail_over(store))
     seen: list[Seen] = ray.get(running, timeout=120)
     stop.set()
     mover.join(30)
-    calls = [call for one in seen for call in one.acknowledged]
-    return History(acknowledged=calls, faults=[fault]), seen
+    history.acknowledged = [call for one in seen for call in one.acknowledged]
+    return history, seen

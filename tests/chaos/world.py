@@ -14,6 +14,7 @@ from helpers import end_router
 from history import Fault, History, Hook, Served
 from proxy import TcpProxy
 from stepping import SteppingServer, stepping_server
+from witness import Heart
 
 import ray_route
 from ray_route.store.embedded import EmbeddedServer
@@ -64,6 +65,15 @@ def deployed_on(
     ):
         yield client, deployment
     end_router(namespace)
+
+
+def watch_this_process(history: History, lease_s: float) -> None:
+    """Note when this process does not run, and with it the way from all pods to the store."""
+
+    def starved(start: float, end: float) -> None:
+        history.faults.append(Fault("starved", start, until=end))
+
+    Heart(STARVED_LEASES * lease_s, starved).start()
 
 
 def read_logs(folder: Path, history: History) -> None:
