@@ -68,14 +68,10 @@ def talkers(common_client: ray_route.RouteClient) -> Iterator[dict[type, str]]:
         yield {cls: cls.__name__ for cls in (Talker, AsyncTalker)}
 
 
-def wants_its_own(request: pytest.FixtureRequest) -> bool:
-    return request.node.get_closest_marker("own_namespace") is not None
-
-
 @pytest.fixture(scope="module")
 def client(request: pytest.FixtureRequest, ray_session: None) -> Iterator[ray_route.RouteClient]:
     """A client of a namespace that modules share, or of the module's own if it is so marked."""
-    if wants_its_own(request):
+    if request.node.get_closest_marker("own_namespace"):
         with connected(unique_name()) as own:
             yield own
     else:
@@ -86,12 +82,12 @@ def client(request: pytest.FixtureRequest, ray_session: None) -> Iterator[ray_ro
 def svc(
     request: pytest.FixtureRequest, client: ray_route.RouteClient
 ) -> Iterator[ray_route.Deployment]:
-    """Three pods of service "svc" that many tests share: give uids of your own, end no pod."""
-    if wants_its_own(request):
+    """Three pods of service "svc" in the client's namespace: give uids of your own, end no pod."""
+    if client.namespace == COMMON:
+        yield request.getfixturevalue("common_svc")
+    else:
         with deployed(client) as own:
             yield own
-    else:
-        yield request.getfixturevalue("common_svc")
 
 
 @pytest.fixture
