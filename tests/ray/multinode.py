@@ -18,6 +18,8 @@ from ray_route.store.embedded import EmbeddedServer
 
 LEASE_S = 3.0
 _PREEMPTION = 2  # of Ray's reasons to drain a node, the one that it can't refuse
+# Nobody reads the logs, and there is no cloud to ask for nodes.
+UNWATCHED = {"include_log_monitor": False, "no_monitor": True, "include_dashboard": False}
 QUICK = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 1000,
@@ -27,7 +29,8 @@ QUICK = {
 
 
 def main() -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": QUICK})
+    head = {"num_cpus": 1, "_system_config": QUICK, **UNWATCHED}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     others = [cluster.add_node(num_cpus=1) for _ in range(2)]
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     try:
