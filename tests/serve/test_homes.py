@@ -142,16 +142,15 @@ def test_a_moved_session_is_served_at_its_new_home(chat: App) -> None:
     assert f"pod {pod}" in str(chat.client.explain(name, chat.service))
 
 
-def full(app: App, name: str) -> list[Any]:
+def full(app: App, name: str, requests: int) -> list[Any]:
     """Send a session more requests at once than its home may run."""
-    answers = [app.saying(name, 0.2) for _ in range(20)]
+    answers = [app.saying(name, 0.2) for _ in range(requests)]
     return [answer.result(timeout_s=20)["replica"] for answer in answers]
 
 
-def test_a_request_waits_while_its_home_is_full(run: Run) -> None:
-    app = run(replicas=2, max_ongoing_requests=5)
+def test_a_request_waits_while_its_home_is_full(chat: App) -> None:
     name = sessions(1)[0]
-    assert set(full(app, name)) == {app.say(name)["replica"]}
+    assert set(full(chat, name, 110)) == {chat.say(name)["replica"]}
 
 
 def test_a_request_may_spill_while_its_home_is_full_and_its_session_stays(run: Run) -> None:
@@ -159,5 +158,5 @@ def test_a_request_may_spill_while_its_home_is_full_and_its_session_stays(run: R
     name = sessions(1)[0]
     home = app.say(name)["replica"]
     app.homes(sessions(2))
-    assert len(set(full(app, name))) == 2
+    assert len(set(full(app, name, 20))) == 2
     assert {app.say(name)["replica"] for _ in range(5)} == {home}
