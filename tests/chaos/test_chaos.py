@@ -15,7 +15,7 @@ from helpers import unique_name
 from history import recovery_s, violations
 from states import state_violations
 from storm import TIMEOUT_S, Storm
-from witness import AsyncWitness
+from witness import CarryingWitness
 from world import deployed, read_logs
 
 SECONDS = float(os.environ.get("CHAOS_S", "15"))
@@ -36,7 +36,7 @@ def test_no_fault_makes_two_owners_or_loses_a_call_or_a_state(
 ) -> None:
     name = unique_name()
     print(f"seed {SEED}, {SECONDS:g} s")
-    with deployed(AsyncWitness, name, tmp_path, SEED, LEASE_S) as world:
+    with deployed(CarryingWitness, name, tmp_path, SEED, LEASE_S) as world:
         storm = Storm(world, SEED)
         history = storm.run(SECONDS, clients=6, faults=FAULTS)
     read_logs(tmp_path, history)
@@ -47,6 +47,9 @@ def test_no_fault_makes_two_owners_or_loses_a_call_or_a_state(
     assert wrong == []
     assert storm.failures == []
     assert len(history.acknowledged) > SECONDS
+    carried = len((tmp_path / "carried").read_text().splitlines())
+    print(f"{carried} states moved with their users")
+    assert carried or not {"move", "scale"} & set(FAULTS)
     assert {hook.kind for hook in history.hooks} >= {"acquire", "release"}
     assert p99(recovery_s(history, "kill")) <= KILL_BOUND_S
     assert p99(recovery_s(history, "freeze")) <= FREEZE_BOUND_S

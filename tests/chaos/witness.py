@@ -90,6 +90,7 @@ class _Counts:
         self._log = Log(folder)
         self._saves = Saves(folder)
         self._calm = Path(folder) / "calm"
+        self._carried = _opened(Path(folder) / "carried")
         self._seed, self._hook_s = seed, hook_s
         self._counts: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -121,9 +122,12 @@ class _Counts:
         facts = {"pod": agent.pod, "incarnation": agent.incarnation, "epoch": epoch}
         return self._log.start(kind, uid=uid, count=number, **facts), epoch
 
-    def _loads(self, number: int, uid: str) -> None:
+    def _loads(self, number: int, uid: str, carried: int | None = None) -> None:
+        """Take up a count: as it was carried here, or else as it was saved."""
+        if carried is not None:
+            _append(self._carried, f"{uid} {carried}\n")
         with self._lock:
-            self._counts[uid] = self._saves.load(uid)
+            self._counts[uid] = self._saves.load(uid) if carried is None else carried
             self._log.end(number, count=self._counts[uid])
 
     def _saves_it(self, number: int, uid: str, epoch: int, kept: int | None) -> None:
@@ -184,6 +188,23 @@ class AsyncWitness(_Counts):
 
     async def pid(self) -> int:
         return os.getpid()
+
+
+class CarryingWitness(AsyncWitness):
+    """One whose counts move with their users; what is saved is for those whose pod has died.
+
+    A count that was carried is taken up as it is: one that is old would go back.
+    """
+
+    async def on_acquire(self, uid: str, carried: int | None) -> None:  # type: ignore[override]
+        number, epoch = self._hook_begins("acquire", uid)
+        await asyncio.sleep(self._seconds("acquire", uid, epoch))
+        self._loads(number, uid, carried)
+
+    async def on_release(self, uid: str) -> int | None:  # type: ignore[override]
+        kept = self._counts.get(uid)
+        await super().on_release(uid)
+        return kept
 
 
 def _opened(path: Path) -> int:

@@ -1,0 +1,158 @@
+"""What it takes to move users with their states: many small ones, a large one, under calls."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import ray_route
+from benchmarks.harness import Report, Sample
+from benchmarks.setting import SERVICE, deployed, local_client
+
+QUESTION = "users moved a second, seconds for a gigabyte, and what their callers notice"
+_USERS, _QUICK_USERS = 10_000, 1_000
+_GIGABYTE, _QUICK_BYTES = 1 << 30, 200 << 20
+_CALLED = 50
+_DRAIN_S = 300.0
+
+
+class Rooms:
+    """Keeps a little of each user, or a lot."""
+
+    def __init__(self) -> None:
+        self.rooms: dict[str, dict[str, object]] = {}
+
+    def on_acquire(self, uid: str, state: dict[str, object] | None) -> None:
+        """Begin with what the last pod had."""
+        self.rooms[uid] = state or {"said": 0, "load": b""}
+
+    def on_release(self, uid: str) -> dict[str, object]:
+        """Let it go."""
+        return self.rooms.pop(uid)
+
+    def say(self, uid: str) -> int:
+        """Count."""
+        room = self.rooms[uid]
+        said = int(str(room["said"])) + 1
+        room["said"] = said
+        return said
+
+    def fill(self, uid: str, size: int) -> None:
+        """Have a lot to carry."""
+        self.rooms[uid]["load"] = bytes(size)
+
+
+class Caller:
+    """Calls some users in turn, as fast as they answer, and notes each wait and each failure."""
+
+    def __init__(self, client: ray_route.RouteClient, uids: Sequence[str]) -> None:
+        self._client = client
+        self._uids = uids
+        self._ended = threading.Event()
+        self.waits: list[float] = []
+        self.failed = 0
+        self.went_back = 0
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        said: dict[str, int] = {}
+        while not self._ended.is_set():
+            for uid in self._uids:
+                begun = time.perf_counter()
+                try:
+                    count = self._client.call(uid, SERVICE, "say", uid, timeout=60)
+                except ray_route.RouteError:
+                    self.failed += 1
+                    continue
+                self.waits.append(time.perf_counter() - begun)
+                self.went_back += count <= said.get(uid, 0)
+                said[uid] = count
+
+    def __enter__(self) -> Caller:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+def run(*, quick: bool) -> Report:
+    """Measure."""
+    report = Report("hand_over", QUESTION, ("what", "figure", "unit"))
+    with local_client("bench-states") as client:
+        _drained(report, client, _QUICK_USERS if quick else _USERS)
+        _large(report, client, _QUICK_BYTES if quick else _GIGABYTE, 1 if quick else 3)
+    return report
+
+
+def _drained(report: Report, client: ray_route.RouteClient, users: int) -> None:
+    """Drain one of two pods while some users are called: once idle, once under calls."""
+    with deployed(client, Rooms, replicas=2) as deployment:
+        uids = [f"user-{number}" for number in range(2 * users)]
+        _say(client, uids)
+        moved, seconds = _drain(deployment)
+        _note(report, "moved, nobody called", moved / seconds, "users/s")
+    with deployed(client, Rooms, replicas=2, service=SERVICE) as deployment:
+        _say(client, uids)
+        some = [uid for uid in uids if client.compute_linked_pod(uid, SERVICE).pod == 0]
+        with _calling(client, some[:_CALLED]) as caller:
+            before = len(caller.waits)
+            moved, seconds = _drain(deployment)
+        waits = sorted(caller.waits[before:])
+        _note(report, "moved, under calls", moved / seconds, "users/s")
+        _note(report, "longest pause of a called user", 1000 * waits[-1], "ms")
+        _note(report, "wait of a call meanwhile, p50", 1000 * _at(waits, 0.5), "ms")
+        _note(report, "wait of a call meanwhile, p99", 1000 * _at(waits, 0.99), "ms")
+        _note(report, f"calls failed, of {len(waits):,}", caller.failed, "calls")
+        _note(report, "counts that went back", caller.went_back, "counts")
+        report.aim("calls failed in a drain", "at most", 0, Sample([float(caller.failed)]))
+        report.aim("states lost in a drain", "at most", 0, Sample([float(caller.went_back)]))
+
+
+@contextmanager
+def _calling(client: ray_route.RouteClient, uids: Sequence[str]) -> Iterator[Caller]:
+    with Caller(client, uids) as caller:
+        while len(caller.waits) < len(uids):
+            time.sleep(0.01)
+        yield caller
+
+
+def _say(client: ray_route.RouteClient, uids: Sequence[str]) -> None:
+    rooms = client.service(SERVICE)
+    for start in range(0, len(uids), 1_000):
+        rooms.map("say", {uid: (uid,) for uid in uids[start : start + 1_000]})
+
+
+def _drain(deployment: ray_route.Deployment) -> tuple[int, float]:
+    begun = time.perf_counter()
+    *_, last = deployment.drain(0, _DRAIN_S)
+    if last.problem:
+        raise RuntimeError(last.problem)
+    return last.moved, time.perf_counter() - begun
+
+
+def _large(report: Report, client: ray_route.RouteClient, size: int, runs: int) -> None:
+    with deployed(client, Rooms, replicas=2, service=SERVICE):
+        client.call("ann", SERVICE, "fill", "ann", size, timeout=60)
+        took = []
+        for _ in range(runs):
+            pod = client.compute_linked_pod("ann", SERVICE).pod
+            begun = time.perf_counter()
+            client.move("ann", SERVICE, 1 - pod, timeout=120)
+            client.call("ann", SERVICE, "say", "ann", timeout=60)
+            took.append((time.perf_counter() - begun) * (1 << 30) / size)
+        sample = Sample(took)
+        report.samples["a gigabyte"] = sample
+        report.rows.append(("one state, until its next call", f"{sample.median:.2f}", "s/GB"))
+
+
+def _at(waits: Sequence[float], share: float) -> float:
+    return waits[int(share * (len(waits) - 1))]
+
+
+def _note(report: Report, what: str, figure: float, unit: str) -> None:
+    report.samples[what] = Sample([figure])
+    report.rows.append((what, f"{figure:,.1f}" if figure % 1 else f"{figure:,.0f}", unit))
