@@ -70,6 +70,12 @@ class Caller:
                 self.went_back += count <= said.get(uid, 0)
                 said[uid] = count
 
+    def go_round(self) -> None:
+        """Return when each has been called once more."""
+        enough = len(self.waits) + self.failed + len(self._uids)
+        while len(self.waits) + self.failed < enough:
+            time.sleep(0.01)
+
     def __enter__(self) -> Caller:
         self._thread.start()
         return self
@@ -114,10 +120,11 @@ def _drained(report: Report, client: ray_route.RouteClient, users: int) -> None:
 
 @contextmanager
 def _calling(client: ray_route.RouteClient, uids: Sequence[str]) -> Iterator[Caller]:
+    """Call some users, each at least once before and once after what is measured."""
     with Caller(client, uids) as caller:
-        while len(caller.waits) < len(uids):
-            time.sleep(0.01)
+        caller.go_round()
         yield caller
+        caller.go_round()
 
 
 def _say(client: ray_route.RouteClient, uids: Sequence[str]) -> None:

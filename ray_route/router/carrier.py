@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from typing import Any
@@ -27,6 +28,8 @@ _ANSWER_S = 5.0
 _QUIET_LOOK_S = 0.01
 # States on their way to one pod at a time: as many `Take`s.
 _TAKES_AT_ONCE = 4
+
+logger = logging.getLogger(__name__)
 
 Answer = Link | RouteError
 """What became of a uid."""
@@ -56,8 +59,13 @@ class Carrier:
         """Run what must not end with whoever asked for it."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:  # whoever waited has heard it
+            logger.debug("a hand-over failed: %r", task.exception())
 
     async def quiet(self, service: str, pod: int) -> None:
         """Wait until no link that is on its way to a pod is unknown there."""

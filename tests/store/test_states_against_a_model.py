@@ -13,7 +13,7 @@ import os
 import pickle
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,12 +69,14 @@ def as_it_is(_: str, state: Any) -> Any:
 class Router:
     """A router's insides, from its claim on; `end` kills it."""
 
-    def __init__(self, store: Store, keys: Keys) -> None:
+    def __init__(self, store: Store, keys: Keys, diary: list[tuple[str, str]]) -> None:
+        self.diary = diary
         self.connection = AsyncStore(store.url)
         self.shards = Shards(self.connection, keys, LinkCalls(keys, CONFIG))
         self.mailboxes = Mailboxes()
         self.membership = Membership(self.connection, keys, self._changed, self.shards)
         self.links = LinkTable(CONFIG, keys, self.membership, self.shards)
+        self.links.decisions.note = self._decided  # type: ignore[method-assign]
         self.directory = Directory(CONFIG, self.links, self.connection, self.membership)
         self.moves = Moves(
             self.membership, self.links, self.directory, self.mailboxes, self._stale, 60.0
@@ -85,6 +87,12 @@ class Router:
         self.gate.readmit = self.recovery.readmit
         self.shards.may_place, self.shards.recover = self.gate.passed, self.recovery.recover
         self.serves = False
+
+    def _decided(self, _: str, links: Mapping[str, Link], decision: str) -> None:
+        self.diary += [
+            (uid, f"{decision} {it.pod}:{it.incarnation}, epoch {it.epoch} of {it.replaced}")
+            for uid, it in links.items()
+        ]
 
     def _changed(self, service: str, record: PodRecord) -> None:
         alive = record.life.value == "alive"
@@ -150,6 +158,9 @@ class Pod:
 
     def dispatch(self, router: Router, number: int, command: Any) -> None:
         if isinstance(command, Release):
+            for uid, epoch in command.uids.items():
+                replaced = command.replaced.get(uid)
+                self.note(uid, f"is to release {epoch} of {replaced}, {self.held.entries.get(uid)}")
             how = {"closes": command.closes, "router": router.shards.incarnation}
             self.releases.release(
                 number, command.uids, command.patience_s, replaced=command.replaced, **how
@@ -201,6 +212,8 @@ class Pod:
             for work in self.releases.to_acquire():
                 self.spawn(self.confirm(work.uid, work.epoch))
             outcomes = self.releases.outcomes()
+            for it in outcomes:
+                self.note(it.uid, f"tells {it}")
             if outcomes and not self.world.loses():
                 self.world.router.mailboxes.take_outcomes(self.address, outcomes)
             given = self.held.unsettled(self.world.now() - 0.05)
@@ -234,6 +247,7 @@ class Pod:
         await self.world.lag()
         mine = (self.index, self.incarnation, epoch)
         if link is None or (link.pod, link.incarnation, link.epoch) != mine:
+            self.note(uid, f"is denied {epoch}: {link}")
             self.admission.denied(uid, epoch, term)
             raise FencedError(reason="not confirmed", may_have_run=False)
         if self.admission.confirmed(uid, epoch, link, asked_at, term) is Told.ACQUIRE:
@@ -315,7 +329,7 @@ class World:
     # What happens.
 
     async def begin(self) -> None:
-        self.routers.append(Router(self.store, self.keys))
+        self.routers.append(Router(self.store, self.keys, self.diary))
         await self.router.begin()
         for index in range(PODS):
             self.start_pod(index)
@@ -405,7 +419,7 @@ class World:
     async def kill_router(self) -> None:
         if not self.router.serves:
             return
-        old, young = self.router, Router(self.store, self.keys)
+        old, young = self.router, Router(self.store, self.keys, self.diary)
         old.serves = False
         old.mailboxes.end_all()
         self.routers.append(young)
@@ -418,10 +432,11 @@ class World:
         if not self.router.serves:
             return
         # What nobody but Redis knows is not in use.
+        self.diary.append(("", "all is lost"))
         self.store.one(Call("", ("FLUSHALL",)))
         await self.router.recovery.recover()
         self.seen["losses"] += 1
-        self.diary.append(("", "all was lost"))
+        self.diary.append(("", "and written back"))
 
 
 STEPS: dict[str, float] = {
