@@ -162,6 +162,8 @@ class Admission:
             state = _state_of(entry, epoch, link)
             if state is not None and state.exports:
                 return Told.WAIT
+            if state is not None:
+                state.arrived = False  # it is this pod's from here on, whatever on_acquire does
             new = Entry(epoch, Phase.ACQUIRING, term, until, at, link.persistent, state=state)
             self._add(uid, new)
             return Told.ACQUIRE
