@@ -101,7 +101,8 @@ def _drained(report: Report, client: ray_route.RouteClient, users: int) -> None:
         _say(client, uids)
         moved, seconds = _drain(deployment)
         _note(report, "moved, nobody called", moved / seconds, "users/s")
-    with deployed(client, Rooms, replicas=2, service=SERVICE) as deployment:
+    with deployed(client, Rooms, replicas=2) as deployment:
+        uids = [f"called-{number}" for number in range(2 * users)]  # the others keep to one pod
         _say(client, uids)
         some = [uid for uid in uids if client.compute_linked_pod(uid, SERVICE).pod == 0]
         with _calling(client, some[:_CALLED]) as caller:
@@ -142,7 +143,7 @@ def _drain(deployment: ray_route.Deployment) -> tuple[int, float]:
 
 
 def _large(report: Report, client: ray_route.RouteClient, size: int, runs: int) -> None:
-    with deployed(client, Rooms, replicas=2, service=SERVICE):
+    with deployed(client, Rooms, replicas=2):
         client.call("ann", SERVICE, "fill", "ann", size, timeout=60)
         took = []
         for _ in range(runs):
