@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import ray_route
-from benchmarks.harness import Report, Sample
+from benchmarks.harness import Report, Sample, others_took, wait_for_quiet
 from benchmarks.setting import SERVICE, deployed, local_client
 
 QUESTION = "users moved a second, seconds for a gigabyte, and what their callers notice"
@@ -135,6 +135,7 @@ def _say(client: ray_route.RouteClient, uids: Sequence[str]) -> None:
 
 
 def _drain(deployment: ray_route.Deployment) -> tuple[int, float]:
+    others_took.append(wait_for_quiet())
     begun = time.perf_counter()
     *_, last = deployment.drain(0, _DRAIN_S)
     if last.problem:
