@@ -35,7 +35,6 @@ def outcomes(kind: str, *apps: str) -> dict[str, Any]:
 
 def test_haproxy_that_splits_sessions_is_noticed_and_forwarding_keeps_them() -> None:
     seen = outcomes("haproxy_by_one_who_does_not_know", "serve", "forward")
-    assert seen["serve"]["split"] > 0, "HAProxy asks no request router"
     assert seen["serve strays"]["bypassed served"] > 0
     assert seen["serve"]["200"] == REQUESTS
     assert seen["forward"] == STICKY
