@@ -56,7 +56,8 @@ class Admission:
                 entry = self._held.entries[uid]
                 entry.running += 1
                 self._held.running += 1
-                entry.used_at = self._held.clock()
+                self._held.order.busy.add(uid)
+                self._held.used(uid, entry)
             return verdict, reason
 
     def refusal(self, uid: str, epoch: int, incarnation: int) -> str:
@@ -120,7 +121,9 @@ class Admission:
         with self._held.lock:
             entry = self._held.entries[uid]
             entry.running -= 1
-            entry.used_at = self._held.clock()
+            if not entry.running:
+                self._held.order.busy.discard(uid)
+            self._held.used(uid, entry)
             self._held.ended_call()
             self._held.look_at(uid, entry)
 
@@ -146,7 +149,9 @@ class Admission:
                 return Told.VOID
             if entry.phase is Phase.ACQUIRING:
                 return Told.WAIT
-            self._confirm(entry, until, link)  # an ENDING one, too: its link lives on meanwhile
+            self._confirm(
+                uid, entry, until, link
+            )  # an ENDING one, too: its link lives on meanwhile
             self._held.look_at(uid, entry)
             return Told.HELD if entry.phase is Phase.HELD else Told.VOID
 
@@ -178,8 +183,14 @@ class Admission:
             entry.due_at = due_at
         self._held.entries[uid] = entry
         self._held.nobodys_no_more(uid)
+        self._held.used(uid, entry)
+        self._held.order.leased(uid)
+        self._held.order.changing.add(uid)
 
-    def _confirm(self, entry: Entry, until: float, link: Link) -> None:
+    def _confirm(self, uid: str, entry: Entry, until: float, link: Link) -> None:
+        if entry.persistent and not link.persistent:
+            self._held.used(uid, entry)  # from now on it may end for want of use
+        self._held.order.leased(uid)
         entry.until = max(until, entry.until) if entry.term == self._held.term else until
         entry.term, entry.persistent = self._held.term, link.persistent
 
@@ -190,8 +201,9 @@ class Admission:
             assert entry.epoch == epoch
             assert entry.phase is Phase.ACQUIRING
             entry.phase = Phase.HELD
+            self._held.order.changing.discard(uid)
             entry.state = None  # only now: until here it may have to be handed on
-            entry.used_at = self._held.clock()
+            self._held.used(uid, entry)
             self._held.look_at(uid, entry)
 
     def state_of(self, uid: str) -> State | None:
@@ -216,6 +228,7 @@ class Admission:
                 self._held.arrive(uid, entry, epoch)
                 entry.tried = True
             else:
+                self._held.order.drop(uid)
                 del self._held.entries[uid]
 
     def denied(self, uid: str, epoch: int, term: int) -> None:
@@ -242,6 +255,7 @@ class Admission:
                     continue
                 if term == entry.term == self._held.term and not entry.lost:
                     entry.until = max(entry.until, until)
+                    self._held.order.leased(uid)
 
     def unread(self, uid: str) -> None:
         """Take in that a link could not be read: the confirmation is asked for again."""
@@ -266,8 +280,8 @@ class Admission:
             entry.lost = True
             self._held.look_at(uid, entry)
         elif link.epoch == entry.epoch and entry.phase is Phase.HELD and not entry.lost:
-            self._confirm(entry, until, link)
-            entry.used_at = at
+            self._confirm(uid, entry, until, link)
+            self._held.used(uid, entry)
 
 
 def _state_of(entry: Entry | None, epoch: int, link: Link) -> State | None:

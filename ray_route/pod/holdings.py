@@ -24,11 +24,13 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterator
 
 from ray_route.clock import Clock, Deadline, now
 from ray_route.pod.entries import UNHELD, Entry, Phase
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.states import State
+from ray_route.pod.use_order import UseOrder
 from ray_route.protocol.commands import Outcome
 
 # No read of a link takes longer; one that does is asked for again.
@@ -71,6 +73,7 @@ class Holdings:
         """Those of them whose state is kept here for whoever has them next."""
         self.arrived: set[str] = set()
         """Uids that are this pod's, with a state, and have not been acquired."""
+        self.order = UseOrder()
         self._forgotten: dict[str, float] = {}
         self._all_forgotten_at = -math.inf
         self._idle_s = idle_s
@@ -81,6 +84,11 @@ class Holdings:
     def __len__(self) -> int:
         """Number of uids that are this pod's load: not those given up."""
         return len(self.entries) - len(self.given_up)
+
+    def used(self, uid: str, entry: Entry) -> None:
+        """Take in that a uid is used now."""
+        entry.used_at = self.clock()
+        self.order.used(uid)
 
     def is_confirmed(self, entry: Entry) -> bool:
         """True while Redis' word on a uid, given in this term, holds."""
@@ -110,6 +118,7 @@ class Holdings:
     def _nobodys(self, uid: str, entry: Entry) -> None:
         self.given_up.add(uid)
         self.arrived.discard(uid)
+        self.order.drop(uid)
         (self.kept.add if entry.has_own_state else self.kept.discard)(uid)
 
     @staticmethod
@@ -159,6 +168,7 @@ class Holdings:
     def forget(self, uid: str) -> None:
         """Drop an entry, and whatever has been asked about it so far."""
         del self.entries[uid]
+        self.order.drop(uid)
         self.nobodys_no_more(uid)
         at = self.clock()
         self._forgotten.pop(uid, None)  # the latest come last
@@ -176,8 +186,27 @@ class Holdings:
             self.ready.add(uid)
             self.wake()
 
+    def look_for_idle(self) -> None:
+        """Do the same for all that nobody has used for long."""
+        stay = []
+        for uid in self._unused():
+            if (entry := self.entries.get(uid)) and not entry.persistent:
+                self.look_at(uid, entry)
+            else:
+                stay.append(uid)
+        self.order.unused(stay)
+
+    def _unused(self) -> Iterator[str]:
+        """Yield uids that nobody has used for long."""
+        at = self.clock()
+        for uid in self.order.oldest():
+            entry = self.entries.get(uid)
+            if entry is not None and at < entry.used_at + self._idle_s:
+                return
+            yield uid
+
     def look_at_all(self) -> None:
-        """Do the same for all."""
+        """Do the same for all there are."""
         for uid, entry in self.entries.items():
             self.look_at(uid, entry)
 
@@ -274,8 +303,7 @@ class Holdings:
 
     def held(self) -> dict[str, int]:
         """Return the epochs of all uids held: never of one given up or lost."""
-        held = self.memory()[1].items()
-        return {uid: epoch for uid, (epoch, _) in held if uid not in self.kept}
+        return {u: epoch for u, (epoch, _) in self.memory()[1].items() if u not in self.kept}
 
     def memory(self) -> tuple[bool, dict[str, tuple[int, bool]], dict[str, float]]:
         """Return whether the pod's lease has lapsed, and what the pod remembers of uids held.
@@ -311,15 +339,19 @@ class Holdings:
                 if entry.removes or entry.given_at < before
             }
 
-    def in_use(self, since: float) -> dict[str, int]:
-        """Return uids, with epochs, whose links must live on: used since, or being given up."""
+    def in_use(self, since: float, ending_before: float = -math.inf) -> dict[str, int]:
+        """Return uids, with epochs, whose links must live on: used since, or being given up.
+
+        And those held whose lease ends before another moment.
+        """
         with self.lock:
             if not self.lease.serves():
                 return {}
-            return {
+            used = {
                 uid: entry.epoch
-                for uid, entry in self.entries.items()
-                if entry.term == self.term
+                for uid in self._candidates(since)
+                if (entry := self.entries.get(uid)) is not None
+                and entry.term == self.term
                 and not entry.lost
                 and (entry.phase is not Phase.GIVEN or uid in self.kept)
                 and (
@@ -329,6 +361,38 @@ class Holdings:
                     or self.is_to_end(entry)
                 )
             }
+            return {**self._ending(ending_before), **used}
+
+    def _candidates(self, since: float) -> set[str]:
+        """Return uids among which are all those in use."""
+        if self.leaving:
+            return set(self.entries)
+        order, some = self.order, self.timed | self.ready | self.kept | self.arrived
+        order.changing = {uid for uid in order.changing if self._is_changing(uid)}
+        some.update(order.busy, order.changing, self._unused())
+        for uid in order.latest():
+            entry = self.entries.get(uid)
+            if entry is not None and entry.used_at < since:
+                break
+            some.add(uid)
+        return some
+
+    def _is_changing(self, uid: str) -> bool:
+        entry = self.entries.get(uid)
+        return entry is not None and entry.phase in (Phase.ACQUIRING, Phase.ENDING)
+
+    def _ending(self, before: float) -> dict[str, int]:
+        """Return temporary uids held whose lease ends before a moment."""
+        some = {}
+        for uid in self.order.soonest():
+            if (entry := self.entries.get(uid)) is None:
+                continue
+            if entry.until >= before:
+                break
+            held = entry.phase is Phase.HELD and entry.term == self.term and not entry.lost
+            if held and not entry.persistent and entry.due_at == math.inf:
+                some[uid] = entry.epoch
+        return some
 
     def unfinished(self) -> list[str]:
         """Return uids that are not given up yet, or whose state nobody else has."""

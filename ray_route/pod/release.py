@@ -200,9 +200,9 @@ class Releases:
             held.timed.discard(uid)
 
     def look_for_idle(self) -> None:
-        """Look at all uids, whether nobody has used them for long."""
+        """Look whether nobody has used some uids for long."""
         with self._held.lock:
-            self._held.look_at_all()
+            self._held.look_for_idle()
 
     def take(self, limit: int) -> list[Work]:
         """Begin what is to be done, at most so many hooks: the only way in which one begins.
@@ -231,6 +231,7 @@ class Releases:
 
     def _begun(self, uid: str, entry: Entry) -> Work:
         entry.phase = Phase.ENDING
+        self._held.order.changing.add(uid)
         asked = bool(entry.wishes) or entry.persistent
         entry.removes = not asked or self._held.clock() >= entry.due_at
         kind = Kind.LOSE if entry.lost else Kind.RELEASE

@@ -7,11 +7,13 @@ another reports the uids in use, and neither waits for a hook.
 from __future__ import annotations
 
 import logging
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import ray
@@ -31,6 +33,9 @@ logger = logging.getLogger(__name__)
 _LOOK_S = 0.1
 _IDLE_LOOK_S = 1.0
 _REVIEW_SHARE = 1 / 10
+# Links of uids that are held and unused are kept alive from this share of their TTL on.
+_KEEP_SHARE = 1 / 3
+_AT_A_TIME = 5_000
 _CONFIRMERS = 8
 _ASK_S = 10.0
 # A uid that was given up, and whose link still names this pod then, is nobody's move: the router
@@ -231,7 +236,8 @@ class Releaser:
         while not self._ended.wait(ttl_s * _REVIEW_SHARE):
             began = now()
             try:
-                self._refresh(self._held.in_use(reported_at), ttl_s)
+                for some in _pieces(self._held.in_use(reported_at, self._kept_before(ttl_s))):
+                    self._refresh(some, ttl_s)
                 reported_at = began
             except (RouteError, ray.exceptions.RayError) as error:
                 # The next report makes up for it.
@@ -241,10 +247,16 @@ class Releaser:
                 service, pod, _ = self._address()
                 logger.exception("uids of pod %d of %s not reported", pod, service)
 
+    def _kept_before(self, ttl_s: float) -> float:
+        """Return before when the lease of an unused uid must end to be lengthened.
+
+        Where they are given up sooner than their links end, none is.
+        """
+        outlives = self._hooks.idle_s is not None and self._hooks.idle_s > ttl_s / 2
+        return now() + _KEEP_SHARE * ttl_s if outlives else -math.inf
+
     def _refresh(self, used: dict[str, int], ttl_s: float) -> None:
         """Keep links in use alive, and let go of uids whose link is another by now."""
-        if not used:
-            return
         term, until = self._held.term, now() + self._namespace.config.lease_s
         asked = self._namespace.ask("report_use", self._address()[0], used)
         ended: dict[str, int] = run(asked, Deadline.after(max(ttl_s * _REVIEW_SHARE, 1.0)))
@@ -252,3 +264,10 @@ class Releaser:
             self._gate.admission.denied(uid, epoch, term)
         kept = {uid: epoch for uid, epoch in used.items() if uid not in ended}
         self._gate.admission.lengthened(kept, until, term)
+
+
+def _pieces(used: dict[str, int]) -> Iterator[dict[str, int]]:
+    """Yield some of them at a time: no router is asked for 100,000 at once."""
+    items = iter(used.items())
+    while some := dict(islice(items, _AT_A_TIME)):
+        yield some

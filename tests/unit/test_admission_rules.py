@@ -868,6 +868,40 @@ class TestRemovals:
         assert not pod.held.timed
 
 
+class TestCallsWithinACall:
+    """One that is made within a running call of its uid is admitted while others are not."""
+
+    @staticmethod
+    def within(pod: Pod, epoch: int = 100) -> Verdict:
+        return pod.admission.enter("u", epoch, 7, in_turn=True)[0]
+
+    def test_while_its_uid_is_to_be_released(self, pod: Pod):
+        pod.enter()
+        pod.release()
+        assert pod.enter() is Verdict.REFUSE
+        assert self.within(pod) is Verdict.ADMIT
+
+    def test_while_the_pod_is_drained_but_not_when_it_has_been(self, pod: Pod):
+        pod.enter()
+        pod.releases.close("drained")
+        assert pod.enter() is Verdict.REFUSE
+        assert self.within(pod) is Verdict.ADMIT
+        pod.releases.shut("drained")
+        assert self.within(pod) is Verdict.REFUSE
+
+    def test_not_where_its_uid_is_lost_or_has_another_epoch(self, pod: Pod):
+        pod.enter()
+        assert self.within(pod, 99) is Verdict.REFUSE
+        pod.deny()
+        assert self.within(pod) is Verdict.REFUSE
+
+    def test_the_reason_of_a_refusal_is_known_without_a_call(self, pod: Pod):
+        assert pod.admission.refusal("u", 100, 7) == ""
+        pod.enter()
+        pod.release()
+        assert pod.admission.refusal("u", 100, 7) == "the uid has been released"
+
+
 class TestUse:
     def test_a_uid_is_reported_if_it_was_used_since(self, pod: Pod, clock: ManualClock):
         assert pod.held.in_use(clock()) == {"u": 100}

@@ -20,7 +20,7 @@ class Room:
 
 class Upgraded:
     def __init__(self, uid: str) -> None:
-        raise AssertionError("never made anew")
+        raise AssertionError(f"{uid} is never made anew")
 
     def last(self) -> Any:
         return self.said[-1]  # type: ignore[attr-defined]
