@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from helpers import eventually, unique_name
-from peruid import AsyncRoom, Room, Shared
+from peruid import AsyncRoom, Reader, Room, Shared
 
 import ray_route
 
@@ -175,6 +176,32 @@ def test_a_stream_has_the_turn_to_its_end(either: Rooms, ann: str) -> None:
         said = either[ann].say.remote("after")
         assert list(items) == [1, 2]
     assert said.result() == 4
+
+
+def test_a_stream_whose_reader_has_died_gives_its_turn_back(either: Rooms, ann: str) -> None:
+    reader = Reader.remote(either)
+    assert ray.get(reader.read_one.remote(ann)) == 0
+    said = either[ann].options(timeout_s=60).say.remote("after")
+    ray.kill(reader)
+    assert said.result() > 1
+
+
+def test_calls_that_wait_when_the_service_ends_have_not_run(
+    client: ray_route.RouteClient, folder: Path, ann: str
+) -> None:
+    options: dict[str, Any] = {"namespace": client.namespace, "service": ann, "replicas": 1}
+    deployed = ray_route.deploy(Room, per_uid=True, args=(str(folder),), **options)
+    room = client.service(ann, Room).options(timeout_s=6)[ann]
+    held = room.hold.remote(ann)
+    eventually((folder / f"{ann}-begun").exists, "it runs")
+    waiting = call_at_once(room, 5, 0.0)
+    deployed.shutdown(grace_s=1.0)
+    (folder / ann).touch()
+    for response in [held, *waiting]:
+        with pytest.raises(ray_route.RouteError) as raised:
+            response.result()
+        may_have_run = getattr(raised.value, "may_have_run", False)
+        assert may_have_run == (response is held), raised.value
 
 
 def test_a_constructor_that_fails_is_tried_again(rooms: Rooms, folder: Path) -> None:
