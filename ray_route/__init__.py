@@ -39,6 +39,7 @@ from ray_route.errors import (
 from ray_route.model import DrainProgress, Explanation, Life, Link, LinkedPods, Pod, RoutingState
 from ray_route.pod.agent import PodAgent
 from ray_route.pod.current_link import CurrentLink, current_link
+from ray_route.pod.instances import StateStore
 from ray_route.pod.methods import interleave
 from ray_route.pod.pod_actor import current_agent
 from ray_route.runtime.call_context import current_chain, in_chain
@@ -80,6 +81,7 @@ __all__ = [
     "RoutingState",
     "ServiceHandle",
     "StateNotMovedError",
+    "StateStore",
     "StoreUnavailableError",
     "StreamMethodHandle",
     "UidHandle",

@@ -25,6 +25,7 @@ from ray_route.errors import (
 )
 from ray_route.model import DrainProgress, Life, Pod, RoutingState, check_name
 from ray_route.pod.exports import EXPORT_GROUP
+from ray_route.pod.instances import StateStore
 from ray_route.pod.methods import is_async
 from ray_route.pod.options import PodOptions, no_class
 from ray_route.pod.pod_actor import CONTROL_GROUP, PodSpec, pod_class
@@ -281,6 +282,8 @@ def deploy(
     per_uid: bool = False,
     turns: bool = False,
     idle_s: float | None = None,
+    store: StateStore | None = None,
+    save_every_s: float = 10.0,
     redis_url: str | StoreUrl | None = None,
     timeout: float = _DEPLOY_S,
     **options: Any,
@@ -306,7 +309,8 @@ def deploy(
     `docs/per_uid.md`. `turns=True` gives that order to a class of one object per pod. Then
     `max_concurrency` (16) says how many calls, of different uids, run at a time in threads; those
     of a class with coroutines run on its event loop. A temporary uid without a call for `idle_s`
-    seconds (two thirds of `ttl_s`) is released, and its link removed.
+    seconds (two thirds of `ttl_s`) is released, and its link removed. A `store` keeps the
+    objects' states beyond the life of a pod, as of `save_every_s` seconds ago: see `StateStore`.
 
     A pod whose process gets SIGTERM is drained first, within `grace_s` seconds. One that could
     not renew its lease in time (the store was away, it was frozen or cut off) serves nobody and
@@ -339,6 +343,8 @@ def deploy(
         per_uid=per_uid,
         turns=turns,
         idle_s=idle_s,
+        store=store,
+        save_every_s=save_every_s,
         threads=(ray_actor_options or {}).get("max_concurrency", AT_ONCE),
     )
     how.check(cls, args, kwargs or {})

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pickle
+import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +157,55 @@ class Shared:
 
     def all_said(self, uid: str) -> list[Any]:
         return self.said[uid]
+
+
+class SqliteStore:
+    """Keeps states in a file, each with the highest epoch that has been seen for its uid."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        with self._open() as db:
+            db.execute("CREATE TABLE IF NOT EXISTS states (uid PRIMARY KEY, epoch INT, state BLOB)")
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        db = sqlite3.connect(self.path, timeout=30)
+        try:
+            with db:
+                yield db
+        finally:
+            db.close()
+
+    def load(self, uid: str, epoch: int) -> Any:
+        fence = """
+            INSERT INTO states VALUES (?, ?, NULL)
+            ON CONFLICT (uid) DO UPDATE SET epoch = excluded.epoch WHERE epoch <= excluded.epoch
+            """
+        with self._open() as db:
+            db.execute(fence, (uid, epoch))
+            row = db.execute("SELECT state FROM states WHERE uid = ?", (uid,)).fetchone()
+        return None if row[0] is None else pickle.loads(row[0])
+
+    def save(self, uid: str, epoch: int, state: Any) -> None:
+        write = "UPDATE states SET epoch = ?, state = ? WHERE uid = ? AND epoch <= ?"
+        with self._open() as db:
+            if not db.execute(write, (epoch, pickle.dumps(state), uid, epoch)).rowcount:
+                raise PermissionError(f"epoch {epoch} of {uid} is over")
+
+
+class Kept:
+    """Counts, and has its process end when it is told to."""
+
+    def __init__(self, uid: str) -> None:
+        self.uid = uid
+        self.count = 0
+
+    def add(self) -> int:
+        self.count += 1
+        return self.count
+
+    def exit(self) -> None:
+        os._exit(1)
 
 
 @ray.remote(num_cpus=0)

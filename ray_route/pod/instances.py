@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NoReturn, Protocol
 
 logger = logging.getLogger(__name__)
 
-_FAILED = "on_release of the object of uid %r failed"
+
+class StateStore(Protocol):
+    """Where the states of objects are kept beyond the life of their pods; a user's own.
+
+    Its methods run as those of the objects do: in threads, or, where these are coroutines, on the
+    loop, and may be coroutines then. It is pickled to each pod.
+    """
+
+    def load(self, uid: str, epoch: int) -> Any:
+        """Return the state that was saved last for a uid; None if there is none.
+
+        From here on it must take none of a lower epoch: it comes from a pod that has lost the uid.
+        """
+
+    def save(self, uid: str, epoch: int, state: Any) -> Any:
+        """Save the state of a uid, or raise if a higher epoch has been seen for it."""
 
 
 class Instances:
@@ -21,8 +38,17 @@ class Instances:
     one knew.
     """
 
-    def __init__(self, cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        cls: type,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        store: StateStore | None = None,
+    ) -> None:
         self.cls = cls
+        self.store = store
+        self.epoch_of: Callable[[str], int] = lambda _: 0
+        """Says under which epoch a uid is held; told by the pod once it has an agent."""
         self._args = args
         self._kwargs = kwargs
         self._of: dict[str, Any] = {}
@@ -30,37 +56,81 @@ class Instances:
     def __len__(self) -> int:
         return len(self._of)
 
+    def has(self, uid: str) -> bool:
+        """True while a uid has an object here."""
+        return uid in self._of
+
     def of(self, uid: str) -> Any:
         """Return the object of a uid that is held."""
         return self._of[uid]
 
-    def on_acquire(self, uid: str, prepared: Any) -> None:
-        """Take in the object of a uid, or make it anew if there is none.
+    def on_acquire(self, uid: str, prepared: Any) -> Any:
+        """Take in the object of a uid; or make it of what the store has, or else anew.
 
-        Raises what its `__init__` does, and then there is none.
+        Raises what its `__init__` does, or the store, and then there is none. A coroutine, if the
+        store's `load` is one.
         """
-        made = self.cls(uid, *self._args, **self._kwargs) if prepared is None else prepared
+        if prepared is not None or self.store is None:
+            self._made(uid, prepared)
+            return None
+        loaded = self.store.load(uid, self.epoch_of(uid))
+        if inspect.isawaitable(loaded):
+            return self._made_after(uid, loaded)
+        return self._made_of(uid, loaded)
+
+    async def _made_after(self, uid: str, loaded: Any) -> None:
+        self._made_of(uid, await loaded)
+
+    def _made_of(self, uid: str, loaded: Any) -> None:
+        self._made(uid, None if loaded is None else self.prepare(uid, (loaded,)))
+
+    def _made(self, uid: str, one: Any) -> None:
+        made = self.cls(uid, *self._args, **self._kwargs) if one is None else one
         self._of[uid] = made
 
     def prepare(self, _: str, state: tuple[Any]) -> Any:
         """Make an object of a state, without `__init__`; raises what its `__setstate__` does."""
+        if isinstance(state[0], _Stuck):
+            return state[0].one
         cls: Any = self.cls
         made = cls.__new__(cls)
         _give_state(made, state[0])
         return made
 
+    def save(self, uid: str) -> Any:
+        """Have the store save the state of an object; a coroutine, if its `save` is one."""
+        assert self.store is not None
+        return self.store.save(uid, self.epoch_of(uid), _saved(_state_of(self._of[uid])))
+
     def on_release(self, uid: str) -> Any:
         """Drop the object of a uid, after its `on_release()` if it has one; return its state.
 
-        A coroutine, if that is one. One that fails is logged: the state goes on all the same.
+        A coroutine, if that is one, or the store's `save`. What fails is logged: the state goes on
+        all the same.
         """
-        one = self._of.pop(uid)
-        try:
-            ended = _hook(one, "on_release")
-        except Exception:
-            logger.exception(_FAILED, uid)  # its state goes on all the same
-            return _state_of(one)
-        return _state_after(uid, one, ended) if inspect.isawaitable(ended) else _state_of(one)
+        one, steps = self._of[uid], [partial(_hook, self._of[uid], "on_release")]
+        if self.store is not None:
+            steps.append(partial(self.save, uid))
+        for step in steps:
+            with _logged(uid):
+                ended = step()
+                if inspect.isawaitable(ended):
+                    return self._released_after(uid, ended, steps[steps.index(step) + 1 :])
+        return self._dropped(uid, one)
+
+    async def _released_after(self, uid: str, ended: Any, steps: list[Any]) -> Any:
+        with _logged(uid):
+            await ended
+        for step in steps:
+            with _logged(uid):
+                more = step()
+                if inspect.isawaitable(more):
+                    await more
+        return self._dropped(uid, self._of[uid])
+
+    def _dropped(self, uid: str, one: Any) -> tuple[Any]:
+        del self._of[uid]
+        return _state_of(one)
 
     def on_lost(self, uid: str) -> Any:
         """Drop the object of a uid that is another's by now, after its `on_lost()`."""
@@ -72,18 +142,36 @@ def _hook(one: Any, name: str) -> Any:
     return None if hook is None else hook()
 
 
-async def _state_after(uid: str, one: Any, ended: Any) -> Any:
+@contextmanager
+def _logged(uid: str) -> Iterator[None]:
     try:
-        await ended
-    except Exception:
-        logger.exception(_FAILED, uid)  # as above
-    return _state_of(one)
+        yield
+    except Exception:  # the user's own: the state goes on all the same
+        logger.exception("on_release of the object of uid %r failed", uid)
+
+
+class _Stuck:
+    """Stands for the state of an object that can't say it: that can't leave its pod."""
+
+    def __init__(self, one: Any, error: Exception) -> None:
+        self.one = one
+        self._error = error
+
+    def __reduce__(self) -> NoReturn:
+        raise self._error
 
 
 def _state_of(one: Any) -> tuple[Any]:
     """Return an object's state as pickling would, in a tuple: it may be None, too."""
-    reduced = one.__reduce_ex__(2)
+    try:
+        reduced = one.__reduce_ex__(2)
+    except Exception as error:  # noqa: BLE001 - the user's own; told to whoever moves the uid
+        return (_Stuck(one, error),)
     return (reduced[2] if len(reduced) > 2 else None,)
+
+
+def _saved(state: tuple[Any]) -> Any:
+    return state[0].__reduce__() if isinstance(state[0], _Stuck) else state[0]
 
 
 def _give_state(one: Any, state: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ray_route.errors import InvalidInputError
 from ray_route.model import check_duration
+from ray_route.pod.instances import StateStore
 
 # Calls that a pod with turns can have: each waits as a coroutine, and threads are counted apart.
 _SLOTS = 10_000
@@ -29,6 +30,8 @@ class PodOptions:
     idle_s: float | None
     threads: int
     """With turns, so many calls run at a time, where not on the event loop."""
+    store: StateStore | None
+    save_every_s: float
 
     @property
     def has_turns(self) -> bool:
@@ -48,6 +51,9 @@ class PodOptions:
         if self.has_turns and (not isinstance(self.threads, int) or self.threads < 1):
             reason = "must be an integer of at least 1"
             raise _invalid("ray_actor_options['max_concurrency']", self.threads, reason)
+        check_duration("save_every_s", self.save_every_s)
+        if self.store is not None and not self.per_uid:
+            raise _invalid("store", self.store, "is for per_uid=True alone")
         if self.per_uid:
             _check_made_for_uids(cls, args, kwargs)
 

@@ -26,6 +26,7 @@ from ray_route.pod.instances import Instances, OneForAll
 from ray_route.pod.leaving import leave_by
 from ray_route.pod.methods import is_async
 from ray_route.pod.options import PodOptions
+from ray_route.pod.saver import Saver
 from ray_route.pod.sigterm import before_sigterm_ends
 from ray_route.pod.turn_calls import TurnCalls
 from ray_route.pod.user_hooks import UserHooks
@@ -136,12 +137,21 @@ def _become_pod(pod: Any, spec: PodSpec, target: Instances | OneForAll) -> PodAg
     before_sigterm_ends(departure)
     if spec.how.has_turns:
         threads = None if spec.on_loop else UserThreads(spec.how.threads)
-        pod._ray_route_turns = TurnCalls(_agent_here, target, _user_hooks, threads)
+        calls = TurnCalls(_agent_here, target, _user_hooks, threads)
+        pod._ray_route_turns = calls
+        if isinstance(target, Instances) and target.store is not None:
+            target.epoch_of = partial(_epoch_of, _agent_here)
+            saver = Saver(calls, target, spec.how.save_every_s)
+            pod._ray_route_saver = asyncio.get_running_loop().create_task(saver.run())
     if spec.how.has_turns or spec.on_loop:
         watch_loop(asyncio.get_running_loop())
     # Not here: what it takes may be away for longer than anyone waits for a constructor.
     _agent_here.join_in_background()
     return _agent_here
+
+
+def _epoch_of(agent: PodAgent, uid: str) -> int:
+    return agent.gate.held.entries[uid].epoch
 
 
 def _methods(cls: type, *, turns: bool) -> dict[str, Any]:
@@ -164,7 +174,11 @@ def pod_class(cls: type, *, per_uid: bool = False, turns: bool = False) -> type:
         def __init__(self, _ray_route_spec: PodSpec, *args: Any, **kwargs: Any) -> None:
             spec = _ray_route_spec
             with made_again(spec.namespace, spec.service, spec.pod, spec.actor):
-                target = Instances(cls, args, kwargs) if per_uid else OneForAll(self, cls)
+                target = (
+                    Instances(cls, args, kwargs, spec.how.store)
+                    if per_uid
+                    else OneForAll(self, cls)
+                )
                 if not per_uid and turns and not spec.on_loop:
                     in_thread(super().__init__, *args, **kwargs)  # a loop runs in this one
                 elif not per_uid:

@@ -75,6 +75,8 @@ class TurnCalls:
         self._orders = CallOrder()
         self._turns = Turns()
         self._looks = False
+        self.called: set[str] | None = None
+        """Uids that have had a call since whoever saves their states looked, if anybody does."""
 
     # Waiting.
 
@@ -155,7 +157,9 @@ class TurnCalls:
             return place.turned_away(error)
         finally:
             place.leave()
-        return turn if type(turn) is SendAgain else await self._run(header, turn, args, kwargs)
+        if type(turn) is SendAgain:
+            return turn
+        return await self._run(header, turn, args, kwargs)
 
     async def _run(self, header: Header, turn: Any, args: Any, kwargs: Any) -> Any:
         uid, epoch, _, name = header[:4]
@@ -171,11 +175,37 @@ class TurnCalls:
             self._end(uid, turn)
         return Refused(stream_error(name)) if is_stream(result) else result
 
+    async def in_turn(self, uid: str, name: str, function: Callable[[], Any]) -> Any:
+        """Run a function of the pod's own in a turn of a uid, as its methods are run.
+
+        Raises what it raises, and `FencedError`, having run nothing, if the uid is not held.
+        """
+        held = self._agent.gate.held
+        with held.lock:
+            entry = held.entries.get(uid)
+            epoch = 0 if entry is None else entry.epoch
+        header: Header = [uid, epoch, held.lease.incarnation, name]
+        turn = await self._turn(TurnPlace(self._orders, header), header, None, is_beside=False)
+        if not isinstance(turn, Turn):  # too many wait
+            raise FencedError(reason="its pod is busy", may_have_run=False)
+        try:
+            await self._agent.gate.enter_async(uid, epoch, held.lease.incarnation)
+        except BaseException:
+            turn.end()
+            raise
+        try:
+            return await self._user(header, turn, None, function)
+        finally:
+            self._agent.gate.leave(uid)
+            turn.end()
+
     def _method(self, uid: str, name: str, args: Any, kwargs: Any) -> Callable[[], Any]:
         return partial(getattr(self._target.of(uid), name), *args, **kwargs)
 
     def _end(self, uid: str, turn: _Begun) -> None:
         """End a call; a release that waits for it comes before the next one's turn."""
+        if self.called is not None:
+            self.called.add(uid)
         self._agent.gate.leave(uid)
         turn.end()
 

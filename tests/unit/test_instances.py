@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -131,3 +132,67 @@ def test_the_state_goes_on_though_on_release_fails(
 ) -> None:
     assert carried(of(cls, "hi"), of(Room)).said == said
     assert "on_release of the object of uid 'ann' failed" in caplog.text
+
+
+class Diary:
+    """A store that notes what it is asked."""
+
+    def __init__(self, state: Any = None) -> None:
+        self.asked: list[Any] = []
+        self.state = state
+
+    def load(self, uid: str, epoch: int) -> Any:
+        self.asked.append(("load", uid, epoch))
+        return self.state
+
+    def save(self, uid: str, epoch: int, state: Any) -> None:
+        self.asked.append(("save", uid, epoch, dict(state)))
+
+
+class DiaryOfALoop(Diary):
+    async def load(self, uid: str, epoch: int) -> Any:
+        await asyncio.sleep(0)
+        return super().load(uid, epoch)
+
+    async def save(self, uid: str, epoch: int, state: Any) -> None:
+        await asyncio.sleep(0)
+        super().save(uid, epoch, state)
+
+
+async def _lived(rooms: Instances, prepared: Any = None) -> None:
+    for step in (partial(rooms.on_acquire, "ann", prepared), partial(rooms.on_release, "ann")):
+        done = step()
+        if inspect.isawaitable(done):
+            await done
+
+
+@pytest.mark.parametrize("cls", [Diary, DiaryOfALoop])
+def test_a_store_is_asked_for_a_state_and_given_it_at_the_end(cls: type[Diary]) -> None:
+    diary = cls({"uid": "ann", "said": ["kept"]})
+    rooms = Instances(Upgraded, (), {}, diary)
+    rooms.epoch_of = lambda _: 7
+    asyncio.run(_lived(rooms))
+    assert diary.asked == [("load", "ann", 7), ("save", "ann", 7, diary.state)]
+
+
+def test_what_has_come_along_is_newer_than_what_a_store_has() -> None:
+    diary = Diary({"uid": "ann", "said": ["old"]})
+    rooms = Instances(Room, (), {}, diary)
+    asyncio.run(_lived(rooms, Room("ann", "new")))
+    assert diary.asked == [("save", "ann", 0, {"uid": "ann", "said": ["new"]})]
+
+
+class CannotSay(Room):
+    def __getstate__(self) -> Any:
+        raise KeyError("secret")
+
+
+def test_an_object_that_can_not_say_its_state_stays_as_it_is() -> None:
+    rooms = of(CannotSay)
+    rooms.on_acquire("ann", None)
+    one = rooms.of("ann")
+    state = rooms.on_release("ann")
+    with pytest.raises(KeyError, match="secret"):
+        cloudpickle.dumps(state)
+    rooms.on_acquire("ann", rooms.prepare("ann", state))
+    assert rooms.of("ann") is one

@@ -1,0 +1,50 @@
+"""Saves the states of objects that have been called, now and then, in turns of their uids."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+
+from ray_route.errors import FencedError
+from ray_route.pod.instances import Instances
+from ray_route.pod.turn_calls import TurnCalls
+
+_AT_ONCE = 16
+
+logger = logging.getLogger(__name__)
+
+
+class Saver:
+    """Has a pod's states saved every so many seconds; at a release `Instances` does."""
+
+    def __init__(self, calls: TurnCalls, instances: Instances, every_s: float) -> None:
+        self._calls = calls
+        self._instances = instances
+        self._every_s = every_s
+        self._later: set[str] = set()
+        calls.called = set()
+        self._free = asyncio.Semaphore(_AT_ONCE)
+
+    async def run(self) -> None:
+        """Go on for ever."""
+        while True:
+            await asyncio.sleep(self._every_s)
+            uids = self._later | (self._calls.called or set())
+            self._later, self._calls.called = set(), set()
+            await asyncio.gather(*map(self._save, uids))
+
+    async def _save(self, uid: str) -> None:
+        async with self._free:
+            try:
+                await self._calls.in_turn(uid, "save", partial(self._instances.save, uid))
+            except FencedError:
+                self._try_later(uid)
+            except Exception:  # the user's own store: the next time may do better
+                logger.exception("the state of uid %r could not be saved", uid)
+                self._try_later(uid)
+
+    def _try_later(self, uid: str) -> None:
+        """Try again, unless the uid was released, and saved, meanwhile."""
+        if self._instances.has(uid):
+            self._later.add(uid)
