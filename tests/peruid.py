@@ -193,7 +193,7 @@ class SqliteStore:
                 raise PermissionError(f"epoch {epoch} of {uid} is over")
 
 
-class Kept:
+class Tally:
     """Counts, and has its process end when it is told to."""
 
     def __init__(self, uid: str) -> None:

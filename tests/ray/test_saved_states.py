@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from helpers import eventually, unique_name
-from peruid import Kept, SqliteStore
+from peruid import SqliteStore, Tally
 
 import ray_route
 
@@ -22,8 +22,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> SqliteStore:
 def kept(client: ray_route.RouteClient, store: SqliteStore) -> Iterator[Any]:
     options: dict[str, Any] = {"namespace": client.namespace, "service": "kept", "replicas": 2}
     saving: dict[str, Any] = {"per_uid": True, "store": store, "save_every_s": 0.1}
-    with ray_route.deploy(Kept, **options, **saving):
-        yield client.service("kept", Kept)
+    with ray_route.deploy(Tally, **options, **saving):
+        yield client.service("kept", Tally)
 
 
 @pytest.fixture
@@ -63,10 +63,10 @@ def test_an_orderly_end_saves_at_once(client: ray_route.RouteClient, tmp_path: P
     store, uid = SqliteStore(str(tmp_path / "states.db")), unique_name()
     options: dict[str, Any] = {"namespace": client.namespace, "service": uid, "replicas": 1}
     for count in (1, 2):
-        with ray_route.deploy(Kept, per_uid=True, store=store, save_every_s=3600, **options):
-            assert client.service(uid, Kept)[uid].add.remote().result() == count
+        with ray_route.deploy(Tally, per_uid=True, store=store, save_every_s=3600, **options):
+            assert client.service(uid, Tally)[uid].add.remote().result() == count
 
 
 def test_a_store_is_for_objects_of_one_uid_alone(store: SqliteStore) -> None:
     with pytest.raises(ray_route.InvalidInputError, match="per_uid"):
-        ray_route.deploy(Kept, namespace="no", service="no", replicas=1, store=store)
+        ray_route.deploy(Tally, namespace="no", service="no", replicas=1, store=store)
