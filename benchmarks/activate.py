@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray_route
-from benchmarks.harness import Report, Sample
+from benchmarks.harness import Report, Sample, others_took, wait_for_quiet
 from benchmarks.setting import SERVICE, address, local_client
 
 QUESTION = "objects made a second, in bulk and one by one; one first call; memory per idle object"
@@ -18,6 +18,7 @@ _BULK, _QUICK_BULK = 5_000, 1_000
 _ALONE, _QUICK_ALONE = 500, 100
 _SIDE_BY_SIDE = 8
 _IDLE, _QUICK_IDLE = 100_000, 10_000
+_AT_ONCE = 2_000
 _PODS = 2
 # What Dapr publishes for its actors: activations a second, and the 99th percentile of one.
 _DAPR_RATE = 500.0
@@ -65,6 +66,7 @@ def _calls(report: Report, users: Any, *, quick: bool) -> None:
     rates: dict[str, list[float]] = {"in bulk": [], "by 8 callers": [], "one after the other": []}
     waits: list[float] = []
     for _ in range(_QUICK_RUNS if quick else _RUNS):
+        others_took.append(wait_for_quiet())
         rates["in bulk"].append(bulk / _in_bulk(users, bulk))
         rates["by 8 callers"].append(alone / _side_by_side(users, alone))
         begun = time.perf_counter()
@@ -105,11 +107,12 @@ def _first_call(users: Any, uid: str) -> float:
 
 
 def _memory(report: Report, users: Any, number: int) -> None:
-    """Measure what an idle object takes beyond the user's own, of which a copy is made here."""
+    """Measure what an idle object takes, its own few bytes included."""
     asked = f"user-{next(_numbers)}"
+    _in_bulk(users, _AT_ONCE)  # what so many calls at once take, and give back
     before = users[asked].memory.remote().result()
-    for _ in range(0, number, 10_000):
-        _in_bulk(users, 10_000)
+    for _ in range(0, number, _AT_ONCE):
+        _in_bulk(users, _AT_ONCE)
     grown = users[asked].memory.remote().result() - before
     bytes_each = grown / (number / _PODS)
     _add(report, f"memory per idle object of {number:,}", Sample([bytes_each]), "bytes")
