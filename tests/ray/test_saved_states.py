@@ -19,11 +19,21 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> SqliteStore:
 
 
 @pytest.fixture(scope="module")
-def kept(client: ray_route.RouteClient, store: SqliteStore) -> Iterator[Any]:
+def deployed(client: ray_route.RouteClient, store: SqliteStore) -> Iterator[ray_route.Deployment]:
     options: dict[str, Any] = {"namespace": client.namespace, "service": "kept", "replicas": 2}
     saving: dict[str, Any] = {"per_uid": True, "store": store, "save_every_s": 0.1}
-    with ray_route.deploy(Tally, **options, **saving):
-        yield client.service("kept", Tally)
+    with ray_route.deploy(Tally, **options, **saving) as deployment:
+        yield deployment
+
+
+@pytest.fixture
+def kept(client: ray_route.RouteClient, deployed: ray_route.Deployment) -> Any:
+    """The service, both of whose pods serve, whatever the test before has done to one."""
+    alive = ray_route.Life.ALIVE
+    eventually(
+        lambda: all(pod.life is alive for pod in deployed.pods().values()), "its pods serve", 60
+    )
+    return client.service("kept", Tally)
 
 
 @pytest.fixture
