@@ -172,7 +172,7 @@ class CommandLoop:
             self._releases.close("the pod is being drained")
         elif isinstance(command, Open):
             self._releases.open()
-        return self._held.held(), self._held.running
+        return self._held.shown()
 
     def _recall(self, command: Recall) -> Memory:
         shard_of = self._namespace.keys.shard

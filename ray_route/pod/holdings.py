@@ -31,7 +31,7 @@ from ray_route.pod.entries import UNHELD, Entry, Phase
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.states import State
 from ray_route.pod.use_order import UseOrder
-from ray_route.protocol.commands import Outcome
+from ray_route.protocol.commands import Outcome, Shown
 
 # No read of a link takes longer; one that does is asked for again.
 _ANY_READ_S = 60.0
@@ -304,6 +304,13 @@ class Holdings:
     def held(self) -> dict[str, int]:
         """Return the epochs of all uids held: never of one given up or lost."""
         return {u: epoch for u, (epoch, _) in self.memory()[1].items() if u not in self.kept}
+
+    def shown(self) -> Shown:
+        """Return what a drain must know of."""
+        with self.lock:
+            undecided = sum(self.entries[uid].state is not None for uid in self.given_up)
+        # In this order: what is decided in between is counted twice, never passed over.
+        return Shown(self.held(), self.running, undecided)
 
     def memory(self) -> tuple[bool, dict[str, tuple[int, bool]], dict[str, float]]:
         """Return whether the pod's lease has lapsed, and what the pod remembers of uids held.

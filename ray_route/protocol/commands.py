@@ -114,9 +114,21 @@ class EndAt:
     after_s: float
 
 
+class Shown(NamedTuple):
+    """What a pod has: the epochs of all uids held, and how many calls run.
+
+    `undecided` counts the states here of uids that are nobody's: their next owner has not fetched
+    them yet, or they have come and their link is not known to be this pod's. They are lost with it.
+    """
+
+    held: dict[str, int]
+    running: int
+    undecided: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Show:
-    """Answer: all uids held, with their epochs, and the number of calls that run."""
+    """Answer: what the pod has, as `Shown`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from ray_route.errors import (
     StoreUnavailableError,
 )
 from ray_route.model import DrainProgress, Life, Link, PodRecord, RoutingState
-from ray_route.protocol.commands import Address, Close, Command, Open, Show
+from ray_route.protocol.commands import Address, Close, Command, Open, Show, Shown
 from ray_route.router.directory import Directory
 from ray_route.router.hand_over import Damages, Step
 from ray_route.router.mailbox import Mailboxes, NoAnswerError
@@ -95,9 +95,7 @@ class Drain:
             await self._begin()
             await self.directory.quiet(self.service)
             await self.moves.quiet(self.service, self.pod.pod)
-            while holdings := await self._movable(await self._show()):
-                await self._move(holdings)
-            self._check_kept()
+            await self._empty(await self._show())
             await self._finish()
         except Exception:  # whatever stops it: the pod is given back
             await self._give_back()
@@ -107,7 +105,8 @@ class Drain:
     async def _begin(self) -> None:
         """Have the pod take no new uids, once there is another for those that it has."""
         while not await self._decide():
-            if not await self._show():  # nothing to move, so nobody is needed
+            shown = await self._show()
+            if not (shown.held or shown.undecided):  # nothing to move, so nobody is needed
                 await self._deny_new()
                 return
             await self._wait_for_target()
@@ -151,14 +150,24 @@ class Drain:
                 return True
         return self._targets()
 
+    async def _empty(self, shown: Shown) -> None:
+        """Move all that can be moved, and wait for states whose uids are nobody's just now.
+
+        Somebody moves those, or they are settled soon; with the pod they would be lost.
+        """
+        while (holdings := await self._movable(shown.held)) or shown.undecided:
+            if holdings:
+                await self._move(holdings)
+            else:
+                self._check(shown.undecided)
+                await asyncio.sleep(_PAUSE_S)
+            shown = await self._show()
+        self._check_kept()
+
     async def _finish(self) -> None:
         """Close the pod, move what slipped in meanwhile, and write that it is shut down."""
         try:
-            holdings, _ = await self._ask(Close())
-            while holdings := await self._movable(holdings):
-                await self._move(holdings)
-                holdings = await self._show()
-            self._check_kept()
+            await self._empty(await self._ask(Close()))
         except BaseException:
             # Refused by a closed pod and moved by nobody: better served where they are.
             self.mailboxes.post(self._address, Open())
@@ -293,28 +302,26 @@ class Drain:
     def _address(self) -> Address:
         return self.service, self.pod.pod, self.pod.incarnation
 
-    async def _show(self) -> dict[str, int]:
-        """Return what the pod holds; a slow answer is asked for again, until the deadline."""
+    async def _show(self) -> Shown:
+        """Return what the pod has; a slow answer is asked for again, until the deadline."""
         while True:
             try:
-                holdings, running = await self._ask(Show())
+                shown = await self._ask(Show())
             except NoAnswerError:
                 dead = self.membership.table.is_dead(self.service, self._any_link)
                 if dead or (self.deadline.remaining() == 0 and not self.go_on):
                     raise
                 continue
-            self.running = running
-            self.note(DrainProgress(self.pod.pod, len(holdings), self.moved, running))
-            return holdings
+            self.running, left = shown.running, len(shown.held) + shown.undecided
+            self.note(DrainProgress(self.pod.pod, left, self.moved, self.running))
+            return shown
 
     @property
     def _any_link(self) -> Link:
         return Link(self.pod.pod, self.pod.incarnation, 0, persistent=False, lease_s=0)
 
-    async def _ask(self, command: Command) -> tuple[dict[str, int], int]:
-        answer: tuple[dict[str, int], int] = await self.mailboxes.ask(
-            self._address, command, _ANSWER_S
-        )
+    async def _ask(self, command: Command) -> Shown:
+        answer: Shown = await self.mailboxes.ask(self._address, command, _ANSWER_S)
         return answer
 
 

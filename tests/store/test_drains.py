@@ -12,7 +12,7 @@ from test_moves_race import KEYS, Space, opened
 
 from ray_route.errors import NoAvailablePodError, PodRestartingError
 from ray_route.model import DrainProgress, RoutingState
-from ray_route.protocol.commands import Close, Open, Release, Show
+from ray_route.protocol.commands import Close, Open, Release, Show, Shown
 from ray_route.protocol.commands import Outcome as Given
 from ray_route.router.drains import Drains
 from ray_route.router.placer import Proposal, owner_of
@@ -31,6 +31,8 @@ class Played:
     held: dict[str, int] = field(default_factory=dict)
     taken: list[str] = field(default_factory=list)
     at_release: Callable[[], None] = lambda: None
+    undecided: int = 0
+    looks: int = 0
 
     async def serve(self) -> None:
         boxes = self.space.mailboxes
@@ -45,7 +47,8 @@ class Played:
                         del self.held[uid]
                     boxes.take_outcomes(address, given)
                 elif isinstance(command, (Show, Close, Open)):
-                    boxes.answer(address, number, (dict(self.held), 0))
+                    self.looks += 1
+                    boxes.answer(address, number, Shown(dict(self.held), 0, self.undecided))
 
 
 Drained = Callable[[], Awaitable[DrainProgress]]
@@ -145,6 +148,21 @@ def test_links_that_are_damaged_while_their_uids_are_given_up_hold_up_no_other(
         given = {"u3": (1, True), "u5": (1, True), "u6": (1, False)}
         settled = await space.moves.settle(pod_0, given)
         assert settled == {"u5": (1, 0), "u6": (1, 0)}, "what is damaged stays given up"
+
+    tell(store, story)
+
+
+def test_a_pod_that_has_the_states_of_uids_that_are_nobodys_is_not_shut_down(store: Store) -> None:
+    async def story(space: Space, pod: Played, drained: Drained) -> None:
+        pod.undecided = 1  # somebody moves it, or it has come from a pod that was drained
+        drain = asyncio.create_task(drained())
+        await soon(lambda: not pod.held and pod.looks > 5, "the drain looks again and again")
+        assert not drain.done()
+        assert space.membership.table.pods("svc")[0].state is RoutingState.DENY_NEW
+        pod.undecided, pod.held = 0, {"u0": (await space.place("u0")).epoch}  # given back
+        last = await drain
+        assert (last.moved, last.problem) == (len(UIDS) + 1, None)
+        assert space.membership.table.pods("svc")[0].state is RoutingState.SHUTDOWN
 
     tell(store, story)
 

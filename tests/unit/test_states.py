@@ -15,7 +15,7 @@ from ray_route.pod.entries import Phase
 from ray_route.pod.exports import DROPPED, LARGE, LATER, Exports, Unsent, pack
 from ray_route.pod.hooks import Hooks, takes_state
 from ray_route.pod.states import State, arrival, unpack
-from ray_route.protocol.commands import Outcome
+from ray_route.protocol.commands import Outcome, Shown
 
 
 @pytest.fixture
@@ -57,6 +57,12 @@ class TestGivenUp:
         assert pod.held.memory()[1] == {"u": (100, False)}, "Redis may lose its link meanwhile"
         assert pod.held.in_use(pod.clock()) == {"u": 100}
         assert pod.held.unfinished() == ["u"], "a process that ends now would take it along"
+
+    def test_a_drain_hears_of_it_until_it_is_anothers(self, pod: Pod):
+        give_up(pod)
+        assert pod.held.shown() == Shown({}, 0, undecided=1)
+        pod.releases.settled({"u": (100, 0)})
+        assert pod.held.shown() == Shown({}, 0, undecided=0)
 
     def test_a_second_mover_is_told_of_it_too(self, pod: Pod):
         give_up(pod)
@@ -140,6 +146,12 @@ class TestArrived:
         assert "new" not in pod.held.memory()[1]
         assert "new" not in pod.held.in_use(pod.clock())
         assert pod.held.unsettled(pod.clock() + 1) == {"new": (50, False)}
+
+    def test_a_drain_hears_of_it(self, pod: Pod):
+        arrive(pod)
+        assert pod.held.shown() == Shown({"u": 100}, 0, undecided=1)
+        pod.releases.settled({"new": (50, 60)})
+        assert pod.held.shown() == Shown({"u": 100, "new": 60}, 0, undecided=0)
 
     @pytest.mark.parametrize("is_told", [True, False])
     def test_its_first_call_finds_it(self, pod: Pod, is_told: bool):
