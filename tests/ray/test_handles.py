@@ -421,9 +421,9 @@ def test_handles_go_to_tasks_and_to_other_pods(rooms: Any, u: str) -> None:
     assert copied.remote(u, "again").result() == ["from a task", 2, "again"]
 
 
-def test_handles_go_to_ray_data(client: Any, services: dict[type, str], u: str) -> None:
+def test_handles_go_to_ray_data(client: Any, talkers: dict[type, str], u: str) -> None:
     data = pytest.importorskip("ray.data", reason="what Ray Data needs is not installed")
-    rooms = client.service(services[Talker], Talker)
+    rooms = client.service(talkers[Talker], Talker)
 
     def say(batch: Any) -> Any:
         numbers = [int(number) for number in batch["id"]]

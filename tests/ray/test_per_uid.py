@@ -259,7 +259,7 @@ def test_one_object_per_pod_can_have_turns_too(shared: Rooms, ann: str) -> None:
 
 def test_a_hook_that_calls_its_own_uid_hears_so_at_once(shared: Rooms) -> None:
     uid = f"loop{unique_name()}"
-    with pytest.raises(ray_route.PodUnavailableError, match="call of its own"):
+    with pytest.raises(ray_route.NestedCallError, match="call of its own"):
         shared[uid].options(timeout_s=60).say.remote(uid, "hello").result()
 
 
