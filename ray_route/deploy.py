@@ -24,6 +24,7 @@ from ray_route.errors import (
     RouteError,
 )
 from ray_route.model import DrainProgress, Life, Pod, RoutingState, check_name
+from ray_route.pod.arguments import cut, pack
 from ray_route.pod.pod_actor import CONTROL_GROUP, PodSpec, pod_class
 from ray_route.pod.starting import wait_ready
 from ray_route.pod.stopping import GRACE_S, STOP_S, Actors, ended_at_failure, kill, stop
@@ -168,7 +169,7 @@ class _Maker:
         session: Session,
         service: str,
         cls: type,
-        init: tuple[tuple[Any, ...], Mapping[str, Any]],
+        init: bytes,
         options: Mapping[str, Any],
         cpu_factor: float,
         grace_s: float,
@@ -182,7 +183,7 @@ class _Maker:
         groups = {**given.pop("concurrency_groups", {}), CONTROL_GROUP: 2}
         as_actor = cast(Any, ray.remote)(concurrency_groups=groups)  # Ray's stubs lack it
         self._actor_class = as_actor(with_streams(pod_class(cls)))
-        self._args, self._kwargs = init
+        self._pieces = cut(init)
         self._options = {"num_cpus": 0, "max_restarts": -1, **given}
         self._cpu_factor = cpu_factor
         self._grace_s = grace_s
@@ -245,9 +246,7 @@ class _Maker:
         )
         fixed = {"name": name, "namespace": RAY_NAMESPACE, "lifetime": "detached"}
         try:
-            return self._actor_class.options(**self._options, **fixed).remote(
-                spec, *self._args, **self._kwargs
-            )
+            return self._actor_class.options(**self._options, **fixed).remote(spec, *self._pieces)
         except ValueError as error:
             if "already" not in str(error):
                 raise
@@ -325,7 +324,7 @@ def deploy(
     deadline = Deadline.after(timeout)
     session = open_session(namespace, redis_url, options, deadline)
     try:
-        init = (args, kwargs or {})
+        init = pack(args, kwargs or {}, deadline)
         make = _Maker(
             session,
             service,

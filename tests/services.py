@@ -239,3 +239,14 @@ class AsyncBank(Bank):
 
     async def fail_at(self, gate: str) -> None:  # type: ignore[override]
         await asyncio.to_thread(super().fail_at, gate)
+
+
+class Keeper(Counter):
+    """Is given something large."""
+
+    def __init__(self, given: bytes) -> None:
+        super().__init__()
+        self.given = given
+
+    def size(self) -> int:
+        return len(self.given)

@@ -19,6 +19,7 @@ from ray_route.clock import Deadline
 from ray_route.errors import FencedError, PodUnavailableError, RouteError
 from ray_route.pod.actor_name import leads_here, this_worker
 from ray_route.pod.agent import PodAgent
+from ray_route.pod.arguments import unpack
 from ray_route.pod.call_order import ArrivalOrder, CallOrder, Place
 from ray_route.pod.current_link import under
 from ray_route.pod.due import check_due, due_of, is_over, late
@@ -327,9 +328,10 @@ def pod_class(cls: type) -> type:
     """Derive the class of the pod actors from an unmodified user class."""
 
     class Pod(cls):  # type: ignore[misc]
-        def __init__(self, _ray_route_spec: PodSpec, *args: Any, **kwargs: Any) -> None:
+        def __init__(self, _ray_route_spec: PodSpec, *pieces: bytes) -> None:
             spec = _ray_route_spec
             with made_again(spec.namespace, spec.service, spec.pod, spec.actor):
+                args, kwargs = unpack(pieces)
                 super().__init__(*args, **kwargs)
                 self._ray_route_agent = _become_pod(self, spec)
 

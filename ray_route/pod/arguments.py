@@ -1,0 +1,83 @@
+"""The arguments of a pod's class, in a form that outlives the process that deployed it.
+
+What Ray is given as an argument of more than 100 KB lies in the object store and belongs to its
+maker: when that has left, no restart of the actor finds it any more. Smaller ones travel in the
+actor's own description, which Ray's head keeps. So arguments are pickled here, and cut.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import ray
+from ray import cloudpickle
+
+from ray_route.clock import Deadline
+from ray_route.errors import ConfigError, RouteTimeoutError
+
+PIECE_BYTES = 90_000
+"""Ray keeps an argument of less than 100 KB in the description of its actor."""
+MOST_BYTES = 5_000_000
+"""Of one pod. Ray takes 10 MB for all arguments of an actor, and its head keeps them in memory."""
+
+_PLACE_OF_MORE = "keep what is larger where every pod can read it, and give its address"
+
+
+class _Pickler(cloudpickle.CloudPickler):
+    """Refuses references to objects, which are lost with the process that made them."""
+
+    def persistent_id(self, value: Any) -> None:
+        if isinstance(value, ray.ObjectRef):
+            raise ConfigError(
+                option="args, kwargs",
+                reason="hold an ObjectRef within another value, and its object ends with this "
+                f"process, before the pods; give the value itself, or {_PLACE_OF_MORE}",
+            )
+
+
+def pack(args: Iterable[Any], kwargs: Mapping[str, Any], deadline: Deadline) -> bytes:
+    """Pickle the arguments of a class; those that are ObjectRefs are fetched, as Ray does.
+
+    Raises `ConfigError` for what can't outlive this process, or is too large; `RouteTimeoutError`;
+    what pickling raises.
+    """
+    values = [_value(arg, deadline) for arg in args]
+    named = {name: _value(arg, deadline) for name, arg in kwargs.items()}
+    out = io.BytesIO()
+    cast(Any, _Pickler)(out).dump((values, named))  # Ray's own copy has no types
+    return check_size(out.getvalue(), "args, kwargs")
+
+
+def _value(arg: Any, deadline: Deadline) -> Any:
+    if not isinstance(arg, ray.ObjectRef):
+        return arg
+    try:
+        return ray.get(arg, timeout=deadline.remaining())
+    except ray.exceptions.GetTimeoutError as error:
+        what = "an ObjectRef among args and kwargs"
+        raise RouteTimeoutError(waiting_for=what, timeout_s=deadline.timeout_s) from error
+
+
+def check_size(packed: bytes, option: str) -> bytes:
+    """Return what is small enough to outlive its maker; raise `ConfigError` otherwise."""
+    if len(packed) > MOST_BYTES:
+        raise ConfigError(
+            option=option,
+            reason=f"take {len(packed):,} bytes when pickled, and may take {MOST_BYTES:,}: Ray's "
+            f"head keeps them for as long as the pods live; {_PLACE_OF_MORE}",
+        )
+    return packed
+
+
+def cut(packed: bytes) -> list[bytes]:
+    """Cut what is pickled into pieces that Ray keeps."""
+    starts = range(0, len(packed), PIECE_BYTES)
+    return [packed[start : start + PIECE_BYTES] for start in starts]
+
+
+def unpack(pieces: Iterable[bytes]) -> tuple[list[Any], dict[str, Any]]:
+    """Return the arguments from the pieces of what `pack` made."""
+    args, kwargs = cloudpickle.loads(b"".join(pieces))
+    return args, kwargs
