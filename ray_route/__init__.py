@@ -11,7 +11,7 @@ from ray_route.client.responses import Response
 from ray_route.client.streams import ResponseStream
 from ray_route.client.sync_client import RouteClient
 from ray_route.config import RouteConfig
-from ray_route.deploy import Deployment, deploy
+from ray_route.deploy import Deployment, deploy, get_deployment
 from ray_route.errors import (
     CallCancelledError,
     ClosedError,
@@ -35,7 +35,16 @@ from ray_route.errors import (
     UnpicklableError,
     UnsafeStoreError,
 )
-from ray_route.model import DrainProgress, Explanation, Life, Link, LinkedPods, Pod, RoutingState
+from ray_route.model import (
+    DrainProgress,
+    Explanation,
+    Life,
+    Link,
+    LinkedPods,
+    Pod,
+    RoutingState,
+    ServiceStatus,
+)
 from ray_route.pod.agent import PodAgent
 from ray_route.pod.current_link import CurrentLink, current_link
 from ray_route.pod.pod_actor import current_agent
@@ -76,6 +85,7 @@ __all__ = [
     "RouterUnavailableError",
     "RoutingState",
     "ServiceHandle",
+    "ServiceStatus",
     "StoreUnavailableError",
     "StreamMethodHandle",
     "UidHandle",
@@ -87,4 +97,5 @@ __all__ = [
     "current_agent",
     "current_link",
     "deploy",
+    "get_deployment",
 ]

@@ -1,4 +1,4 @@
-"""A driver of its own: deploys what it is told, says so, and leaves, or is killed."""
+"""Drivers of their own, which deploy and leave or are killed; and recipes of what is deployed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import ray
+
+from ray_route.clock import Deadline
+from ray_route.controller.recipe import Recipe
+from ray_route.pod.arguments import pack
+from ray_route.pod.pod_actor import PodSpec
 
 
 def driver(code: str, namespace: str, **names: Any) -> subprocess.Popen[str]:
@@ -35,3 +41,13 @@ def drive(code: str, namespace: str, **names: Any) -> Any:
     out, err = driver(code, namespace, **names).communicate(timeout=100)
     assert out, err
     return json.loads(out.splitlines()[-1])
+
+
+def recipe_of(cls: type, client: Any, service: str, *args: Any) -> Recipe:
+    """Return the recipe of a class, as `deploy` makes it without options."""
+    url = client._session.namespace.url
+    how: dict[str, Any] = dict.fromkeys([field.name for field in fields(PodSpec)])
+    where = {"namespace": client.namespace, "service": service, "pod": -1, "url": url, "actor": ""}
+    default = {"cpu_factor": 0.0, "grace_s": 20.0, "exit_when_fenced": False, "takes_turns": True}
+    init, _ = pack(args, {}, Deadline.after(9))
+    return Recipe.of(cls, init, {"num_cpus": 0}, PodSpec(**{**how, **where, **default}))

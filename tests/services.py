@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray
+
 import ray_route
 
 
@@ -241,7 +243,7 @@ class AsyncBank(Bank):
         await asyncio.to_thread(super().fail_at, gate)
 
 
-class Keeper(Counter):
+class Given(Counter):
     """Is given something large."""
 
     def __init__(self, given: bytes) -> None:
@@ -250,3 +252,24 @@ class Keeper(Counter):
 
     def size(self) -> int:
         return len(self.given)
+
+
+class FailsAtWill(Counter):
+    """Fails to start while there is a file that says so."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        if (Path(folder) / "fail").exists():
+            raise RuntimeError("as told")
+
+
+class Asks(Counter):
+    """Asks another actor."""
+
+    def __init__(self, other: Any) -> None:
+        super().__init__()
+        self.other = other
+
+    def ask(self) -> str:
+        answer: str = ray.get(self.other.hello.remote())
+        return answer

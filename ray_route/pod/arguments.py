@@ -26,9 +26,17 @@ _PLACE_OF_MORE = "keep what is larger where every pod can read it, and give its 
 
 
 class _Pickler(cloudpickle.CloudPickler):
-    """Refuses references to objects, which are lost with the process that made them."""
+    """Refuses references to objects, which are lost with the process that made them.
+
+    Handles of actors are noted in `held`: Ray ends an actor of which it knows no handle any more,
+    and sees none within bytes.
+    """
+
+    held: list[Any]
 
     def persistent_id(self, value: Any) -> None:
+        if isinstance(value, ray.actor.ActorHandle):
+            self.held.append(value)
         if isinstance(value, ray.ObjectRef):
             raise ConfigError(
                 option="args, kwargs",
@@ -37,8 +45,12 @@ class _Pickler(cloudpickle.CloudPickler):
             )
 
 
-def pack(args: Iterable[Any], kwargs: Mapping[str, Any], deadline: Deadline) -> bytes:
+def pack(
+    args: Iterable[Any], kwargs: Mapping[str, Any], deadline: Deadline
+) -> tuple[bytes, list[Any]]:
     """Pickle the arguments of a class; those that are ObjectRefs are fetched, as Ray does.
+
+    Returns the handles of actors in them, too: they are to travel along by way of Ray.
 
     Raises `ConfigError` for what can't outlive this process, or is too large; `RouteTimeoutError`;
     what pickling raises.
@@ -46,8 +58,10 @@ def pack(args: Iterable[Any], kwargs: Mapping[str, Any], deadline: Deadline) -> 
     values = [_value(arg, deadline) for arg in args]
     named = {name: _value(arg, deadline) for name, arg in kwargs.items()}
     out = io.BytesIO()
-    cast(Any, _Pickler)(out).dump((values, named))  # Ray's own copy has no types
-    return check_size(out.getvalue(), "args, kwargs")
+    pickler = cast(Any, _Pickler)(out)  # Ray's own copy has no types
+    pickler.held = []
+    pickler.dump((values, named))
+    return check_size(out.getvalue(), "args, kwargs"), pickler.held
 
 
 def _value(arg: Any, deadline: Deadline) -> Any:

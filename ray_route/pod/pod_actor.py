@@ -328,8 +328,8 @@ def pod_class(cls: type) -> type:
     """Derive the class of the pod actors from an unmodified user class."""
 
     class Pod(cls):  # type: ignore[misc]
-        def __init__(self, _ray_route_spec: PodSpec, *pieces: bytes) -> None:
-            spec = _ray_route_spec
+        def __init__(self, _ray_route_spec: PodSpec, held: list[Any], *pieces: bytes) -> None:
+            spec, self._ray_route_held = _ray_route_spec, held
             with made_again(spec.namespace, spec.service, spec.pod, spec.actor):
                 args, kwargs = unpack(pieces)
                 super().__init__(*args, **kwargs)
@@ -346,8 +346,13 @@ def pod_class(cls: type) -> type:
             return this_worker()
 
         @ray.method(concurrency_group=CONTROL_GROUP)
-        def _ray_route_stop(self, grace_s: float) -> list[str]:
-            return self._ray_route_agent.stop(grace_s)
+        def _ray_route_stop(self, grace_s: float, incarnation: int | None = None) -> bool:
+            """Leave in order; False, having done nothing, if this is another life than is meant."""
+            agent = self._ray_route_agent
+            if incarnation is not None and agent.joined and agent.incarnation != incarnation:
+                return False
+            agent.stop(grace_s)
+            return True
 
     for name, method in (_ASYNC_METHODS if is_async(cls) else _METHODS).items():
         setattr(Pod, name, method)
