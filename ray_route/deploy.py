@@ -288,15 +288,19 @@ def deploy(
     meanwhile: then it exits, so that its memory serves nobody. With `exit_when_fenced=True` it
     exits as soon as its lease has run out.
 
-    Every instance gets `args` and `kwargs`. The actors are named
+    A service that is deployed already with the same class, arguments and options is returned as it
+    is (see `get_deployment`); one that another process is just deploying is waited for.
+
+    Every instance gets `args` and `kwargs`, which may take 5 MB when pickled. The actors are named
     `ray_route:<namespace>:<service>:<pod>` in Ray namespace `ray_route`, detached, and restarted
     by Ray without end unless `ray_actor_options` says otherwise; a restarted pod has the same
     index, empty memory and a new incarnation. It waits for a store that is away, serving nobody,
     and is made again with a back-off if its `__init__` fails.
 
     Raises `InvalidInputError` for a class that is an actor class already or for bad names,
-    `ConfigError` if the service is deployed already, `PodStartError` if an `__init__` fails,
-    with what that raised, `RouteTimeoutError` after `timeout` seconds, which names what kept a pod
+    `ConfigError` if the service is deployed already with other options, which it names, or if what
+    the class is given can't outlive this process, `PodStartError` if an `__init__` fails, with
+    what that raised, `RouteTimeoutError` after `timeout` seconds, which names what kept a pod
     from joining, as resources that no node has, and what `connect` raises, at once also if only a
     pod meets it.
     """
