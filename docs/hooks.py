@@ -21,6 +21,7 @@ KEYS = {
     _NAMES.link(_SHARD, "SERVICE", "UID"): Keys.link,
     _NAMES.counter(_SHARD): Keys.counter,
     _NAMES.pods("SERVICE"): Keys.pods,
+    _NAMES.wanted("SERVICE"): Keys.wanted,
     _NAMES.services: Keys.services,
     _NAMES.log: Keys.log,
     _NAMES.meta: Keys.meta,

@@ -11,7 +11,7 @@ from ray_route.client.responses import Response
 from ray_route.client.streams import ResponseStream
 from ray_route.client.sync_client import RouteClient
 from ray_route.config import RouteConfig
-from ray_route.deploy import Deployment, deploy
+from ray_route.deploy import Deployment, deploy, get_deployment
 from ray_route.errors import (
     CallCancelledError,
     ClosedError,
@@ -36,7 +36,16 @@ from ray_route.errors import (
     UnpicklableError,
     UnsafeStoreError,
 )
-from ray_route.model import DrainProgress, Explanation, Life, Link, LinkedPods, Pod, RoutingState
+from ray_route.model import (
+    DrainProgress,
+    Explanation,
+    Life,
+    Link,
+    LinkedPods,
+    Pod,
+    RoutingState,
+    ServiceStatus,
+)
 from ray_route.pod.agent import PodAgent
 from ray_route.pod.current_link import CurrentLink, current_link
 from ray_route.pod.instances import StateStore
@@ -80,6 +89,7 @@ __all__ = [
     "RouterUnavailableError",
     "RoutingState",
     "ServiceHandle",
+    "ServiceStatus",
     "StateNotMovedError",
     "StateStore",
     "StoreUnavailableError",
@@ -94,6 +104,7 @@ __all__ = [
     "current_chain",
     "current_link",
     "deploy",
+    "get_deployment",
     "in_chain",
     "interleave",
 ]

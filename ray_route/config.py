@@ -43,6 +43,8 @@ class RouteConfig:
     """`least_loaded`, `round_robin`, `prefer_node`, or a callable (see `ray_route.placement`)."""
     load_tolerance: float = 0.0
     """Pods whose load is within this of the least loaded one take turns."""
+    ramp_s: float = 30.0
+    """For so long a pod that joins late gets twice an equal share of new uids at most (0: any)."""
     router_cache_size: int = 1_000_000
     """Links that the router keeps in memory (about 0.5 KB each)."""
     near_cache_size: int = 100_000
@@ -67,7 +69,7 @@ class RouteConfig:
             raise ConfigError(
                 option="staleness_s", reason="must be at least three times heartbeat_s"
             )
-        for option in ("load_tolerance", "restart_grace_s"):
+        for option in ("load_tolerance", "ramp_s", "restart_grace_s"):
             if not 0 <= getattr(self, option) < math.inf:
                 raise ConfigError(option=option, reason="must be finite and not negative")
         self.strategy()

@@ -1,58 +1,62 @@
-"""`deploy`: N pod actors from one unmodified class, and what to do with them afterwards."""
+"""`deploy`: N pod actors from one unmodified class, and what anyone may do with them afterwards."""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
+import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
-
-import ray
+from typing import Any
 
 from ray_route.client.base import DRAIN_S
-from ray_route.client.scaling import ScalingTurn, scaling_turn
 from ray_route.client.session import Session
 from ray_route.client.sessions import close_session, open_session
 from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
-from ray_route.errors import (
-    ClosedError,
-    ConfigError,
-    InvalidInputError,
-    PodUnavailableError,
-    RouteError,
-)
-from ray_route.model import DrainProgress, Life, Pod, RoutingState, check_name
-from ray_route.pod.exports import EXPORT_GROUP
+from ray_route.controller.actor import Description
+from ray_route.controller.handle import ControllerHandle, make_controller
+from ray_route.controller.making import NameTakenError, PodMaker, named_pods
+from ray_route.controller.recipe import Recipe, differing
+from ray_route.errors import ClosedError, ConfigError, InvalidInputError
+from ray_route.model import DrainProgress, Pod, ServiceStatus, check_name, check_pod
+from ray_route.pod.arguments import pack
 from ray_route.pod.instances import StateStore
 from ray_route.pod.methods import is_async
 from ray_route.pod.options import PodOptions, no_class
-from ray_route.pod.pod_actor import CONTROL_GROUP, PodSpec, pod_class
+from ray_route.pod.pod_actor import PodSpec
 from ray_route.pod.starting import wait_ready
-from ray_route.pod.stopping import GRACE_S, STOP_S, Actors, ended_at_failure, kill, stop
+from ray_route.pod.stopping import GRACE_S, STOP_S, Actors, ended_at_failure, kill
 from ray_route.pod.user_threads import AT_ONCE
-from ray_route.protocol.names import RAY_NAMESPACE, pod_name
 from ray_route.runtime.given_up import check_wanted
-from ray_route.runtime.waiting import Stage, run, within
+from ray_route.runtime.waiting import Pause, Stage, run, within
 from ray_route.store.url import StoreUrl
 
 _DEPLOY_S = 60.0
-_EXPORTS_AT_ONCE = 2
+# A deployment whose driver died half-way is ended when its time is over, and so long after.
+_LATE_S = 60.0
+_LOOK_S = 0.1
+# Among what a deployment has made: its controller, which is no pod.
+_CONTROLLER = -1
 
 
 class Deployment:
-    """The pods of one service, as the process that deployed them holds them.
+    """A deployed service, as any process may hold it: see `get_deployment`.
 
-    The pods are detached: they outlive this object and its process, until `shutdown`. Then it
-    raises `ClosedError`, and `RayGoneError` once this process has left its Ray.
+    The pods are detached, and so is their controller, which keeps the service as it is wanted: they
+    outlive this object and its process, until `shutdown`. Then this raises `ClosedError`, also if
+    another process has shut the service down, and `RayGoneError` once this process has left its
+    Ray.
     """
 
-    def __init__(self, session: Session, service: str, make: _Maker) -> None:
+    def __init__(
+        self, session: Session, service: str, controller: ControllerHandle | None = None
+    ) -> None:
         self.namespace = session.namespace.name
         self.service = service
         self._client = RouteClient(session)
-        self._make = make
+        check_here = session.namespace.check_here
+        self._controller = controller or ControllerHandle(self.namespace, service, check_here)
 
     def __repr__(self) -> str:
         return f"Deployment(namespace={self.namespace!r}, service={self.service!r})"
@@ -63,6 +67,10 @@ class Deployment:
             raise ClosedError(what=repr(self), namespace=self.namespace, service=self.service)
         return self._client._session
 
+    def _ask(self, deadline: Deadline, method: str, *args: Any) -> Any:
+        self._session  # noqa: B018 - raises once this is closed
+        return run(self._controller.ask(method, *args), deadline)
+
     def pods(self, timeout: float = _DEPLOY_S) -> dict[int, Pod]:
         """Return all pods of the service, dead ones included, by index."""
         asked: dict[int, Pod] = run(
@@ -70,74 +78,53 @@ class Deployment:
         )
         return asked
 
+    def status(self, timeout: float = _DEPLOY_S) -> ServiceStatus:
+        """Return what is wanted, what the controller is doing, and what is in the way."""
+        asked: ServiceStatus = self._ask(Deadline.after(timeout), "status")
+        return asked
+
     def scale(self, replicas: int, deadline_s: float = DRAIN_S, timeout: float = _DEPLOY_S) -> None:
         """Add pods, which moves no uid, or drain and end those of the highest indexes.
 
         Afterwards indexes 0 … `replicas` - 1 are alive, and no others. Missing ones and those that
         were drained before are made first, within `timeout` seconds; only when they serve are
-        others drained. Callers that scale one service at once do so one after the other.
+        others drained. Callers that scale one service at once do so one after the other. What has
+        begun is brought to its end also if this process dies.
 
         Raises `PodUnavailableError` if a pod could not be drained within `deadline_s` seconds (it
         and those below it stay), `PodStartError` if one fails to start, `RouteTimeoutError` if the
-        turn did not come or the pods did not serve within `timeout`. Then only pods that this very
-        call made are ended again.
+        turn did not come or the pods did not serve within `timeout`. Then, and after an interrupt,
+        only pods that this very call made are ended again.
         """
         _check_replicas(replicas)
         deadline = Deadline.after(timeout)
-        with scaling_turn(self._session, self.service, deadline) as turn:
-            self._grow(replicas, deadline)
-            self._shrink(replicas, deadline_s, turn)
-
-    def _grow(self, replicas: int, deadline: Deadline) -> None:
-        pods = self.pods(deadline.remaining())
-        missing = set(range(replicas))
-        for index in sorted(missing & pods.keys()):
-            if pods[index].life is not Life.ALIVE:
-                continue
-            if pods[index].state is RoutingState.SHUTDOWN:  # drained before, and wanted again
-                stop([pods[index].actor])
-            else:
-                missing.remove(index)
-        if missing:
-            with ended_at_failure() as made:
-                self._make.pods(sorted(missing), made, deadline, or_existing=True)
-
-    def _shrink(self, replicas: int, deadline_s: float, turn: ScalingTurn) -> None:
-        for index in sorted(self.pods(), reverse=True):
-            if index < replicas:
-                return
-            ended = False
-            while not ended:
-                ended = self._end(index, deadline_s, turn)
-
-    def _end(self, index: int, deadline_s: float, turn: ScalingTurn) -> bool:
-        """Drain a pod and end it; False if it has begun another life, which may have users."""
-        pod = self.pods()[index]
-        if pod.life is Life.ALIVE:
-            self._drain_fully(index, deadline_s)
-        turn.check()
-        return stop([pod.actor], spared=lambda: self._lives_anew(index, pod))
-
-    def _lives_anew(self, index: int, pod: Pod) -> bool:
-        now = self.pods()[index]
-        return now.life is Life.ALIVE and now.incarnation > pod.incarnation
-
-    def _drain_fully(self, pod: int, deadline_s: float) -> None:
-        for progress in self.drain(pod, deadline_s):
-            if progress.problem:
-                raise PodUnavailableError(
-                    reason=f"it could not be drained: {progress.problem}",
-                    may_have_run=False,
-                    namespace=self.namespace,
-                    service=self.service,
-                    pod=pod,
-                ) from next(iter(progress.damaged), None)
+        surplus = sum(index >= replicas for index in self.pods(timeout))
+        longest_s = timeout + (surplus + 1) * (deadline_s + GRACE_S + 4 * STOP_S)
+        request = uuid.uuid4().hex
+        with self._controller.giving_up(request):
+            asked = (request, replicas, deadline_s, max(deadline.remaining(), _LOOK_S))
+            self._ask(Deadline.after(longest_s), "scale", *asked)
 
     def drain(
         self, pod: int, deadline_s: float = DRAIN_S, *, go_on: bool = False
     ) -> Iterator[DrainProgress]:
         """Drain one pod; see `RouteClient.drain`. Its actor stays, and serves nothing."""
         return RouteClient(self._session).drain(self.service, pod, deadline_s, go_on=go_on)
+
+    def cordon(self, pod: int, timeout: float = _DEPLOY_S) -> None:
+        """Have a pod take no new uids; it keeps those that it has.
+
+        Its later lives are closed, too, within two seconds of their start. Raises
+        `InvalidInputError` for an unknown pod.
+        """
+        self._ask(Deadline.after(timeout), "cordon", check_pod(pod), timeout)
+
+    def uncordon(self, pod: int, timeout: float = _DEPLOY_S) -> None:
+        """Have a pod take new uids again; one that was drained is ended and made anew.
+
+        Raises `InvalidInputError` for an unknown pod, `PodStartError` if it fails to start.
+        """
+        self._ask(Deadline.after(timeout), "uncordon", check_pod(pod), timeout)
 
     def shutdown(self, grace_s: float = GRACE_S) -> None:
         """Stop all pods, each after `on_release` of all its uids, and give their indexes back.
@@ -149,13 +136,12 @@ class Deployment:
         """
         if self._client.closed:
             return
-        session = self._session
-        with contextlib.suppress(RouteError):
-            run(session.refresh(self.service), Deadline.after(STOP_S))
-        pods = session.table.pods(self.service).values()
-        actors = [record.actor for record in pods if record.actor]
-        stage = Stage(f"Ray to end {', '.join(actors)}")
-        within(Deadline.after(grace_s + 3 * STOP_S), stage, partial(stop, actors, grace_s))
+        self._session.namespace.check_here()  # before anything is ended
+        self._controller.end_within(grace_s, Deadline.after(grace_s + 3 * STOP_S))
+        self._client.close()
+
+    def close(self) -> None:
+        """Let go of the service, which goes on. A second time it does nothing."""
         self._client.close()
 
     def __enter__(self) -> Deployment:
@@ -165,97 +151,106 @@ class Deployment:
         self.shutdown()
 
 
-class _Maker:
-    """Makes pod actors of one service."""
+@dataclass(frozen=True)
+class _Making:
+    """One attempt to deploy a service."""
 
-    def __init__(
-        self,
-        session: Session,
-        service: str,
-        cls: type,
-        init: tuple[tuple[Any, ...], Mapping[str, Any]],
-        options: Mapping[str, Any],
-        how: PodOptions,
-    ) -> None:
-        self._session = session
-        self._service = service
-        self._how = how
-        given = how.for_ray(options)
-        own = {CONTROL_GROUP: 2, EXPORT_GROUP: _EXPORTS_AT_ONCE}
-        groups = {**given.pop("concurrency_groups", {}), **own}
-        as_actor = cast(Any, ray.remote)(concurrency_groups=groups)  # Ray's stubs lack it
-        self._actor_class = as_actor(pod_class(cls, per_uid=how.per_uid, turns=how.turns))
-        self._args, self._kwargs = init
-        self._options = {"num_cpus": 0, "max_restarts": -1, **given}
-        self._on_loop = is_async(cls)
+    session: Session
+    controller: ControllerHandle
+    recipe: Recipe
+    held: list[Any]
+    cls: type
+    replicas: int
+    deadline: Deadline
 
-    def pods(
-        self, indexes: list[int], made: Actors, deadline: Deadline, *, or_existing: bool = False
-    ) -> None:
-        """Make the pods of these indexes, note them in `made`, and wait until all serve.
+    @property
+    def _service(self) -> str:
+        return self.recipe.spec.service
 
-        With `or_existing` an actor that Ray is restarting is waited for instead, and is not noted.
+    def deployment(self) -> Deployment:
+        """Make the service, or find that it is there, and the same.
+
+        Raises `ConfigError` if it is another, `RouteTimeoutError`, and what making pods raises:
+        then nothing is left of what was made.
         """
-        what = f"pods {indexes} of service {self._service!r}"
-        actors = partial(self._make, indexes, made, or_existing=or_existing)
-        stage = Stage(f"Ray to make {what}")
-        found = within(deadline, stage, actors, undo=lambda _: kill(made), makes=True)
-        wait_ready({**made, **found}, what, deadline, self._options)
-        # The router must know them before anyone places a uid on the strength of this.
-        run(self._session.refresh(self._service), deadline)
+        while not self._is_there():
+            try:
+                with ended_at_failure() as made:
+                    self._make(made)
+                    return Deployment(self.session, self._service, self.controller)
+            except NameTakenError:
+                continue  # another process has just begun to deploy it
+        return Deployment(self.session, self._service, self.controller)
 
-    def _make(self, indexes: list[int], made: Actors, *, or_existing: bool) -> Actors:
-        """Make actors, and return those that are there already."""
-        found: Actors = {}
+    def _is_there(self) -> bool:
+        """Say whether the service is deployed as it is wanted here; wait for who is at it."""
         try:
-            for index in indexes:
+            while True:
+                held: Description = run(self.controller.ask("describe"), self.deadline)
+                if held.replicas is not None and not held.ended:
+                    self._check_same(held, held.replicas)
+                    within(self.deadline, Stage("Ray"), self.controller.bound)
+                    return True
+                self._wait("ends" if held.ended else "deploys")
+        except ClosedError:
+            return False
+
+    def _wait(self, doing: str) -> None:
+        what = f"another process, which {doing} service {self._service!r}"
+        Pause(_LOOK_S, what).wait(self.deadline)
+
+    def _check_same(self, held: Description, replicas: int) -> None:
+        facts = {**held.facts, "replicas": str(replicas)}
+        others = differing(facts, {**self.recipe.facts, "replicas": str(self.replicas)})
+        if others:
+            as_deployed = ", ".join(map(" ".join, others.items()))
+            raise ConfigError(
+                option=", ".join(others),
+                reason=f"the service is deployed already, with {as_deployed}; take it by "
+                "get_deployment(), scale it, or shut it down first",
+                namespace=self.session.namespace.name,
+                service=self._service,
+            )
+
+    def _make(self, made: Actors) -> None:
+        what = f"pods {list(range(self.replicas))} of service {self._service!r}"
+        stage, actors = Stage(f"Ray to make {what}"), partial(self._make_actors, made)
+        within(self.deadline, stage, actors, undo=lambda _: kill(made), makes=True)
+        pods = {index: pod for index, pod in made.items() if index != _CONTROLLER}
+        wait_ready(pods, what, self.deadline, self.recipe.options)
+        # The router must know them before anyone places a uid on the strength of this.
+        run(self.session.refresh(self._service), self.deadline)
+        run(self.controller.ask("begin", self.replicas), self.deadline)
+
+    def _make_actors(self, made: Actors) -> None:
+        try:
+            self._check_nobody_there()
+            patience_s = self.deadline.timeout_s + _LATE_S
+            made[_CONTROLLER] = make_controller(self.recipe, self.held, patience_s)
+            self.controller.bound()
+            maker = PodMaker(self.recipe, self.cls, self.held)
+            for index in range(self.replicas):
                 check_wanted()
-                handle = self._found(index) if or_existing else None
-                if handle is not None:
-                    found[index] = handle
-                else:
-                    made[index] = self._made(index)
+                made[index] = maker.make(index)
         except BaseException:
             kill(made)
             raise
-        return found
 
-    def _name(self, index: int) -> str:
-        return pod_name(self._session.namespace.name, self._service, index)
+    def _check_nobody_there(self) -> None:
+        """Raise `ConfigError` if there are pods of nobody: a controller owns all of its service.
 
-    def _found(self, index: int) -> Any:
-        try:
-            return ray.get_actor(self._name(index), namespace=RAY_NAMESPACE)
-        except ValueError:
-            return None
-
-    def _made(self, index: int) -> Any:
-        name = self._name(index)
-        spec = PodSpec(
-            namespace=self._session.namespace.name,
-            service=self._service,
-            pod=index,
-            url=self._session.namespace.url,
-            actor=name,
-            how=self._how,
-            on_loop=self._on_loop,
-            one_by_one=self._options.get("max_concurrency", 1) == 1,
-        )
-        fixed = {"name": name, "namespace": RAY_NAMESPACE, "lifetime": "detached"}
-        try:
-            return self._actor_class.options(**self._options, **fixed).remote(
-                spec, *self._args, **self._kwargs
-            )
-        except ValueError as error:
-            if "already" not in str(error):
-                raise
+        Or `NameTakenError`, if they are those of a controller that has just been made.
+        """
+        if named_pods(self.session.namespace.name, self._service):
+            if self.controller.found() is not None:
+                raise NameTakenError
             raise ConfigError(
                 option="service",
-                reason="is deployed already: shut it down first, or scale it",
-                namespace=self._session.namespace.name,
+                reason="is deployed already, and has no controller: "
+                "get_deployment(namespace, service).shutdown() ends it",
+                namespace=self.session.namespace.name,
                 service=self._service,
-                pod=index,
-            ) from error
+            )
 
 
 def _check_replicas(replicas: object) -> None:
@@ -318,15 +313,19 @@ def deploy(
     meanwhile: then it exits, so that its memory serves nobody. With `exit_when_fenced=True` it
     exits as soon as its lease has run out.
 
-    Every instance gets `args` and `kwargs`. The actors are named
+    A service that is deployed already with the same class, arguments and options is returned as it
+    is (see `get_deployment`); one that another process is just deploying is waited for.
+
+    Every instance gets `args` and `kwargs`, which may take 5 MB when pickled. The actors are named
     `ray_route:<namespace>:<service>:<pod>` in Ray namespace `ray_route`, detached, and restarted
     by Ray without end unless `ray_actor_options` says otherwise; a restarted pod has the same
     index, empty memory and a new incarnation. It waits for a store that is away, serving nobody,
     and is made again with a back-off if its `__init__` fails.
 
     Raises `InvalidInputError` for a class that is an actor class already or for bad names,
-    `ConfigError` if the service is deployed already, `PodStartError` if an `__init__` fails,
-    with what that raised, `RouteTimeoutError` after `timeout` seconds, which names what kept a pod
+    `ConfigError` if the service is deployed already with other options, which it names, or if what
+    the class is given can't outlive this process, `PodStartError` if an `__init__` fails, with
+    what that raised, `RouteTimeoutError` after `timeout` seconds, which names what kept a pod
     from joining, as resources that no node has, and what `connect` raises, at once also if only a
     pod meets it.
     """
@@ -343,11 +342,10 @@ def deploy(
         per_uid=per_uid,
         turns=turns,
         idle_s=idle_s,
-        store=store,
         save_every_s=save_every_s,
         threads=(ray_actor_options or {}).get("max_concurrency", AT_ONCE),
     )
-    how.check(cls, args, kwargs or {})
+    how.check(cls, args, kwargs or {}, store)
     for fixed in ("name", "namespace", "lifetime", "max_task_retries"):
         if fixed in (ray_actor_options or {}):
             raise ConfigError(
@@ -356,11 +354,53 @@ def deploy(
     deadline = Deadline.after(timeout)
     session = open_session(namespace, redis_url, options, deadline)
     try:
-        init = (args, kwargs or {})
-        make = _Maker(session, service, cls, init, ray_actor_options or {}, how)
-        with ended_at_failure() as made:
-            make.pods(list(range(replicas)), made, deadline)
-            return Deployment(session, service, make)
+        actor_options = {"num_cpus": 0, "max_restarts": -1, **how.for_ray(ray_actor_options or {})}
+        spec = PodSpec(
+            namespace=session.namespace.name,
+            service=service,
+            pod=-1,  # the maker's to say, and the actor's name, too
+            url=session.namespace.url,
+            actor="",
+            how=how,
+            on_loop=is_async(cls),
+            one_by_one=actor_options.get("max_concurrency", 1) == 1,
+        )
+        init, held = pack(args, kwargs or {}, store, deadline)
+        recipe = Recipe.of(cls, init, actor_options, spec)
+        controller = ControllerHandle(namespace, service, session.namespace.check_here)
+        making = _Making(session, controller, recipe, held, cls, replicas, deadline)
+        return making.deployment()
     except BaseException:
         close_session(session)
         raise
+
+
+def get_deployment(
+    namespace: str,
+    service: str,
+    *,
+    redis_url: str | StoreUrl | None = None,
+    timeout: float = _DEPLOY_S,
+) -> Deployment:
+    """Return a service that was deployed before, by whatever process: the class is not needed.
+
+    Raises `InvalidInputError` if it is not deployed, and what `connect` raises.
+    """
+    check_name("service", service)
+    deadline = Deadline.after(timeout)
+    session = open_session(namespace, redis_url, {}, deadline)
+    try:
+        stage = Stage(f"Ray to find service {service!r}")
+        controller = ControllerHandle(namespace, service, session.namespace.check_here)
+        within(deadline, stage, partial(_check_deployed, controller, namespace, service))
+        return Deployment(session, service, controller)
+    except BaseException:
+        close_session(session)
+        raise
+
+
+def _check_deployed(controller: ControllerHandle, namespace: str, service: str) -> None:
+    if controller.bound().found() is None and not named_pods(namespace, service):
+        raise InvalidInputError(
+            argument="service", value=service, reason="is not deployed", namespace=namespace
+        )

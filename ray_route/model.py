@@ -166,6 +166,30 @@ class DrainProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """What a deployed service is to be, what its controller is doing, and what is in the way.
+
+    `pods` are those that Ray has or is restarting, `cordons` those closed to new uids. `code` is a
+    hash of the class's text. `problem` keeps the service as a whole from being as it is wanted;
+    `problems` has what the start of a pod raised last, by index.
+    `controller` is the incarnation of the controller, `process` its process id.
+    """
+
+    namespace: str
+    service: str
+    replicas: int
+    cordons: tuple[int, ...]
+    generation: int
+    code: str
+    pods: tuple[int, ...]
+    doing: str
+    problem: str
+    problems: dict[int, str]
+    controller: int
+    process: int
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Why a uid is where it is; `print` it."""
 

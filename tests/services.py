@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray
+
 import ray_route
 
 
@@ -240,3 +242,35 @@ class AsyncBank(Bank):
 
     async def fail_at(self, gate: str) -> None:  # type: ignore[override]
         await asyncio.to_thread(super().fail_at, gate)
+
+
+class Given(Counter):
+    """Is given something large."""
+
+    def __init__(self, given: bytes) -> None:
+        super().__init__()
+        self.given = given
+
+    def size(self) -> int:
+        return len(self.given)
+
+
+class FailsAtWill(Counter):
+    """Fails to start while there is a file that says so."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        if (Path(folder) / "fail").exists():
+            raise RuntimeError("as told")
+
+
+class Asks(Counter):
+    """Asks another actor."""
+
+    def __init__(self, other: Any) -> None:
+        super().__init__()
+        self.other = other
+
+    def ask(self) -> str:
+        answer: str = ray.get(self.other.hello.remote())
+        return answer

@@ -20,6 +20,7 @@ from ray_route.cli.change import drain, move, remove
 from ray_route.cli.cluster import UnknownNameError
 from ray_route.cli.demo import demo
 from ray_route.cli.doctor import doctor
+from ray_route.cli.keep import cordon, scale, service, shutdown, uncordon
 from ray_route.cli.look import explain, pods, status, top, where
 from ray_route.demo.replay import DemoError
 from ray_route.demo.trace import TraceError
@@ -56,7 +57,12 @@ def app() -> None:
     """  # noqa: D301 - click's mark for text that is not wrapped
 
 
-for command in (status, where, explain, pods, drain, move, remove, top, doctor, bench, demo):
+_COMMANDS = (
+    *(status, where, explain, pods, service, top, doctor),
+    *(scale, drain, cordon, uncordon, move, remove, shutdown),
+    *(bench, demo),
+)
+for command in _COMMANDS:
     # Whole sentences: click would cut them at 45 characters.
     command.short_help = command.get_short_help_str(limit=1_000)
     app.add_command(command)

@@ -30,7 +30,6 @@ class PodOptions:
     idle_s: float | None
     threads: int
     """With turns, so many calls run at a time, where not on the event loop."""
-    store: StateStore | None
     save_every_s: float
 
     @property
@@ -42,7 +41,13 @@ class PodOptions:
         """Return a pod's actor options as Ray is to have them."""
         return {**options, "max_concurrency": _SLOTS} if self.has_turns else dict(options)
 
-    def check(self, cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def check(
+        self,
+        cls: type,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        store: StateStore | None,
+    ) -> None:
         """Raise `InvalidInputError` for options that can't be, or a class that can't serve so."""
         if self.on_unpicklable not in _UNPICKLABLE:
             raise _invalid("on_unpicklable", self.on_unpicklable, "must be 'keep' or 'drop'")
@@ -52,8 +57,8 @@ class PodOptions:
             reason = "must be an integer of at least 1"
             raise _invalid("ray_actor_options['max_concurrency']", self.threads, reason)
         check_duration("save_every_s", self.save_every_s)
-        if self.store is not None and not self.per_uid:
-            raise _invalid("store", self.store, "is for per_uid=True alone")
+        if store is not None and not self.per_uid:
+            raise _invalid("store", store, "is for per_uid=True alone")
         if self.per_uid:
             _check_made_for_uids(cls, args, kwargs)
 

@@ -17,6 +17,7 @@ from ray_route.clock import Deadline
 from ray_route.pod import fenced_calls, streams, turn_calls
 from ray_route.pod.actor_name import leads_here, this_worker
 from ray_route.pod.agent import PodAgent
+from ray_route.pod.arguments import unpack
 from ray_route.pod.call_order import ArrivalOrder, CallOrder
 from ray_route.pod.endings import Departure, made_again, watch_loop
 from ray_route.pod.exports import EXPORT_GROUP, export_one, export_some
@@ -171,14 +172,11 @@ def pod_class(cls: type, *, per_uid: bool = False, turns: bool = False) -> type:
     base: Any = object if per_uid else cls
 
     class Pod(base):  # type: ignore[misc]
-        def __init__(self, _ray_route_spec: PodSpec, *args: Any, **kwargs: Any) -> None:
-            spec = _ray_route_spec
+        def __init__(self, _ray_route_spec: PodSpec, held: list[Any], *pieces: bytes) -> None:
+            spec, self._ray_route_held = _ray_route_spec, held
             with made_again(spec.namespace, spec.service, spec.pod, spec.actor):
-                target = (
-                    Instances(cls, args, kwargs, spec.how.store)
-                    if per_uid
-                    else OneForAll(self, cls)
-                )
+                args, kwargs, store = unpack(pieces)
+                target = Instances(cls, args, kwargs, store) if per_uid else OneForAll(self, cls)
                 if not per_uid and turns and not spec.on_loop:
                     in_thread(super().__init__, *args, **kwargs)  # a loop runs in this one
                 elif not per_uid:
@@ -196,8 +194,13 @@ def pod_class(cls: type, *, per_uid: bool = False, turns: bool = False) -> type:
             return this_worker()
 
         @ray.method(concurrency_group=CONTROL_GROUP)
-        def _ray_route_stop(self, grace_s: float) -> list[str]:
-            return self._ray_route_agent.stop(grace_s)
+        def _ray_route_stop(self, grace_s: float, incarnation: int | None = None) -> bool:
+            """Leave in order; False, having done nothing, if this is another life than is meant."""
+            agent = self._ray_route_agent
+            if incarnation is not None and agent.joined and agent.incarnation != incarnation:
+                return False
+            agent.stop(grace_s)
+            return True
 
         _ray_route_export = ray.method(concurrency_group=EXPORT_GROUP)(export_some)
         _ray_route_export_one = ray.method(concurrency_group=EXPORT_GROUP)(export_one)

@@ -12,6 +12,7 @@ from ray_route.clock import Deadline
 from ray_route.errors import ConfigError, PodStartError, RouteTimeoutError, UnsafeStoreError
 from ray_route.protocol.calls import Refused
 from ray_route.runtime.scheduling import why_not_running
+from ray_route.runtime.waiting import Check, no_check, slices
 
 _RETRY_S = 0.1
 
@@ -20,20 +21,24 @@ _NEVER_MENDED = (ConfigError, UnsafeStoreError)
 
 
 def wait_ready(
-    handles: Mapping[int, Any], what: str, deadline: Deadline, options: Mapping[str, Any]
+    handles: Mapping[int, Any],
+    what: str,
+    deadline: Deadline,
+    options: Mapping[str, Any],
+    check: Check = no_check,
 ) -> None:
     """Wait until all pods serve, also those that Ray is just restarting.
 
-    Raises at once what no waiting mends, and at the deadline says what was in the way; `options`
-    are those that the pods' actors were made with.
+    Raises at once what no waiting mends, and what `check` does; at the deadline it says what was in
+    the way. `options` are those that the pods' actors were made with.
     """
     waiting, seen = dict(handles), ""
     while waiting:
         asked = {pod._ray_route_ready.remote(): index for index, pod in waiting.items()}
-        answered, late = ray.wait(list(asked), num_returns=len(asked), timeout=deadline.remaining())
+        answered, late = _answers(list(asked), deadline, check)
         for ref in answered:
             index = asked[ref]
-            answer = _readiness(ref, index, what)
+            answer = readiness(ref, index, what)
             if answer is True:
                 del waiting[index]
             elif isinstance(answer, Refused):
@@ -49,8 +54,21 @@ def wait_ready(
             time.sleep(min(_RETRY_S, deadline.remaining()))
 
 
-def _readiness(ref: Any, index: int, what: str) -> Any:
-    """Return a pod's word on whether it serves; None while Ray restarts it."""
+def _answers(asked: list[Any], deadline: Deadline, check: Check) -> tuple[list[Any], list[Any]]:
+    """Wait for all answers until the deadline; `check` now and then."""
+    for slice_s in slices(deadline):
+        answered, late = ray.wait(asked, num_returns=len(asked), timeout=slice_s)
+        if not late:
+            break
+        check()
+    return answered, late
+
+
+def readiness(ref: Any, index: int, what: str) -> Any:
+    """Return a pod's word on whether it serves; None while Ray restarts it.
+
+    Raises `PodStartError` once Ray has given it up.
+    """
     try:
         return ray.get(ref)
     except ray.exceptions.ActorUnavailableError:

@@ -31,15 +31,22 @@ Actors = dict[int, Any]
 
 
 def stop(
-    actors: list[str], grace_s: float = GRACE_S, *, spared: Callable[[], bool] = lambda: False
+    actors: list[str],
+    grace_s: float = GRACE_S,
+    *,
+    incarnation: int | None = None,
+    spared: Callable[[], bool] = lambda: False,
 ) -> bool:
     """End pods in order, side by side, or what Ray is just restarting of them.
 
-    Each after it has released what it holds. False if they were spared at last.
+    Each after it has released what it holds. False if they were spared at last, or if one says
+    that it lives another life than that of `incarnation`: it has stopped nothing then.
     """
     handles = {actor: handle for actor in actors if (handle := _actor(actor)) is not None}
     pods = list(handles.values())
-    _wait_for([pod._ray_route_stop.remote(grace_s) for pod in pods], grace_s + STOP_S)
+    stops = [pod._ray_route_stop.remote(grace_s, incarnation) for pod in pods]
+    if False in _wait_for(stops, grace_s + STOP_S):
+        return False
     # Queued calls are refused and follow their uids; killed ones would be in doubt.
     _wait_for([pod._ray_route_flush.remote() for pod in pods], STOP_S)
     if spared():
@@ -48,7 +55,7 @@ def stop(
         ray.kill(pod, no_restart=True)
     deadline = Deadline.after(STOP_S)
     for actor in handles:
-        _wait_gone(actor, deadline)
+        wait_gone(actor, deadline)
     return True
 
 
@@ -59,15 +66,16 @@ def _actor(name: str) -> Any:
         return None
 
 
-def _wait_for(answers: list[Any], longest_s: float) -> None:
-    """Wait for answers, or for the ends of those who were asked."""
-    deadline = Deadline.after(longest_s)
+def _wait_for(answers: list[Any], longest_s: float) -> list[Any]:
+    """Wait for answers, or for the ends of those who were asked; return the answers."""
+    deadline, heard = Deadline.after(longest_s), []
     for answer in answers:
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(answer, timeout=deadline.remaining())
+            heard.append(ray.get(answer, timeout=deadline.remaining()))
+    return heard
 
 
-def _wait_gone(actor: str, deadline: Deadline) -> None:
+def wait_gone(actor: str, deadline: Deadline) -> None:
     """Wait until Ray has given the name of a killed actor free."""
     while _actor(actor) is not None and deadline.remaining():
         time.sleep(_POLL_S)

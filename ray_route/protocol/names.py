@@ -1,4 +1,4 @@
-"""The names of Ray actors, in one place: of routers, of pods, and of the embedded server."""
+"""The names of Ray actors, in one place: routers, controllers, pods, the embedded server."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ RAY_NAMESPACE = "ray_route"
 EMBEDDED_SERVER = "ray_route:store"
 
 _ROUTER = "router"
+_CONTROLLER = "controller"
 
 
 def router_name(namespace: str) -> str:
@@ -20,6 +21,11 @@ def pod_name(namespace: str, service: str, pod: int) -> str:
     return f"ray_route:{namespace}:{service}:{pod}"
 
 
+def controller_name(namespace: str, service: str) -> str:
+    """Return the name of a deployed service's controller."""
+    return f"ray_route:{namespace}:{service}:{_CONTROLLER}"
+
+
 def namespace_of_router(name: str) -> str | None:
     """Return the namespace whose router has this name; None if it is no router's."""
     parts = name.split(":")
@@ -29,4 +35,10 @@ def namespace_of_router(name: str) -> str | None:
 def is_pod_of(namespace: str, name: str) -> bool:
     """Say whether this is the name of a deployed pod of a namespace."""
     parts = name.split(":")
-    return len(parts) == 4 and parts[:2] == ["ray_route", namespace]
+    return len(parts) == 4 and parts[:2] == ["ray_route", namespace] and parts[3].isdigit()
+
+
+def index_of(namespace: str, service: str, name: str) -> int | None:
+    """Return the index of the pod of a service that has this name; None if it is none's."""
+    is_pod = is_pod_of(namespace, name) and name.split(":")[2] == service
+    return int(name.rpartition(":")[2]) if is_pod else None

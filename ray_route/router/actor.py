@@ -48,7 +48,6 @@ class Router:
         self._directory = parts.directory
         self._moves = parts.moves
         self._drains = parts.drains
-        self._scalings = parts.scalings
         self._failures = parts.failures
         self._recovery = parts.recovery
         self._resumption = parts.resumption
@@ -202,15 +201,6 @@ class Router:
         if known is None and record is not None and not record.routable:
             return DrainProgress(pod, left=0, moved=0, running=0, done=True)
         return known
-
-    async def hold_scaling(self, service: str, holder: str, lease_s: float) -> bool:
-        """See `Scalings.hold`."""
-        await self._life.opened()
-        return self._scalings.hold(service, holder, lease_s)
-
-    async def release_scaling(self, service: str, holder: str) -> None:
-        """See `Scalings.release`."""
-        self._scalings.release(service, holder)
 
     # Agents.
 

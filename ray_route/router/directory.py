@@ -68,7 +68,7 @@ class Directory:
         self._store = store
         self._membership = membership
         self._grace_s = config.restart_grace_s
-        self._placer = Placer(membership, config.strategy(), links.keys.namespace)
+        self._placer = Placer(membership, config.strategy(), links.keys.namespace, config.ramp_s)
         self._forming: dict[tuple[str, str | None], _Batch] = {}
         self._under_way: defaultdict[str, dict[str, _Batch]] = defaultdict(dict)
         self._tasks: set[asyncio.Task[None]] = set()

@@ -24,7 +24,6 @@ from ray_route.router.node_drains import NodeDrains
 from ray_route.router.placing_gate import PlacingGate
 from ray_route.router.recovery import Recovery
 from ray_route.router.resumption import Resumption
-from ray_route.router.scalings import Scalings
 from ray_route.router.shards import Shards
 from ray_route.runtime import telemetry
 from ray_route.runtime.draining_nodes import draining_nodes
@@ -67,7 +66,6 @@ class Parts:
         self.drains = Drains(
             self.membership, self.directory, self.mailboxes, self.moves, _has_actor
         )
-        self.scalings = Scalings()
         gate = PlacingGate(namespace, config, self.membership)
         self.shards.may_place = gate.passed
         node: str = ray.get_runtime_context().get_node_id()

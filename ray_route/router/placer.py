@@ -10,6 +10,7 @@ from ray_route.errors import ConfigError, NoAvailablePodError
 from ray_route.model import Link, PodRecord
 from ray_route.placement import Strategy
 from ray_route.router.membership import Membership
+from ray_route.state.ramp import Ramps
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +39,13 @@ def owner_of(pod: PodRecord) -> str:
 class Placer:
     """Applies a placement strategy to what the membership knows."""
 
-    def __init__(self, membership: Membership, strategy: Strategy, namespace: str) -> None:
+    def __init__(
+        self, membership: Membership, strategy: Strategy, namespace: str, ramp_s: float = 0.0
+    ) -> None:
         self._table = membership.table
         self._loads = membership.loads
         self._strategy = strategy
+        self._ramps = Ramps(ramp_s) if ramp_s else None
         self._namespace = namespace
 
     def propose(
@@ -57,14 +61,21 @@ class Placer:
             known = {pod.pod: pod.describe() for pod in self._table.pods(service).values()}
             raise NoAvailablePodError(known=known, namespace=self._namespace, service=service)
         load = self._loads.ranked(service, pods)
+        ramp = self._ramps.of(service, pods) if self._ramps else None
         chosen: dict[str, int] = {}
         for uid in uids:
+            if ramp:
+                ramp.look(load)
             if previous is not None and previous[uid].pod in load:
                 index = previous[uid].pod
             else:
                 index = self._chosen(service, pods, load, uid, node)
             load[index] += 1
             chosen[uid] = index
+            if ramp:
+                ramp.took(index)
+        if ramp:
+            ramp.end(load)
         records = self._table.pods(service)
         targets = {index: records[index] for index in set(chosen.values())}
         names = {index: owner_of(pod) for index, pod in targets.items()}

@@ -84,6 +84,10 @@ class Keys:
         """Key of a service's pod table, a hash."""
         return f"rr:{{{self.namespace}}}:p:{service}"
 
+    def wanted(self, service: str) -> str:
+        """Key of what is wanted of a deployed service, a hash that its controller writes."""
+        return f"rr:{{{self.namespace}}}:w:{service}"
+
     @property
     def services(self) -> str:
         """Key of the set of services."""

@@ -164,6 +164,24 @@ def test_remove_and_place(run: Run, client: Any, svc: Any, u: str) -> None:
     assert (again.status, again.out) == (1, f"{u!r} has no link\n"), again
 
 
+def test_a_service_is_scaled_closed_opened_and_ended_from_a_shell(
+    run: Run, client: Any, deploy: Any
+) -> None:
+    service = deploy(Counter, replicas=1).service
+    assert run("scale", service, "2").out == f"{service} has 2 pods\n"
+    assert shown(run("cordon", service, "0", "--json"))["cordoned"]
+    about = shown(run("service", service, "--json"))
+    assert (about["replicas"], about["pods"], about["cordons"]) == (2, [0, 1], [0])
+    assert client.compute_linked_pod("u", service).pod == 1
+    assert "closed to new uids" in run("service", service).out
+    assert run("uncordon", service, "0").out == f"pod 0 of {service} takes new uids\n"
+    unknown = run("cordon", service, "7")
+    assert (unknown.status, "has pods [0, 1]" in unknown.err) == (2, True), unknown
+    assert run("shutdown", service, "--grace", "5").out == f"{service} is ended\n"
+    ended = run("service", service)
+    assert (ended.status, "is not deployed" in ended.err) == (2, True), ended
+
+
 def test_a_drain_to_its_end(run: Run, client: Any, deploy: Any) -> None:
     deployment = deploy(Counter)
     uids = [f"u{number}" for number in range(30)]

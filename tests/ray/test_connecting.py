@@ -160,7 +160,7 @@ def test_a_head_that_hangs_holds_nobody_beyond_their_timeout(client: Any, head: 
     try:
         with pytest.raises(ray_route.RouteTimeoutError):
             ray_route.connect(namespace, timeout=1)
-        with pytest.raises(ray_route.RouteTimeoutError, match="Ray to make pods"):
+        with pytest.raises(ray_route.RouteTimeoutError, match="Ray to find the controller"):
             ray_route.deploy(Counter, service=service, replicas=1, timeout=1, **where)
     finally:
         os.kill(head, signal.SIGCONT)

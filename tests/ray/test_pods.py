@@ -128,12 +128,6 @@ def test_scaling_out_moves_nobody_and_new_uids_go_to_new_pods(client: Any, deplo
     assert {link.pod for link in fresh.values()} == {2, 3}
 
 
-def test_a_service_is_not_deployed_twice(client: Any, svc: Any, deploy: Any) -> None:
-    with pytest.raises(ray_route.ConfigError, match="deployed already"):
-        deploy(replicas=1, service=svc.service)
-    assert client.call("twice", svc.service, "add", "twice") == 1
-
-
 def test_a_service_can_be_deployed_again_after_its_shutdown(client: Any, deploy: Any) -> None:
     deployment = ray_route.deploy(
         Counter, namespace=client.namespace, service=unique_name(), replicas=1

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from helpers import eventually, router_handle
+from deploying import recipe_of
+from helpers import eventually
 from services import Counter, Gated, GatedCarrier
 
 import ray_route
+from ray_route.controller.upkeep import Upkeep
 from ray_route.protocol.names import RAY_NAMESPACE
 
 
@@ -93,20 +95,39 @@ def test_two_that_scale_at_once_do_so_one_after_the_other(client: Any, deploy: A
     assert sorted(states(client, deployment.service)) in ([0], [0, 1, 2, 3])
 
 
-def test_whoever_scales_waits_for_another_and_says_so(client: Any, deploy: Any) -> None:
-    deployment = deploy(Counter, replicas=1)
-    service, router = deployment.service, router_handle(client.namespace)
-    assert ray.get(router.hold_scaling.remote(service, "another", 30.0))
-    with pytest.raises(ray_route.RouteTimeoutError, match="another caller that is scaling"):
-        deployment.scale(2, timeout=3)
-    assert states(client, service) == {0: "READY"}
+def test_whoever_scales_waits_for_another_and_says_so(client: Any, deploy: Any, go: Path) -> None:
+    deployment = deploy(Gated, replicas=1, args=(str(go.parent),))
+    other = ray_route.get_deployment(client.namespace, deployment.service)
+    go.unlink()
+    with ThreadPoolExecutor(1) as pool:
+        scaled = pool.submit(deployment.scale, 2)
+        eventually(lambda: "wait for pods [1]" in deployment.status().doing, "it waits", 30)
+        with pytest.raises(
+            ray_route.RouteTimeoutError, match=r"scaling .* \(wait for pods \[1\]\)"
+        ):
+            other.scale(3, timeout=1)
+        go.touch()
+        scaled.result(60)
+    assert states(client, deployment.service) == {0: "READY", 1: "READY"}
+    assert deployment.status().replicas == 2
 
-    assert ray.get(router.hold_scaling.remote(service, "another", 2.0)), "it dies in its turn"
-    asked_at = time.monotonic()
-    deployment.scale(2)
-    assert time.monotonic() - asked_at > 0.5
-    assert states(client, service) == {0: "READY", 1: "READY"}
-    assert ray.get(router.hold_scaling.remote(service, "another", 0.1)), "it was given back"
+
+def test_an_interrupted_scale_ends_what_it_made(client: Any, deploy: Any, go: Path) -> None:
+    deployment = deploy(Gated, replicas=1, args=(str(go.parent),))
+    go.unlink()
+
+    def interrupt() -> None:
+        eventually(lambda: "wait for pods [1]" in deployment.status().doing, "it waits", 30)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool:
+        interrupted = pool.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            deployment.scale(2)
+        interrupted.result(30)
+    eventually(lambda: deployment.status().pods == (0,), "pod 1 is ended", 30)
+    eventually(lambda: deployment.status().replicas == 1, "and not wanted any more", 30)
+    go.touch()
 
 
 def test_scaling_in_ends_pods_that_are_just_being_restarted(
@@ -128,25 +149,26 @@ def test_a_pod_that_comes_back_while_it_is_scaled_away_hands_its_users_over(
     go = tmp_path / "go"
     go.touch()
     deployment = deploy(GatedCarrier, replicas=2, args=(str(tmp_path),))
-    service, tables = deployment.service, deployment.pods
+    service = deployment.service
+    upkeep = Upkeep(recipe_of(GatedCarrier, client, service, str(tmp_path)), [], "")
     pids = {client.compute_linked_pod(u, service).pod: u for u in map(str, range(99))}
     pid = client.call(pids[1], service, "pid")
     go.unlink()
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: 1 not in states(client, service), "its death is known")
-    looks: list[int] = []
+    tables, looks = upkeep.pods, count()
 
-    def looked(*args: Any) -> Any:
-        looks.append(len(looks))
-        if len(looks) == 4:  # it looks again before it kills: now the pod comes back
+    def looked() -> Any:
+        if next(looks) == 2:  # it looks again before it kills: now the pod comes back
             go.touch()
             eventually(lambda: 1 in states(client, service), "it serves again", 30)
             client.move("user", service, 1)
             assert client.call("user", service, "add", "user") == 1
-        return tables(*args)
+        return tables()
 
-    monkeypatch.setattr(deployment, "pods", looked)
-    deployment.scale(1)
-    assert len(looks) > 4
+    monkeypatch.setattr(upkeep, "pods", looked)
+    done = list(upkeep.shrink(1, 60, lambda: None))
+    assert "drain pod 1, which has begun another life" in done
     assert client.call("user", service, "add", "user") == 2
     assert states(client, service) == {0: "READY"}
+    deployment.scale(1)

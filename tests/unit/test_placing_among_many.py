@@ -41,7 +41,9 @@ class Space:
         self.table, self.loads = PodTable(), LoadBook()
         for pod in range(pods):
             self.table.update(S, record(pod, f"n{pod % nodes}"))
-        self.placer = Placer(SimpleNamespace(table=self.table, loads=self.loads), strategy, "ns")
+        self.placer = Placer(
+            SimpleNamespace(table=self.table, loads=self.loads), strategy, "ns", 30.0
+        )
         self._epochs = iter(range(10**6, 10**9))
 
     def propose(self, *uids: str, node: str | None = None) -> Proposal:

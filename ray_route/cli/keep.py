@@ -1,0 +1,164 @@
+"""Commands that say how a deployed service is to be: scale, cordon, uncordon, shutdown, service."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from ray_route.cli.cluster import TIMEOUT_S, NamespaceView
+from ray_route.cli.output import console, in_namespace, print_json, table
+from ray_route.deploy import Deployment, get_deployment
+
+_NOT_AS_WANTED = 1
+_SECONDS = click.FloatRange(min=0, min_open=True)
+
+
+@contextlib.contextmanager
+def _held(namespace: NamespaceView, service: str) -> Iterator[Deployment]:
+    """Hold a deployed service; raise `RouterUnavailableError` where a router would be made."""
+    client = namespace.client
+    deployment = get_deployment(
+        client.namespace, service, redis_url=namespace.store.url, timeout=TIMEOUT_S
+    )
+    try:
+        yield deployment
+    finally:
+        deployment.close()
+
+
+def _say(text: str, content: Any, *, as_json: bool) -> int:
+    if as_json:
+        print_json(content)
+    else:
+        console().print(text, markup=False)
+    return 0
+
+
+@click.command()
+@click.argument("service")
+@in_namespace
+def service(namespace: NamespaceView, service: str, *, as_json: bool) -> int:
+    """Show what a deployed service is to be, what its controller does, and what is in the way.
+
+    The status is 1 if it is not as it is wanted.
+
+    \b
+    Examples:
+      ray-route service rooms
+      ray-route service rooms --json | jq .problems
+    """  # noqa: D301 - click's mark for text that is not wrapped
+    with _held(namespace, service) as deployment:
+        status = deployment.status(TIMEOUT_S)
+    if as_json:
+        print_json(status)
+    else:
+        closed = ", ".join(map(str, status.cordons)) or "none"
+        rows: list[tuple[object, ...]] = [
+            ("pods wanted", status.replicas),
+            ("pods that Ray has", len(status.pods)),
+            ("closed to new uids", closed),
+            ("class", f"generation {status.generation}, code {status.code}"),
+            ("controller", f"incarnation {status.controller}, process {status.process}"),
+            ("doing", status.doing or "nothing: all is as it is wanted"),
+            *((f"pod {pod}", problem) for pod, problem in status.problems.items()),
+            *((("problem", status.problem),) if status.problem else ()),
+        ]
+        console().print(table((service, ""), rows))
+    is_well = status.pods == tuple(range(status.replicas)) and not status.problems
+    return 0 if is_well and not status.problem else _NOT_AS_WANTED
+
+
+@click.command()
+@click.argument("service")
+@click.argument("replicas", type=click.IntRange(min=1))
+@click.option(
+    "--deadline",
+    type=_SECONDS,
+    default=300.0,
+    show_default=True,
+    help="Seconds for each pod to be drained; then it stays.",
+)
+@click.option(
+    "--timeout", type=_SECONDS, default=60.0, show_default=True, help="Seconds for pods to start."
+)
+@in_namespace
+def scale(
+    namespace: NamespaceView,
+    service: str,
+    replicas: int,
+    deadline: float,
+    timeout: float,
+    *,
+    as_json: bool,
+) -> int:
+    """Have a deployed service run so many pods: new ones move no uid, surplus ones are drained.
+
+    \b
+    Examples:
+      ray-route scale rooms 5
+      ray-route scale rooms 3 --deadline 600 --json
+    """  # noqa: D301 - click's mark for text that is not wrapped
+    with _held(namespace, service) as deployment:
+        deployment.scale(replicas, deadline, timeout)
+    said = {"service": service, "replicas": replicas}
+    return _say(f"{service} has {replicas} pods", said, as_json=as_json)
+
+
+@click.command()
+@click.argument("service")
+@click.argument("pod", type=click.IntRange(min=0))
+@in_namespace
+def cordon(namespace: NamespaceView, service: str, pod: int, *, as_json: bool) -> int:
+    """Have a pod take no new uids, in its later lives either; it keeps those that it has.
+
+    \b
+    Examples:
+      ray-route cordon rooms 3
+    """  # noqa: D301 - click's mark for text that is not wrapped
+    with _held(namespace, service) as deployment:
+        deployment.cordon(pod, TIMEOUT_S)
+    said = {"service": service, "pod": pod, "cordoned": True}
+    return _say(f"pod {pod} of {service} takes no new uids", said, as_json=as_json)
+
+
+@click.command()
+@click.argument("service")
+@click.argument("pod", type=click.IntRange(min=0))
+@in_namespace
+def uncordon(namespace: NamespaceView, service: str, pod: int, *, as_json: bool) -> int:
+    """Have a pod take new uids again; one that was drained is ended and made anew.
+
+    \b
+    Examples:
+      ray-route uncordon rooms 3
+    """  # noqa: D301 - click's mark for text that is not wrapped
+    with _held(namespace, service) as deployment:
+        deployment.uncordon(pod, TIMEOUT_S)
+    said = {"service": service, "pod": pod, "cordoned": False}
+    return _say(f"pod {pod} of {service} takes new uids", said, as_json=as_json)
+
+
+@click.command()
+@click.argument("service")
+@click.option(
+    "--grace",
+    type=_SECONDS,
+    default=20.0,
+    show_default=True,
+    help="Seconds for release hooks; what is not released then is lost.",
+)
+@in_namespace
+def shutdown(namespace: NamespaceView, service: str, grace: float, *, as_json: bool) -> int:
+    """End a deployed service: its pods after their release hooks, its controller last.
+
+    \b
+    Examples:
+      ray-route shutdown rooms
+      ray-route shutdown rooms --grace 60
+    """  # noqa: D301 - click's mark for text that is not wrapped
+    with _held(namespace, service) as deployment:
+        deployment.shutdown(grace)
+    return _say(f"{service} is ended", {"service": service, "ended": True}, as_json=as_json)

@@ -1,0 +1,266 @@
+"""The controller: one detached Ray actor per deployed service that keeps it as it is wanted.
+
+Restarted for ever. What is wanted it takes from whoever holds the service and writes to Redis; what
+there is it finds in Ray and in the pod table, at every look anew. So its own death costs nothing
+but time, and nobody a call: neither clients nor pods need it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+
+from ray_route.clock import Deadline
+from ray_route.controller.keeping import Keeping
+from ray_route.controller.recipe import Recipe
+from ray_route.controller.upkeep import Upkeep
+from ray_route.controller.wishes import DeposedError, Wishes
+from ray_route.errors import CallCancelledError, ClosedError, RouteError
+from ray_route.model import RoutingState, ServiceStatus
+from ray_route.pod.stopping import Actors
+from ray_route.protocol.names import RAY_NAMESPACE, controller_name
+from ray_route.runtime.waiting import late
+from ray_route.store.wanted import Wanted
+
+logger = logging.getLogger(__name__)
+
+STATUS_GROUP = "status"
+CONTROL_GROUP = "control"
+GROUPS = {STATUS_GROUP: 4, CONTROL_GROUP: 4}
+"""Threads for what must not wait behind callers that wait for their turn."""
+THREADS = 16
+
+_LOOK_S = 2.0
+_HEAL_S = 60.0
+# For a shutdown that comes while something else is under way: that is told to stop first.
+_MAKE_WAY_S = 5.0
+_ANSWER_S = 0.1
+_UNDO_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a controller says: `facts` are the recipe's, `replicas` is None until it has begun."""
+
+    facts: dict[str, str]
+    replicas: int | None
+    ended: bool
+
+
+@dataclass(slots=True)
+class _Request:
+    """What one caller has asked for, until it is done or given up."""
+
+    made: Actors = field(default_factory=dict)
+    given_up: bool = False
+
+
+class Controller:
+    """The actor class. Its arguments are the recipe's pieces: no restart needs its maker.
+
+    Until `begin` it does nothing, and if that does not come within `patience_s` it ends what there
+    is of the service, and itself: whoever deployed it has died half-way.
+    """
+
+    def __init__(self, patience_s: float, held: list[Any], *pieces: bytes) -> None:
+        self._recipe = Recipe.whole(pieces)
+        spec = self._recipe.spec
+        self._service = spec.service
+        self._name = controller_name(spec.namespace, spec.service)
+        actor = ray.get_runtime_context().get_actor_id() or ""
+        self._upkeep = Upkeep(self._recipe, held, actor)
+        self._wishes = Wishes(self._recipe, actor)
+        self._keeping = Keeping(self._recipe, self._upkeep, self._wishes, patience_s)
+        self._lock = threading.Lock()
+        self._requests: dict[str, _Request] = {}
+        self._problem = ""
+        self._ending, self._wake = False, threading.Event()
+        threading.Thread(target=self._run, name="ray_route-controller", daemon=True).start()
+
+    # What is asked of it.
+
+    @ray.method(concurrency_group=STATUS_GROUP)
+    def describe(self) -> Description:
+        """Say what is deployed here."""
+        wanted = self._wishes.wanted
+        replicas = wanted.replicas if wanted else None
+        return Description(dict(self._recipe.facts), replicas, self._is_ended())
+
+    @ray.method(concurrency_group=STATUS_GROUP)
+    def status(self) -> ServiceStatus:
+        """Say what is wanted, what is done just now, and what is in the way."""
+        wanted = self._wishes.wanted
+        return ServiceStatus(
+            namespace=self._recipe.spec.namespace,
+            service=self._service,
+            replicas=wanted.replicas if wanted else 0,
+            cordons=tuple(sorted(wanted.cordons)) if wanted else (),
+            generation=wanted.generation if wanted else 0,
+            code=self._recipe.facts["code"],
+            pods=tuple(sorted(self._upkeep.named())),
+            doing="end the service" if self._is_ended() else self._keeping.doing,
+            problem=self._problem,
+            problems=self._keeping.problems(),
+            controller=self._wishes.incarnation,
+            process=os.getpid(),
+        )
+
+    @ray.method(concurrency_group=CONTROL_GROUP)
+    def give_up(self, request: str) -> None:
+        """Undo what a caller that was interrupted has asked for, as far as that is not done."""
+        self._give_up(request)
+
+    def begin(self, replicas: int) -> None:
+        """Keep the service so from now on: its pods serve."""
+        with self._turn(Deadline.after(_HEAL_S)):
+            self._keeping.begin(replicas)
+            self._wake.set()
+
+    def scale(self, request: str, replicas: int, deadline_s: float, timeout: float) -> None:
+        """See `Deployment.scale`; callers do so one after the other."""
+        deadline = Deadline.after(timeout)
+        with self._asked(request, deadline) as asked:
+            before = self._wanted()
+            cordons = frozenset(pod for pod in before.cordons if pod < replicas)
+            self._wishes.write(replace(before, replicas=replicas, cordons=cordons))
+            try:
+                self._scale(replicas, deadline_s, deadline, asked)
+            except BaseException:
+                self._undo(before, asked.made)
+                raise
+
+    def _scale(self, replicas: int, deadline_s: float, deadline: Deadline, asked: _Request) -> None:
+        check = self._checked(asked)
+        with self._upkeep.client(deadline):  # held open, for all that follows
+            growing = self._upkeep.grow(replicas, asked.made, deadline, check)
+            self._keeping.take(growing, check)
+            asked.made = {}  # whatever comes, they are wanted
+            self._keeping.take(self._upkeep.shrink(replicas, deadline_s, check), check)
+
+    def _undo(self, before: Wanted, made: Actors) -> None:
+        """End what a scaling that failed has made, and want what there is then."""
+        if not self._is_ended():
+            self._keeping.doing = f"end pods {sorted(made)}, which were made in vain"
+            with contextlib.suppress(RouteError):
+                self._upkeep.undo(made, _UNDO_S)
+            self._keeping.want_what_is_there(before)
+
+    def cordon(self, pod: int, timeout: float) -> None:
+        """See `Deployment.cordon`."""
+        with self._asked("", Deadline.after(timeout)):
+            self._upkeep.known(pod)
+            wanted = self._wanted()
+            self._wishes.write(replace(wanted, cordons=wanted.cordons | {pod}))
+            self._keeping.take(self._upkeep.close([pod]))
+
+    def uncordon(self, pod: int, timeout: float) -> None:
+        """See `Deployment.uncordon`."""
+        deadline = Deadline.after(timeout)
+        with self._asked("", deadline) as asked:
+            found = self._upkeep.known(pod)
+            wanted = self._wanted()
+            self._wishes.write(replace(wanted, cordons=wanted.cordons - {pod}))
+            self._keeping.take(self._upkeep.open(pod))
+            if found.state is RoutingState.SHUTDOWN and pod < wanted.replicas:
+                self._keeping.take(self._upkeep.renew(pod, asked.made, deadline))
+
+    @ray.method(concurrency_group=CONTROL_GROUP)
+    def shutdown(self, grace_s: float) -> None:
+        """Stop all pods, forget the service, and end; what is under way is given up."""
+        self._ending = True
+        for request in list(self._requests):
+            self._give_up(request)
+        had = self._lock.acquire(timeout=_MAKE_WAY_S)
+        try:
+            self._keeping.finish(grace_s)
+            self._wake.set()
+        finally:
+            if had:
+                self._lock.release()
+
+    # How it is done.
+
+    def _give_up(self, request: str) -> None:
+        asked = self._requests.get(request)
+        if asked is not None:
+            asked.given_up = True
+
+    @contextlib.contextmanager
+    def _turn(self, deadline: Deadline) -> Iterator[None]:
+        if not self._lock.acquire(timeout=deadline.remaining()):
+            what = f"another caller that is scaling service {self._service!r}"
+            raise late(f"{what} ({self._keeping.doing})", deadline)
+        try:
+            yield
+        finally:
+            self._keeping.doing = ""
+            self._lock.release()
+
+    @contextlib.contextmanager
+    def _asked(self, request: str, deadline: Deadline) -> Iterator[_Request]:
+        """Hold the turn for what a caller asks."""
+        asked = self._requests.setdefault(request, _Request())
+        try:
+            with self._turn(deadline):
+                self._checked(asked)()
+                yield asked
+        except DeposedError as error:
+            raise ClosedError(what=f"this controller of {self._service!r}") from error
+        finally:
+            self._requests.pop(request, None)
+
+    def _wanted(self) -> Wanted:
+        self._wishes.claim()
+        if self._wishes.wanted is None:
+            raise ClosedError(what=f"service {self._service!r}, which was never whole")
+        return self._wishes.wanted
+
+    def _checked(self, asked: _Request) -> Callable[[], None]:
+        """Return what raises once a caller has given up, or another controller decides."""
+
+        def check() -> None:
+            if self._is_ended():
+                raise ClosedError(what=f"service {self._service!r}", service=self._service)
+            if asked.given_up:
+                raise CallCancelledError(method="scale", may_have_run=True, service=self._service)
+            self._wishes.check()
+
+        return check
+
+    def _is_ended(self) -> bool:
+        wanted = self._wishes.wanted
+        return self._ending or (wanted is not None and wanted.ended)
+
+    # What it does by itself.
+
+    def _run(self) -> None:
+        while not self._keeping.done:
+            self._look()
+            self._wake.wait(0 if self._keeping.done else _LOOK_S)
+            self._wake.clear()
+        self._wake.wait(_ANSWER_S)  # let the answers out
+        ray.kill(ray.get_actor(self._name, namespace=RAY_NAMESPACE), no_restart=True)
+
+    def _look(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            return  # a caller's wish is being done
+        try:
+            self._keeping.look(ending=self._ending)
+            self._problem = ""
+        except DeposedError:
+            logger.warning("a younger controller has taken over: %s ends", self._name)
+            os._exit(0)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the next look begins anew
+            if str(error) != self._problem:
+                logger.warning("%s: not as it is wanted: %s", self._name, error)
+            self._problem = str(error)
+        finally:
+            self._keeping.doing = ""
+            self._lock.release()

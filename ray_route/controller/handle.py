@@ -1,0 +1,132 @@
+"""Finds the controller of a service, and asks it, from any process."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import ray
+
+from ray_route.clock import Deadline
+from ray_route.controller.actor import GROUPS, THREADS, Controller
+from ray_route.controller.making import named_pods, taken_told
+from ray_route.controller.recipe import Recipe
+from ray_route.errors import ClosedError
+from ray_route.pod.stopping import STOP_S, stop, wait_gone
+from ray_route.protocol.names import RAY_NAMESPACE, controller_name
+from ray_route.runtime.waiting import Blocking, Operation, Pause, Remote, Stage, run, within
+
+_PAUSE_S = 0.1
+_GIVE_UP_S = 2.0
+
+
+def make_controller(recipe: Recipe, held: list[Any], patience_s: float) -> Any:
+    """Make the controller of a service; raise `NameTakenError` if there is one.
+
+    By the process that deploys: Ray gives pods the modules and the environment of whose job made
+    them, and those that come later are made by the controller.
+    """
+    spec = recipe.spec
+    as_actor = cast(Any, ray.remote)(concurrency_groups=GROUPS)  # Ray's stubs lack it
+    options = as_actor(Controller).options(
+        name=controller_name(spec.namespace, spec.service),
+        namespace=RAY_NAMESPACE,
+        lifetime="detached",
+        num_cpus=0,
+        max_restarts=-1,
+        max_concurrency=THREADS,
+        scheduling_strategy="DEFAULT",  # not in its maker's placement group, to end with that
+    )
+    with taken_told():
+        return options.remote(patience_s, held, *recipe.pieces())
+
+
+class ControllerHandle:
+    """The controller of one service, as it is found by name at every question.
+
+    Once `bound` to what was found, another service that is deployed under that name later is none
+    of its concern.
+    """
+
+    def __init__(
+        self, namespace: str, service: str, check_here: Callable[[], None] = lambda: None
+    ) -> None:
+        self._check_here = check_here
+        self._actor: str | None = None
+        self._namespace = namespace
+        self._service = service
+        self._name = controller_name(namespace, service)
+
+    def found(self) -> Any:
+        """Return its handle; None if there is none. Raises `RayGoneError` where that is checked."""
+        handle = self._named()
+        return handle if handle is None or self._actor in (None, _id_of(handle)) else None
+
+    def bound(self) -> ControllerHandle:
+        """Return this, bound to the controller that there is now, if there is one."""
+        handle = self._named()
+        self._actor = _id_of(handle) if handle is not None else None
+        return self
+
+    def _named(self) -> Any:
+        self._check_here()
+        with contextlib.suppress(ValueError):
+            return ray.get_actor(self._name, namespace=RAY_NAMESPACE)
+        return None
+
+    def ask(self, method: str, *args: Any) -> Operation[Any]:
+        """Ask it, and its next life if it dies; raise `ClosedError` once there is none."""
+        what = f"the controller of service {self._service!r} ({method})"
+        while True:
+            handle = yield Blocking(self.found, f"Ray to find {what}", longest_s=math.inf)
+            if handle is None:
+                named = {"namespace": self._namespace, "service": self._service}
+                raise ClosedError(what=f"service {self._service!r} (it has no controller)", **named)
+            try:
+                return (yield Remote(getattr(handle, method).remote(*args), what))
+            except ray.exceptions.RayActorError:
+                yield Pause(_PAUSE_S, what)
+
+    @contextlib.contextmanager
+    def giving_up(self, request: str) -> Iterator[None]:
+        """Have the controller undo a request whose caller is interrupted."""
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException:
+            with contextlib.suppress(Exception):
+                run(self.ask("give_up", request), Deadline.after(_GIVE_UP_S))
+            raise
+
+    def end(self, grace_s: float) -> None:
+        """End the service, its controller last; without one end the pods that Ray has."""
+        handle = self.found()
+        if handle is None and self._named() is not None:
+            return  # it has ended before, and what is there is another's
+        is_done = handle is not None and self._has_ended(handle, grace_s)
+        if handle is not None and not is_done:
+            ray.kill(handle, no_restart=True)  # first: it would make anew what is ended
+        left = named_pods(self._namespace, self._service)
+        if left:
+            stop(list(left.values()), grace_s)
+
+    def _has_ended(self, handle: Any, grace_s: float) -> bool:
+        try:
+            ray.get(handle.shutdown.remote(grace_s), timeout=grace_s + 2 * STOP_S)
+        except ray.exceptions.RayError:
+            return False
+        wait_gone(self._name, Deadline.after(STOP_S))
+        return self.found() is None
+
+    def end_within(self, grace_s: float, deadline: Deadline) -> None:
+        """Do so in a thread of its own; raise `RouteTimeoutError`."""
+        stage = Stage(f"Ray to end {self._name} and its pods")
+        within(deadline, stage, lambda: self.end(grace_s))
+
+
+def _id_of(handle: Any) -> str:
+    actor: str = handle._actor_id.hex()  # noqa: SLF001 - it has no public one
+    return actor

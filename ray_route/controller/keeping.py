@@ -1,0 +1,165 @@
+"""What a controller does by itself, at every look: it brings what is there to what is wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+
+from ray_route.clock import Deadline, backoff_s, now
+from ray_route.controller.marks import BEGUN, ENDED, forget, note, noted
+from ray_route.controller.recipe import Recipe
+from ray_route.controller.upkeep import Steps, Upkeep
+from ray_route.controller.wishes import Wishes
+from ray_route.errors import PodStartError, RouteError
+from ray_route.pod.starting import readiness
+from ray_route.pod.stopping import GRACE_S, stop
+from ray_route.protocol.names import controller_name
+from ray_route.store.wanted import Wanted
+
+logger = logging.getLogger(__name__)
+
+_MAX_BACKOFF_S = 30.0
+_HEAL_S = 60.0
+
+
+@dataclass(slots=True)
+class _Failures:
+    """How often a pod has failed to start in a row, what it raised, and when it is tried again."""
+
+    count: int = 0
+    again_at: float = 0.0
+    problem: str = ""
+
+
+class Keeping:
+    """Keeps one service as its controller wants it; who calls holds the controller's turn."""
+
+    def __init__(self, recipe: Recipe, upkeep: Upkeep, wishes: Wishes, patience_s: float) -> None:
+        spec = recipe.spec
+        self._service = spec.service
+        self._name = controller_name(spec.namespace, spec.service)
+        self._upkeep = upkeep
+        self._wishes = wishes
+        self._begin_by = Deadline.after(patience_s)
+        self._failures: dict[int, _Failures] = {}
+        self._starting: dict[int, Any] = {}
+        self.doing = ""
+        """What is done just now, in words."""
+        self._is_taken_up = False
+        self.done = False
+        """True once the service has been ended."""
+        facts = {"namespace": spec.namespace, "service": spec.service}
+        self._log = logging.LoggerAdapter(logger, facts)
+
+    def problems(self) -> dict[int, str]:
+        """Return what kept pods from starting, by index."""
+        return {pod: failed.problem for pod, failed in list(self._failures.items())}
+
+    def take(self, steps: Steps, check: Callable[[], None] = lambda: None) -> None:
+        """Take some steps, and `check` before each."""
+        for step in steps:
+            self.doing = step
+            self._log.info("service %s: %s", self._service, step)
+            check()
+
+    def finish(self, grace_s: float) -> None:
+        """End the service. Redis is told first and last, if it answers: pods end in any case."""
+        self.doing = "end the service"
+        note(self._wishes.actor, ENDED)
+        with contextlib.suppress(RouteError):
+            if self._wishes.wanted is not None:
+                self._wishes.write(replace(self._wishes.wanted, ended=True))
+        while named := self._upkeep.named():  # a maker may be at it still
+            self._wishes.check_name()
+            stop(list(named.values()), grace_s)
+        with contextlib.suppress(RouteError):
+            self._wishes.forget()
+        forget(self._wishes.actor)
+        self.done = True
+
+    def want_what_is_there(self, before: Wanted) -> None:
+        """Want what there was, or what could not be ended, after a scaling that failed."""
+        kept = max([before.replicas - 1, *self._upkeep.named()]) + 1
+        with contextlib.suppress(RouteError):
+            self._wishes.write(replace(before, replicas=kept))
+
+    def look(self, *, ending: bool) -> None:
+        """Look at what is there, and do what is missing; raise `DeposedError`, `RouteError`."""
+        if ending:  # whoever asked for that has failed half-way
+            self.finish(GRACE_S)
+            return
+        if not self._is_taken_up:
+            self._take_up()
+            if self.done:
+                return
+        self._wishes.keep()
+        if self._wishes.wanted is not None:
+            self._keep(self._wishes.wanted, set(self._upkeep.named()))
+        elif not self._begin_by.remaining():
+            self._log.warning("nobody has finished the deployment of %s: it ends", self._service)
+            self.finish(0.0)
+
+    def _take_up(self) -> None:
+        """Take up what an earlier life of this controller has left.
+
+        What Redis has of that may be lost, or of yesterday. So no pod is ended on its word: what
+        was begun has as many pods as are wanted or there, whichever is more.
+        """
+        mark = noted(self._wishes.actor)
+        if mark == ENDED:
+            self.finish(GRACE_S)
+        elif mark == BEGUN:
+            self._wishes.claim()
+            there = max(self._upkeep.named(), default=0) + 1
+            wanted = self._wishes.wanted or Wanted(there, self._name)
+            self._wishes.write(replace(wanted, replicas=max(wanted.replicas, there)))
+        self._is_taken_up = True
+
+    def begin(self, replicas: int) -> None:
+        """Keep the service so from now on."""
+        self._wishes.write(Wanted(replicas, self._name))
+        note(self._wishes.actor, BEGUN)
+
+    def _keep(self, wanted: Wanted, named: set[int]) -> None:
+        self._hear_of_starts()
+        missing = set(range(wanted.replicas)) - named - self._starting.keys()
+        due = [pod for pod in sorted(missing) if self._may_start(pod)]
+        if due:
+            self.take(self._heal(due))
+        if wanted.cordons:
+            self.take(self._upkeep.close(wanted.cordons))
+
+    def _heal(self, missing: list[int]) -> Steps:
+        """Make pods that Ray has given up; what becomes of them the next looks tell."""
+        yield f"make pods {missing}, which Ray does not have"
+        made = self._upkeep.make(missing, Deadline.after(_HEAL_S))
+        for pod, handle in made.items():
+            self._starting[pod] = handle._ray_route_ready.remote()  # noqa: SLF001 - our own
+
+    def _hear_of_starts(self) -> None:
+        for pod, answer in list(self._starting.items()):
+            if not ray.wait([answer], timeout=0)[0]:
+                continue
+            del self._starting[pod]
+            try:
+                readiness(answer, pod, f"pod {pod} of service {self._service!r}")
+                self._failures.pop(pod, None)
+            except PodStartError as error:
+                self._note_failure(pod, error)
+
+    def _may_start(self, pod: int) -> bool:
+        failed = self._failures.get(pod)
+        return failed is None or failed.again_at <= now()
+
+    def _note_failure(self, pod: int, error: PodStartError) -> None:
+        failed = self._failures.setdefault(pod, _Failures())
+        pause_s = backoff_s(failed.count, 1.0, _MAX_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311
+        failed.count += 1
+        failed.problem, failed.again_at = str(error), now() + pause_s
+        self._log.error("next attempt in %.1f s: %s", pause_s, error, extra={"pod": pod})

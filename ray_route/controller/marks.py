@@ -1,0 +1,42 @@
+"""Which controller is in force, and how far it has come, as Ray itself knows it.
+
+Redis may lose what it was told. Ray's head keeps these marks for as long as it keeps the actors
+that they speak of.
+"""
+
+from __future__ import annotations
+
+import ray
+from ray.experimental import internal_kv
+
+from ray_route.protocol.names import RAY_NAMESPACE
+
+BEGUN = b"begun"
+ENDED = b"ended"
+
+_KV_NAMESPACE = b"ray_route"
+
+
+def note(actor: str, mark: bytes) -> None:
+    """Note how far the controller of that Ray actor id has come."""
+    internal_kv._internal_kv_put(actor.encode(), mark, overwrite=True, namespace=_KV_NAMESPACE)  # noqa: SLF001 - Serve's way, too
+
+
+def noted(actor: str) -> bytes | None:
+    """Return what was noted of a controller last; None: nothing."""
+    found: bytes | None = internal_kv._internal_kv_get(actor.encode(), namespace=_KV_NAMESPACE)  # noqa: SLF001 - as above
+    return found
+
+
+def forget(actor: str) -> None:
+    """Forget a controller."""
+    internal_kv._internal_kv_del(actor.encode(), namespace=_KV_NAMESPACE)  # noqa: SLF001 - as above
+
+
+def leads_to(name: str, actor: str) -> bool:
+    """True if an actor's name leads to the actor of that Ray id. Asks Ray's head."""
+    try:
+        reached: str = ray.get_actor(name, namespace=RAY_NAMESPACE)._actor_id.hex()  # noqa: SLF001 - it has no public one
+    except ValueError:
+        return False
+    return reached == actor

@@ -1,0 +1,213 @@
+"""What a controller does to the pods of its service: makes, drains, closes and ends them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any
+
+from ray_route.client.session import Session
+from ray_route.client.sessions import close_session, open_session
+from ray_route.client.sync_client import RouteClient
+from ray_route.clock import Deadline
+from ray_route.controller.making import handles_of, make_elsewhere, named_pods
+from ray_route.controller.recipe import Recipe
+from ray_route.errors import InvalidInputError, PodUnavailableError
+from ray_route.model import Life, Pod, RoutingState
+from ray_route.pod.starting import wait_ready
+from ray_route.pod.stopping import Actors, kill, stop
+from ray_route.runtime.waiting import Check, no_check, run
+
+_ASK_S = 30.0
+
+Steps = Iterator[str]
+"""What is done next, in words, before each step that changes something."""
+
+
+class Upkeep:
+    """The pods of one service. What takes several steps yields each before it is taken.
+
+    Any step may be the last: the next life of a controller begins anew, and finds what is there.
+    """
+
+    def __init__(self, recipe: Recipe, held: list[Any], actor: str) -> None:
+        self._recipe = recipe
+        self._held = held
+        self._actor = actor
+        self._namespace = recipe.spec.namespace
+        self._service = recipe.spec.service
+
+    def named(self) -> dict[int, str]:
+        """Return the names of the pods that Ray has, or is restarting, by index."""
+        return named_pods(self._namespace, self._service)
+
+    @contextlib.contextmanager
+    def client(self, deadline: Deadline) -> Iterator[tuple[Session, RouteClient]]:
+        """Provide a client for as long as something is to do: one costs a thread or two."""
+        session = open_session(self._namespace, self._recipe.spec.url, {}, deadline)
+        client = RouteClient(session)
+        try:
+            yield session, client
+        finally:
+            close_session(session)
+
+    def pods(self) -> dict[int, Pod]:
+        """Return what the pod table says, dead pods included."""
+        with self.client(Deadline.after(_ASK_S)) as (_, client):
+            return client.pods(self._service, timeout=_ASK_S)
+
+    def make(self, indexes: list[int], deadline: Deadline) -> Actors:
+        """Make pods that Ray does not have; return the handles of all of them."""
+        missing = sorted(set(indexes) - self.named().keys())
+        if missing:
+            make_elsewhere(self._recipe, self._held, missing, self._actor, deadline)
+        return handles_of(self._namespace, self._service, indexes)
+
+    def grow(
+        self, replicas: int, made: Actors, deadline: Deadline, check: Check = no_check
+    ) -> Steps:
+        """Make what is missing of the first `replicas` pods, and wait until they serve.
+
+        Those that were drained before are made anew. What this makes is noted in `made`; what Ray
+        is just restarting is waited for.
+        """
+        pods = self.pods()
+        alive = {index for index, pod in pods.items() if pod.life is Life.ALIVE}
+        drained = {index for index in alive if pods[index].state is RoutingState.SHUTDOWN}
+        yield from self._end_drained(drained & set(range(replicas)), pods)
+        missing = sorted(set(range(replicas)) - (alive - drained))
+        if missing:
+            yield from self._make_and_wait(missing, made, deadline, check)
+
+    def renew(self, index: int, made: Actors, deadline: Deadline) -> Steps:
+        """Make a drained pod anew."""
+        yield from self._end_drained([index], self.pods())
+        yield from self._make_and_wait([index], made, deadline, no_check)
+
+    def _end_drained(self, drained: Iterable[int], pods: dict[int, Pod]) -> Steps:
+        for index in sorted(drained):
+            yield f"end drained pod {index}, which is wanted again"
+            stop([pods[index].actor], incarnation=pods[index].incarnation)
+
+    def _make_and_wait(
+        self, indexes: list[int], made: Actors, deadline: Deadline, check: Check
+    ) -> Steps:
+        yield f"make pods {indexes}"
+        before = self.named()
+        try:
+            found = self.make(indexes, deadline)
+        finally:
+            new = set(indexes) - before.keys()
+            made.update(handles_of(self._namespace, self._service, new))
+        yield f"wait for pods {indexes}"
+        what = f"pods {indexes} of service {self._service!r}"
+        wait_ready(found, what, deadline, self._recipe.options, check)
+        # The router must know them before anyone places a uid on the strength of this.
+        with self.client(deadline) as (session, _):
+            run(session.refresh(self._service), deadline)
+
+    def shrink(self, replicas: int, deadline_s: float, check: Callable[[], None]) -> Steps:
+        """Drain and end the pods beyond the first `replicas`, the highest first.
+
+        `check` is called before each is ended, and raises if nothing is to be ended any more.
+        Raises `PodUnavailableError` if one can't be drained within `deadline_s` seconds.
+        """
+        surplus = sorted({*self.pods(), *self.named()} - set(range(replicas)), reverse=True)
+        for index in surplus:
+            yield f"drain pod {index}"
+            while not (yield from self._end(index, deadline_s, check)):
+                yield f"drain pod {index}, which has begun another life"
+
+    def _end(
+        self, index: int, deadline_s: float, check: Callable[[], None]
+    ) -> Generator[str, None, bool]:
+        """Drain a pod and end it; False if it has begun another life, which may have users."""
+        pod = self.pods().get(index)
+        if pod is not None and pod.life is Life.ALIVE:
+            self._drain(index, deadline_s, check)
+        yield f"end pod {index}"
+        check()
+        actor = pod.actor if pod is not None else self.named().get(index)
+        return stop(
+            [actor] if actor else [],
+            incarnation=pod.incarnation if pod is not None else None,
+            spared=lambda: self._lives_anew(index, pod),
+        )
+
+    def undo(self, made: Actors, deadline_s: float) -> None:
+        """End pods that were made in vain: those that serve after their uids have moved.
+
+        One that can't be drained in time stays.
+        """
+        pods = self.pods()
+        joined = [pod for pod in made if pod in pods and pods[pod].life is Life.ALIVE]
+        kill({pod: handle for pod, handle in made.items() if pod not in joined})
+        for pod in joined:
+            with contextlib.suppress(PodUnavailableError):
+                for _ in self._drained_end(pod, deadline_s):
+                    pass
+
+    def _drained_end(self, index: int, deadline_s: float) -> Steps:
+        while not (yield from self._end(index, deadline_s, no_check)):
+            pass
+
+    def _lives_anew(self, index: int, pod: Pod | None) -> bool:
+        now = self.pods().get(index)
+        if now is None or now.life is not Life.ALIVE:
+            return False
+        return pod is None or now.incarnation > pod.incarnation
+
+    def _drain(self, index: int, deadline_s: float, check: Callable[[], None]) -> None:
+        with self.client(Deadline.after(_ASK_S)) as (_, client):
+            for progress in client.drain(self._service, index, deadline_s):
+                check()
+                if progress.problem:
+                    raise PodUnavailableError(
+                        reason=f"it could not be drained: {progress.problem}",
+                        may_have_run=False,
+                        namespace=self._namespace,
+                        service=self._service,
+                        pod=index,
+                    ) from next(iter(progress.damaged), None)
+
+    def close(self, indexes: Iterable[int]) -> Steps:
+        """Close those of the pods to new uids that take some."""
+        yield from self._set(indexes, RoutingState.READY, RoutingState.DENY_NEW)
+
+    def open(self, index: int) -> Steps:
+        """Have a closed pod take new uids again; raise `PodUnavailableError` in its drain."""
+        with self.client(Deadline.after(_ASK_S)) as (session, _):
+            ask = session.namespace.ask("drain_progress", self._service, index)
+            progress = run(ask, Deadline.after(_ASK_S))
+        if progress is not None and not progress.done:
+            raise PodUnavailableError(
+                reason="it is being drained",
+                may_have_run=False,
+                namespace=self._namespace,
+                service=self._service,
+                pod=index,
+            )
+        yield from self._set([index], RoutingState.DENY_NEW, RoutingState.READY)
+
+    def _set(self, indexes: Iterable[int], found: RoutingState, to: RoutingState) -> Steps:
+        pods = self.pods()
+        for index in sorted(indexes):
+            pod = pods.get(index)
+            if pod is not None and pod.life is Life.ALIVE and pod.state is found:
+                yield f"make pod {index} {to.value}"
+                deadline = Deadline.after(_ASK_S)
+                with self.client(deadline) as (session, _):
+                    address = (self._service, index, pod.incarnation)
+                    run(session.namespace.ask("set_state", *address, to), deadline)
+
+    def known(self, index: int) -> Pod:
+        """Return a pod that is there; raise `InvalidInputError`."""
+        pods = self.pods()
+        if index not in pods:
+            raise InvalidInputError(
+                argument="pod",
+                value=index,
+                reason=f"is unknown; service {self._service!r} has pods {sorted(pods)}",
+                namespace=self._namespace,
+            )
+        return pods[index]

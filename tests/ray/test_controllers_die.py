@@ -1,0 +1,159 @@
+"""A controller that dies between any two of its steps leaves what its next life brings to an end.
+
+Each life here is made of the controller's own parts, with the real Ray and store, and is dropped
+after so many steps; the process of the service's own controller is frozen meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count, islice
+from typing import Any
+
+import pytest
+import ray
+from deploying import recipe_of
+from helpers import eventually
+from services import Counter
+
+import ray_route
+from ray_route.clock import Deadline
+from ray_route.controller.keeping import Keeping
+from ray_route.controller.marks import note
+from ray_route.controller.recipe import Recipe
+from ray_route.controller.upkeep import Upkeep
+from ray_route.controller.wishes import DeposedError, Wishes
+from ray_route.protocol.names import RAY_NAMESPACE, controller_name
+from ray_route.runtime.waiting import no_check
+from ray_route.store.scripts import plain_call
+
+SOON_S = 60.0
+
+
+class Life:
+    """One life of a service's controller."""
+
+    def __init__(self, recipe: Recipe, actor: str) -> None:
+        self.upkeep = Upkeep(recipe, [], actor)
+        self.wishes = Wishes(recipe, actor)
+        self.keeping = Keeping(recipe, self.upkeep, self.wishes, SOON_S)
+
+    def scaling(self, replicas: int) -> Iterator[str]:
+        """Do what a caller's wish does, step by step."""
+        self.wishes.claim()
+        assert self.wishes.wanted is not None
+        self.wishes.write(replace(self.wishes.wanted, replicas=replicas))
+        yield "it is written"
+        yield from self.upkeep.grow(replicas, {}, Deadline.after(SOON_S))
+        yield from self.upkeep.shrink(replicas, SOON_S, no_check)
+
+    def looked(self, pods: int) -> bool:
+        self.keeping.look(ending=False)
+        return list(self.upkeep.named()) == list(range(pods))
+
+
+class Service:
+    """A deployed service whose lives follow each other, as Ray would have them."""
+
+    def __init__(self, client: Any, deployment: ray_route.Deployment) -> None:
+        self.client, self.service = client, deployment.service
+        name = controller_name(client.namespace, deployment.service)
+        controller = ray.get_actor(name, namespace=RAY_NAMESPACE)
+        self.actor = controller._actor_id.hex()
+        self.pid = deployment.status().process
+        self.recipe = recipe_of(Counter, client, self.service)
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def life(self) -> Life:
+        return Life(self.recipe, self.actor)
+
+    def alive(self) -> list[int]:
+        pods = self.client.pods(self.service).items()
+        return [index for index, pod in pods if pod.life is ray_route.Life.ALIVE]
+
+
+@pytest.fixture
+def service(client: Any, deploy: Any) -> Iterator[Service]:
+    found = Service(client, deploy(Counter, replicas=2))
+    yield found
+    os.kill(found.pid, signal.SIGKILL)  # its next life goes on
+
+
+def test_growing_and_shrinking_are_completed_whichever_step_was_the_last(service: Service) -> None:
+    for last in count(1):
+        steps = list(islice(service.life().scaling(3), last))
+        later = service.life()
+        eventually(lambda later=later: later.looked(3), f"3 pods, after {steps}", SOON_S)
+        eventually(lambda: service.alive() == [0, 1, 2], f"all serve, after {steps}", SOON_S)
+        back = list(islice(service.life().scaling(2), last))
+        later = service.life()
+        later.keeping.look(ending=False)
+        list(later.scaling(2))  # its caller asks again
+        assert service.alive() == [0, 1], f"after {back}"
+        if len(steps) < last and len(back) < last:
+            break
+    assert last > 3
+
+
+def test_the_older_of_two_decides_nothing_any_more(service: Service) -> None:
+    older, younger = service.life(), service.life()
+    older.keeping.look(ending=False)
+    younger.keeping.look(ending=False)
+    for act in (
+        lambda: older.keeping.look(ending=False),
+        older.wishes.check,
+        lambda: list(older.scaling(1)),
+    ):
+        with pytest.raises(DeposedError):
+            act()
+    assert service.alive() == [0, 1]
+
+
+def test_no_pod_is_ended_on_the_word_of_a_store_that_lags(service: Service) -> None:
+    first = service.life()
+    first.keeping.look(ending=False)
+    key = service.client._session.namespace.keys.wanted(service.service)
+    store = service.client._session.namespace.store
+    store.one(plain_call("HSET", key, "replicas", 1))
+    next_life = service.life()
+    next_life.keeping.look(ending=False)
+    assert next_life.wishes.wanted is not None
+    assert next_life.wishes.wanted.replicas == 2
+    assert service.alive() == [0, 1]
+
+
+def test_an_end_that_was_cut_short_is_completed_though_the_store_has_lost_it(
+    service: Service,
+) -> None:
+    first = service.life()
+    first.keeping.look(ending=False)
+    note(service.actor, b"ended")
+    ray.kill(
+        ray.get_actor(
+            f"ray_route:{service.client.namespace}:{service.service}:0", namespace=RAY_NAMESPACE
+        ),
+        no_restart=True,
+    )
+    key = service.client._session.namespace.keys.wanted(service.service)
+    service.client._session.namespace.store.one(plain_call("DEL", key))
+    later = service.life()
+    later.keeping.look(ending=False)
+    assert later.keeping.done
+    assert not later.upkeep.named()
+
+
+def test_what_was_never_begun_ends_by_itself(service: Service) -> None:
+    note(service.actor, b"")
+    key = service.client._session.namespace.keys.wanted(service.service)
+    service.client._session.namespace.store.one(plain_call("DEL", key))
+    patient, impatient = service.life(), service.life()
+    patient.keeping.look(ending=False)
+    assert service.alive() == [0, 1]
+    assert patient.wishes.wanted is None
+    impatient.keeping._begin_by = Deadline.after(0)
+    impatient.keeping.look(ending=False)
+    assert impatient.keeping.done
+    assert not impatient.upkeep.named()
