@@ -213,10 +213,12 @@ class Gate:
         Its link is read first. Whoever calls meanwhile waits for that. Raises what `enter` raises.
         """
         flight, is_mine = self._flight((uid, epoch))
-        if is_mine:
-            self._fly(uid, epoch, flight)
-            if flight.done():
-                flight.result()
+        if not is_mine:
+            self.admission.unread(uid)  # should that one fail, it is asked for again
+            return
+        self._fly(uid, epoch, flight)
+        if flight.done():
+            flight.result()
 
     def confirm(self, uid: str, epoch: int) -> Told:
         """Read a uid's link, and take in what it says; raise `FencedError` if it is another's."""

@@ -157,6 +157,8 @@ class Holdings:
         entry = self.entries.get(uid)
         if self.leaving or self.closed or self.shut:
             return False
+        if self.has_arrived(uid, epoch):
+            return True
         if entry is not None and (entry.phase not in UNHELD or entry.epoch >= epoch):
             if entry.phase is Phase.HELD and entry.epoch < epoch:
                 entry.lost = True  # its link ended without a release
@@ -164,6 +166,13 @@ class Holdings:
             return False
         self.bar(uid, epoch).state = state
         return True
+
+    def has_arrived(self, uid: str, epoch: int) -> bool:
+        """True if the state of that epoch has come here, and its uid is nobody's."""
+        entry = self.entries.get(uid)
+        if entry is None or (entry.epoch, entry.phase) != (epoch, Phase.GIVEN):
+            return False
+        return entry.state is not None and entry.state.arrived
 
     def forget(self, uid: str) -> None:
         """Drop an entry, and whatever has been asked about it so far."""
@@ -189,14 +198,14 @@ class Holdings:
     def look_for_idle(self) -> None:
         """Do the same for all that nobody has used for long."""
         stay = []
-        for uid in self._unused():
+        for uid in self.unused():
             if (entry := self.entries.get(uid)) and not entry.persistent:
                 self.look_at(uid, entry)
             else:
                 stay.append(uid)
         self.order.unused(stay)
 
-    def _unused(self) -> Iterator[str]:
+    def unused(self) -> Iterator[str]:
         """Yield uids that nobody has used for long."""
         at = self.clock()
         for uid in self.order.oldest():
@@ -293,9 +302,10 @@ class Holdings:
         with self.lock:
             self.lease.end()
             self._void()
-            for uid in self.kept | self.arrived:
-                self.forget(uid)
-            for uid, entry in self.entries.items():
+            for uid, entry in list(self.entries.items()):
+                if entry.phase in UNHELD and entry.state is not None:
+                    self.forget(uid)
+                    continue
                 entry.lost = entry.lost or entry.phase in (Phase.HELD, Phase.ACQUIRING)
                 self.look_at(uid, entry)
 
@@ -346,62 +356,9 @@ class Holdings:
                 if entry.removes or entry.given_at < before
             }
 
-    def in_use(self, since: float, ending_before: float = -math.inf) -> dict[str, int]:
-        """Return uids, with epochs, whose links must live on: used since, or being given up.
-
-        And those held whose lease ends before another moment.
-        """
-        with self.lock:
-            if not self.lease.serves():
-                return {}
-            used = {
-                uid: entry.epoch
-                for uid in self._candidates(since)
-                if (entry := self.entries.get(uid)) is not None
-                and entry.term == self.term
-                and not entry.lost
-                and (entry.phase is not Phase.GIVEN or uid in self.kept)
-                and (
-                    entry.running
-                    or entry.used_at >= since
-                    or entry.phase is not Phase.HELD
-                    or self.is_to_end(entry)
-                )
-            }
-            return {**self._ending(ending_before), **used}
-
-    def _candidates(self, since: float) -> set[str]:
-        """Return uids among which are all those in use."""
-        if self.leaving:
-            return set(self.entries)
-        order, some = self.order, self.timed | self.ready | self.kept | self.arrived
-        order.changing = {uid for uid in order.changing if self._is_changing(uid)}
-        some.update(order.busy, order.changing, self._unused())
-        for uid in order.latest():
-            entry = self.entries.get(uid)
-            if entry is not None and entry.used_at < since:
-                break
-            some.add(uid)
-        return some
-
-    def _is_changing(self, uid: str) -> bool:
-        entry = self.entries.get(uid)
-        return entry is not None and entry.phase in (Phase.ACQUIRING, Phase.ENDING)
-
-    def _ending(self, before: float) -> dict[str, int]:
-        """Return temporary uids held whose lease ends before a moment."""
-        some = {}
-        for uid in self.order.soonest():
-            if (entry := self.entries.get(uid)) is None:
-                continue
-            if entry.until >= before:
-                break
-            held = entry.phase is Phase.HELD and entry.term == self.term and not entry.lost
-            if held and not entry.persistent and entry.due_at == math.inf:
-                some[uid] = entry.epoch
-        return some
-
     def unfinished(self) -> list[str]:
-        """Return uids that are not given up yet, or whose state nobody else has."""
+        """Return uids that are not given up yet, or whose state may be lost with this pod."""
         with self.lock:
-            return [uid for uid in self.entries if uid not in self.given_up or uid in self.kept]
+            given = self.given_up
+            some = self.entries.items()
+            return [uid for uid, it in some if uid not in given or it.state is not None]

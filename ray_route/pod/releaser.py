@@ -22,6 +22,7 @@ from ray_route.clock import Deadline, now
 from ray_route.errors import RouteError
 from ray_route.pod.gate import Gate
 from ray_route.pod.hooks import Hooks
+from ray_route.pod.in_use import in_use
 from ray_route.pod.release import Kind, Releases, Work
 from ray_route.protocol.commands import Address, Settlement
 from ray_route.runtime.metrics import POD_UNRELEASED, meter
@@ -214,7 +215,8 @@ class Releaser:
 
     def _settle(self, given: dict[str, tuple[int, bool]]) -> None:
         if self._held.leaving:  # what has no state is settled by the end of this life
-            given = {uid: it for uid, it in given.items() if uid in self._held.kept}
+            unfinished = set(self._held.unfinished())
+            given = {uid: it for uid, it in given.items() if uid in unfinished}
         if not given:
             return
         try:
@@ -236,7 +238,7 @@ class Releaser:
         while not self._ended.wait(ttl_s * _REVIEW_SHARE):
             began = now()
             try:
-                for some in _pieces(self._held.in_use(reported_at, self._kept_before(ttl_s))):
+                for some in _pieces(in_use(self._held, reported_at, self._kept_before(ttl_s))):
                     self._refresh(some, ttl_s)
                 reported_at = began
             except (RouteError, ray.exceptions.RayError) as error:

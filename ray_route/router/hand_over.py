@@ -141,11 +141,7 @@ class HandOver:
         """Give uids that their owner has given up to others."""
         answers = await self.directory.give_away(self.service, links, None)
         damaged = damaged_of(answers)
-        moved = {
-            uid: link.epoch
-            for uid, link in links.items()
-            if isinstance(answer := answers[uid], Link) and not _is_same_pod(answer, link)
-        }
+        moved = _moved(links, answers)
         self.stale(self.service, moved)
         self.carrier.dropped(self.service, {uid: links[uid] for uid in moved})
         _raise_first(answers, damaged)
@@ -168,15 +164,7 @@ class HandOver:
         finally:
             refused = {uid: links[uid] for uid in links if _has_not_moved(answers.get(uid))}
             await self.carrier.give_back(self.service, refused)
-        return self._summed(answers)
-
-    def _summed(self, answers: dict[str, Answer]) -> Step:
-        damaged = damaged_of(answers)
-        unmoved = {uid: it for uid, it in answers.items() if isinstance(it, StateNotMovedError)}
-        _raise_first(answers, {**damaged, **unmoved})
-        moved = sum(isinstance(answer, Link) for answer in answers.values())
-        stuck = {uid: error for uid, error in unmoved.items() if error.is_final}
-        return Step(moved, 0, damaged, stuck)
+        return summed(links, answers)
 
     async def _carry_once(self, links: dict[str, Link], within_s: float) -> dict[str, Answer]:
         proposal = self.directory.propose(self.service, links)
@@ -196,6 +184,24 @@ class HandOver:
 def damaged_of(outcomes: Mapping[str, object]) -> Damages:
     """Return the uids whose links are damaged, with the errors that name their keys."""
     return {uid: it for uid, it in outcomes.items() if isinstance(it, DamagedKeyError)}
+
+
+def summed(links: Mapping[str, Link], answers: Mapping[str, Answer]) -> Step:
+    """Say what has become of links that were to be moved; raise the error of what is unknown."""
+    damaged = damaged_of(answers)
+    unmoved = {uid: it for uid, it in answers.items() if isinstance(it, StateNotMovedError)}
+    _raise_first(answers, {**damaged, **unmoved})
+    stuck = {uid: error for uid, error in unmoved.items() if error.is_final}
+    return Step(len(_moved(links, answers)), 0, damaged, stuck)
+
+
+def _moved(links: Mapping[str, Link], answers: Mapping[str, Answer]) -> dict[str, int]:
+    """Return the epochs of the links that are another pod's now."""
+    return {
+        uid: link.epoch
+        for uid, link in links.items()
+        if isinstance(answer := answers.get(uid), Link) and not _is_same_pod(answer, link)
+    }
 
 
 def _raise_first(answers: Mapping[str, Answer], known: Mapping[str, object]) -> None:

@@ -167,6 +167,20 @@ def test_a_pod_that_has_the_states_of_uids_that_are_nobodys_is_not_shut_down(sto
     tell(store, story)
 
 
+def test_nor_does_it_end_where_no_other_pod_can_have_them(store: Store) -> None:
+    async def story(space: Space, pod: Played, drained: Drained) -> None:
+        for other in (1, 2):
+            record = space.membership.table.pods("svc")[other]
+            await space.membership.set_state("svc", record, RoutingState.SHUTDOWN)
+        pod.held, pod.undecided = {}, 1
+        last = await drained()
+        assert last.problem is not None
+        assert "no other pod is READY" in last.problem
+        assert space.membership.table.pods("svc")[0].state is RoutingState.READY
+
+    tell(store, story)
+
+
 def test_who_finds_no_pod_is_told_for_which_uid(store: Store) -> None:
     async def story(space: Space, _: Played, drained: Drained) -> None:
         del drained

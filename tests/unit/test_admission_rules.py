@@ -11,6 +11,7 @@ from ray_route.model import Link
 from ray_route.pod.admission import Admission, Told, Verdict
 from ray_route.pod.entries import Phase
 from ray_route.pod.holdings import Holdings
+from ray_route.pod.in_use import in_use
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Kind, Releases, Work
 from ray_route.protocol.commands import Outcome
@@ -904,11 +905,11 @@ class TestCallsWithinACall:
 
 class TestUse:
     def test_a_uid_is_reported_if_it_was_used_since(self, pod: Pod, clock: ManualClock):
-        assert pod.held.in_use(clock()) == {"u": 100}
+        assert in_use(pod.held, clock()) == {"u": 100}
         clock.tick(1)
-        assert pod.held.in_use(clock()) == {}
+        assert in_use(pod.held, clock()) == {}
         assert pod.verdict() is Verdict.ADMIT
-        assert pod.held.in_use(clock()) == {"u": 100}
+        assert in_use(pod.held, clock()) == {"u": 100}
 
     def test_a_call_that_runs_for_long_uses_its_uid_all_the_time(
         self, pod: Pod, clock: ManualClock
@@ -917,21 +918,21 @@ class TestUse:
         for _ in range(3):
             clock.tick(5)
             pod.renew()
-            assert pod.held.in_use(clock()) == {"u": 100}
+            assert in_use(pod.held, clock()) == {"u": 100}
 
     def test_a_uids_link_is_kept_until_its_hook_has_ended(self, pod: Pod, clock: ManualClock):
         clock.tick(1)
         pod.release()
-        assert pod.held.in_use(clock()) == {"u": 100}
+        assert in_use(pod.held, clock()) == {"u": 100}
         pod.begin_hook()
-        assert pod.held.in_use(clock()) == {"u": 100}
+        assert in_use(pod.held, clock()) == {"u": 100}
         pod.releases.ended("u", 100)
-        assert pod.held.in_use(clock()) == {}
+        assert in_use(pod.held, clock()) == {}
 
     def test_a_uids_link_is_kept_while_it_is_acquired(self, pod: Pod, clock: ManualClock):
         pod.confirm("v")
         clock.tick(1)
-        assert pod.held.in_use(clock()) == {"v": 100}
+        assert in_use(pod.held, clock()) == {"v": 100}
 
     def test_a_link_whose_hook_runs_over_a_lapse_is_kept_once_it_is_confirmed_again(
         self, pod: Pod, clock: ManualClock
@@ -939,9 +940,9 @@ class TestUse:
         pod.release()
         pod.begin_hook()
         pod.lapse_and_resume()
-        assert pod.held.in_use(clock()) == {}
+        assert in_use(pod.held, clock()) == {}
         assert pod.confirm() is Told.VOID
-        assert pod.held.in_use(clock()) == {"u": 100}
+        assert in_use(pod.held, clock()) == {"u": 100}
 
     def test_nothing_unconfirmed_lost_or_past_the_lease_is_reported(
         self, pod: Pod, clock: ManualClock
@@ -949,13 +950,13 @@ class TestUse:
         pod.hold("v", 100)
         pod.enter("v")
         pod.deny("v")
-        assert pod.held.in_use(0) == {"u": 100}
+        assert in_use(pod.held, 0) == {"u": 100}
         pod.lapse_and_resume()
-        assert pod.held.in_use(0) == {}
+        assert in_use(pod.held, 0) == {}
         pod.confirm()
-        assert pod.held.in_use(0) == {"u": 100}
+        assert in_use(pod.held, 0) == {"u": 100}
         clock.tick(SAFE_S)
-        assert pod.held.in_use(0) == {}
+        assert in_use(pod.held, 0) == {}
 
     def test_a_temporary_uid_that_nobody_uses_for_long_is_given_up(
         self, pod: Pod, clock: ManualClock
@@ -1337,7 +1338,7 @@ class TestUseByOtherWays:
         clock.tick(8)
         pod.renew()
         pod.admission.use({"v": self.link()}, 1_000.0)
-        assert pod.held.in_use(began + 5) == {"v": 200}
+        assert in_use(pod.held, began + 5) == {"v": 200}
         for _ in range(29):
             clock.tick(1)
             pod.renew()
@@ -1373,9 +1374,9 @@ class TestUseByOtherWays:
     def test_a_lapse_is_over_for_it_when_it_is_used_again(self, pod: Pod):
         pod.admission.use({"v": self.link()}, 30.0)
         pod.lapse_and_resume()
-        assert pod.held.in_use(0) == {}
+        assert in_use(pod.held, 0) == {}
         pod.admission.use({"v": self.link()}, 30.0)
-        assert pod.held.in_use(0) == {"v": 200}
+        assert in_use(pod.held, 0) == {"v": 200}
 
     def test_a_removal_that_was_set_before_its_first_use_still_comes(
         self, pod: Pod, clock: ManualClock

@@ -12,10 +12,13 @@ from ray_route.clock import now
 from ray_route.errors import FencedError
 from ray_route.model import Link
 from ray_route.pod import gate as gates
+from ray_route.pod.entries import Phase
 from ray_route.pod.gate import Gate
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
 from ray_route.pod.pod_lease import PodLease
+from ray_route.pod.release import Releases
+from ray_route.pod.states import State
 from ray_route.runtime.link_reads import Awaited
 from ray_route.runtime.waiting import Operation
 from ray_route.store.keys import Keys
@@ -75,3 +78,21 @@ def test_a_call_is_turned_away_soon_and_nothing_is_given_up(
     namespace.link = Link(0, 7, EPOCH, persistent=False, lease_s=100.0)
     gate.enter("u", EPOCH, 7)
     gate.leave("u")
+
+
+def test_an_acquisition_that_meets_another_is_asked_for_again(
+    gate: Gate, namespace: Namespace
+) -> None:
+    """A call that came first confirms the uid; should that fail, nobody else would."""
+    held, releases = gate.held, Releases(gate.held)
+    with held.lock:
+        assert held.take_in("u", 50, State("it"))
+    releases.settled({"u": (50, EPOCH)})
+    flight, is_mine = gate._flight(("u", EPOCH))  # a call's
+    assert is_mine
+    (work,) = releases.to_acquire()
+    gate.acquire(work.uid, work.epoch)
+    gate._arrived(("u", EPOCH), flight, OSError("Redis is away"))
+    assert releases.to_acquire() == [work]
+    gate.acquire(work.uid, work.epoch)
+    assert held.entries["u"].phase is Phase.HELD

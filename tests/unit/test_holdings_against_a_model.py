@@ -18,6 +18,7 @@ from ray_route.model import Link
 from ray_route.pod.admission import Admission, Told, Verdict
 from ray_route.pod.entries import Phase
 from ray_route.pod.holdings import Holdings
+from ray_route.pod.in_use import in_use
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Kind, Releases, Work
 from ray_route.protocol.commands import Outcome
@@ -397,7 +398,7 @@ class World:
         self.releases.settled({uid: (epoch, 0) for uid, (epoch, _) in given.items()})
 
     def report(self) -> None:
-        used = self.held.in_use(self.clock() - 1)
+        used = in_use(self.held, self.clock() - 1)
         if not self.outage:
             ended = {uid: epoch for uid, epoch in used.items() if not self.refresh(uid, epoch)}
             kept = {uid: epoch for uid, epoch in used.items() if uid not in ended}

@@ -11,6 +11,7 @@ from ray_route.model import Link
 from ray_route.pod.admission import Admission, Verdict
 from ray_route.pod.entries import Entry
 from ray_route.pod.holdings import Holdings
+from ray_route.pod.in_use import in_use
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Releases
 
@@ -93,9 +94,9 @@ def test_those_in_use_are_found_without_a_look_at_the_others(pod: Pod) -> None:
     for n in range(10, 20):
         pod.call(str(n))
     pod.looks()
-    assert pod.held.in_use(since) == {str(n): 7 for n in (5, *range(10, 20))}
+    assert in_use(pod.held, since) == {str(n): 7 for n in (5, *range(10, 20))}
     assert pod.looks() < 100
-    assert pod.held.in_use(pod.clock() + 1) == {"5": 7}, "a call that lasts uses its uid"
+    assert in_use(pod.held, pod.clock() + 1) == {"5": 7}, "a call that lasts uses its uid"
 
 
 def test_persistent_ones_are_looked_at_once(pod: Pod) -> None:
@@ -126,16 +127,16 @@ def test_the_links_of_unused_ones_are_kept_alive_as_their_leases_end(pod: Pod) -
     pod.clock.tick(LEASE_S / 2)
     before = pod.clock() + LEASE_S / 2 - 0.001 * (MANY - 10)
     pod.looks()
-    soon = pod.held.in_use(pod.clock(), before)
+    soon = in_use(pod.held, pod.clock(), before)
     assert soon.keys() <= {str(n) for n in range(11)}
     assert len(soon) >= 9
     assert pod.looks() < 100
     pod.admission.lengthened(soon, pod.clock() + LEASE_S, pod.held.term)
     pod.looks()
-    assert not pod.held.in_use(pod.clock(), before).keys() & soon.keys()
+    assert not in_use(pod.held, pod.clock(), before).keys() & soon.keys()
     assert pod.looks() < 10
     pod.clock.tick(0.01)
-    assert "15" in pod.held.in_use(pod.clock(), before + 0.01), "those behind are next"
+    assert "15" in in_use(pod.held, pod.clock(), before + 0.01), "those behind are next"
 
 
 def test_what_is_nobodys_is_in_no_order(pod: Pod) -> None:

@@ -14,6 +14,7 @@ from ray_route.pod.admission import Told, Verdict
 from ray_route.pod.entries import Phase
 from ray_route.pod.exports import DROPPED, LARGE, LATER, Exports, Unsent, pack
 from ray_route.pod.hooks import Hooks, takes_state
+from ray_route.pod.in_use import in_use
 from ray_route.pod.states import State, arrival, unpack
 from ray_route.protocol.commands import Outcome, Shown
 
@@ -55,7 +56,7 @@ class TestGivenUp:
         assert pod.verdict() is Verdict.REFUSE
         assert pod.held.held() == {}
         assert pod.held.memory()[1] == {"u": (100, False)}, "Redis may lose its link meanwhile"
-        assert pod.held.in_use(pod.clock()) == {"u": 100}
+        assert in_use(pod.held, pod.clock()) == {"u": 100}
         assert pod.held.unfinished() == ["u"], "a process that ends now would take it along"
 
     def test_a_drain_hears_of_it_until_it_is_anothers(self, pod: Pod):
@@ -130,6 +131,13 @@ class TestGivenUp:
         pod.releases.settled(dict.fromkeys(list(pod.held.kept)[:30], (100, 0)))
         assert pod.releases.take(100), "as they go, others follow"
 
+    def test_its_link_lives_on_past_a_lapse_of_its_pod(self, pod: Pod):
+        give_up(pod)
+        arrive(pod)
+        pod.releases.settled({"new": (50, 60)})
+        pod.lapse_and_resume()
+        assert in_use(pod.held, pod.clock()) == {"u": 100, "new": 60}
+
     def test_an_ended_life_keeps_none(self, pod: Pod):
         give_up(pod)
         arrive(pod)
@@ -144,7 +152,7 @@ class TestArrived:
         assert pod.verdict("new", 50) is Verdict.REFUSE
         assert "new" not in pod.held.held()
         assert "new" not in pod.held.memory()[1]
-        assert "new" not in pod.held.in_use(pod.clock())
+        assert "new" not in in_use(pod.held, pod.clock())
         assert pod.held.unsettled(pod.clock() + 1) == {"new": (50, False)}
 
     def test_a_drain_hears_of_it(self, pod: Pod):
@@ -172,6 +180,19 @@ class TestArrived:
         assert not take_in(pod, "u", epoch, State("late"))
         assert pod.held.entries["u"].phase is Phase.HELD
         assert pod.held.entries["u"].lost == (epoch > 100), "its link has ended without a release"
+
+    def test_what_is_fetched_once_more_is_there(self, pod: Pod):
+        arrive(pod)
+        assert take_in(pod, "new", 50, State("again"))
+        assert not take_in(pod, "new", 49, State("of an earlier move"))
+        pod.releases.settled({"new": (50, 60)})
+        assert not take_in(pod, "new", 50, State("again")), "it is this pod's by now"
+
+    def test_a_pod_that_leaves_waits_until_it_is_settled(self, pod: Pod):
+        arrive(pod)
+        assert pod.held.unfinished() == ["u", "new"], "its link may be on its way here"
+        pod.releases.settled({"new": (50, 0)})
+        assert pod.held.unfinished() == ["u"], "it has stayed where it was"
 
     def test_nor_by_a_pod_that_leaves(self, pod: Pod):
         pod.releases.close("it leaves")
