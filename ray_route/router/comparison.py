@@ -58,10 +58,11 @@ class Comparison:
         self.tell_lost: Callable[[Mapping[int, int]], None] = _tell_nobody
         self.tell_servers: Callable[[], None] = _tell_nobody
         self.seen_last = ""
+        self._servers: Mapping[str, str] = {}
 
     async def look(self) -> Compared:
         """Look once; raise `RouteError` where Redis fails, in a Cluster if all masters do."""
-        servers = await self._store.servers()  # first: what follows may be others' then
+        servers = self._servers = await self._store.servers()  # first: later ones may be others
         at = now()  # not before: a master that is away has kept it waiting, and is not asked again
         found = await self._shards.compare(servers)
         steps = self._shards.clocks.steps(found.lost)
@@ -104,7 +105,17 @@ class Comparison:
 
     async def servers(self) -> str:
         """Name the servers that answer; raise `RouteError` if none does."""
-        return named((await self._store.servers()).values())
+        self._servers = await self._store.servers()
+        return named(self._servers.values())
+
+    def without_aside(self, servers: str) -> str:
+        """Leave out of some servers, as they were looked at, those with shards that are set aside.
+
+        For a seal: who finds it goes by what such a server has, though nobody has compared that.
+        """
+        keys = map(self._keys.counter, self._shards.aside.shards)
+        apart = {self._servers.get(self._store.server_of(key) or "") for key in keys}
+        return named(set(servers.split(",")).difference(filter(None, apart)))
 
     async def is_sealed(self, servers: str, *, others_away: bool = False) -> bool:
         """True if the namespace was whole on these servers; others come after a failover.

@@ -24,6 +24,10 @@ class Problems:
         """Make the error of a shard whose server is away."""
         return self._unavailable(f"the server of shard {shard} does not answer")
 
+    def aside(self, shard: int) -> LostWritesError:
+        """Make the error of a shard that is set aside."""
+        return self.lost_writes([shard], "its server was away, and is to be heard first")
+
     def full(self) -> StoreUnavailableError:
         """Make the error of a new link that a full server has refused."""
         return self._unavailable("it is full: maxmemory is reached")

@@ -27,7 +27,7 @@ from ray_route.errors import (
 )
 from ray_route.model import Link
 from ray_route.protocol.commands import Address, Memory, Recall
-from ray_route.router.comparison import Compared, Comparison, named
+from ray_route.router.comparison import Compared, Comparison
 from ray_route.router.link_table import LinkTable
 from ray_route.router.mailbox import Mailboxes
 from ray_route.router.membership import Membership
@@ -178,7 +178,8 @@ class Recovery:
     ) -> None:
         """Write back the pod tables and what is known of some shards, and seal the namespace.
 
-        `servers` were there before the loss was looked for: the seal names no later ones. `steps`
+        `servers` were there before the loss was looked for: the seal names no later ones, nor
+        any with shards that are set aside. `steps`
         are those of clocks that were found then. Raises `RouteError` where Redis fails. What is
         lost meanwhile is lost again afterwards.
         """
@@ -187,7 +188,8 @@ class Recovery:
         if lost:
             await self._restore_links(lost, token)
         self._shards.clocks.believe(steps)
-        await self._store.one(seal(self._table.keys, token, servers))
+        whole = self.comparison.without_aside(servers)
+        await self._store.one(seal(self._table.keys, token, whole))
 
     async def _restore_links(self, lost: Collection[int], token: int) -> None:
         began = now()
@@ -372,13 +374,11 @@ class Recovery:
     async def _is_proven(self) -> bool:
         """True if the pod tables are as an earlier router left them.
 
-        While other masters of a Cluster are away the namespace's own alone can say so: it has lost
+        Of a Cluster's masters the namespace's own says so, whatever became of others: it has lost
         nothing since it was named in a seal.
         """
         servers = await self._store.servers()
         home = self._store.server_of(self._table.keys.meta)
-        if self._shards.are_all_at(servers):
-            return await self.comparison.is_sealed(named(servers.values()))
         return home in servers and await self.comparison.is_sealed(servers[home], others_away=True)
 
     async def _recollect(self, patience_s: float) -> None:

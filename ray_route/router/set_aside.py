@@ -24,6 +24,11 @@ class SetAside:
     def __contains__(self, shard: int) -> bool:
         return shard in self._shards
 
+    @property
+    def shards(self) -> frozenset[int]:
+        """All that are set aside now."""
+        return frozenset(self._shards)
+
     def add(self, shards: Iterable[int]) -> None:
         """Set shards aside until `discard`."""
         self._shards.update(shards)
@@ -32,9 +37,15 @@ class SetAside:
         """Note that a shard has been recovered."""
         self._shards.discard(shard)
 
-    def looked(self, unseen: Collection[int], at: float) -> None:
-        """Take in which shards could not be seen; set aside those that were away for too long."""
-        since, seen_at = self._away_since, self._looked_at or at
-        self._away_since = {shard: since.get(shard, seen_at) for shard in unseen}
-        self._looked_at = at
-        self.add(s for s, seen_at in since.items() if at - seen_at >= self._limit_s)
+    def looked(self, unseen: Collection[int], began: float, at: float) -> None:
+        """Take in which shards a look could not see that began then, and has just ended.
+
+        Sets aside those that were away for too long. What a look saw it saw when it began, for all
+        we know.
+        """
+        since, seen_at = self._away_since, self._looked_at
+        first = began if seen_at is None else seen_at
+        self._away_since = {shard: since.get(shard, first) for shard in unseen}
+        self._looked_at = began
+        away = {**since, **self._away_since}
+        self.add(shard for shard, seen_at in away.items() if at - seen_at >= self._limit_s)

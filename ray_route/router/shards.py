@@ -44,8 +44,6 @@ _CARRIED_OUT_S = 10.0
 # may have been refused only because it was late.
 _TRIES = 5
 
-_ASIDE = "its server was away, and is to be heard first"
-
 
 class SupersededError(Exception):
     """A younger router writes this namespace. The only thing left to do is to exit."""
@@ -126,12 +124,12 @@ class Shards:
         """Become the writer of each shard; return those whose writes Redis has lost.
 
         Shards of a Cluster whose master is away are set aside. A router that has been the writer
-        leaves them out only while all that answer are the very servers on which it became that: so
+        leaves them out only while all others are on the very servers on which it became that: so
         nothing that was written there since, by a younger router or about a life, can have been
         lost. Raises `SupersededError` if a younger router has taken over already, and
         `StoreUnavailableError`.
         """
-        servers = frozenset((await self._store.servers()).values())
+        servers = await self._store.servers()
         shards = range(self._keys.shards)
         calls = [self._links.take_over(self.writer(shard), shard) for shard in shards]
         lost, away = [], []
@@ -146,13 +144,23 @@ class Shards:
         self._took_over(servers, away)
         return lost
 
-    def _took_over(self, servers: frozenset[str], away: list[int]) -> None:
-        if away and self._is_writer and not servers <= self._written_on:
+    def _took_over(self, servers: Mapping[str, str], away: list[int]) -> None:
+        if away and self._is_writer and not self._is_where_it_began(servers, away):
             raise self.problems.unread(away[0])
         self.aside.add(away)
         if not (away and self._is_writer):
-            self._written_on = servers
+            self._written_on = frozenset(servers.values())
         self._is_writer = True
+
+    def _is_where_it_began(self, servers: Mapping[str, str], away: Collection[int]) -> bool:
+        """True if all but these shards, and the namespace's own keys, are where they were.
+
+        One of these `servers` may have been replaced since they were looked at: so it is asked who
+        has been written to.
+        """
+        counters = [self._keys.counter(s) for s in range(self._keys.shards) if s not in away]
+        there = {self._store.server_of(key) for key in (self._keys.meta, *counters)}
+        return all(servers.get(name or "") in self._written_on for name in there)
 
     def remember(self, seen: Iterable[tuple[int, int]]) -> None:
         """Take in (shard, counter) that somebody else was told."""
@@ -174,10 +182,11 @@ class Shards:
         held = self._by_server()
         known = {name: shards for name, shards in held.items() if name in servers}
         reading = (self._read_counters(name, shards) for name, shards in known.items())
+        began = now()
         found = [each for each in await asyncio.gather(*reading) if each is not None]
         seen = {shard for each in found for shard in each.seen}
         unseen = frozenset(range(self._keys.shards)) - seen
-        self.aside.looked(unseen, now())
+        self.aside.looked(unseen, began, now())
         aside = self._refused(found)
         unread = known.keys() - {each.server for each in found if each.is_whole}
         return Compared(
@@ -185,10 +194,6 @@ class Shards:
             unseen,
             frozenset(servers) - unread,
         )
-
-    def are_all_at(self, servers: Collection[str]) -> bool:
-        """True if these servers, by name, hold all shards."""
-        return all(name in servers for name in self._by_server())
 
     def set_aside_if_away(self, shard: int, problem: RouteError) -> bool:
         """Set a shard aside whose server does not answer, if there are others; say if it is so."""
@@ -302,16 +307,14 @@ class Shards:
         self, uids: Sequence[str], build: Build, *, placing: bool
     ) -> dict[str, Outcome | RouteError]:
         outcomes: dict[str, Outcome | RouteError] = {}
-        parts = []
-        for shard, some in self._parts(uids):
-            if shard in self.aside:
-                outcomes.update(dict.fromkeys(some, self.problems.lost_writes([shard], _ASIDE)))
-            else:
-                parts.append((shard, some))
-        asked_at = now()
+        parts, asked_at = self._parts(uids), now()
         try:
             if placing:
                 await self.may_place()  # nothing is awaited between this and the sending
+            for shard, some in parts:
+                if shard in self.aside:  # also if what was awaited has set it aside
+                    outcomes.update(dict.fromkeys(some, self.problems.aside(shard)))
+            parts = [part for part in parts if part[0] not in self.aside]
             calls = [build(self.writer(shard), shard, some) for shard, some in parts]
             replies = await self._store.run(calls)
             self._meter.observe(STORE_SECONDS, now() - asked_at)

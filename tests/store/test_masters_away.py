@@ -20,8 +20,9 @@ from test_resumption import Router as Resuming
 from ray_route.clock import now
 from ray_route.errors import RouteError, StoreUnavailableError
 from ray_route.model import Link
-from ray_route.protocol.commands import Word
-from ray_route.router.shards import SupersededError
+from ray_route.protocol.commands import Memory, Word
+from ray_route.router.recovery import Recovery
+from ray_route.router.shards import Shards, SupersededError
 from ray_route.store.connect import Store
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.keys import Keys
@@ -160,9 +161,94 @@ def test_what_ran_out_while_it_was_away_for_long_comes_back(
     tell(store, place.keys.namespace, story)
 
 
-@pytest.mark.parametrize("same", [True, False])
+def test_who_waited_for_pods_to_be_heard_places_nothing_in_what_was_set_aside_meanwhile(
+    cluster: ClusterServers, store: Store
+) -> None:
+    """The master comes back in the very moment in which all others have been heard."""
+    place = Place(cluster, CONFIG.shards)
+
+    async def story(router: Router) -> None:
+        there = await router.place(place.there)
+        router.run_out(place.there)
+        router.outage()
+        router.remembers(there, place.there, 30.0)
+        readmit = router.gate.readmit
+        with place.master_away():
+
+            async def heard_and_back() -> None:
+                await readmit()
+                cluster.thaw(place.other)
+                await asyncio.to_thread(eventually, cluster._is_ready, "it is back", 20)
+
+            router.gate.readmit = heard_and_back
+            again = await in_the_end(lambda: router.place(place.there))
+        assert (again.pod, again.epoch) == (there.pod, there.epoch)
+
+    tell(store, place.keys.namespace, story)
+
+
+def test_a_router_that_ends_seals_no_server_that_it_could_not_take_over(
+    cluster: ClusterServers, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a failover lost there, which pods have told of, is still to be found by the next."""
+    place = Place(cluster, CONFIG.shards)
+
+    async def story(router: Router) -> None:
+        there = await router.place(place.there)
+        seen, held = list(router.shards.seen), {place.there: (there.epoch, False)}
+        memories = {there.pod: Memory(seen, held)}
+        for key in lose_the_writes(place):
+            store.one(plain_call("DEL", key))
+        store.one(plain_call("HSET", place.keys.meta, "sealed", "those before"))
+        take_over = Shards.take_over
+
+        async def without_them(shards: Shards) -> list[int]:
+            with place.master_away():  # it has just been seen
+                return await take_over(shards)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Shards, "take_over", without_them)
+            patch.setattr(Recovery, "_cure", nothing)  # it ends before they are back
+            await Router.begun(store, place.keys, memories)
+        young = await Router.begun(store, place.keys, memories)
+        again = await in_the_end(lambda: young.place(place.there))
+        assert (again.pod, again.epoch) == (there.pod, there.epoch)
+
+    tell(store, place.keys.namespace, story)
+
+
+def lose_the_writes(place: Place) -> list[str]:
+    """Name the keys that hold what was written to a uid's shard."""
+    shard = place.keys.shard(place.there)
+    return [place.keys.counter(shard), place.keys.link(shard, SERVICE, place.there)]
+
+
+async def nothing(_: Recovery) -> None:
+    """Make up for nothing."""
+
+
+Servers = dict[str, str]
+
+
+def as_they_are(servers: Servers, _: str | None) -> Servers:
+    return servers
+
+
+def restarted(servers: Servers, _: str | None) -> Servers:
+    return {name: f"{who}-again" for name, who in servers.items()}
+
+
+def just_being_replaced(servers: Servers, home: str | None) -> Servers:
+    """As seen before its successor is there, which is then written to."""
+    return {name: who for name, who in servers.items() if name != home}
+
+
+@pytest.mark.parametrize("now_seen", [as_they_are, restarted, just_being_replaced])
 def test_a_lapsed_life_goes_on_if_the_servers_that_answer_can_have_lost_no_end(
-    cluster: ClusterServers, store: Store, monkeypatch: pytest.MonkeyPatch, *, same: bool
+    cluster: ClusterServers,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    now_seen: Callable[[Servers, str | None], Servers],
 ) -> None:
     async def story() -> None:
         place = Place(cluster, 16)
@@ -175,16 +261,15 @@ def test_a_lapsed_life_goes_on_if_the_servers_that_answer_can_have_lost_no_end(
         router.resumption._patience_s = 30.0  # a frozen master keeps each look waiting
         servers = router.store.servers
 
-        async def others() -> dict[str, str]:
-            return {name: f"{who}-again" for name, who in (await servers()).items()}
+        async def others() -> Servers:
+            return now_seen(await servers(), router.store.server_of(place.keys.meta))
 
         with place.master_away():
-            if not same:
-                monkeypatch.setattr(router.store, "servers", others)
+            monkeypatch.setattr(router.store, "servers", others)
             asked = router.resumption.confirm(
                 pod.address, pod.seq, router.incarnation, router.incarnation
             )
-            if same:
+            if now_seen is as_they_are:
                 assert await asked is Word.SERVE
             else:
                 with pytest.raises(StoreUnavailableError):
