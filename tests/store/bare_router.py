@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ray_route.config import RouteConfig
 from ray_route.errors import LostWritesError
@@ -80,8 +80,12 @@ class Router:
                     assert isinstance(command, Recall)
                     self.recalls += 1
                     memory = self.memories.get(address[1], Memory([0] * CONFIG.shards, {}))
-                    self.mailboxes.answer(address, number, memory)
+                    held = {u: of for u, of in memory.held.items() if self.is_in(u, command)}
+                    self.mailboxes.answer(address, number, replace(memory, held=held))
             await asyncio.sleep(0.005)
+
+    def is_in(self, uid: str, recall: Recall) -> bool:
+        return self.keys.shard(uid) in recall.shards
 
     async def place(self, uid: str) -> Link:
         """Look a uid up as clients do, who have what was lost recovered and ask again."""
