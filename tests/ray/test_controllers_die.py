@@ -30,7 +30,7 @@ from ray_route.protocol.names import RAY_NAMESPACE, controller_name
 from ray_route.runtime.waiting import no_check
 from ray_route.store.scripts import plain_call
 
-SOON_S = 60.0
+SOON_S = 120.0
 
 
 class Life:
@@ -52,7 +52,7 @@ class Life:
 
     def looked(self, pods: int) -> bool:
         self.keeping.look(ending=False)
-        return list(self.upkeep.named()) == list(range(pods))
+        return sorted(self.upkeep.named()) == list(range(pods))
 
 
 class Service:
