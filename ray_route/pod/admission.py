@@ -43,9 +43,17 @@ class Admission:
     # Calls.
 
     def enter(
-        self, uid: str, epoch: int, incarnation: int, *, in_turn: bool = False
+        self,
+        uid: str,
+        epoch: int,
+        incarnation: int,
+        call: object = None,
+        *,
+        in_turn: bool = False,
     ) -> tuple[Verdict, str]:
         """Judge a call; count it as running if it is admitted. A refusal has a reason.
+
+        `call` is what to `leave` with, which one that is interrupted in here has to do, too.
 
         One `in_turn` is made within a call that runs: it is admitted though others are not, for
         the release waits for that one, and that one for this.
@@ -54,9 +62,9 @@ class Admission:
             verdict, reason = self._judge(uid, epoch, incarnation, in_turn=in_turn)
             if verdict is Verdict.ADMIT:
                 entry = self._held.entries[uid]
-                entry.running += 1
-                self._held.running += 1
                 self._held.order.busy.add(uid)
+                entry.calls = entry.calls or []
+                entry.calls.append(call)
                 self._held.used(uid, entry)
             return verdict, reason
 
@@ -116,12 +124,19 @@ class Admission:
                 return False
             return epoch < entry.epoch or entry.lost or entry.phase in (Phase.ENDING, Phase.GIVEN)
 
-    def leave(self, uid: str) -> None:
-        """Stop counting a call as running."""
+    def leave(self, uid: str, call: object = None) -> None:
+        """Stop counting a call as running; if it was interrupted, once more, and nothing is wrong.
+
+        Also of one that was not admitted.
+        """
         with self._held.lock:
-            entry = self._held.entries[uid]
-            entry.running -= 1
-            if not entry.running:
+            entry = self._held.entries.get(uid)
+            if entry is None or entry.phase is not Phase.HELD:  # none runs
+                return
+            if entry.calls and call in entry.calls:
+                entry.calls.remove(call)
+            if not entry.calls:
+                entry.calls = None
                 self._held.order.busy.discard(uid)
             self._held.used(uid, entry)
             self._held.ended_call()

@@ -29,6 +29,7 @@ from ray_route.pod.index_lease import CLAIM_S, IndexLease, OfPod
 from ray_route.pod.joining import Joiner
 from ray_route.pod.link_writes import LinkWrites
 from ray_route.pod.load_state import LoadState
+from ray_route.pod.surely_left import surely_left
 from ray_route.runtime import telemetry
 from ray_route.runtime.metrics import POD_RUNNING_CALLS, POD_UIDS, meter
 from ray_route.runtime.namespace import Namespace, namespace_within
@@ -366,8 +367,10 @@ class PodAgent:
         Raises `FencedError` if it does not, `StoreUnavailableError` if that can't be confirmed.
         The user's code must not run in either case. `serving` also covers the time that it runs.
         """
-        self.gate.enter(uid, epoch, incarnation)
-        self.gate.leave(uid)
+        call = object()
+        with surely_left(self, uid, call):
+            self.gate.enter(uid, epoch, incarnation, call)
+            self.gate.leave(uid, call)
 
     @contextlib.contextmanager
     def serving(self, uid: str, epoch: int, incarnation: int) -> Iterator[None]:
@@ -376,13 +379,12 @@ class PodAgent:
         Raises what `admit` raises, before; `FencedError` with `may_have_run` after, if the uid
         was lost meanwhile. While it runs, a release of the uid waits.
         """
-        gate = self.gate
-        gate.enter(uid, epoch, incarnation)
-        try:
+        gate, call = self.gate, object()
+        with surely_left(self, uid, call):
+            gate.enter(uid, epoch, incarnation, call)
             yield
             gate.recheck(uid, epoch)
-        finally:
-            gate.leave(uid)
+            gate.leave(uid, call)
 
     def _unavailable(self, reason: str) -> PodUnavailableError:
         return PodUnavailableError(

@@ -64,9 +64,9 @@ class ArrivalOrder:
 
     def begins(self, order: Order, *, refused: bool = False) -> None:
         """Take in that a call begins, or that its run has ended."""
-        self._next.pop(order[0], None)
+        begun = self._next.pop(order[0], 0)
         if not refused:
-            self._next[order[0]] = order[1] + 1
+            self._next[order[0]] = max(begun, order[1] + 1)
             if len(self._next) > _REMEMBERED:
                 self._next.popitem(last=False)
 
@@ -89,8 +89,8 @@ class _Count:
         if place >= self.first:
             self._beyond.add(place)
         while self.first in self._beyond:
-            self._beyond.discard(self.first)
-            self.first += 1
+            self.first += 1  # first: what is interrupted here goes on the next time
+            self._beyond.discard(self.first - 1)
 
 
 class _Run:
@@ -199,7 +199,9 @@ class CallOrder:
         """Let the next call go on: this one begins; or refuse all behind it, with this one."""
         number, place = order
         with self._lock:
-            run = self._runs[number]
+            run = self._runs.get(number)
+            if run is None:  # interrupted before it came
+                return
             if refused:
                 run.here.pop(place, None)
                 run.cuts(place)
@@ -243,22 +245,31 @@ async def _within(woken: asyncio.Event, limit_s: float | None) -> bool:
 
 
 class Place:
-    """The place of one call in the order of its caller's; one without a place waits for nobody."""
+    """The place of one call in the order of its caller's; one without a place waits for nobody.
+
+    It comes as it begins to wait for its turn. To leave twice changes nothing.
+    """
 
     __slots__ = ("_order", "_orders", "_refused", "_run")
 
     def __init__(self, orders: Orders, header: Header) -> None:
         self._orders = orders
         self._order: Order | None = (header[4], header[5]) if header[4:] and header[4] else None
-        self._run = self._order and orders.come(self._order)  # which lives as long as this does
+        self._run: object = None  # which lives as long as this does
         self._refused = False
+
+    def come(self) -> None:
+        """Take it in: those behind wait for it from now on, until it leaves."""
+        self._run = self._order and self._orders.come(self._order)
 
     def turn(self) -> bool:
         """Wait for its turn; False if it is to be sent again."""
+        self.come()
         return self._order is None or self._orders.turn(self._order)
 
     async def turn_async(self) -> bool:
         """Do the same on the running event loop."""
+        self.come()
         return self._order is None or await self._orders.turn_async(self._order)
 
     def send_again(self) -> SendAgain:

@@ -8,7 +8,15 @@ from typing import Protocol
 
 from ray_route.clock import Deadline
 from ray_route.protocol.calls import Chain, Header, chain_of
-from ray_route.runtime.call_context import begin_chain, begin_serving, end_chain, end_serving
+from ray_route.runtime.call_context import (
+    Context,
+    begin_chain,
+    begin_serving,
+    context_here,
+    end_chain,
+    end_serving,
+    go_back_to,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,17 @@ _current: contextvars.ContextVar[CurrentLink | None] = contextvars.ContextVar(
 def current_link() -> CurrentLink | None:
     """Return the link under which the running code was called; None outside a fenced call."""
     return _current.get()
+
+
+def served_here() -> tuple[CurrentLink | None, Context]:
+    """Return all that the running code knows of the call that it serves."""
+    return _current.get(), context_here()
+
+
+def serve_again(served: tuple[CurrentLink | None, Context]) -> None:
+    """Have the code from here on serve what `served_here` has told."""
+    _current.set(served[0])
+    go_back_to(served[1])
 
 
 class _Agent(Protocol):

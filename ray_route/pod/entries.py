@@ -47,7 +47,8 @@ class Entry:
     """The end of the pod's own lease on the uid."""
     used_at: float = 0.0
     persistent: bool = False
-    running: int = 0
+    calls: list[object] | None = None
+    """Those that run; a list, not a number: what is interrupted while it counts can be mended."""
     due_at: float = math.inf
     """When a scheduled removal is due."""
     lost: bool = False
@@ -62,6 +63,11 @@ class Entry:
     """What its owner under the next epoch is to have of it; none while it is held."""
     tried: bool = False
     """It has arrived, and `on_acquire` has failed: it waits for its next call."""
+
+    @property
+    def running(self) -> int:
+        """How many calls run."""
+        return len(self.calls or ())
 
     @property
     def has_own_state(self) -> bool:

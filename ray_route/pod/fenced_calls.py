@@ -21,20 +21,27 @@ from ray_route.pod.methods import (
     sendable,
     stream_error,
 )
+from ray_route.pod.surely_left import surely_left
 from ray_route.protocol.calls import HEADER_LENGTH, BatchedCall, Header, Refused
 
 
 def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
     """Run one call if this pod owns its uid."""
+    place = Place(pod._ray_route_order, header)
+    with surely_left(pod._ray_route_agent, header[0], place, place):
+        return _served(pod, place, header, args, kwargs)
+
+
+def _served(pod: Any, place: Place, header: Header, args: Any, kwargs: Any) -> Any:
     uid, epoch, incarnation, method = header[:4]
     agent: PodAgent = pod._ray_route_agent
-    place, due = Place(pod._ray_route_order, header), due_of(header)
+    due = due_of(header)
     try:
         if not place.turn() or lacks_value(args, kwargs):
             return place.send_again()
         check_due(due, agent.service, uid, method)
         gate, function = agent.gate, method_of(pod, method)
-        gate.enter(uid, epoch, incarnation)
+        gate.enter(uid, epoch, incarnation, place)
     except RouteError as error:
         return place.refused(error)
     finally:
@@ -50,7 +57,7 @@ def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
     except EXITS as error:
         return Refused(leaving(agent, uid, method, error, may_have_run=True))
     finally:
-        gate.leave(uid)
+        gate.leave(uid, place)
     return Refused(stream_error(method)) if is_stream(result) else result
 
 

@@ -66,14 +66,16 @@ class Gate:
 
     # Entering.
 
-    def enter(self, uid: str, epoch: int, incarnation: int) -> None:
+    def enter(self, uid: str, epoch: int, incarnation: int, call: object = None) -> None:
         """Begin to serve a call, asking Redis if need be; end it with `leave`.
+
+        Where it may be interrupted in here, see `surely_left`.
 
         Raises `FencedError` if this pod does not own the uid, `StoreUnavailableError` if that can't
         be confirmed, and what `on_acquire` raises.
         """
         deadline = Deadline.after(_PATIENCE_S)
-        while (verdict := self._verdict(uid, epoch, incarnation)) is not Verdict.ADMIT:
+        while (verdict := self._verdict(uid, epoch, incarnation, call)) is not Verdict.ADMIT:
             if verdict is Verdict.WAIT:
                 time.sleep(_POLL_S)
             else:
@@ -106,17 +108,25 @@ class Gate:
                 await self._confirm_soon(uid, epoch, deadline)
             self._check(uid, deadline)
 
-    def leave(self, uid: str) -> None:
+    def leave(self, uid: str, call: object = None) -> None:
         """End a call."""
-        self.admission.leave(uid)
+        self.admission.leave(uid, call)
 
     def refusal(self, uid: str, epoch: int, incarnation: int) -> FencedError | None:
         """Return why a call that waits for its turn is refused by now; None: it is not."""
         reason = self.admission.refusal(uid, epoch, incarnation)
         return self._fenced(uid, epoch, reason, may_have_run=False) if reason else None
 
-    def _verdict(self, uid: str, epoch: int, incarnation: int, *, in_turn: bool = False) -> Verdict:
-        verdict, reason = self.admission.enter(uid, epoch, incarnation, in_turn=in_turn)
+    def _verdict(
+        self,
+        uid: str,
+        epoch: int,
+        incarnation: int,
+        call: object = None,
+        *,
+        in_turn: bool = False,
+    ) -> Verdict:
+        verdict, reason = self.admission.enter(uid, epoch, incarnation, call, in_turn=in_turn)
         if verdict is Verdict.REFUSE:
             raise self._fenced(uid, epoch, reason, may_have_run=False)
         return verdict
@@ -165,9 +175,7 @@ class Gate:
     # Confirming: once for all who ask meanwhile.
 
     def _confirm_here(self, uid: str, epoch: int, deadline: Deadline) -> None:
-        flight, is_mine = self._flight((uid, epoch))
-        if is_mine:
-            self._fly(uid, epoch, flight)
+        flight = self._flight(uid, epoch)
         try:
             flight.result(deadline.remaining())
         except LateError:  # Python 3.10 has a builtin that is another
@@ -175,19 +183,20 @@ class Gate:
                 flight.result()  # on_acquire's own, or it has just come
 
     async def _confirm_soon(self, uid: str, epoch: int, deadline: Deadline) -> None:
-        flight, is_mine = self._flight((uid, epoch))
-        if is_mine:
-            self._readers.submit(self._fly, uid, epoch, flight)
+        flight = self._flight(uid, epoch)
         await asyncio.wait({asyncio.wrap_future(flight)}, timeout=deadline.remaining())
         if flight.done():
             flight.result()
 
-    def _flight(self, key: _Key) -> tuple[Future[None], bool]:
-        mine: Future[None] = Future()
-        mine.set_running_or_notify_cancel()  # nobody who waits for it can cancel it
+    def _flight(self, uid: str, epoch: int) -> Future[None]:
+        """Have a uid confirmed, in a thread that no interrupt of a call reaches."""
         with self._lock:
-            flight = self._flights.setdefault(key, mine)
-        return flight, flight is mine
+            flight = self._flights.get((uid, epoch))
+            if flight is None:
+                flight = _new_flight()
+                self._readers.submit(self._fly, uid, epoch, flight)
+                self._flights[uid, epoch] = flight
+            return flight
 
     def _fly(self, uid: str, epoch: int, flight: Future[None]) -> None:
         """Read the link; run `on_acquire` if the uid is new here; let all who wait go on."""
@@ -203,16 +212,19 @@ class Gate:
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
             done(error)
             return
-        with self._hooks.turn:
-            acquired = partial(self._acquired, uid, epoch, done)
-            self._hooks.start("on_acquire", uid, acquired, state)
+        acquired = partial(self._acquired, uid, epoch, done)
+        self._hooks.start("on_acquire", uid, acquired, state)
 
     def acquire(self, uid: str, epoch: int) -> None:
         """Acquire a uid that has arrived with its state, before anybody calls it.
 
         Its link is read first. Whoever calls meanwhile waits for that. Raises what `enter` raises.
         """
-        flight, is_mine = self._flight((uid, epoch))
+        with self._lock:
+            flight = self._flights.get((uid, epoch))
+            is_mine = flight is None
+            if flight is None:
+                flight = self._flights[uid, epoch] = _new_flight()
         if not is_mine:
             self.admission.unread(uid)  # should that one fail, it is asked for again
             return
@@ -246,7 +258,8 @@ class Gate:
 
     def _arrived(self, key: _Key, flight: Future[None], error: BaseException | None) -> None:
         with self._lock:
-            del self._flights[key]
+            if self._flights.get(key) is flight:
+                del self._flights[key]
         if error is None:
             flight.set_result(None)
         else:
@@ -286,3 +299,9 @@ class Gate:
     def has_refused(self, error: FencedError) -> bool:
         """Return True if this gate made a refusal; user code may raise one that says the same."""
         return error in self._refusals
+
+
+def _new_flight() -> Future[None]:
+    flight: Future[None] = Future()
+    flight.set_running_or_notify_cancel()  # nobody who waits for it can cancel it
+    return flight

@@ -50,7 +50,6 @@ class Holdings:
         self.pod = pod
         self.lease = lease
         self.term = 1
-        self.running = 0
         self.entries: dict[str, Entry] = {}
         self.lock = threading.Lock()
         self.clock = clock
@@ -84,6 +83,12 @@ class Holdings:
     def __len__(self) -> int:
         """Number of uids that are this pod's load: not those given up."""
         return len(self.entries) - len(self.given_up)
+
+    @property
+    def running(self) -> int:
+        """How many calls run."""
+        busy = [self.entries.get(uid) for uid in list(self.order.busy)]
+        return sum(entry.running for entry in busy if entry is not None)
 
     def used(self, uid: str, entry: Entry) -> None:
         """Take in that a uid is used now."""
@@ -231,15 +236,14 @@ class Holdings:
             self._woken = False
 
     def ended_call(self) -> None:
-        """Count one running call less."""
-        self.running -= 1
-        if self.running == 0:
+        """Let whoever waits for the last one go on."""
+        if not self.order.busy:
             self._idle.notify_all()
 
     def wait_idle(self, deadline: Deadline) -> bool:
         """Wait until no call runs; False if some still do at the deadline."""
         with self.lock:
-            return self._idle.wait_for(lambda: self.running == 0, deadline.remaining())
+            return self._idle.wait_for(lambda: not self.order.busy, deadline.remaining())
 
     # The pod's lease.
 

@@ -47,8 +47,6 @@ class Hooks:
         drops_unpicklable: a uid whose state can't be pickled moves without, instead of staying.
         idle_s: how long a uid may be without a call before it is given up; None: two thirds of its
             links' TTL.
-        in_threads: `on_acquire` runs in a thread of its own, not in that which reads links, if it
-            is not run on a loop.
 
     """
 
@@ -65,7 +63,6 @@ class Hooks:
         prepare: Prepare = lambda _, state: state,
         drops_unpicklable: bool = False,
         idle_s: float | None = None,
-        in_threads: bool = False,
     ) -> None:
         self.carries = carries
         self.prepare = prepare
@@ -77,12 +74,9 @@ class Hooks:
         self._hooks = {"on_acquire": on_acquire, "on_release": on_release, "on_lost": on_lost}
         self._loop = loop
         self._release_s = release_s
-        # Many that load for long must not keep other uids from being read.
-        self._acquirers = (
-            ThreadPoolExecutor(_ACQUIRERS, thread_name_prefix="ray_route-acquire")
-            if in_threads and loop is None
-            else None
-        )
+        # Many that load for long must not keep other uids from being read. Nor does `on_acquire`
+        # run in a call's thread: what interrupts the call must not leave it half done.
+        self._acquirers = ThreadPoolExecutor(_ACQUIRERS, thread_name_prefix="ray_route-acquire")
         self._over: Callable[[str], None] = lambda _: None
 
     @property
@@ -107,8 +101,8 @@ class Hooks:
     def start(self, name: str, uid: str, done: Done, state: State | None = None) -> None:
         """Run a hook; `done` is told its error, or None, when it has ended, and what it returned.
 
-        One of an event loop runs there, and this returns at once; any other runs here, or in a
-        thread for those that acquire. `state` is for `on_acquire`.
+        One of an event loop runs there, and this returns at once; `on_acquire` runs in a thread
+        otherwise, when it has its turn, and the others here. `state` is for `on_acquire`.
         """
         hook = self._hooks[name]
         if hook is not None and self.carries and name == "on_acquire":
@@ -122,10 +116,14 @@ class Hooks:
                 asyncio.run_coroutine_threadsafe, self._on_loop(hook, uid, limit_s), self._loop
             )
             ran.add_done_callback(partial(_told, done))
-        elif self._acquirers is not None and name == "on_acquire":
-            self._acquirers.submit(lambda: done(*self._here(name, hook, uid)))
+        elif name == "on_acquire":
+            self._acquirers.submit(self._acquire, hook, uid, done)
         else:
             done(*self._here(name, hook, uid))
+
+    def _acquire(self, hook: Hook, uid: str, done: Done) -> None:
+        with self.turn:
+            done(*self._here("on_acquire", hook, uid))
 
     def _with_state(self, hook: Hook, state: State | None, uid: str) -> Any:
         return hook(uid, None if state is None else state.take(uid, self.prepare))

@@ -84,7 +84,6 @@ def _hooks(owner: Any, spec: PodSpec, turn: Any) -> Hooks:
         prepare=owner.prepare if isinstance(owner, Instances) else lambda _, state: state,
         drops_unpicklable=spec.how.on_unpicklable == "drop",
         idle_s=spec.how.idle_s,
-        in_threads=spec.how.has_turns,
     )
 
 

@@ -14,6 +14,7 @@ from ray_route.pod.due import check_due, due_of, is_over, late
 from ray_route.pod.endings import EXITS
 from ray_route.pod.leaving import leaving, own_refusal
 from ray_route.pod.methods import is_stream, no_stream_error, stream_of
+from ray_route.pod.surely_left import surely_left
 from ray_route.protocol.calls import Header, Refused, StreamEnd
 
 
@@ -22,13 +23,19 @@ def stream(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Iterator[A
 
     A `Refused` instead says that nothing has run, if it comes first; or that no more comes.
     """
+    call = object()
+    with surely_left(pod._ray_route_agent, header[0], call):
+        yield from _served(pod, call, header, args, kwargs)
+
+
+def _served(pod: Any, call: object, header: Header, args: Any, kwargs: Any) -> Iterator[Any]:
     uid, epoch, incarnation, method = header[:4]
     agent: PodAgent = pod._ray_route_agent
     gate = agent.gate
     try:
         check_due(due_of(header), agent.service, uid, method)
         function = stream_of(pod, method)
-        gate.enter(uid, epoch, incarnation)
+        gate.enter(uid, epoch, incarnation, call)
     except RouteError as error:
         yield Refused(error)
         return
@@ -51,7 +58,7 @@ def stream(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Iterator[A
     finally:
         with pod._ray_route_turn:
             _close(agent, header, items)
-        gate.leave(uid)
+        gate.leave(uid, call)
     yield last
 
 

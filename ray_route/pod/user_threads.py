@@ -29,7 +29,7 @@ class UserThreads:
         it can't be ended, and nothing must run beside it.
         """
         context = contextvars.copy_context()
-        ran: Future[tuple[Any, BaseException | None]] = Future()
+        ran: _Ran = Future()
         work = partial(context.run, _outcome, ran, function)
         if is_within:
             threading.Thread(target=work, name="ray_route-within", daemon=True).start()
@@ -41,14 +41,25 @@ class UserThreads:
         return result
 
 
-def _outcome(ran: Future[tuple[Any, BaseException | None]], function: Callable[[], Any]) -> None:
-    """Run a function. A future can't have `StopIteration`, so its error is a result."""
-    if not ran.set_running_or_notify_cancel():
-        return
+_Ran = Future[tuple[Any, BaseException | None]]
+
+
+def _outcome(ran: _Ran, function: Callable[[], Any]) -> None:
+    """Run a function, and tell whoever waits, whatever is raised in this thread, at any line."""
     try:
-        ran.set_result((function(), None))
+        if ran.set_running_or_notify_cancel():
+            ran.set_result(_result(function))
     except BaseException as error:  # noqa: BLE001 - whoever waits gets it
-        ran.set_result((None, error))
+        if not ran.done():
+            ran.set_result((None, error))
+
+
+def _result(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """Return a result, or an error: a future can't raise `StopIteration`."""
+    try:
+        return function(), None
+    except BaseException as error:  # noqa: BLE001 - the user's own
+        return None, error
 
 
 async def _to_its_end(ran: Future[Any]) -> Any:

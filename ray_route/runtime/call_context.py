@@ -93,6 +93,19 @@ def begin_chain(chain: Chain) -> Token[Chain]:
 
 end_chain = _chain.reset
 
+Context = tuple[_Serving | None, Chain]
+
+
+def context_here() -> Context:
+    """Return what the running code serves, and within which turns."""
+    return _serving.get(), _chain.get()
+
+
+def go_back_to(context: Context) -> None:
+    """Have the code from here on serve what `context_here` has told."""
+    _serving.set(context[0])
+    _chain.set(context[1])
+
 
 # Between processes a deadline is a time of day, since a call may lie in a pod's queue for longer
 # than its caller waits. It is exact on one node, which has one clock.

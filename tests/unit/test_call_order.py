@@ -101,6 +101,7 @@ def test_one_that_has_come_and_takes_long_is_waited_for(monkeypatch: Any) -> Non
     monkeypatch.setattr(call_order, "_MISSING_S", 0.01)
     orders = CallOrder()
     first, behind = place_of(orders, (1, 0)), place_of(orders, (1, 1))
+    first.come()
     turns: list[bool] = []
     thread = threading.Thread(target=lambda: turns.append(behind.turn()))
     thread.start()
@@ -116,6 +117,7 @@ def test_a_gap_behind_one_that_takes_long_is_noticed_too(monkeypatch: Any) -> No
     monkeypatch.setattr(call_order, "_MISSING_S", 0.01)
     orders = CallOrder()
     first, behind = place_of(orders, (1, 0)), place_of(orders, (1, 2))
+    first.come()
     turns: list[bool] = []
     thread = threading.Thread(target=lambda: turns.append(behind.turn()), daemon=True)
     thread.start()

@@ -6,7 +6,7 @@ import pickle
 import threading
 
 import pytest
-from helpers import ManualClock
+from helpers import ManualClock, eventually
 from test_admission_rules import IDLE_S, Pod
 
 from ray_route.model import Link
@@ -336,7 +336,9 @@ def test_on_acquire_gets_its_state_and_on_release_tells_it():
     hooks = Hooks(lambda uid, state: got.append((uid, state)), lambda uid: uid * 2, carries=True)
     told: list[object] = []
     hooks.start("on_acquire", "u", lambda error, _: told.append(error), State("it"))
+    eventually(lambda: told, "the first has it")
     hooks.start("on_acquire", "v", lambda error, _: told.append(error), None)
+    eventually(lambda: len(told) == 2, "there is none")
     hooks.start("on_release", "u", lambda error, state: told.append((error, state)))
     assert got == [("u", "it"), ("v", None)]
     assert told == [None, None, (None, "uu")]
