@@ -17,7 +17,7 @@ from ray_route.errors import LostWritesError, RouterUnavailableError, StoreUnava
 from ray_route.model import Link, LinkedPods, check_name, check_uids, listed
 from ray_route.protocol.wire import pack_question
 from ray_route.runtime.link_reads import Awaited, Part, Readings
-from ray_route.runtime.waiting import Operation, Remote
+from ray_route.runtime.waiting import Operation, Pause, Remote
 
 # Many uids: the router works on a call for about 8 ms, and answers others in between.
 _UIDS_PER_CALL = 1_000
@@ -25,6 +25,7 @@ _CALLS_IN_FLIGHT = 2
 # Many uids from Redis, whose thread others need, too.
 _UIDS_PER_READ = 2_000
 _READS_IN_FLIGHT = 2
+_AGAIN_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,10 @@ def compute_many(session: Session, uids: Iterable[str], service: str) -> Operati
 def _decide(
     session: Session, service: str, left: list[str], answers: dict[str, Any]
 ) -> Operation[None]:
-    """Have the router decide what is left; what is lost, when all else is told."""
+    """Have the router decide what is left; what is lost, when all else is told.
+
+    What the router could not tell yet is asked again, until the deadline.
+    """
     lost = [uid for uid in left if answers[uid] is not None]
     asked = [uid for uid in left if answers[uid] is None] if lost else left
     while asked or lost:
@@ -75,7 +79,10 @@ def _decide(
         except StoreUnavailableError as error:
             answers.update(dict.fromkeys(lost, error))
             return
-        asked, lost = lost, []
+        late = [uid for uid in asked if isinstance(answers[uid], RouterUnavailableError)]
+        if late:
+            yield Pause(_AGAIN_S, f"the router, which said: {answers[late[0]]}")
+        asked, lost = [*lost, *late], []
 
 
 def _read_many(

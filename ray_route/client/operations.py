@@ -15,7 +15,12 @@ from ray_route.client.coalescer import Batch, SharedAnswer
 from ray_route.client.lookups import Lookups, Lost
 from ray_route.client.session import NoSuchActorError, Session
 from ray_route.clock import Deadline, now
-from ray_route.errors import LostWritesError, PodRestartingError, RouteError
+from ray_route.errors import (
+    LostWritesError,
+    PodRestartingError,
+    RouteError,
+    RouterUnavailableError,
+)
 from ray_route.model import (
     DrainProgress,
     Explanation,
@@ -110,26 +115,47 @@ def _answer(
         else:
             batch = answer
     while True:
-        answers = yield from _decided(session, lookups, batch, uid, service, min_epoch)
-        if not isinstance(answers[uid], LostWritesError):
-            return answers[uid]
+        answer = yield from _decided(session, lookups, batch, uid, service, min_epoch)
+        if not isinstance(answer, LostWritesError):
+            return answer
         batch = None
         yield from session.recover([uid])
 
 
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """Wait for the router's answer about a uid; raises the one that it can't tell yet."""
+
+    answers: SharedAnswer
+    uid: str
+
+    def wait(self, deadline: Deadline) -> Any:
+        """Wait in the calling thread."""
+        return self._own(self.answers.wait(deadline))
+
+    async def wait_async(self, deadline: Deadline) -> Any:
+        """Wait on the running event loop."""
+        return self._own(await self.answers.wait_async(deadline))
+
+    def _own(self, answers: Any) -> Any:
+        answer = answers[self.uid]
+        if isinstance(answer, RouterUnavailableError):
+            raise answer
+        return answer
+
+
 def _decided(
     session: Session, lookups: Lookups, batch: Batch | None, uid: str, service: str, min_epoch: int
-) -> Operation[dict[str, Any]]:
-    """Wait for the router's answers to a batch; ask again if the router was not there."""
+) -> Operation[Any]:
+    """Wait for the router's answer about a uid; ask again if the router could not tell."""
     batches = iter([batch])
 
-    def send(what: str) -> SharedAnswer:
+    def send(what: str) -> _Decided:
         joined = next(batches, None) or lookups.deciding.join(service, uid, min_epoch)
-        return SharedAnswer(joined, what, session.namespace.check_here)
+        return _Decided(SharedAnswer(joined, what, session.namespace.check_here), uid)
 
     what = f"the router's answer about uid {uid!r} of {service!r}"
-    answers: dict[str, Any] = yield from session.namespace.until_answered(send, what)
-    return answers
+    return (yield from session.namespace.until_answered(send, what))
 
 
 def cached(session: Session, uid: str, service: str, min_epoch: int = 0) -> Link | None:
