@@ -19,9 +19,10 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import permutations
+from itertools import chain, permutations
 from pathlib import Path
 
+import pytest
 from helpers import eventually
 
 from ray_route.store.embedded import server_binary
@@ -156,33 +157,40 @@ class Lab:
         self.start(STORE, server, *options, "--protected-mode", "no", log="store.log")
 
     def _start_ray(self) -> None:
-        """Start three nodes, one after the other: raylets that start at once race for sockets."""
+        """Start the head, and then the other nodes at once."""
+        self._start_node(HEAD, f"--port={_RAY_PORT}", "--head", "--include-dashboard=false")
+        self._await_node(HEAD)
+        for host in (PODS, CLIENT):
+            self._start_node(host, f"--address={self.ray_address}")
+        for host in (PODS, CLIENT):
+            self._await_node(host)
+
+    def _start_node(self, host: str, *how: str) -> None:
         ray = str(Path(sys.executable).with_name("ray"))
-        head = (f"--port={_RAY_PORT}", "--head", f"--temp-dir={self.folder / 'ray'}")
-        for host in (HEAD, PODS, CLIENT):
-            at = f"--node-ip-address={self.address(host)}"
-            how = (*head, "--include-dashboard=false") if host == HEAD else ()
-            to = () if host == HEAD else (f"--address={self.ray_address}",)
-            has = f"--resources={json.dumps(_HAS[host])}"
-            log = f"{host}.log"
-            self.start(host, ray, "start", at, *how, *to, has, *_FRUGAL, log=log)
-            said = self.folder / log
+        at = f"--node-ip-address={self.address(host)}"
+        has = f"--resources={json.dumps(_HAS[host])}"
+        # Nodes that start at once in one folder race for the names of their sockets.
+        folder = f"--temp-dir={self.folder / host}"
+        self.start(host, ray, "start", at, *how, folder, has, *_FRUGAL, log=f"{host}.log")
+
+    def _await_node(self, host: str) -> None:
+        said = self.folder / f"{host}.log"
+        try:
             eventually(
-                lambda said=said: "Ray runtime started" in said.read_text(errors="replace"),
-                f"Ray runs on the host {host}: {said.read_text(errors='replace')[-2000:]}",
-                _START_S,
+                lambda: "Ray runtime started" in said.read_text(errors="replace"), host, _START_S
             )
+        except pytest.fail.Exception:
+            tail = said.read_text(errors="replace")[-2000:]
+            pytest.fail(f"Ray does not run on the host {host}: {tail}")
 
     def _end_processes(self) -> None:
-        """End all that runs in the lab's namespaces, and nothing else."""
-        for sent in (signal.SIGTERM, signal.SIGKILL):
-            for host in HOSTS:
-                for pid in self._pids(host):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, sent)
-            end = time.monotonic() + 10
-            while any(map(self._pids, HOSTS)) and time.monotonic() < end:
-                time.sleep(0.1)
+        """End all that runs in the lab's namespaces, and nothing else; in order it takes 10 s."""
+        end = time.monotonic() + 10
+        while (pids := list(chain(*map(self._pids, HOSTS)))) and time.monotonic() < end:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
         for process in self._started:
             process.wait(10)
 

@@ -22,7 +22,7 @@ from history import SETTLED_S, Fault, History, unexplained_moves, violations
 from net_lab import CLIENT, HEAD, HOSTS, PODS, STORE, Lab, ways
 from states import state_violations
 from storm import TIMEOUT_S, Storm
-from witness import AsyncWitness
+from witness import UserWitness
 from world import HOOK_LEASES, SERVICE, STARVED_LEASES, World, read_logs
 
 import ray_route
@@ -130,6 +130,7 @@ class NetStorm(Storm):
                 stopped = begun + 0.9 * self.lease_s
                 self.history.faults.append(Fault("freeze", stopped, life, until=over))
         eventually(self._is_settled, f"all is well after the cut {cut.name}", _SETTLES_S)
+        print(f"[{time.monotonic():.1f}] all is well", flush=True)
 
     def _lives(self) -> list[tuple[str, int]]:
         """Return where each life runs."""
@@ -171,17 +172,20 @@ def storm(lab: Lab, cuts: list[Cut], seed: int, users: int, hook_leases: float) 
     logs.mkdir()
     lives = {"pod_lease_s": LEASE_S, "heartbeat_s": LEASE_S / 6}
     args = (str(logs), seed, hook_leases * LEASE_S, STARVED_LEASES * LEASE_S)
+    print(f"[{time.monotonic():.1f}] the program runs", flush=True)
     name = with_router_on(HEAD, lab, lives)
+    print(f"[{time.monotonic():.1f}] the router is on the host {HEAD}", flush=True)
     with ray_route.connect(name, lab.url, **lives) as client:
         router_on = host_of(ray.get(router_handle(name).whereabouts.remote())[1])
         deployments = ray_route.deploy(
-            AsyncWitness,
+            UserWitness,
+            per_uid=True,
             namespace=name,
             service=SERVICE,
             replicas=PODS_IN_ALL,
             args=args,
             redis_url=lab.url,
-            ray_actor_options={"num_cpus": 0, "resources": {"pod": 1}},
+            ray_actor_options={"num_cpus": 0, "resources": {"pod": 1}, "max_concurrency": 16},
         )
         with deployments as deployment:
             world = World(None, None, None, client, deployment, logs, lab.url)  # type: ignore[arg-type]
@@ -191,7 +195,7 @@ def storm(lab: Lab, cuts: list[Cut], seed: int, users: int, hook_leases: float) 
     history = one.history
     read_logs(logs, history)
     history.shut_down = True
-    wrong = violations(history, unserved_bound_s=TIMEOUT_S) + state_violations(history)
+    wrong = violations(history, unserved_bound_s=TIMEOUT_S) + state_violations(history, turns=True)
     moved = unexplained_moves(history)
     return {
         "wrong": wrong + moved,
@@ -199,6 +203,7 @@ def storm(lab: Lab, cuts: list[Cut], seed: int, users: int, hook_leases: float) 
         "router_on": router_on,
         "pods_on": placed,
         "calls": len(history.acknowledged),
+        "carried": len((logs / "carried").read_text().splitlines()),
         "cuts": [cost(history, fault) for fault in history.faults if "," in fault.kind],
     }
 

@@ -89,11 +89,16 @@ class TakenBack(NamedTuple):
     calls: int
 
 
-def state_violations(history: History) -> list[str]:
-    """Return every state that was lost or went back, and every hook out of its turn, in words."""
+def state_violations(history: History, *, turns: bool = False) -> list[str]:
+    """Return every state that was lost or went back, and every hook out of its turn, in words.
+
+    With `turns`, every call that ran beside another of its uid, too.
+    """
     wrong: list[str] = []
     seen = Seen(history)
     for uid, stays in _stays(history, wrong).items():
+        if turns:
+            wrong += _calls_at_once(uid, stays)
         wrong += _hooks_of_one_epoch(uid, stays)
         wrong += _stays_at_once(history, uid, stays)
         wrong += [what for what in _chain(seen, uid, stays) if isinstance(what, str)]
@@ -155,6 +160,13 @@ def _misplaced_call(stay: Stay | None, call: Served, where: str) -> Iterator[str
         yield f"{where}: {call.call} ran beside on_{stay.end.kind} at {call.start:.4f}"
     if call.epoch != stay.acquire.epoch:
         yield f"{where}: {call.call} had epoch {call.epoch}, acquired was {stay.acquire.epoch}"
+
+
+def _calls_at_once(uid: str, stays: list[Stay]) -> Iterator[str]:
+    for stay in stays:
+        for one, other in pairwise(sorted(stay.calls, key=lambda call: call.start)):
+            if other.start < _ended(one):
+                yield f"{uid}: {other.call} ran beside {one.call} at {other.start:.4f}"
 
 
 def _misplaced_acquire(stay: Stay | None, hook: Hook, where: str) -> Iterator[str]:

@@ -254,6 +254,14 @@ def test_a_call_beside_a_hook() -> None:
     assert "on_release ran at 3.0000, beside c2" in states(*long)
 
 
+def test_two_calls_at_once_where_calls_take_turns() -> None:
+    assert state_violations(planted(*IN_ORDER), turns=True) == []
+    beside = planted(*but((CALL_1, replace(CALL_1, end=CALL_2.start + 0.01))))
+    (wrong,) = state_violations(beside, turns=True)
+    assert "c2 ran beside c1" in wrong
+    assert state_violations(beside) == []
+
+
 def test_a_call_after_the_release() -> None:
     late = but((CALL_2, replace(CALL_2, start=3.6, end=3.7)))
     assert "c2 ran at 3.6000, which nobody had acquired it for" in states(*late)

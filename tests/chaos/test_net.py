@@ -47,11 +47,14 @@ def play(number: int, form: str) -> None:
         print((lab.folder / "storm.log").read_text(errors="replace")[-20_000:])
         assert status == 0, "the program on the client's host has failed"
         found = json.loads((lab.folder / "found.json").read_text())
+        print(f"all cuts made after {time.monotonic() - begun:.0f} s")
     for cut in found["cuts"]:
         print("{cut}: {seconds:.1f} s, {calls} calls, waited {waited_s:.1f} s".format(**cut))
-    print(f"{found['calls']} calls, {len(found['cuts'])} cuts, {time.monotonic() - begun:.0f} s")
+    print(f"{found['calls']} calls, {found['carried']} states moved with their users")
+    print(f"{len(found['cuts'])} cuts, {time.monotonic() - begun:.0f} s")
     assert found["wrong"] == []
     assert found["failures"] == []
     assert (found["router_on"], found["pods_on"]) == (HEAD, [CLIENT, PODS])
     assert len(found["cuts"]) == number or not number
+    assert found["carried"]
     assert all(cut["calls"] for cut in found["cuts"])

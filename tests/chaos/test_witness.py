@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from history import Fault, History
 from states import state_violations
-from witness import AsyncWitness, Saves, Witness
+from witness import AsyncWitness, Saves, UserWitness, Witness
 from world import read_logs
 
 import ray_route
@@ -70,6 +71,36 @@ def test_what_it_counts_is_handed_over_and_read_back(
         ("release", 4),
     ]
     assert {(hook.pod, hook.incarnation) for hook in hooks} == {(2, 5)}
+
+
+def test_an_object_for_each_user_takes_its_count_along(
+    epochs: dict[str, Any], tmp_path: Path
+) -> None:
+    epochs["u"] = SimpleNamespace(epoch=3)
+    first = UserWitness("u", str(tmp_path), seed=1, hook_s=0.0, starved_s=60.0)
+    assert [first.serve("c1", 0.0), first.serve("c2", 0.0)] == [1, 2]
+    first.on_release()
+    state = pickle.dumps(first.__getstate__())
+    epochs["u"] = SimpleNamespace(epoch=4)
+    second = UserWitness.__new__(UserWitness)
+    second.__setstate__(pickle.loads(state))
+    assert second.serve("c3", 0.0) == 3
+    second.on_release()
+    epochs["u"] = SimpleNamespace(epoch=5)  # whose pod was lost
+    third = UserWitness("u", str(tmp_path), seed=1, hook_s=0.0, starved_s=60.0)
+    third.on_release()
+    history = read(tmp_path)
+    assert state_violations(history, turns=True) == []
+    hooks = sorted(history.hooks, key=lambda hook: hook.start)
+    assert [(hook.kind, hook.epoch, hook.count) for hook in hooks] == [
+        ("acquire", 3, 0),
+        ("release", 3, 2),
+        ("acquire", 4, 2),
+        ("release", 4, 3),
+        ("acquire", 5, 3),
+        ("release", 5, 3),
+    ]
+    assert (tmp_path / "carried").read_text() == "u 2\n"
 
 
 def test_a_second_release_is_written_down(epochs: dict[str, Any], tmp_path: Path) -> None:

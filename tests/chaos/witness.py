@@ -12,6 +12,7 @@ import os
 import random
 import threading
 import time
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,75 @@ class CarryingWitness(AsyncWitness):
         kept = self._counts.get(uid)
         await super().on_release(uid)
         return kept
+
+
+class UserWitness:
+    """One object for each user, which takes its count along, one call at a time.
+
+    What is saved is for those whose pod has died. An object that has come from another pod takes
+    part from its first call or hook on: only then it is known under which epoch.
+    """
+
+    def __init__(self, uid: str, folder: str, seed: int, hook_s: float, starved_s: float) -> None:
+        self._made_of(uid, folder, seed, hook_s, starved_s)
+        number, epoch = self._pod._hook_begins("acquire", uid)
+        time.sleep(self._pod._seconds("acquire", uid, epoch))
+        self._loads(number, None)
+
+    def _made_of(self, *args: Any) -> None:
+        self._args = args
+        self._uid = args[0]
+        self._pod = _counts_of_process(*args[1:])
+
+    def _loads(self, number: int, carried: int | None) -> None:
+        self._pod._loads(number, self._uid, carried)
+        self._carried: int | None = None
+
+    def __getstate__(self) -> Any:
+        return self._args, self._count
+
+    def __setstate__(self, state: Any) -> None:
+        args, self._count = state
+        self._made_of(*args)
+        self._carried = self._count
+
+    def _takes_part(self) -> None:
+        if self._carried is not None:
+            number, _ = self._pod._hook_begins("acquire", self._uid)
+            self._loads(number, self._carried)
+
+    def on_release(self) -> None:
+        self._takes_part()
+        self._count = self._pod._counts[self._uid]
+        number, epoch = self._pod._hook_begins("release", self._uid, self._count)
+        time.sleep(self._pod._seconds("release", self._uid, epoch))
+        self._pod._saves_it(number, self._uid, epoch, self._count)
+
+    def on_lost(self) -> None:
+        if self._carried is None:
+            self._pod.on_lost(self._uid)
+
+    def serve(self, call: str, seconds: float) -> int:
+        self._takes_part()
+        number, uid = self._pod._call_begins(call)
+        time.sleep(seconds)
+        return self._pod._call_ends(number, uid)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+_making = threading.Lock()
+
+
+def _counts_of_process(*args: Any) -> _Counts:
+    with _making:  # many objects are made at once
+        return _counts(*args)
+
+
+@cache
+def _counts(*args: Any) -> _Counts:
+    return _Counts(*args)
 
 
 def _opened(path: Path) -> int:
