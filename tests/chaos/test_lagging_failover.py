@@ -6,8 +6,8 @@ import random
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ import pytest
 import ray
 from helpers import eventually, unique_name
 from history import Acknowledged, Fault, History, violations
-from proxy import TcpProxy
-from servers import ClusterServers, SentinelServers, admin, is_in_step
+from replicated import Replicated, cluster, one_server, sentinel
+from servers import is_in_step
 from states import state_violations
 from storm import CALL_S, TIMEOUT_S, call_patiently
 from witness import AsyncWitness
@@ -25,8 +25,6 @@ from world import SERVICE, deployed_on, read_logs, watch_this_process
 
 import ray_route
 from ray_route.runtime.metrics import LOOKUPS
-from ray_route.store.embedded import EmbeddedServer
-from ray_route.store.keys import Keys
 
 LEASE_S = 3.0
 PROCESSES = 8
@@ -83,60 +81,6 @@ class Caller:
         if link.epoch < self._epochs[uid]:
             seen.problems.append(f"{uid} went back from {self._epochs[uid]} to {link.epoch}")
         self._epochs[uid] = max(link.epoch, self._epochs[uid])
-
-
-@dataclass
-class Replicated:
-    """A store with a replica that is cut off from its primary, and takes over when that ends."""
-
-    url: str
-    fits: Callable[[str], bool]
-    """Whether a namespace of this name is of use here."""
-    replica: EmbeddedServer
-    take_over: Callable[[], None]
-
-    def cut_off(self) -> None:
-        """Have the replica hear nothing any more of what its primary writes."""
-        with closing(admin(self.replica)) as client:
-            client.config_set("masterauth", "another")
-            client.client_kill_filter(_type="master")
-
-
-@contextmanager
-def one_server() -> Iterator[Replicated]:
-    """The replica takes over where whoever connects comes to."""
-    settings = ("repl-diskless-sync-delay 0",)
-    with EmbeddedServer(settings=settings) as primary, TcpProxy(primary.port) as proxy:
-        follows = (f"masterauth {primary.password}", f"replicaof 127.0.0.1 {primary.port}")
-        with EmbeddedServer(password=primary.password, settings=follows) as replica:
-
-            def take_over() -> None:
-                with closing(admin(replica)) as client:
-                    client.execute_command("REPLICAOF", "NO", "ONE")
-                proxy.retarget(replica.port)
-
-            url = primary.url.replace(str(primary.port), str(proxy.port))
-            yield Replicated(url, lambda _: True, replica, take_over)
-
-
-@contextmanager
-def sentinel() -> Iterator[Replicated]:
-    """The Sentinel promotes it."""
-    with SentinelServers("valkey") as servers:
-        primary, replica = servers.servers
-        yield Replicated(servers.url, lambda _: True, replica, primary.stop)
-
-
-@contextmanager
-def cluster() -> Iterator[Replicated]:
-    """The other masters vote for it: of these one has the namespace's own keys, and its stream."""
-    with ClusterServers("valkey", replicas=1, in_part=True) as servers:
-        primary, replica = servers.nodes[0], servers.nodes[-1]
-
-        def fits(name: str) -> bool:
-            return servers.owner(servers.slot(Keys(name, 1).meta)) is not primary
-
-        yield Replicated(servers.url, fits, replica, primary.stop)
 
 
 def move_on(client: ray_route.RouteClient, stop: threading.Event) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import pytest
 from helpers import eventually, unique_name
 from proxy import TcpProxy
+from replicated import Replicated, cluster, one_server, sentinel
 from servers import ClusterServers, admin, is_in_step
 
 from ray_route.clock import Deadline
@@ -197,6 +199,33 @@ def test_a_replica_that_lagged_is_not_believed_when_it_has_become_the_primary(
         assert isinstance(reading, Reading)
         assert reading.reply.status == "lost", "who is vouched for is told how much there was"
         assert process.pod_of("w") == 0, "what it has not lost is read"
+        process.close()
+
+
+@pytest.mark.parametrize("how", [one_server, sentinel, cluster])
+def test_after_a_failover_that_lags_a_link_is_never_what_it_was_before(
+    how: Callable[[], AbstractContextManager[Replicated]],
+) -> None:
+    with how() as store:
+        name = next(name for name in iter(unique_name, "") if store.fits(name))
+        keys = Keys(name, CONFIG.shards)
+        uids = (f"u{number}" for number in count())
+        uid = next(uid for uid in uids if store.holds(keys.counter(keys.shard(uid))))
+        process = Process(parse_url(store.url), keys)
+        process.link(uid, "0:7")
+        eventually(lambda: is_in_step(store.replica), "the replica is in step", WAIT_S)
+        process.believe()
+        assert process.pod_of(uid) == 0
+        store.cut_off()
+        process.link(uid, "1:8")  # which this process has not heard of
+
+        def is_lost() -> bool:
+            reading = process.read(uid)
+            assert not (isinstance(reading, Reading) and reading.reply.status == "ok")
+            return isinstance(reading, Reading)
+
+        store.take_over()
+        eventually(is_lost, "its server is vouched for, and has less than the router knows", 60)
         process.close()
 
 
