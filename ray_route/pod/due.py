@@ -11,6 +11,9 @@ from ray_route.runtime.call_context import deadline_at, node_mark
 
 # Clocks of two nodes differ; a pod must not refuse for that what its caller still waits for.
 _SKEW_S = 1.0
+# What an answer takes on its way back, on a busy machine: a part of the time that is left, or that.
+_EARLIER = 0.05
+_EARLIER_S = 0.2
 
 
 def due_of(header: Header) -> Deadline | None:
@@ -22,6 +25,17 @@ def due_of(header: Header) -> Deadline | None:
         return None
     is_near = header[NODE] == node_mark()
     return deadline_at(header[DUE_AT] + (0.0 if is_near else _SKEW_S))
+
+
+def patience_s(due: Deadline | None) -> float | None:
+    """Return for how long a call may wait for its turn, in seconds; None: without limit.
+
+    A little less than its caller waits, who so hears that it has not run, and what had the turn.
+    """
+    if due is None:
+        return None
+    left_s = due.remaining()
+    return left_s - min(_EARLIER * left_s, _EARLIER_S)
 
 
 def is_over(due: Deadline | None) -> bool:

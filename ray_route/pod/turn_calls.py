@@ -14,7 +14,7 @@ from ray_route.errors import FencedError, RouteError
 from ray_route.pod.agent import PodAgent
 from ray_route.pod.call_order import CallOrder, TurnPlace
 from ray_route.pod.current_link import under
-from ray_route.pod.due import check_due, due_of, is_over, late
+from ray_route.pod.due import check_due, due_of, is_over, late, patience_s
 from ray_route.pod.endings import EXITS
 from ray_route.pod.leaving import leaving, own_refusal
 from ray_route.pod.methods import (
@@ -121,7 +121,7 @@ class TurnCalls:
         place.passes()
         self._look_out()
         try:
-            return await ticket.wait(None if due is None else due.remaining())
+            return await ticket.wait(patience_s(due))
         except asyncio.TimeoutError:
             raise late(due, self._agent.service, uid, name, self._behind(uid)) from None
 

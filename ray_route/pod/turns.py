@@ -126,11 +126,14 @@ class _Line:
         self.count = 0
 
     def join(self, method: str, run: int, refusal: Refusal) -> Ticket:
-        """Take a call in: it has the turn if nobody else does; raises its refusal if it has one."""
+        """Take a call in: it has the turn if nobody else does; raises its refusal if it has one.
+
+        One that has come back is not refused for having to wait: the outer one can't end before it.
+        """
         ticket = Ticket(self, method, run, refusal)
         if self.turn is None:
             self._begin(ticket)
-        elif (error := refusal()) is not None:
+        elif self.outer is None and (error := refusal()) is not None:
             raise error
         else:
             ticket.future = asyncio.get_running_loop().create_future()
@@ -229,7 +232,8 @@ class Turns:
             method: what `running` says of it.
             chain: the turns that it is made within.
             run: those of one run have their turns in the order in which they join; 0: it has none.
-            refusal: says whether it is refused by now; asked if it has to wait, and by `turn_away`.
+            refusal: says whether it is refused by now; asked if it has to wait, and by `turn_away`,
+                but not of one within a turn of its uid.
 
         Raises that refusal.
 

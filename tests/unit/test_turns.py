@@ -149,8 +149,11 @@ async def test_those_that_are_refused_by_now_are_turned_away_but_not_those_withi
     assert not behind.future.done()
     with pytest.raises(FencedError):
         turns.join("ann", "say", (), 0, refusal)
+    late = turns.join("ann", "say", (first.number,), 0, refusal)  # that came back only now
+    assert late
     within.turn.end()
     (await behind.wait(None)).end()
+    (await late.wait(None)).end()
     first.end()
     assert len(turns) == turns.waiting == 0
 
