@@ -18,11 +18,9 @@ from ray_route import InvalidInputError, UnpicklableError
 Call = Callable[..., Any]
 
 
-@pytest.fixture(scope="module", params=[Talker, AsyncTalker])
-def talk(client: ray_route.RouteClient, request: pytest.FixtureRequest) -> Any:
-    options = {"namespace": client.namespace, "service": request.param.__name__, "replicas": 2}
-    with ray_route.deploy(request.param, **options) as deployment:
-        yield deployment
+@pytest.fixture(params=[Talker, AsyncTalker])
+def talk(talkers: dict[type, str], request: pytest.FixtureRequest) -> str:
+    return talkers[request.param]
 
 
 def singly(client: Any, service: str, method: str, /, *args: Any, **kwargs: Any) -> Any:
@@ -50,26 +48,26 @@ ways = pytest.mark.parametrize("call", [singly, in_a_batch, awaited], ids=lambda
 @ways
 @pytest.mark.parametrize("method", ["count", "counting"])
 def test_a_generator_is_an_error_that_says_so(
-    client: Any, talk: Any, call: Call, method: str
+    client: Any, talk: str, call: Call, method: str
 ) -> None:
     with pytest.raises(InvalidInputError, match=f"{method}.* is a generator.*list"):
-        call(client, talk.service, method, 3)
+        call(client, talk, method, 3)
 
 
 @ways
 def test_a_method_that_is_not_there_is_named_with_those_that_are(
-    client: Any, talk: Any, call: Call
+    client: Any, talk: str, call: Call
 ) -> None:
     with pytest.raises(InvalidInputError, match=r"'sey' is no method of .*Talker, .*fail, .*say"):
-        call(client, talk.service, "sey", "hi")
+        call(client, talk, "sey", "hi")
 
 
 @ways
 def test_a_users_error_keeps_its_type_and_shows_the_users_lines_alone(
-    client: Any, talk: Any, call: Call
+    client: Any, talk: str, call: Call
 ) -> None:
     with pytest.raises(KeyError) as caught:
-        call(client, talk.service, "fail", "my fault")
+        call(client, talk, "fail", "my fault")
     text = str(caught.value)
     assert text.endswith("KeyError: 'my fault'")
     assert "talkers.py" in text
@@ -78,46 +76,44 @@ def test_a_users_error_keeps_its_type_and_shows_the_users_lines_alone(
 
 
 @ways
-def test_a_result_that_cant_be_pickled_says_so(client: Any, talk: Any, call: Call) -> None:
+def test_a_result_that_cant_be_pickled_says_so(client: Any, talk: str, call: Call) -> None:
     with pytest.raises(
         UnpicklableError, match=r"result.* of lock can't be pickled.*'_thread.lock'"
     ):
-        call(client, talk.service, "lock")
+        call(client, talk, "lock")
 
 
 @ways
-def test_an_exception_that_cant_be_pickled_says_so(client: Any, talk: Any, call: Call) -> None:
+def test_an_exception_that_cant_be_pickled_says_so(client: Any, talk: str, call: Call) -> None:
     with pytest.raises(UnpicklableError, match=r"exception.*LockedError.*can't be pickled"):
-        call(client, talk.service, "fail_with_a_lock")
+        call(client, talk, "fail_with_a_lock")
 
 
 @ways
 def test_references_are_resolved_and_users_keywords_are_theirs(
-    client: Any, talk: Any, call: Call
+    client: Any, talk: str, call: Call
 ) -> None:
     there = ray.put("there")
-    args, kwargs = call(
-        client, talk.service, "echo", there, uid="u", service="s", method="m", other=there
-    )
+    args, kwargs = call(client, talk, "echo", there, uid="u", service="s", method="m", other=there)
     assert args == ("there",)
     assert kwargs == {"uid": "u", "service": "s", "method": "m", "other": "there"}
 
 
-def test_a_reference_that_fails_fails_its_own_call_alone(client: Any, talk: Any) -> None:
+def test_a_reference_that_fails_fails_its_own_call_alone(client: Any, talk: str) -> None:
     @ray.remote(num_cpus=0)
     def broken() -> None:
         raise OSError("no file")
 
     calls = [("ann", ("x",)), ("ann", (broken.remote(),)), ("bob", ("y",))]
-    first, failed, last = client.call_many(calls, talk.service, "echo")
+    first, failed, last = client.call_many(calls, talk, "echo")
     assert (first, last) == ((("x",), {}), (("y",), {}))
     assert isinstance(failed, OSError)
 
 
-def test_what_is_no_call_is_refused(client: Any, talk: Any) -> None:
+def test_what_is_no_call_is_refused(client: Any, talk: str) -> None:
     for wrong in ("ann", ("ann",), ("ann", ["x"]), ("ann", ("x",), ["y"])):
         with pytest.raises(InvalidInputError, match=r"must hold"):
-            client.call_many([wrong], talk.service, "echo")
+            client.call_many([wrong], talk, "echo")
 
 
 # Ends of sessions.
