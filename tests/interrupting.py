@@ -20,11 +20,13 @@ class Interrupter:
     def __init__(self, at_line: int, modules: tuple[Any, ...], spared: Container[str] = ()) -> None:
         self.at_line = at_line
         self.lines = 0
+        # Kept: CPython calls it once more where an interrupt has just ended the tracing.
+        self._trace = self._enter
         self._spared = spared
         self._files = {module.__file__ for module in modules}
 
     def __enter__(self) -> Interrupter:
-        sys.settrace(self._enter)
+        sys.settrace(self._trace)
         return self
 
     def __exit__(self, *_: object) -> None:

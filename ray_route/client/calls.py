@@ -61,32 +61,36 @@ def call(
     name = session.namespace.name
     asked = arguments(args, kwargs)
     made = Outgoing(name, service, uid, method, *asked, idempotent, deadline)
-    yield from _looked_up(session, made)
-    session.dispatcher.send(made)
-    return (yield from _outcome(session.dispatcher, made))
+    return (yield from _outcome(session.dispatcher, made, _sent(session, made)))
 
 
-def _looked_up(session: Session, made: Outgoing) -> Operation[None]:
-    """Have the uid's link and its pod known: whoever waits anyway can see to that himself."""
+def _sent(session: Session, made: Outgoing) -> Operation[None]:
+    """Have a call sent, or held in its place; whoever waits anyway looks up its pod himself."""
     try:
+        if not session.dispatcher.send(made, looks_up=True):
+            return
         link = yield from operations.compute(session, made.uid, made.service)
         yield from session.handle(made.service, link)
         made.link = link
     except UNDECIDED as error:
         raise made.judged(error) from error
     except NoSuchActorError:
-        return  # the dispatcher reports that, and goes on
+        pass  # the dispatcher reports that, and goes on
+    session.dispatcher.go_on(made)
 
 
-def _outcome(dispatcher: Dispatcher, made: Outgoing) -> Operation[Any]:
+def _outcome(
+    dispatcher: Dispatcher, made: Outgoing, sent: Operation[None] | tuple[()] = ()
+) -> Operation[Any]:
     """Wait for the outcome of a call; nobody else can take it, so given up it is not sent.
 
-    This may end where garbage is collected, so it takes no lock.
+    This may end where garbage is collected, so it takes no lock then.
     """
     try:
+        yield from sent
         return (yield from taken(dispatcher, made))
     finally:
-        made.taken = made.cancelled = True
+        dispatcher.give_up(made)
 
 
 def _kept(operation: Operation[Any]) -> Operation[Any]:
@@ -272,7 +276,7 @@ class _Many:
                 outcomes[position] = yield from _kept(_outcome(self.session.dispatcher, made))
         finally:
             for made in alone.values():
-                made.cancelled = True
+                self.session.dispatcher.give_up(made)
 
     def _sent_alone(self, position: int, refused: Refused | None = None) -> Outgoing:
         """Send one call by itself; it has its error if that, or its refusal, can't be followed."""

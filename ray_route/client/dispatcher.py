@@ -41,28 +41,50 @@ class Dispatcher:
 
     # Sending.
 
-    def send(self, call: Outgoing) -> None:
+    def send(self, call: Outgoing, *, looks_up: bool = False) -> bool:
         """Send a call, or have it wait for what must come first.
 
-        Raises what Ray raises for arguments that can't be pickled, having sent nothing. Interrupted
-        it may have been sent, and is not sent again.
+        With `looks_up`, True is said of one that waits for its link alone: its maker is to look
+        that up, and then to call `go_on`. Raises what Ray raises for arguments that can't be
+        pickled, having sent nothing. Interrupted it may have been sent, and is not sent again.
         """
         try:
-            self._take_up(call)
+            return self._take_up(call, looks_up=looks_up)
         except BaseException:
             call.cancelled = call.forsaken = True
             raise
 
-    def _take_up(self, call: Outgoing) -> None:
+    def _take_up(self, call: Outgoing, *, looks_up: bool) -> bool:
         self.session.namespace.check_here()
         lane = call.lane = self.lanes.of(call)
         may_begin = have_arrived(call)
         with lane.lock:
             if self._closed:  # asked here, or `close` might not see what is held
                 raise self._left()
-            if lane.waiting or not may_begin or not self._sent_at_once(lane, call):
+            if may_begin and not lane.waiting and self._sent_at_once(lane, call):
+                return False
+            is_left = looks_up and may_begin and not (lane.waiting or lane.out)
+            if not is_left:
                 self._held.drive(lane)  # first: interrupted in between, it finds nothing to do
-                lane.hold(call)
+            lane.hold(call)
+            return is_left
+
+    def go_on(self, call: Outgoing) -> None:
+        """Send a call whose maker has looked up its link, if nobody has, or else in its turn."""
+        lane: Lane = call.lane
+        with lane.lock:
+            if lane.first is call:
+                lane.waiting.remove(call)  # interrupted, it must not be sent twice
+                if not self._sent_at_once(lane, call):
+                    lane.hold(call)
+            if lane.waiting:
+                self._held.drive(lane)
+
+    def give_up(self, call: Outgoing) -> None:
+        """Have a call not be sent, if it was not, since its maker waits no more. Takes no lock."""
+        call.taken = call.cancelled = True
+        if call.ref is None and call.lane is not None:
+            self._held.drive(call.lane)
 
     def _sent_at_once(self, lane: Lane, call: Outgoing) -> bool:
         session = self.session

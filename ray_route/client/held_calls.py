@@ -56,14 +56,16 @@ class HeldCalls:
                 try:
                     await self._send_next(lane, call)
                 except Exception as error:  # noqa: BLE001 - it is the call's outcome
-                    self._fail(lane, call, call.judged(error))
+                    with lane.lock:
+                        if call.ref is None:  # else its maker has sent it
+                            self._fail(lane, call, call.judged(error))
         finally:
             lane.is_driven = False
 
     def _first(self, lane: Lane) -> Outgoing | None:
         with lane.lock:
             lane.is_driven = bool(lane.waiting)
-            return lane.waiting[0] if lane.waiting else None
+            return lane.first
 
     async def _send_next(self, lane: Lane, call: Outgoing) -> None:
         """Send the first of the waiting calls, once it is certain that none comes back before.
@@ -80,7 +82,7 @@ class HeldCalls:
         while True:
             link, handle = await self._owner(call)
             with lane.lock:
-                if call.over or lane.waiting[0] is not call:
+                if call.over or lane.first is not call:
                     return
                 self._check(call)  # under the lock: whoever waits may have been told its end
                 if lane.may_send(link.epoch):

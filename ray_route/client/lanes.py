@@ -72,6 +72,11 @@ class Lane:
         self.is_driven = False
         """Something sees to those that wait, until there are none."""
 
+    @property
+    def first(self) -> Outgoing | None:
+        """The first of those that wait; None if none does."""
+        return self.waiting[0] if self.waiting else None
+
     def may_send(self, epoch: int) -> bool:
         """True if what was sent before can't come back behind a call of this epoch.
 
