@@ -33,6 +33,7 @@ from ray_route.errors import (
     RouteTimeoutError,
     StateNotMovedError,
     StoreUnavailableError,
+    UnknownMethodError,
     UnpicklableError,
     UnsafeStoreError,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "StoreUnavailableError",
     "StreamMethodHandle",
     "UidHandle",
+    "UnknownMethodError",
     "UnpicklableError",
     "UnsafeStoreError",
     "__version__",

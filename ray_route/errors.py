@@ -2,6 +2,7 @@
 
     RouteError
     ├── InvalidInputError      (also ValueError)    mend the argument; nothing was changed
+    │   └── UnknownMethodError (also AttributeError) call one of those that it names
     ├── ConfigError                                 mend the options or the URL
     ├── UnsafeStoreError                            mend the server's settings
     ├── DamagedKeyError                             mend that key: `ray-route doctor` says how
@@ -96,6 +97,10 @@ class InvalidInputError(RouteError, ValueError):
 
     def _what(self) -> str:
         return f"{self.argument}={self.value} {self.reason}"
+
+
+class UnknownMethodError(InvalidInputError, AttributeError):
+    """The pods' class has no method of that name; the message names those there are."""
 
 
 class ConfigError(RouteError):

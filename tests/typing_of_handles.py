@@ -40,6 +40,11 @@ if TYPE_CHECKING:
         async for piece in ann[Room.chat].remote("hi"):
             assert_type(piece, bytes)
 
+        once = ann[Room.say].options(timeout_s=1)
+        assert_type(once.remote("hello"), Response[int])
+        once.remote(3)  # type: ignore[arg-type]
+        assert_type(ann[Room.chat].options(timeout_s=1).remote("hi"), ResponseStream[bytes])
+
         ann[Room.say].remote(3)  # type: ignore[arg-type]
         ann[Room.say].remote()  # type: ignore[call-arg]
         ann[Room.say].remote("hello", softly=True)  # type: ignore[call-arg]

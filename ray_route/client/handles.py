@@ -6,7 +6,7 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from ray_route.client.calls import call_many
 from ray_route.client.dispatcher import Dispatcher
@@ -16,7 +16,7 @@ from ray_route.client.session import Session
 from ray_route.client.sessions import open_session
 from ray_route.client.streams import ResponseStream
 from ray_route.clock import Deadline
-from ray_route.errors import InvalidInputError
+from ray_route.errors import InvalidInputError, UnknownMethodError
 from ray_route.model import check_duration, check_name, check_uid
 from ray_route.protocol.calls import Chain
 from ray_route.runtime.call_context import current_chain, seconds
@@ -27,6 +27,7 @@ from ray_route.store.url import StoreUrl
 T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
+M = TypeVar("M", bound="_MethodHandle")
 
 _CONNECT_S = 60.0
 
@@ -118,6 +119,15 @@ class ServiceHandle(Generic[T]):
         """Return the handle of one uid; raises `InvalidInputError` for what is none."""
         return UidHandle(self._connection, self._cls, check_uid(uid), self._options)
 
+    if not TYPE_CHECKING:  # to type checkers it has no such attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Say how a service is called."""
+            call = (
+                "" if name.startswith("_") else f": it is called for a uid, [uid].{name}.remote(…)"
+            )
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{call}")
+
     def options(
         self,
         *,
@@ -150,6 +160,10 @@ class ServiceHandle(Generic[T]):
 
     def _mapped(self, method: str, calls: Mapping[str, tuple[Any, ...]]) -> Operation[list[Any]]:
         check_method(self._cls, method)
+        if not isinstance(calls, Mapping):
+            raise InvalidInputError(
+                argument="calls", value=calls, reason="must be a dict, {uid: tuple of arguments}"
+            )
         session = self._connection.dispatcher.session
         service, idempotent = self._connection.service, self._options.idempotent
         items, chain = list(calls.items()), self._connection.chain
@@ -225,7 +239,7 @@ class UidHandle(Generic[T]):
     def __getitem__(self, method: str) -> Any: ...
 
     def __getitem__(self, method: Any) -> Any:
-        """Return a method; raises `InvalidInputError` for one that the class does not have."""
+        """Return a method; raises `UnknownMethodError` for one that the class does not have."""
         name = method if isinstance(method, str) else method.__name__
         check_method(self._cls, name)
         stream = self._options.stream
@@ -253,6 +267,30 @@ class _MethodHandle:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._connection, self._uid, self._name, self._options)
+
+    @overload
+    def options(
+        self: M, *, timeout_s: float | None = None, idempotent: bool | None = None
+    ) -> M: ...
+
+    @overload
+    def options(
+        self, *, timeout_s: float | None = None, idempotent: bool | None = None, stream: bool | None
+    ) -> Any: ...
+
+    def options(
+        self,
+        *,
+        timeout_s: float | None = None,
+        idempotent: bool | None = None,
+        stream: bool | None = None,
+    ) -> Any:
+        """Return this method with other options; see `UidHandle.options`."""
+        changed = self._options.changed(timeout_s=timeout_s, idempotent=idempotent, stream=stream)
+        kind: Any = type(self)
+        if stream is not None:
+            kind = StreamMethodHandle if stream else MethodHandle
+        return kind(self._connection, self._uid, self._name, changed)
 
     def __call__(self, *_: Any, **__: Any) -> Any:
         """Say how a method is called."""
@@ -321,11 +359,11 @@ def method_names(cls: type) -> list[str]:
 
 
 def check_method(cls: type | None, name: str) -> None:
-    """Raise `InvalidInputError` if the class is known and has no such method."""
+    """Raise `UnknownMethodError` if the class is known and has no such method."""
     if cls is not None and not callable(getattr(cls, name, None)):
         known = ", ".join(method_names(cls)) or "no methods"
         reason = f"is no method of {cls.__name__}, which has {known}"
-        raise InvalidInputError(argument="method", value=name, reason=reason)
+        raise UnknownMethodError(argument="method", value=name, reason=reason)
 
 
 def service_handle(session: Session, service: str, cls: type[T] | None) -> ServiceHandle[T]:

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import ray
 
@@ -53,9 +53,10 @@ class Response(Generic[R]):
     def result(self, timeout_s: float | None = None) -> R:
         """Wait for the outcome and return it, or raise it.
 
-        Waits until the call's own deadline, or for `timeout_s` seconds if that is less; then
-        `RouteTimeoutError` is raised, and the call goes on. What the user's code raised keeps its
-        type. `PodUnavailableError` says whether the call may have run; see `RouteClient.call`.
+        Waits until the call's own deadline, or for `timeout_s` seconds if that is less (0: not at
+        all); then `RouteTimeoutError` is raised, and the call goes on. What the user's code raised
+        keeps its type. `PodUnavailableError` says whether the call may have run; see
+        `RouteClient.call`.
         """
         deadline = self._deadline(timeout_s)
         answer = self._taken_now(deadline)
@@ -96,6 +97,14 @@ class Response(Generic[R]):
         self._call.taken = True
         return self._call
 
+    if not TYPE_CHECKING:  # to type checkers it has none
+
+        def __iter__(self) -> NoReturn:
+            """Say how the items of a generator are had."""
+            raise TypeError(f"{self!r} is one outcome: call a generator by options(stream=True)")
+
+        __aiter__ = __iter__
+
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             "a Response can't be pickled: give it to a call of a service as an argument by itself, "
@@ -116,7 +125,7 @@ class Response(Generic[R]):
             own = Deadline.after(_FETCH_S)
         if timeout_s is None:
             return own
-        asked = Deadline.after(check_duration("timeout_s", timeout_s))
+        asked = Deadline.after(timeout_s and check_duration("timeout_s", timeout_s))
         return asked if asked.at < own.at else own
 
     def _taken_now(self, deadline: Deadline) -> Any:

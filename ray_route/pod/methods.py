@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import ray
 
-from ray_route.errors import InvalidInputError, RouteError, UnpicklableError
+from ray_route.errors import InvalidInputError, RouteError, UnknownMethodError, UnpicklableError
 from ray_route.protocol.calls import Raised, Refused, SendAgain
 
 P = ParamSpec("P")
@@ -28,7 +28,7 @@ _PLAIN = (int, float, str, bytes, bool, type(None))
 def method_of(pod: Any, name: str) -> Callable[..., Any]:
     """Return a method that has one result, of an object or a class.
 
-    Raises `InvalidInputError` if there is none of that name.
+    Raises `UnknownMethodError` if there is none of that name.
     """
     found = stream_of(pod, name)
     function = getattr(found, "__func__", None)  # of anything but a method none is remembered
@@ -47,12 +47,13 @@ def _yields(function: Callable[..., Any]) -> bool:
 
 
 def stream_of(pod: Any, name: str) -> Callable[..., Any]:
-    """Return any method of a pod; raise `InvalidInputError`, which names those there are."""
+    """Return any method of a pod; raise `UnknownMethodError`, which names those there are."""
     found = None if name.startswith(_OURS) else getattr(pod, name, None)
     if not callable(found):
         cls = pod if isinstance(pod, type) else type(pod)
         known = ", ".join(method_names(cls)) or "no methods"
-        raise _invalid(name, f"is no method of {cls.__name__}, which has {known}")
+        reason = f"is no method of {cls.__name__}, which has {known}"
+        raise UnknownMethodError(argument="method", value=name, reason=reason)
     return found  # type: ignore[no-any-return]
 
 
@@ -102,7 +103,7 @@ def stream_error(name: str) -> InvalidInputError:
 
 def no_stream_error(name: str, result: Any) -> InvalidInputError:
     """Make the error of a streaming call whose method, which has run, is no generator."""
-    return _invalid(name, f"has run, is no generator and returned a {type(result).__name__}")
+    return _invalid(name, f"has run, is no generator and returned one {type(result).__name__}")
 
 
 def _invalid(name: str, reason: str) -> InvalidInputError:

@@ -18,7 +18,13 @@ from ray._private.internal_api import node_stats
 from talkers import AsyncTalker, Talker
 
 import ray_route
-from ray_route import CallCancelledError, InvalidInputError, PodUnavailableError, RouteTimeoutError
+from ray_route import (
+    CallCancelledError,
+    InvalidInputError,
+    PodUnavailableError,
+    RouteTimeoutError,
+    UnknownMethodError,
+)
 from ray_route.client.dispatcher import Dispatcher
 
 
@@ -111,19 +117,35 @@ def test_an_error_of_ours_that_the_users_code_met_is_an_outcome(rooms: Any, u: s
 
 
 def test_unknown_methods_are_errors_at_once_that_name_the_known(rooms: Any, u: str) -> None:
-    with pytest.raises(InvalidInputError, match=r"'sey' is no method of .*Talker.*say"):
+    with pytest.raises(UnknownMethodError, match=r"'sey' is no method of .*Talker.*say"):
         _ = rooms[u].sey
+    assert not hasattr(rooms[u], "sey")
+    with pytest.raises(AttributeError, match=r"called for a uid, \[uid\].say.remote"):
+        rooms.say.remote("hello")
     assert {"say", "echo", "options"} <= set(dir(rooms[u]))
     with pytest.raises(TypeError, match="remote"):
         rooms[u].say("hello")
     with pytest.raises(InvalidInputError):
         rooms[""]
+    with pytest.raises(InvalidInputError, match="must be a dict"):
+        rooms.map("say", [u])
+
+
+def test_a_method_has_options_too(rooms: Any, u: str) -> None:
+    late = rooms[u].say.options(timeout_s=1e-9, idempotent=True).remote(u, "late")
+    with pytest.raises(RouteTimeoutError):
+        late.result()
+    assert list(rooms[u].count.options(stream=True).remote(3)) == [0, 1, 2]
+    with pytest.raises(TypeError, match=r"options\(stream=True\)"):
+        list(rooms[u].count.options(stream=False).remote(3))
 
 
 def test_a_result_that_is_late_can_still_be_had(async_rooms: Any, u: str, tmp_path: Path) -> None:
     response = async_rooms[u].wait_for.remote(str(tmp_path / "go"))
     with pytest.raises(RouteTimeoutError, match="wait_for on the pod"):
         response.result(timeout_s=0.1)
+    with pytest.raises(RouteTimeoutError):
+        response.result(timeout_s=0)
     assert not response.done()
     (tmp_path / "go").touch()
     assert response.result() == str(tmp_path / "go")
@@ -264,6 +286,23 @@ def test_a_call_that_is_waited_for_has_its_place_among_others(
     assert caught.value.may_have_run is False
     (tmp_path / "go").touch()
     assert client.call(u, service, "say", u, "third") == ["slow", "third"]
+
+
+def test_calls_that_are_awaited_have_theirs_though_their_uid_is_new(
+    client: Any, rooms: Any, u: str
+) -> None:
+    service = rooms._connection.service
+
+    async def mixed() -> Any:
+        async with await ray_route.connect_async(client.namespace) as one:
+            made: list[Any] = []
+            for n in range(0, 20, 2):
+                made.append(asyncio.ensure_future(one.call(u, service, "say", u, n)))
+                await asyncio.sleep(0)  # until it has begun
+                made.append(rooms[u].say.remote(u, n + 1))
+            return [await one for one in made][-1]
+
+    assert asyncio.run(mixed()) == list(range(20))
 
 
 # Unattended.

@@ -29,6 +29,7 @@ from ray_route.errors import (
     RouteTimeoutError,
     StateNotMovedError,
     StoreUnavailableError,
+    UnknownMethodError,
     UnpicklableError,
     UnsafeStoreError,
 )
@@ -39,6 +40,7 @@ ADDRESS = "10.0.0.7:6379"
 EXAMPLES: dict[type[RouteError], RouteError] = {
     RouteError: RouteError(**IDS),
     InvalidInputError: InvalidInputError(argument="pod", value=-1, reason="must be", **IDS),
+    UnknownMethodError: UnknownMethodError(argument="method", value="x", reason="is none", **IDS),
     ConfigError: ConfigError(option="ttl_s", reason="must be positive", **IDS),
     UnsafeStoreError: UnsafeStoreError(address=ADDRESS, reason="it evicts", fix="set it", **IDS),
     DamagedKeyError: DamagedKeyError(key="rr:{game:3}:e", reason="'x'", **IDS),
@@ -136,7 +138,7 @@ def test_errors_are_grouped_under_one_root():
 
 def test_no_other_error_is_caught_as_a_value_error_or_an_os_error():
     catchable = {cls for cls in EXAMPLES if issubclass(cls, (ValueError, OSError))}
-    assert catchable == {InvalidInputError, RouteTimeoutError}
+    assert catchable == {InvalidInputError, UnknownMethodError, RouteTimeoutError}
 
 
 def test_an_error_says_what_to_do_next():
