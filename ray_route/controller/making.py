@@ -20,7 +20,8 @@ from ray_route.pod.pod_actor import CONTROL_GROUP, pod_class
 from ray_route.pod.stopping import Actors
 from ray_route.protocol.names import RAY_NAMESPACE, controller_name, index_of, pod_name
 
-_EXPORTS_AT_ONCE = 2
+# Some of them wait for states that take long.
+_EXPORTS_AT_ONCE = 8
 
 
 class NameTakenError(Exception):

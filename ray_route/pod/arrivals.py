@@ -8,23 +8,33 @@ from __future__ import annotations
 
 import logging
 import pickle
+import queue
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeGuard
 
 import ray
 
-from ray_route.clock import Deadline
-from ray_route.pod.exports import DROPPED, LARGE, LATER, Unsent
+from ray_route.clock import Deadline, now
+from ray_route.pod.exports import DROPPED, GONE, LARGE, LATER, Unsent
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
 from ray_route.pod.states import State, arrival
+from ray_route.pod.work_line import SOON_S, run_in_line
 from ray_route.protocol.commands import Take, Taken
 from ray_route.protocol.names import RAY_NAMESPACE
 
 logger = logging.getLogger(__name__)
 
+# So many large states are fetched at a time: each takes its size in memory, more than once.
+_LARGE_AT_ONCE = 4
+# One that is read more slowly than so many bytes a second is not waited for.
+_READ_RATE = 20 << 20
+
 _NOT_IN = "that pod leaves, or has not ended what it had of the uid before"
+_NO_STATES = Unsent("its class takes no state: on_acquire(uid, state)", is_final=True)
 
 Tell = Callable[[list[Taken]], None]
 
@@ -35,58 +45,129 @@ class Arrivals:
     def __init__(self, held: Holdings, hooks: Hooks) -> None:
         self._held = held
         self._hooks = hooks
+        self._large = threading.Semaphore(_LARGE_AT_ONCE)
 
     def begin(self, number: int, take: Take, tell: Tell) -> None:
         """Begin to fetch; `tell` hears what became of each uid, as that is known."""
-        thread = threading.Thread(
-            target=self._run, args=(number, take, tell), name="ray_route-take", daemon=True
-        )
-        thread.start()
+        fetch = _Fetch(self._held, self._hooks, self._large, number, take, tell)
+        threading.Thread(target=fetch.run, name="ray_route-take", daemon=True).start()
 
-    def _run(self, number: int, take: Take, tell: Tell) -> None:
-        left = dict(take.uids)
+
+class _Fetch:
+    """One `Take`. What is slow is asked for again and again; what is there is told of at once."""
+
+    def __init__(
+        self,
+        held: Holdings,
+        hooks: Hooks,
+        large: threading.Semaphore,
+        number: int,
+        take: Take,
+        tell: Tell,
+    ) -> None:
+        self._held = held
+        self._hooks = hooks
+        self._large = large
+        self._number = number
+        self._take = take
+        self._tell = tell
+        self._left = dict(take.uids)
+        self._deadline = Deadline.after(take.within_s)
+        self._was_read: queue.SimpleQueue[Taken] = queue.SimpleQueue()
+
+    def run(self) -> None:
+        """Fetch all, or tell why not."""
         try:
-            for found in self._fetched(take, left):
-                told = [self._take_in(number, uid, take.uids[uid], it) for uid, it in found.items()]
-                tell(told)
+            self._tell_known()
+            if self._left:
+                self._fetch_all(ray.get_actor(self._take.actor, namespace=RAY_NAMESPACE))
         except Exception as error:  # noqa: BLE001 - whatever it is, the router must hear of it
-            reason = f"it could not be fetched: {error!r}"
-            tell([Taken(number, uid, reason) for uid in left])
+            self._end(dict.fromkeys(self._left, Unsent(f"it could not be fetched: {error!r}")))
 
-    def _fetched(self, take: Take, left: dict[str, int]) -> Iterator[dict[str, bytes | Unsent]]:
-        """Yield what comes, some at a time, until nothing is left."""
-        deadline = Deadline.after(take.within_s)
-        for uid in list(left):
-            if not self._hooks.carries:
-                yield {uid: Unsent("its class takes no state: on_acquire(uid, state)", True)}
-                del left[uid]
-        owner: Any = ray.get_actor(take.actor, namespace=RAY_NAMESPACE) if left else None
-        large: list[str] = []
-        while small := {uid: epoch for uid, epoch in left.items() if uid not in large}:
-            sent = pickle.loads(_answer(owner._ray_route_export.remote(small), deadline))  # noqa: S301, SLF001 - a pod of ours
-            large += [uid for uid, found in sent.items() if found == LARGE]
-            yield {uid: found for uid, found in sent.items() if found not in (LARGE, LATER)}
-            for uid, found in sent.items():
-                if found not in (LARGE, LATER):
-                    del left[uid]
-        for uid in large:
-            asked = owner._ray_route_export_one.remote(uid, left[uid])  # noqa: SLF001 - as above
-            yield {uid: _answer(asked, deadline) or Unsent("its pod keeps it no more")}
-            del left[uid]
+    def _tell_known(self) -> None:
+        if not self._hooks.carries:
+            self._end(dict.fromkeys(self._left, _NO_STATES))
+            return
+        with self._held.lock:
+            known = [uid for uid, epoch in self._left.items() if self._held.has_arrived(uid, epoch)]
+        for uid in known:
+            del self._left[uid]
+        self._told([Taken(self._number, uid) for uid in known])
 
-    def _take_in(self, number: int, uid: str, epoch: int, found: bytes | Unsent) -> Taken:
-        if isinstance(found, Unsent):
-            problem = "" if found == DROPPED else found.reason
-            return Taken(number, uid, problem, found.is_final)
+    def _fetch_all(self, owner: Any) -> None:
+        while self._left:
+            asked = owner._ray_route_export.remote(self._left)  # noqa: SLF001 - a pod of ours
+            sent = pickle.loads(self._answer(asked))  # noqa: S301 - as above
+            self._end({uid: it for uid, it in sent.items() if _is_why_not(it)})
+            self._read({uid: it for uid, it in sent.items() if isinstance(it, bytes)}, SOON_S)
+            for uid in [uid for uid, found in sent.items() if found == LARGE]:
+                self._fetch_one(owner, uid)
+
+    def _fetch_one(self, owner: Any, uid: str) -> None:
+        if not self._large.acquire(timeout=self._deadline.remaining()):
+            raise TimeoutError("others were fetched all the time")
         try:
-            state: State = arrival(uid, found, self._hooks.prepare)
+            asked = owner._ray_route_export_one.remote(uid, self._left[uid])  # noqa: SLF001
+            if found := self._answer(asked):
+                self._read({uid: found}, SOON_S + len(found) / _READ_RATE)
+            else:
+                self._end({uid: GONE})
+        finally:
+            self._large.release()
+
+    def _answer(self, asked: Any) -> Any:
+        return ray.get(asked, timeout=self._deadline.remaining())
+
+    # Reading.
+
+    def _read(self, packed: dict[str, bytes], soon_s: float) -> None:
+        """Take some in; who is slow, for the user's code may be, is told of when that ends."""
+        for uid in packed:
+            del self._left[uid]
+        run_in_line([partial(self._read_one, *one, soon_s) for one in packed.items()], soon_s)
+        self._tell_read()
+
+    def _read_one(self, uid: str, packed: bytes, soon_s: float) -> None:
+        begun = now()
+        self._was_read.put(self._taken_in(uid, packed))
+        if now() >= begun + soon_s:  # nobody may have waited for it
+            self._tell_read()
+
+    def _taken_in(self, uid: str, packed: bytes) -> Taken:
+        try:
+            state: State = arrival(uid, packed, self._hooks.prepare)
         except Exception as error:  # the user's own code
             logger.exception("the state of %r can't be read", uid)
-            return Taken(number, uid, f"its state can't be read there: {error!r}", is_final=True)
+            problem = f"its state can't be read there: {error!r}"
+            return Taken(self._number, uid, problem, is_final=True)
         with self._held.lock:
-            is_in = self._held.take_in(uid, epoch, state)
-        return Taken(number, uid, "" if is_in else _NOT_IN)
+            is_in = self._held.take_in(uid, self._take.uids[uid], state)
+        return Taken(self._number, uid, "" if is_in else _NOT_IN)
+
+    # Telling.
+
+    def _tell_read(self) -> None:
+        some = []
+        with suppress(queue.Empty):
+            while True:
+                some.append(self._was_read.get_nowait())
+        self._told(some)
+
+    def _end(self, found: Mapping[str, Unsent]) -> None:
+        """Tell that some do not come, or come without a state."""
+        for uid in found:
+            self._left.pop(uid, None)
+        self._told(
+            [
+                Taken(self._number, uid, "" if why == DROPPED else why.reason, why.is_final)
+                for uid, why in found.items()
+            ]
+        )
+
+    def _told(self, some: list[Taken]) -> None:
+        if some:
+            self._tell(some)
 
 
-def _answer(asked: Any, deadline: Deadline) -> Any:
-    return ray.get(asked, timeout=deadline.remaining())
+def _is_why_not(found: bytes | Unsent) -> TypeGuard[Unsent]:
+    return isinstance(found, Unsent) and found not in (LARGE, LATER)

@@ -5,21 +5,28 @@ Runs beside calls and hooks, and waits for nobody: two pods may fetch from each 
 
 from __future__ import annotations
 
+import asyncio
 import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import ray
 from ray import cloudpickle
 
+from ray_route.clock import Deadline
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.states import State
+from ray_route.pod.work_line import SOON_S, run_in_line
 
 EXPORT_GROUP = "ray_route_export"
 
 # States travel together up to so many bytes; a larger one by itself, as bytes that Ray copies once.
 _TOGETHER_BYTES = 4 << 20
+# An answer waits so long for more, as long as one after the other comes soon.
+_ANSWER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,80 +42,152 @@ DROPPED = Unsent("it can't be pickled, and the uid moves without it")
 LATER = Unsent("it is to be asked for again")
 
 
+GONE = Unsent("its pod keeps it no more: the uid was given back, or moved")
+
+
 class Exports:
-    """Gives states away as bytes; the pod keeps each until it is told that another has it."""
+    """Gives states away as bytes; the pod keeps each until it is told that another has it.
+
+    What writes a state is the user's code, and runs in threads of its own: one that is slow, or
+    hangs, holds up no other.
+    """
 
     def __init__(self, held: Holdings, *, drops_unpicklable: bool) -> None:
         self._held = held
         self._drops = drops_unpicklable
+        self._written = threading.Condition(held.lock)
 
     def some(self, uids: Mapping[str, int]) -> bytes:
         """Return, packed, of each uid its state of that epoch, packed, or an `Unsent`.
 
-        Of those that are many bytes together some are put off.
+        Of those that are many bytes together some are put off, and those that take long: each
+        answer comes soon.
         """
-        sent: dict[str, bytes | Unsent] = {}
-        left = _TOGETHER_BYTES
-        for uid, epoch in uids.items():
-            if left <= 0:
-                sent[uid] = LATER
-                continue
-            found = self._packed(uid, epoch)
-            if isinstance(found, bytes):
-                left -= len(found)
-                if len(found) > _TOGETHER_BYTES:
-                    found = LARGE
-            sent[uid] = found
+        room, soon = _Room(), Deadline.after(_ANSWER_S)
+        run_in_line([partial(self._write, *one, room, soon) for one in self._unwritten(uids)])
+        self._wait_a_moment(uids)
+        room = _Room()
+        sent = {uid: self._sent(uid, epoch, room) for uid, epoch in uids.items()}
         return pickle.dumps(sent, pickle.HIGHEST_PROTOCOL)
 
     def one(self, uid: str, epoch: int) -> bytes:
-        """Return one uid's state, packed; empty if it is here no more."""
-        found = self._packed(uid, epoch)
+        """Return one uid's state, packed, which was said to be `LARGE`; empty if it has gone."""
+        with self._held.lock:
+            state = self._kept(uid, epoch)
+            found = None if state is None else state.packed or state.written
         return found if isinstance(found, bytes) else b""
 
-    def _packed(self, uid: str, epoch: int) -> bytes | Unsent:
-        with self._exporting(uid, epoch) as state:
-            if state is None:
-                return Unsent("its pod keeps it no more: the uid was given back, or moved")
-            if state.packed is not None:
-                return state.packed
-            try:
-                packed = pack(state.value)
-            except Exception as error:  # noqa: BLE001 - the user's own code, or a value of any kind
-                if self._drops:
-                    return DROPPED
-                return Unsent(f"its state can't be pickled: {error!r}", is_final=True)
-            if len(packed) > _TOGETHER_BYTES:
-                state.packed = packed  # it is asked for once more
-            return packed
+    def _kept(self, uid: str, epoch: int) -> State | None:
+        entry = self._held.entries.get(uid)
+        is_it = entry is not None and entry.epoch == epoch and uid in self._held.kept
+        return entry.state if entry is not None and is_it else None
 
-    @contextmanager
-    def _exporting(self, uid: str, epoch: int) -> Iterator[State | None]:
-        """Provide a state that nobody changes meanwhile."""
+    # Writing.
+
+    def _unwritten(self, uids: Mapping[str, int]) -> list[tuple[str, State]]:
         with self._held.lock:
-            entry = self._held.entries.get(uid)
-            is_it = entry is not None and entry.epoch == epoch and uid in self._held.kept
-            state = entry.state if entry is not None and is_it else None
-            if state is not None:
-                state.exports += 1
+            found = {uid: self._kept(uid, epoch) for uid, epoch in uids.items()}
+            return [
+                (uid, state)
+                for uid, state in found.items()
+                if state is not None
+                and not (state.exports or state.packed is not None or state.written is not None)
+            ]
+
+    def _write(self, uid: str, state: State, room: _Room, soon: Deadline) -> None:
+        """Pickle a state, if there is room and time for it, while nobody changes it."""
+        with self._held.lock:
+            if (
+                room.is_full()
+                or not soon.remaining()
+                or state.exports
+                or state is not self._state_now(uid)
+            ):
+                return
+            state.exports += 1
+        written = self._as_bytes(state.value)
+        with self._held.lock:
+            state.written, state.is_slow = written, False
+            state.exports -= 1
+            self._written.notify_all()
+        room.take(written)
+
+    def _state_now(self, uid: str) -> State | None:
+        return self._held.entries[uid].state if uid in self._held.kept else None
+
+    def _as_bytes(self, value: Any) -> bytes | Unsent:
         try:
-            yield state
-        finally:
-            if state is not None:
-                with self._held.lock:
-                    state.exports -= 1
+            return pack(value)
+        except Exception as error:  # noqa: BLE001 - the user's own code, or a value of any kind
+            reason = f"its state can't be pickled: {error!r}"
+            return DROPPED if self._drops else Unsent(reason, is_final=True)
+
+    def _wait_a_moment(self, uids: Mapping[str, int]) -> None:
+        """Return when there is something to say of some uid, or a moment later."""
+        with self._written:
+            states = [self._kept(uid, epoch) for uid, epoch in uids.items()]
+            slow = [state for state in states if state is not None and state.exports]
+            for state in slow:
+                state.is_slow = True
+            if len(slow) == len(states):
+                self._written.wait_for(lambda: not all(state.exports for state in slow), SOON_S)
+
+    # Sending.
+
+    def _sent(self, uid: str, epoch: int, room: _Room) -> bytes | Unsent:
+        with self._held.lock:
+            state = self._kept(uid, epoch)
+            if state is None:
+                return GONE
+            found = state.written if state.packed is None else state.packed
+            if found is None or room.is_full():
+                return LATER
+            if isinstance(found, bytes) and len(found) > _TOGETHER_BYTES:
+                return LARGE
+            state.written = None
+        room.take(found)
+        return found
 
 
-def export_some(pod: Any, uids: dict[str, int]) -> bytes:
+class _Room:
+    """How much may go along in one answer."""
+
+    def __init__(self) -> None:
+        self._left = _TOGETHER_BYTES
+
+    def is_full(self) -> bool:
+        """True if nothing more goes along."""
+        return self._left <= 0
+
+    def take(self, found: bytes | Unsent) -> None:
+        """Count what goes along."""
+        self._left -= len(found) if isinstance(found, bytes) else 0
+
+
+def _exports(pod: Any) -> Exports:
+    exports: Exports = pod._ray_route_agent.gate.exports  # noqa: SLF001 - of our own class
+    return exports
+
+
+def _export(pod: Any, uids: dict[str, int]) -> bytes:
     """Answer a pod that fetches states; see `Exports.some`."""
-    exported: bytes = pod._ray_route_agent.gate.exports.some(uids)  # noqa: SLF001 - of our own class
-    return exported
+    return _exports(pod).some(uids)
 
 
-def export_one(pod: Any, uid: str, epoch: int) -> bytes:
+async def _export_async(pod: Any, uids: dict[str, int]) -> bytes:
+    return await asyncio.to_thread(_exports(pod).some, uids)
+
+
+def _export_one(pod: Any, uid: str, epoch: int) -> bytes:
     """Answer a pod that fetches one large state; see `Exports.one`."""
-    exported: bytes = pod._ray_route_agent.gate.exports.one(uid, epoch)  # noqa: SLF001 - as above
-    return exported
+    return _exports(pod).one(uid, epoch)
+
+
+def export_methods(*, on_loop: bool) -> dict[str, Any]:
+    """Return the methods by which pods are asked for states, in a group of their own."""
+    some = _export_async if on_loop else _export
+    in_group = ray.method(concurrency_group=EXPORT_GROUP)
+    return {"_ray_route_export": in_group(some), "_ray_route_export_one": in_group(_export_one)}
 
 
 def pack(value: Any) -> bytes:

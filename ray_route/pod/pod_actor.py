@@ -20,7 +20,7 @@ from ray_route.pod.agent import PodAgent
 from ray_route.pod.arguments import unpack
 from ray_route.pod.call_order import ArrivalOrder, CallOrder
 from ray_route.pod.endings import Departure, made_again, watch_loop
-from ray_route.pod.exports import EXPORT_GROUP, export_one, export_some
+from ray_route.pod.exports import export_methods
 from ray_route.pod.hooks import Hooks, takes_state
 from ray_route.pod.index_lease import OfPod
 from ray_route.pod.instances import Instances, OneForAll
@@ -155,11 +155,14 @@ def _epoch_of(agent: PodAgent, uid: str) -> int:
 
 
 def _methods(cls: type, *, turns: bool) -> dict[str, Any]:
+    exports = export_methods(on_loop=turns or is_async(cls))
     if turns:
-        return turn_calls.METHODS
+        return {**exports, **turn_calls.METHODS}
     if is_async(cls):
-        return {**fenced_calls.ASYNC_METHODS, "_ray_route_stream": streams.stream_async}
-    return {**fenced_calls.METHODS, "_ray_route_stream": streams.stream}
+        methods = {**fenced_calls.ASYNC_METHODS, "_ray_route_stream": streams.stream_async}
+    else:
+        methods = {**fenced_calls.METHODS, "_ray_route_stream": streams.stream}
+    return {**exports, **methods}
 
 
 def pod_class(cls: type, *, per_uid: bool = False, turns: bool = False) -> type:
@@ -200,9 +203,6 @@ def pod_class(cls: type, *, per_uid: bool = False, turns: bool = False) -> type:
                 return False
             agent.stop(grace_s)
             return True
-
-        _ray_route_export = ray.method(concurrency_group=EXPORT_GROUP)(export_some)
-        _ray_route_export_one = ray.method(concurrency_group=EXPORT_GROUP)(export_one)
 
     for name, method in _methods(cls, turns=turns or per_uid).items():
         setattr(Pod, name, method)

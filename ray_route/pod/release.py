@@ -212,18 +212,24 @@ class Releases:
         """
         with self._held.lock:
             work: list[Work] = []
+            kept = self._kept_soon_gone()
             for uid in list(self._held.ready):
                 if len(work) >= limit:
                     break
                 entry = self._held.entries.get(uid)
                 if entry is None or not self._may_end(entry):
                     self._held.ready.discard(uid)
-                elif entry.wishes and not entry.lost and len(self._held.kept) >= _KEPT_AT_ONCE:
+                elif entry.wishes and not entry.lost and kept >= _KEPT_AT_ONCE:
                     continue
                 elif entry.lost or (self._held.lease.serves() and self._held.is_confirmed(entry)):
                     self._held.ready.discard(uid)
                     work.append(self._begun(uid, entry))
             return work
+
+    def _kept_soon_gone(self) -> int:
+        """Count the states that are fetched as fast as others come: not those that are slow."""
+        states = [self._held.entries[uid].state for uid in self._held.kept]
+        return sum(state is not None and not state.is_slow for state in states)
 
     def _may_end(self, entry: Entry) -> bool:
         held = entry.phase is Phase.HELD and not entry.running

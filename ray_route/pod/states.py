@@ -20,15 +20,22 @@ _NOTHING = object()
 
 @dataclass(slots=True)
 class State:
-    """What is kept of one uid; `packed` is how it came here, None of one that was given up here."""
+    """What is kept of one uid; `packed` is how it came here, None of one that was given up here.
+
+    One that was given up here goes back to its uid as it is, or on to others as it is `written`.
+    """
 
     value: Any = None
     packed: bytes | None = None
+    written: Any = None
+    """Its bytes, or why there are none, as long as they are not sent."""
     prepared: Any = _NOTHING
     arrived: bool = False
     """Another pod has given it up, and the uid is not this pod's."""
     exports: int = 0
     """How many are just pickling it: until they have ended nobody may change it."""
+    is_slow: bool = False
+    """Its pickling takes long, and nobody waits for that but its own uid."""
 
     def take(self, uid: str, prepare: Prepare) -> Any:
         """Return what `on_acquire` gets; each time anew, since one that failed may have used it."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
@@ -26,8 +26,6 @@ from ray_route.router.membership import Membership
 
 _ANSWER_S = 5.0
 _QUIET_LOOK_S = 0.01
-# States on their way to one pod at a time: as many `Take`s.
-_TAKES_AT_ONCE = 4
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +47,6 @@ class Carrier:
         self._links = links
         self._mailboxes = mailboxes
         self._stale = stale
-        self._slots: defaultdict[Address, asyncio.Semaphore] = defaultdict(
-            lambda: asyncio.Semaphore(_TAKES_AT_ONCE)
-        )
         self._coming: Counter[tuple[str, int]] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -82,24 +77,22 @@ class Carrier:
         within_s: float,
         *,
         persistent: bool | None = None,
-    ) -> dict[str, Answer]:
+    ) -> AsyncIterator[dict[str, Answer]]:
         """Give uids that their owner has given up to a pod, with their states.
 
-        Returns each one's link, which is another's if somebody was faster; or an error: with
-        `StateNotMovedError` nothing has changed, and it is to be tried again or given back. What
-        stood in the way of a link is settled later.
+        Yields, as that is known of some, each one's link, which is another's if somebody was
+        faster; or an error: with `StateNotMovedError` nothing has changed, and it is to be tried
+        again or given back. What stood in the way of a link is settled later.
         """
-        answers: dict[str, Answer] = {}
         with self._as_load(service, target, len(links)):
-            async with self._slots[_address(service, target)]:
-                async for some in self._fetched(service, links, target, within_s):
-                    ready = {taken.uid: links[taken.uid] for taken in some if not taken.problem}
-                    answers |= await self._switch(service, ready, target, persistent)
-                    for taken in some:
-                        if taken.problem:
-                            held = links[taken.uid]
-                            answers[taken.uid] = self._problem(service, held, target, taken)
-        return answers
+            async for some in self._fetched(service, links, target, within_s):
+                ready = {taken.uid: links[taken.uid] for taken in some if not taken.problem}
+                answers = await self._switch(service, ready, target, persistent)
+                for taken in some:
+                    if taken.problem:
+                        held = links[taken.uid]
+                        answers[taken.uid] = self._problem(service, held, target, taken)
+                yield answers
 
     @contextlib.contextmanager
     def _as_load(self, service: str, target: PodRecord, count: int) -> Iterator[None]:
@@ -115,8 +108,9 @@ class Carrier:
     ) -> AsyncIterator[list[Taken]]:
         """Yield what became of each state at its target, as that tells."""
         owner = self._owner(service, next(iter(links.values())))
-        if owner is None:
-            yield [Taken(0, uid, "its pod has ended") for uid in links]
+        if owner is None or not self._lives(service, target):
+            ended = "its pod" if owner is None else f"pod {target.pod}"
+            yield [Taken(0, uid, f"{ended} has ended") for uid in links]
             return
         deadline, waiting = Deadline.after(within_s), set(links)
         take = Take({uid: link.epoch for uid, link in links.items()}, owner.actor, within_s)
@@ -129,6 +123,12 @@ class Carrier:
                 some = [taken for taken in some if taken.uid in waiting]
                 waiting -= {taken.uid for taken in some}
                 yield some
+
+    def _lives(self, service: str, target: PodRecord) -> bool:
+        """True unless a pod that was chosen has ended since: it would never answer."""
+        there = self._membership.table.get(service, target.pod)
+        is_it = there is not None and there.incarnation == target.incarnation
+        return is_it and there is not None and there.available
 
     def _owner(self, service: str, link: Link) -> PodRecord | None:
         record = self._membership.table.get(service, link.pod)
@@ -145,8 +145,7 @@ class Carrier:
         """Change the links of uids whose states have arrived, and have all told."""
         if not links:
             return {}
-        there = self._membership.table.get(service, target.pod)
-        if there is None or there.incarnation != target.incarnation or not there.available:
+        if not self._lives(service, target):
             gone = Taken(0, "", f"pod {target.pod} takes no uids any more")
             return {uid: self._problem(service, it, target, gone) for uid, it in links.items()}
         self._coming[service, target.pod] += 1

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ray_route.errors import DamagedKeyError, RouteError, StateNotMovedError
-from ray_route.model import Link
+from ray_route.model import Link, PodRecord
 from ray_route.protocol.commands import Address, Cancel, Outcome, Release
 from ray_route.router.carrier import Answer, Carrier
 from ray_route.router.directory import Directory
@@ -55,7 +55,8 @@ class HandOver:
     kept: list[str] = field(default_factory=list)
     waiting: set[str] = field(default_factory=set)
     marked: set[str] = field(default_factory=set)
-    tasks: set[asyncio.Task[Step]] = field(default_factory=set)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    steps: list[Step] = field(default_factory=list)
 
     async def run(self, patience_s: float, *, closes: bool) -> list[str]:
         """Return the uids that their pod has kept; see `Moves.hand_over`."""
@@ -108,22 +109,28 @@ class HandOver:
         plain = {it.uid: self.links[it.uid] for it in mine if not it.has_state}
         carried = {it.uid: self.links[it.uid] for it in mine if it.has_state}
         if plain:
-            self._start(set(plain), self._give_away(plain))
+            self._start(plain, self._give_away(plain))
         if carried:
-            self._start(set(carried), self._carry(carried, max(patience_s, _FETCH_S)))
+            self._start(carried, self._carry(carried, max(patience_s, _FETCH_S)))
         if given and not mine:
             self.note(Step(0, self._left, {}, {}))
 
-    def _start(self, uids: set[str], work: Any) -> None:
-        self.marked -= uids  # the task has them now
-        task: asyncio.Task[Step] = self.carrier.go_on(self._marked(uids, work))
-        self.tasks.add(task)
+    def _start(self, links: dict[str, Link], work: Coroutine[Any, Any, None]) -> None:
+        """Begin with some, which loses each as soon as it is somebody's again."""
+        self.marked -= links.keys()  # the task has them now
+        self.tasks.add(self.carrier.go_on(self._to_its_end(links, work)))
 
-    async def _marked(self, uids: set[str], work: Any) -> Any:
+    async def _to_its_end(self, links: dict[str, Link], work: Coroutine[Any, Any, None]) -> None:
         try:
-            return await work
+            await work
         finally:
-            self.in_move.unmark((self.service, uid) for uid in uids)
+            self._over(links, set(links))
+
+    def _over(self, links: dict[str, Link], uids: set[str]) -> None:
+        """Let whoever waits for some of a task's uids go on."""
+        for uid in uids & links.keys():
+            del links[uid]
+            self.in_move.unmark([(self.service, uid)])
 
     @property
     def _left(self) -> int:
@@ -132,53 +139,76 @@ class HandOver:
     def _note_ended(self) -> None:
         for task in [task for task in self.tasks if task.done()]:
             self.tasks.discard(task)
-            step = task.result()
+            task.result()
+        steps, self.steps = self.steps, []
+        for step in steps:
             self.note(step._replace(left=self._left))
 
     # Without a state.
 
-    async def _give_away(self, links: dict[str, Link]) -> Step:
+    async def _give_away(self, links: dict[str, Link]) -> None:
         """Give uids that their owner has given up to others."""
         answers = await self.directory.give_away(self.service, links, None)
-        damaged = damaged_of(answers)
         moved = _moved(links, answers)
         self.stale(self.service, moved)
         self.carrier.dropped(self.service, {uid: links[uid] for uid in moved})
-        _raise_first(answers, damaged)
-        return Step(len(moved), 0, damaged, {})
+        self.steps.append(summed(links, answers))
 
     # With one.
 
-    async def _carry(self, links: dict[str, Link], within_s: float) -> Step:
+    async def _carry(
+        self, links: dict[str, Link], within_s: float, attempts: int = _ATTEMPTS
+    ) -> None:
         """Give uids to others with their states; what nobody takes is given back.
 
         If its target dies, another is looked for.
         """
-        left, answers = links, dict[str, Answer]()
         try:
-            for _ in range(_ATTEMPTS):
-                answers |= await self._carry_once(left, within_s)
-                left = {uid: links[uid] for uid in left if _may_try_again(answers[uid])}
-                if not left:
-                    break
+            proposal = self.directory.propose(self.service, links)
+            groups: defaultdict[int, dict[str, Link]] = defaultdict(dict)
+            for uid, pod in proposal.chosen.items():
+                groups[pod][uid] = links[uid]
+            how = (within_s, attempts - 1)
+            ways = (
+                self._carry_to(proposal.pods[pod], some, links, *how)
+                for pod, some in groups.items()
+            )
+            for problem in await asyncio.gather(*ways, return_exceptions=True):
+                if problem is not None:
+                    raise problem
         finally:
-            refused = {uid: links[uid] for uid in links if _has_not_moved(answers.get(uid))}
-            await self.carrier.give_back(self.service, refused)
-        return summed(links, answers)
+            await self.carrier.give_back(self.service, links)
 
-    async def _carry_once(self, links: dict[str, Link], within_s: float) -> dict[str, Answer]:
-        proposal = self.directory.propose(self.service, links)
-        groups: defaultdict[int, dict[str, Link]] = defaultdict(dict)
-        for uid, pod in proposal.chosen.items():
-            groups[pod][uid] = links[uid]
-        ways = (
-            self.carrier.carry(self.service, some, proposal.pods[pod], within_s)
-            for pod, some in groups.items()
-        )
-        answers: dict[str, Answer] = {}
-        for some in await asyncio.gather(*ways):
-            answers |= some
-        return answers
+    async def _carry_to(
+        self,
+        target: PodRecord,
+        some: dict[str, Link],
+        links: dict[str, Link],
+        within_s: float,
+        attempts: int,
+    ) -> None:
+        """Give some of the links of a task to one pod: none waits for another that is slow."""
+        problems: list[RouteError] = []
+        async for answers in self.carrier.carry(self.service, some, target, within_s):
+            unmoved = {uid: it for uid, it in answers.items() if _has_not_moved(it)}
+            again = {uid: some[uid] for uid in unmoved if attempts and _may_try_again(answers[uid])}
+            back = {uid: some[uid] for uid in unmoved.keys() - again.keys()}
+            await self.carrier.give_back(self.service, back)
+            self._try_again(again, within_s, attempts)
+            self._over(links, set(answers))
+            known = {uid: it for uid, it in answers.items() if uid not in again}
+            try:
+                self.steps.append(summed(some, known))
+            except RouteError as error:  # the others go on
+                problems.append(error)
+        if problems:
+            raise problems[0]
+
+    def _try_again(self, links: dict[str, Link], within_s: float, attempts: int) -> None:
+        if links:
+            for uid in links:
+                self.in_move.mark((self.service, uid))
+            self._start(links, self._carry(links, within_s, attempts))
 
 
 def damaged_of(outcomes: Mapping[str, object]) -> Damages:
@@ -210,8 +240,8 @@ def _raise_first(answers: Mapping[str, Answer], known: Mapping[str, object]) -> 
             raise answer
 
 
-def _has_not_moved(answer: Answer | None) -> bool:
-    return answer is None or isinstance(answer, StateNotMovedError)
+def _has_not_moved(answer: Answer) -> bool:
+    return isinstance(answer, StateNotMovedError)
 
 
 def _may_try_again(answer: Answer) -> bool:

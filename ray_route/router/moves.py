@@ -160,12 +160,13 @@ class Moves:
         within_s = deadline.remaining()
 
         async def work() -> Link:
-            links = {uid: held}
+            links, answer = {uid: held}, None
             with self._in_move.marked([(service, uid)]):
-                carried = self._carrier.carry(
+                async for some in self._carrier.carry(
                     service, links, target, within_s, persistent=persistent
-                )
-                answer = (await carried)[uid]
+                ):
+                    answer = some[uid]
+                assert answer is not None
                 if isinstance(answer, StateNotMovedError):
                     await self._carrier.give_back(service, links)
             if isinstance(answer, RouteError):

@@ -6,13 +6,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import eventually
-from tallies import Tally
+from tallies import AsyncTally, Tally
 
 import ray_route
 from ray_route import RouteError
@@ -113,6 +114,30 @@ def test_an_owner_that_dies_after_its_state_was_fetched_costs_nothing(scene: Sce
     eventually(lambda: ended, "the mover is told", 40)
     assert scene.call("add") == 2
     assert scene.pod() == 1 - home
+
+
+@pytest.mark.parametrize(("cls", "step"), [(AsyncTally, "write"), (Tally, "read")])
+def test_a_state_that_hangs_on_its_way_holds_up_nobody_else(
+    client: ray_route.RouteClient, deploy: Deploy, tmp_path: Path, cls: type, step: str
+) -> None:
+    deployment = deploy(cls, 2, args=(str(tmp_path),))
+    scene = Scene(client, deployment.service, tmp_path)
+    scene.call("carry", "gated")
+    home = scene.pod()
+    others = [f"u{number}" for number in range(20)]
+    for uid in others:
+        client.move(uid, scene.service, home)
+        assert scene.call("add", uid=uid) == 1
+    with ThreadPoolExecutor(1) as pool, scene.waits(step):
+        drained = pool.submit(list, deployment.drain(home, 60))
+        scene.seen(step)
+        assert {scene.call("add", uid=uid) for uid in others} == {2}
+        links = client.compute_linked_pods(others, scene.service)
+        assert {link.pod for link in links.values()} == {1 - home}
+        assert scene.pod() == home
+    assert drained.result()[-1].problem is None, "it follows, since it hangs no more"
+    assert scene.pod() == 1 - home
+    assert scene.call("add") == 1
 
 
 @pytest.mark.parametrize("who", ["owner", "target"])

@@ -11,7 +11,8 @@ from unittest.mock import ANY
 import pytest
 
 from ray_route.config import RouteConfig
-from ray_route.model import Link, RoutingState
+from ray_route.errors import StateNotMovedError
+from ray_route.model import Link, PodRecord, RoutingState
 from ray_route.protocol.commands import EndAt, Outcome, Release
 from ray_route.router.directory import Directory
 from ray_route.router.link_table import LinkTable
@@ -233,3 +234,34 @@ def test_a_uid_that_its_pod_has_given_up_for_good_loses_its_link(store: Store) -
         assert await space.links.read("svc", "u") is None
 
     run(store, story)
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_target_that_has_ended_is_not_waited_for(store: Store, when: str) -> None:
+    """What `run` allows for is less than what the carry was given."""
+
+    async def work(space: Space) -> None:
+        link = await space.place("u")
+        target = space.membership.table.pods("svc")[(link.pod + 1) % 3]
+        end = space.membership.set_state("svc", target, RoutingState.SHUTDOWN)
+        if when == "before":
+            await end
+        carrying = asyncio.create_task(carried(space, link, target))
+        if when == "meanwhile":
+            await asyncio.sleep(0)
+            await end
+            space.mailboxes.end("svc", target.pod, target.incarnation)
+        answer = (await carrying)["u"]
+        assert isinstance(answer, StateNotMovedError)
+        assert not answer.is_final, "another may have it"
+        assert "ended" in str(answer)
+
+    run(store, work)
+
+
+async def carried(space: Space, link: Link, target: PodRecord) -> dict[str, Any]:
+    answers = {}
+    async for some in space.moves._carrier.carry("svc", {"u": link}, target, 1_000.0):
+        answers |= some
+    return answers

@@ -273,6 +273,41 @@ class TestExports:
             assert found.is_final
             assert "pickle" in found.reason
 
+    @pytest.mark.timeout(60)
+    def test_one_that_hangs_while_it_is_written_holds_up_only_itself(self, pod: Pod):
+        slow = Slow()
+        for uid in ("a", "b", "c"):
+            pod.hold(uid, 100)
+            give_up(pod, uid, state=slow if uid == "a" else uid)
+        exports = Exports(pod.held, drops_unpicklable=False)
+        sent = pickle.loads(exports.some({"a": 100, "b": 100, "c": 100}))
+        assert sent["a"] == LATER
+        assert [unpack(sent["b"]), unpack(sent["c"])] == ["b", "c"]
+        for _ in range(2):
+            assert pickle.loads(exports.some({"a": 100})) == {"a": LATER}
+        assert slow.begun == 1, "it is written once"
+        pod.releases.settled({"a": (100, 200)})
+        assert confirm(pod, "a", 200, replaced=100) is Told.WAIT, "and used by nobody meanwhile"
+        slow.goes_on.set()
+        with pod.held.lock:
+            state = pod.held.entries["a"].state
+        eventually(lambda: not state.exports, "it is written")
+        assert confirm(pod, "a", 200, replaced=100) is Told.ACQUIRE
+
+    @pytest.mark.timeout(60)
+    def test_those_that_are_slow_keep_no_others_from_being_given_up(self, pod: Pod):
+        slow = Slow()
+        uids = [f"v{number}" for number in range(70)]
+        for uid in uids[:64]:
+            pod.hold(uid, 100)
+            give_up(pod, uid, state=uid if uid != "v0" else slow)
+        pod.hold("next", 100)
+        pod.release(5, "next")
+        assert not pod.releases.take(10)
+        Exports(pod.held, drops_unpicklable=False).some({"v0": 100})
+        assert [work.uid for work in pod.releases.take(10)] == ["next"]
+        slow.goes_on.set()
+
     def test_another_epoch_is_not_there(self, pod: Pod):
         give_up(pod)
         found = pickle.loads(Exports(pod.held, drops_unpicklable=False).some({"u": 99}))["u"]
@@ -310,6 +345,19 @@ def test_other_threads_run_while_a_large_state_is(way: str):
     thread.join()
     assert during > 3
     assert made == (packed if way == "written" else state)
+
+
+class Slow:
+    """Takes as long to be written as a test says."""
+
+    def __init__(self) -> None:
+        self.goes_on = threading.Event()
+        self.begun = 0
+
+    def __getstate__(self) -> dict[str, object]:
+        self.begun += 1
+        self.goes_on.wait(60)
+        return {}
 
 
 class WithTwo:
