@@ -102,35 +102,45 @@ class Hooks:
         """Run a hook; `done` is told its error, or None, when it has ended, and what it returned.
 
         One of an event loop runs there, and this returns at once; `on_acquire` runs in a thread
-        otherwise, when it has its turn, and the others here. `state` is for `on_acquire`.
+        otherwise, when it has its turn, and the others here. `state` is for `on_acquire`; it is
+        read in a thread, never on the loop, which a large one would stop.
         """
         hook = self._hooks[name]
-        if hook is not None and self.carries and name == "on_acquire":
-            hook = partial(self._with_state, hook, state)
         if hook is None:
             done(None, None)
-        elif self._loop is not None:
-            limit_s = self._release_s if name == "on_release" else None
-            # Never in the context of a call, whoever starts it.
-            ran: Future[Any] = contextvars.Context().run(
-                asyncio.run_coroutine_threadsafe, self._on_loop(hook, uid, limit_s), self._loop
-            )
-            ran.add_done_callback(partial(_told, done))
-        elif name == "on_acquire":
-            self._acquirers.submit(self._acquire, hook, uid, done)
+        elif name != "on_acquire":
+            self._start(name, hook, uid, done)
+        elif self.on_loop and state is None:
+            self._acquire(hook, uid, done, state)
         else:
-            done(*self._here(name, hook, uid))
+            self._acquirers.submit(self._acquire, hook, uid, done, state)
 
-    def _acquire(self, hook: Hook, uid: str, done: Done) -> None:
+    def _acquire(self, hook: Hook, uid: str, done: Done, state: State | None) -> None:
         with self.turn:
-            done(*self._here("on_acquire", hook, uid))
+            try:
+                more = (self._read(uid, state),) if self.carries else ()
+            except BaseException as error:  # noqa: BLE001 - the user's own code
+                done(error, None)
+            else:
+                self._start("on_acquire", hook, uid, done, *more)
 
-    def _with_state(self, hook: Hook, state: State | None, uid: str) -> Any:
-        return hook(uid, None if state is None else state.take(uid, self.prepare))
+    def _read(self, uid: str, state: State | None) -> Any:
+        return None if state is None else state.take(uid, self.prepare)
 
-    async def _on_loop(self, hook: Hook, uid: str, limit_s: float | None) -> Any:
+    def _start(self, name: str, hook: Hook, uid: str, done: Done, *more: Any) -> None:
+        limit_s = self._release_s if name == "on_release" else None
+        if self._loop is None:
+            done(*self._here(hook, limit_s, uid, *more))
+            return
+        # Never in the context of a call, whoever starts it.
+        ran: Future[Any] = contextvars.Context().run(
+            asyncio.run_coroutine_threadsafe, self._on_loop(hook, limit_s, uid, *more), self._loop
+        )
+        ran.add_done_callback(partial(_told, done))
+
+    async def _on_loop(self, hook: Hook, limit_s: float | None, uid: str, *more: Any) -> Any:
         with self._noticed(uid, limit_s):
-            running = hook(uid)
+            running = hook(uid, *more)
         if not inspect.isawaitable(running):
             return running
         task = asyncio.ensure_future(running)
@@ -141,11 +151,13 @@ class Hooks:
             await asyncio.wait({task})  # to its very end
         return task.result() if done or not task.cancelled() else None
 
-    def _here(self, name: str, hook: Hook, uid: str) -> tuple[BaseException | None, Any]:
+    def _here(
+        self, hook: Hook, limit_s: float | None, uid: str, *more: Any
+    ) -> tuple[BaseException | None, Any]:
         try:
-            with self._noticed(uid, self._release_s if name == "on_release" else None):
+            with self._noticed(uid, limit_s):
                 # Never in the context of a call.
-                return None, contextvars.Context().run(hook, uid)
+                return None, contextvars.Context().run(hook, uid, *more)
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
             return error, None
 

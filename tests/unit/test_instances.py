@@ -182,6 +182,30 @@ def test_what_has_come_along_is_newer_than_what_a_store_has() -> None:
     assert diary.asked == [("save", "ann", 0, {"uid": "ann", "said": ["new"]})]
 
 
+class Connected(Room):
+    """Has something that its `on_release` closes."""
+
+    def __init__(self, uid: str) -> None:
+        super().__init__(uid)
+        self.is_open = True
+
+    def on_release(self) -> None:
+        self.is_open = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, is_open=True)
+
+
+def test_what_is_given_back_is_made_anew_as_another_pod_would_make_it() -> None:
+    rooms = of(Connected)
+    rooms.on_acquire("ann", None)
+    one = rooms.of("ann")
+    state = rooms.on_release("ann")
+    rooms.on_acquire("ann", rooms.prepare("ann", state))
+    assert rooms.of("ann") is not one
+    assert (rooms.of("ann").said, rooms.of("ann").is_open) == (["hello"], True)
+
+
 class CannotSay(Room):
     def __getstate__(self) -> Any:
         raise KeyError("secret")

@@ -12,6 +12,7 @@ import pytest
 from helpers import eventually
 
 from ray_route.pod.hooks import Hooks
+from ray_route.pod.states import State
 from ray_route.runtime.metrics import POD_HOOKS_OVER, Meter
 
 WITHIN_S = 10.0
@@ -50,6 +51,40 @@ class Told:
 
     def error(self) -> BaseException | None:
         return self.reply.result(WITHIN_S)
+
+
+def test_a_state_is_read_off_the_loop_and_what_fails_there_is_told(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    read_in: set[int] = set()
+    ran_in: set[int] = set()
+    goes_on = threading.Event()
+
+    def prepare(uid: str, state: Any) -> Any:
+        read_in.add(threading.get_ident())
+        if uid == "waits":
+            goes_on.wait(60)
+        return {"of": state[uid]}
+
+    async def on_acquire(uid: str, state: Any) -> None:
+        ran_in.add(threading.get_ident())
+        assert state["of"] in (1, 2)
+
+    hooks = Hooks(on_acquire, loop=loop, carries=True, prepare=prepare)
+    waits, told, fails = Told(), Told(), Told()
+    hooks.start("on_acquire", "waits", waits, State({"waits": 1}))
+    hooks.start("on_acquire", "u", told, State({"u": 2}))
+    assert told.error() is None, "one that is slow to be read stops nobody"
+    hooks.start("on_acquire", "another", fails, State({}))
+    assert isinstance(fails.error(), KeyError)
+    goes_on.set()
+    assert waits.error() is None
+    assert ran_in == {asyncio.run_coroutine_threadsafe(_where(), loop).result(WITHIN_S)}
+    assert not ran_in & read_in
+
+
+async def _where() -> int:
+    return threading.get_ident()
 
 
 def start(hooks: Hooks, name: str = "on_release", uid: str = "u") -> Told:
