@@ -132,7 +132,8 @@ class PodRecord:
 class Pod:
     """A pod as operators see it.
 
-    `links` counts what the present router has placed there, less what it has taken away.
+    `links` counts what the present router has placed there, less what it has taken away; a pod that
+    has been drained, or whose life has ended, has none.
     """
 
     pod: int
@@ -152,7 +153,8 @@ class DrainProgress:
 
     `problem` says why a drain that is done has not emptied its pod; `damaged` has an error for each
     uid that can't move, since its link is damaged: with the uid, and the key to be mended; `stuck`
-    one for each whose state no other pod can have.
+    one for each whose state no other pod can have. `notice` says what a later drain of the same pod
+    has changed: its deadline.
     """
 
     pod: int
@@ -163,6 +165,7 @@ class DrainProgress:
     problem: str | None = None
     damaged: tuple[DamagedKeyError, ...] = ()
     stuck: tuple[StateNotMovedError, ...] = ()
+    notice: str = ""
 
 
 @dataclass(frozen=True, slots=True)

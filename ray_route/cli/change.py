@@ -40,7 +40,7 @@ def drain(
     """Move every uid of a pod to others, without losing a call; then it is SHUTDOWN.
 
     New uids go elsewhere at once. A uid moves when its calls have ended. The router does the work:
-    Ctrl-C ends this command, not the drain, and the same command follows it again.
+    Ctrl-C ends this command, not the drain, and the same command follows it again, by its deadline.
 
     \b
     Examples:
@@ -60,6 +60,8 @@ def drain(
     except KeyboardInterrupt:
         click.echo(_interrupted(namespace, service, pod, last), err=True)
         raise
+    if last.notice and not as_json:
+        console().print(f"pod {pod} of {service}: {last.notice}", markup=False)
     if as_json:
         print_json(last)
     elif last.problem:

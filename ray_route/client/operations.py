@@ -37,6 +37,8 @@ from ray_route.runtime.waiting import INLINE_S, Blocking, Operation, Pause
 
 _BACKOFF_S = 0.02
 _DRAIN_POLL_S = 0.1
+# A router ends a drain at its deadline, and gives the pod back then.
+_VERDICT_S = 0.7
 _RESTART_POLL_S = 0.1
 
 
@@ -284,7 +286,7 @@ class Drain:
     """A drain as the client that asked for it sees it.
 
     `found` is the pod's routing state before it, for a router that takes the drain up after
-    another; None while the drain is another caller's.
+    another.
     """
 
     service: str
@@ -292,6 +294,11 @@ class Drain:
     deadline: Deadline
     go_on: bool
     found: RoutingState | None = None
+
+    @property
+    def is_late(self) -> bool:
+        """True once its router should have ended it: a later drain may have a later deadline."""
+        return not self.go_on and now() > self.deadline.at + _VERDICT_S
 
 
 def begin_drain(
@@ -323,10 +330,11 @@ def watch_drain(session: Session, drain: Drain) -> Operation[DrainProgress]:
 
 
 def _by_then(progress: DrainProgress, drain: Drain) -> DrainProgress:
-    """Return how far a drain has come; if it is another's, one's own deadline ends the watching."""
-    if progress.done or drain.found or drain.go_on or drain.deadline.remaining():
+    """Return how far a drain has come; one's own deadline ends the watching."""
+    if progress.done or not drain.is_late:
         return progress
-    problem = f"another caller's drain of it still goes on after {drain.deadline.timeout_s:g} s"
+    why = progress.notice or "its end is still to be written"
+    problem = f"after {drain.deadline.timeout_s:g} s its drain goes on: {why}"
     return replace(progress, done=True, problem=problem)
 
 

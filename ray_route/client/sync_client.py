@@ -250,8 +250,9 @@ class RouteClient(ClientBase):
         A drain that did not empty the pod ends with a `problem`, and the pod serves what it has
         left and takes new uids again: at once, having changed nothing, if no other pod is READY
         and none is being restarted; past `deadline_s` seconds, unless it is told to `go_on`; when
-        the last of the others is gone. A drain that another caller has begun is joined, until
-        one's own `deadline_s`. `timeout` is for each answer.
+        the last of the others is gone. A drain that is under way goes by the deadline of whoever
+        asked last, and both are told so (`notice`); the earlier caller watches until its own.
+        `timeout` is for each answer.
         """
         begun = self._run(
             operations.begin_drain(self._session, service, pod, deadline_s, go_on=go_on), timeout

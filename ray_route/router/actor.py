@@ -179,11 +179,11 @@ class Router:
         *,
         go_on: bool,
         found: RoutingState | None = None,
-    ) -> RoutingState | None:
+    ) -> RoutingState:
         """Begin to drain a pod (see `drain_progress`), or take up the drain of an earlier router.
 
-        Returns the state in which the pod was `found` before, which a drain that stops gives back;
-        None if another caller's drain of it goes on.
+        One that is under way goes by this deadline from now on. Returns the state in which the pod
+        was `found` before, which a drain that stops gives back.
         """
         await self._life.opened()
         record = await self._membership.known(service, pod)
@@ -191,8 +191,10 @@ class Router:
         if not record.routable:
             self._drains.forget(service, pod)
             return before
-        begun = self._drains.start(service, record, before, deadline_s, go_on=go_on)
-        return before if begun else None
+        again = found is not None  # who takes up its own drain does not overrule a later one
+        return self._drains.start(
+            service, record, before, deadline_s, go_on=go_on, only_sooner=again
+        )
 
     async def drain_progress(self, service: str, pod: int) -> DrainProgress | None:
         """How far the drain of a pod has come; None if this router began none."""

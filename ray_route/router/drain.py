@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -42,6 +42,8 @@ _CLOSING_S = 5.0
 _GO_ON_OPEN_S = 4.0
 _GO_ON_CLOSED_S = 1.0
 _PAUSE_S = 0.1
+# An earlier deadline by less is the same one, told again.
+_SLACK_S = 0.5
 _RETRY_S = 0.5
 _GIVE_BACK_S = 10.0
 _NAMED = 10
@@ -84,23 +86,61 @@ class Drain:
     """The uids that can't move, since who owns them can't be read or written."""
     stuck: dict[str, StateNotMovedError] = field(default_factory=dict)
     """The uids whose states no other pod can have."""
+    notice: str = ""
+    """What a later drain has changed."""
+    left: int = 0
     closes: bool = False
     denying: bool = False
     """True once the pod may have been told to take no new uids."""
+    ends: bool = False
+    """True once it may have been written that the pod is shut down."""
 
     async def run(self) -> None:
         """Drain the pod; raise `StoppedError` at the deadline if not told to go on."""
         self.denying = self.pod.state is not self.before  # by an earlier router
         try:
-            await self._begin()
-            await self.directory.quiet(self.service)
-            await self.moves.quiet(self.service, self.pod.pod)
-            await self._empty(await self._show())
-            await self._finish()
+            await self._in_time(self._work())
         except Exception:  # whatever stops it: the pod is given back
             await self._give_back()
             raise
-        self.note(DrainProgress(self.pod.pod, left=0, moved=self.moved, running=0, done=True))
+        self._note(DrainProgress(self.pod.pod, left=0, moved=self.moved, running=0, done=True))
+
+    def take_over(self, deadline: Deadline, *, go_on: bool) -> None:
+        """Go by another deadline from now on: that of a later drain of the same pod."""
+        was = "none" if self.go_on else f"one in {self.deadline.remaining():.3g} s"
+        self.notice = f"a later drain has set a deadline of {deadline.timeout_s:g} s; it was {was}"
+        self.deadline, self.go_on = deadline, go_on
+
+    def hasten(self, deadline: Deadline) -> None:
+        """Go by another deadline if that is the earlier one."""
+        if deadline.remaining() < self.deadline.remaining() - _SLACK_S:
+            self.take_over(deadline, go_on=self.go_on)
+
+    def _note(self, progress: DrainProgress) -> None:
+        self.left = progress.left
+        self.note(replace(progress, notice=self.notice))
+
+    async def _in_time(self, work: Coroutine[Any, Any, None]) -> None:
+        """End some work at the deadline, whatever it waits for; the deadline may change meanwhile.
+
+        Hooks that run, and states under way, go on to their end, and are settled then.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait({task}, timeout=_PAUSE_S))[0]:
+                if not self.ends:
+                    self._check(self.left)
+            await task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _work(self) -> None:
+        await self._begin()
+        await self.directory.quiet(self.service)
+        await self.moves.quiet(self.service, self.pod.pod)
+        await self._empty(await self._show())
+        await self._finish()
 
     async def _begin(self) -> None:
         """Have the pod take no new uids, once there is another for those that it has."""
@@ -180,13 +220,14 @@ class Drain:
         A write without an answer may still be carried out: then to go on is right, whatever
         became of it, and to give the pod back could bring a life back that has ended.
         """
+        self.ends = True
         while True:
             try:
                 await self._set_state(RoutingState.SHUTDOWN)
             except StoreUnavailableError as error:
                 if self.deadline.remaining() == 0 and not self.go_on:
                     problem = f"the pod is empty and closed, but that can't be written: {error}"
-                    self.note(
+                    self._note(
                         DrainProgress(self.pod.pod, 0, self.moved, 0, done=True, problem=problem)
                     )
                 await asyncio.sleep(_RETRY_S)
@@ -293,7 +334,7 @@ class Drain:
         self.stuck.update(step.stuck)
         left = lefts[release] = step.left
         total = sum(lefts.values())
-        self.note(DrainProgress(self.pod.pod, total, self.moved, self.running))
+        self._note(DrainProgress(self.pod.pod, total, self.moved, self.running))
         self._check(total)
         if left and not self._targets():
             raise _NoTargetError
@@ -313,7 +354,7 @@ class Drain:
                     raise
                 continue
             self.running, left = shown.running, len(shown.held) + shown.undecided
-            self.note(DrainProgress(self.pod.pod, left, self.moved, self.running))
+            self._note(DrainProgress(self.pod.pod, left, self.moved, self.running))
             return shown
 
     @property

@@ -35,7 +35,8 @@ class Drains:
         self._parts = (membership, directory, mailboxes, moves, is_restarting)
         self._meter = membership.meter
         self._deciding: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._running: dict[tuple[str, int], asyncio.Task[Any]] = {}
+        self._tasks: dict[tuple[str, int], asyncio.Task[Any]] = {}
+        self._running: dict[tuple[str, int], Drain] = {}
         self._progress: dict[tuple[str, int], DrainProgress] = {}
 
     def start(
@@ -46,25 +47,46 @@ class Drains:
         deadline_s: float,
         *,
         go_on: bool,
-    ) -> bool:
-        """Begin to drain a pod; False if that is under way, with a deadline of its own.
+        only_sooner: bool = False,
+    ) -> RoutingState:
+        """Begin to drain a pod, or have the drain that is under way go by this deadline.
 
-        `before` is the state that the pod gets back if the drain stops.
+        `only_sooner`: by this one if it is the earlier. `before` is the state that the pod gets
+        back if the drain stops; returns what holds of the drain under way.
         """
-        key = (service, pod.pod)
-        if key in self._running:
-            return False
-        self._progress[key] = DrainProgress(pod.pod, left=0, moved=0, running=0)
+        key, deadline = (service, pod.pod), Deadline.after(deadline_s)
+        running = self._running.get(key)
+        if running is None:
+            self._begin(key, pod, before, deadline, go_on=go_on)
+            return before
+        if only_sooner:
+            running.hasten(deadline)
+        else:
+            running.take_over(deadline, go_on=go_on)
+        return running.before
 
+    def _begin(
+        self,
+        key: tuple[str, int],
+        pod: PodRecord,
+        before: RoutingState,
+        deadline: Deadline,
+        *,
+        go_on: bool,
+    ) -> None:
         def note(progress: DrainProgress) -> None:
             self._progress[key] = progress
 
-        deadline, deciding = Deadline.after(deadline_s), self._deciding[service]
-        drain = Drain(*self._parts, deciding, service, pod, before, deadline, go_on, note)
-        task = asyncio.get_running_loop().create_task(self._run(key, drain))
-        self._running[key] = task
-        task.add_done_callback(lambda _: self._running.pop(key, None))
-        return True
+        note(DrainProgress(pod.pod, left=0, moved=0, running=0))
+        deciding = self._deciding[key[0]]
+        drain = Drain(*self._parts, deciding, key[0], pod, before, deadline, go_on, note)
+        self._running[key] = drain
+        task = self._tasks[key] = asyncio.get_running_loop().create_task(self._run(key, drain))
+        task.add_done_callback(lambda _: (self._tasks.pop(key), self._running.pop(key)))
+
+    def is_running(self, service: str, pod: int) -> bool:
+        """True while a pod is being drained."""
+        return (service, pod) in self._running
 
     def progress(self, service: str, pod: int) -> DrainProgress | None:
         """How far the last drain of a pod has come; None if this router began none."""
@@ -92,6 +114,7 @@ class Drains:
                 self._progress[key],
                 done=True,
                 problem=str(error),
+                notice=drain.notice,
                 damaged=tuple(drain.damaged.values()),
                 stuck=tuple(drain.stuck.values()),
             )

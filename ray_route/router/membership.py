@@ -265,7 +265,7 @@ class Membership:
                 state=record.state,
                 life=record.life,
                 load=self.loads.load(service, [record])[index],
-                links=self.loads.links(service, record),
+                links=self.loads.links(service, record) if record.routable else 0,
                 node=record.node,
                 actor=record.actor,
                 incarnation=record.incarnation,

@@ -56,6 +56,8 @@ class NodeDrains:
         if now() < self._begun.get(life, 0.0):
             return
         self._begun[life] = now() + _AGAIN_S
-        if self._drains.start(service, pod, pod.state, left_s, go_on=False):
+        is_new = not self._drains.is_running(service, pod.pod)
+        self._drains.start(service, pod, pod.state, left_s, go_on=False, only_sooner=True)
+        if is_new:
             facts = (pod.pod, service, pod.node, left_s)
             logger.warning("pod %d of %s is drained: Ray drains its node %s, in %.1f s", *facts)

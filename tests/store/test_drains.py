@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pytest
 from helpers import soon
@@ -20,6 +21,7 @@ from ray_route.router.shards import Outcome
 from ray_route.store.connect import Store
 from ray_route.store.scripts import plain_call
 
+READY = RoutingState.READY
 UIDS = [f"u{number}" for number in range(30)]
 
 
@@ -33,12 +35,18 @@ class Played:
     at_release: Callable[[], None] = lambda: None
     undecided: int = 0
     looks: int = 0
+    is_slow: bool = False
+    """Its hooks do not end."""
+    is_silent: bool = False
+    """It answers nothing."""
 
     async def serve(self) -> None:
         boxes = self.space.mailboxes
         address = ("svc", 0, self.space.membership.table.pods("svc")[0].incarnation)
         while True:
             for number, command in await boxes.fetch(address, 10):
+                if self.is_silent or (self.is_slow and isinstance(command, Release)):
+                    continue
                 if isinstance(command, Release):
                     self.at_release()
                     self.taken += command.uids
@@ -51,7 +59,14 @@ class Played:
                     boxes.answer(address, number, Shown(dict(self.held), 0, self.undecided))
 
 
-Drained = Callable[[], Awaitable[DrainProgress]]
+class Drained(Protocol):
+    """Begins a drain of pod 0, or has it go by another deadline; returns how it ended."""
+
+    def __call__(
+        self, deadline_s: float = 30, *, go_on: bool = True, only_sooner: bool = False
+    ) -> Awaitable[DrainProgress]: ...
+
+
 Story = Callable[[Space, Played, Drained], Awaitable[None]]
 
 
@@ -72,9 +87,12 @@ def tell(store: Store, story: Story) -> None:
         rooms = (space.membership, space.directory, space.mailboxes, space.moves)
         drains = Drains(*rooms, never)
 
-        async def drained() -> DrainProgress:
+        async def drained(
+            deadline_s: float = 30, *, go_on: bool = True, only_sooner: bool = False
+        ) -> DrainProgress:
             record = space.membership.table.pods("svc")[0]
-            assert drains.start("svc", record, record.state, 30, go_on=True)
+            how = {"go_on": go_on, "only_sooner": only_sooner}
+            assert drains.start("svc", record, record.state, deadline_s, **how) is READY
             progress: DrainProgress = await soon(lambda: is_done(drains), "the drain has ended")
             return progress
 
@@ -148,6 +166,65 @@ def test_links_that_are_damaged_while_their_uids_are_given_up_hold_up_no_other(
         given = {"u3": (1, True), "u5": (1, True), "u6": (1, False)}
         settled = await space.moves.settle(pod_0, given)
         assert settled == {"u5": (1, 0), "u6": (1, 0)}, "what is damaged stays given up"
+
+    tell(store, story)
+
+
+def is_given_back(space: Space) -> bool:
+    return space.membership.table.pods("svc")[0].state is READY
+
+
+@pytest.mark.parametrize("trouble", ["is_slow", "is_silent"])
+def test_a_drain_ends_at_its_deadline_whatever_it_waits_for(store: Store, trouble: str) -> None:
+    async def story(space: Space, pod: Played, drained: Drained) -> None:
+        setattr(pod, trouble, True)
+        last = await asyncio.wait_for(drained(0.5, go_on=False), 5)
+        assert last.problem is not None
+        assert "after 0.5 s" in last.problem
+        assert is_given_back(space)
+
+    tell(store, story)
+
+
+def test_a_drain_under_way_goes_by_the_deadline_of_who_asks_last(store: Store) -> None:
+    async def story(space: Space, pod: Played, drained: Drained) -> None:
+        pod.is_slow = True
+        first = asyncio.create_task(drained(600, go_on=False))
+        await soon(lambda: not is_given_back(space), "it has begun")
+        last = await asyncio.wait_for(drained(0.5, go_on=False), 10)
+        assert last == await first
+        assert last.problem is not None
+        assert "after 0.5 s" in last.problem
+        assert "a later drain has set a deadline of 0.5 s" in last.notice
+        assert is_given_back(space)
+
+    tell(store, story)
+
+
+def test_a_drain_that_is_told_again_ends_no_later(store: Store) -> None:
+    async def story(space: Space, pod: Played, drained: Drained) -> None:
+        pod.is_slow = True
+        first = asyncio.create_task(drained(1.5, go_on=False))
+        await soon(lambda: not is_given_back(space), "it has begun")
+        last = await drained(600, go_on=False, only_sooner=True)
+        assert last == await first
+        assert (last.notice, is_given_back(space)) == ("", True)
+        first = asyncio.create_task(drained(600, go_on=False))
+        await soon(lambda: not is_given_back(space), "another has begun")
+        assert "0.5 s" in (await drained(0.5, go_on=False, only_sooner=True)).notice
+        await first
+
+    tell(store, story)
+
+
+def test_a_drained_pod_has_no_links_however_many_were_counted(store: Store) -> None:
+    async def story(space: Space, pod: Played, drained: Drained) -> None:
+        record = space.membership.table.pods("svc")[0]
+        space.membership.loads.placed("svc", record, [1, 2])  # of links that have run out
+        assert (await space.membership.pods("svc"))[0].links == len(UIDS) + 2
+        assert (await drained()).problem is None
+        assert (await space.membership.pods("svc"))[0].links == 0
+        assert pod.held == {}
 
     tell(store, story)
 
