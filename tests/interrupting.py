@@ -20,7 +20,7 @@ class Interrupter:
     def __init__(self, at_line: int, modules: tuple[Any, ...], spared: Container[str] = ()) -> None:
         self.at_line = at_line
         self.lines = 0
-        # Kept: CPython calls it once more where an interrupt has just ended the tracing.
+        # It is kept: CPython calls it once more where an interrupt has just ended the tracing.
         self._trace = self._enter
         self._spared = spared
         self._files = {module.__file__ for module in modules}

@@ -67,7 +67,7 @@ class World:
         return [uid for uid in self.held if self.place.keys.shard(uid) in self.place.away]
 
     def end(self, uid: str) -> None:
-        """Let a link run out, and before it its pod's lease on it; it keeps none for two of those."""
+        """Let a link run out, its pod's lease on it before; it keeps none for two of those."""
         self.router.run_out(uid)
         if uid in self.ended_at:
             del self.held[uid], self.ended_at[uid]
