@@ -5,8 +5,7 @@ Below `directory`, which decides: here what was decided is written, for one uid 
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
 
 from cachetools import TLRUCache
@@ -15,6 +14,7 @@ from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import DamagedKeyError, RouteError, RouterUnavailableError
 from ray_route.model import Link, PodRecord
+from ray_route.router.decisions import Decisions
 from ray_route.router.membership import Membership
 from ray_route.router.placer import Proposal, owner_of
 from ray_route.router.shards import Build, Outcome, Shards, SupersededError
@@ -26,7 +26,6 @@ from ray_route.store.scripts import Call
 
 Outcomes = Mapping[str, Outcome | RouteError]
 
-_DECISIONS_KEPT = 20_000
 # Removals are remembered, so that a recovery does not bring back what was removed.
 _REMOVALS_KEPT = 100_000
 _REMEMBERED_S = 300.0
@@ -360,26 +359,6 @@ class LinkTable:
                 self._membership.loads.placed(service, record, placed)
         self.decisions.note(service, written, decision)
         self.meter.count(LINKS, service, decision.partition(" ")[0].rstrip(":"), by=len(written))
-
-
-class Decisions:
-    """The router's last decisions about links, for whoever asks why a uid is where it is."""
-
-    def __init__(self) -> None:
-        self._noted: deque[tuple[float, str, str, str, int]] = deque(maxlen=_DECISIONS_KEPT)
-
-    def note(self, service: str, links: Mapping[str, Link], decision: str) -> None:
-        """Note what has been decided about uids, and the pods of their links."""
-        at = time.time()
-        self._noted.extend((at, service, uid, decision, link.pod) for uid, link in links.items())
-
-    def about(self, service: str, uid: str) -> tuple[str, ...]:
-        """Return what was decided about a uid, oldest first, with the router's local time."""
-        return tuple(
-            f"{time.strftime('%H:%M:%S', time.localtime(at))} {decision} pod {pod}"
-            for at, of_service, of_uid, decision, pod in self._noted
-            if of_uid == uid and of_service == service
-        )
 
 
 def _not_held(uids: Mapping[str, int], outcomes: Outcomes) -> dict[str, int]:
