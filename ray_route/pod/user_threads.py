@@ -6,9 +6,11 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
+
+from ray_route.runtime.loop_posts import posts_here, wake
 
 AT_ONCE = 16
 
@@ -28,51 +30,83 @@ class UserThreads:
         Cancelled, a function that has not begun does not; any other is waited for to its end, for
         it can't be ended, and nothing must run beside it.
         """
-        context = contextvars.copy_context()
-        ran: _Ran = Future()
-        work = partial(context.run, _outcome, ran, function)
+        work = _Work(function)
         if is_within:
-            threading.Thread(target=work, name="ray_route-within", daemon=True).start()
+            threading.Thread(target=work.run, name="ray_route-within", daemon=True).start()
         else:
-            self._pool.submit(work)
-        result, error = await _to_its_end(ran)
-        if error is not None:
-            raise error
-        return result
+            self._pool.submit(work.run)
+        await work.end()
+        if work.error is not None:
+            raise work.error
+        return work.result
 
 
-_Ran = Future[tuple[Any, BaseException | None]]
+class _Work:
+    """A function that a thread is to run, and who waits for it on the running event loop."""
 
+    __slots__ = (
+        "_chance",
+        "_context",
+        "_function",
+        "_is_over",
+        "_posts",
+        "_waiting",
+        "error",
+        "result",
+    )
 
-def _outcome(ran: _Ran, function: Callable[[], Any]) -> None:
-    """Run a function, and tell whoever waits, whatever is raised in this thread, at any line."""
-    try:
-        if ran.set_running_or_notify_cancel():
-            ran.set_result(_result(function))
-    except BaseException as error:  # noqa: BLE001 - whoever waits gets it
-        if not ran.done():
-            ran.set_result((None, error))
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self._context = contextvars.copy_context()
+        self._posts = posts_here()
+        self._waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._chance = [None]
+        """Whoever takes what is in it decides: that it runs, or that it never does."""
+        self._is_over = False
+        self.result: Any = None
+        self.error: BaseException | None = None
 
+    def run(self) -> None:
+        """Run it, unless it was given up before; tell whoever waits, whatever is raised here."""
+        try:
+            self._run()
+            self._posts.put(self._has_run)
+        except BaseException as error:  # noqa: BLE001 - raised in this thread, at whatever line
+            self.error = self.error or error
+            self._posts.put(self._has_run, surely=True)
 
-def _result(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-    """Return a result, or an error: a future can't raise `StopIteration`."""
-    try:
-        return function(), None
-    except BaseException as error:  # noqa: BLE001 - the user's own
-        return None, error
+    def _run(self) -> None:
+        try:
+            if self._is_taken():
+                self.result = self._context.run(self._function)
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+            self.error = error
 
+    def _has_run(self) -> None:
+        self._is_over = True
+        wake(self._waiting)
 
-async def _to_its_end(ran: Future[Any]) -> Any:
-    waiting = asyncio.wrap_future(ran)
-    try:
-        return await asyncio.shield(waiting)
-    except asyncio.CancelledError:
-        while not (ran.cancel() or ran.done()):
-            try:
-                await asyncio.wait({waiting})
-            except asyncio.CancelledError:  # once more
-                continue
-        raise
+    def _is_taken(self) -> bool:
+        try:
+            self._chance.pop()
+        except IndexError:
+            return False
+        return True
+
+    async def end(self) -> None:
+        """Wait until it has ended, or has been given up; raise the cancellation of the wait."""
+        try:
+            await self._waiting
+        except asyncio.CancelledError:
+            if not self._is_taken():
+                await self._end_for_certain()
+            raise
+
+    async def _end_for_certain(self) -> None:
+        while not self._is_over:
+            self._waiting = asyncio.get_running_loop().create_future()
+            with suppress(asyncio.CancelledError):  # once more
+                await self._waiting
 
 
 def in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 import pytest
 from helpers import eventually, unique_name
 from proxy import TcpProxy
+from reader import CONFIG, WAIT_S, Process, S
 from replicated import Replicated, cluster, one_server, sentinel
 from servers import ClusterServers, admin, is_in_step
 
 from ray_route.clock import Deadline
-from ray_route.config import RouteConfig
 from ray_route.errors import (
     ClosedError,
     DamagedKeyError,
@@ -27,106 +25,15 @@ from ray_route.errors import (
 )
 from ray_route.model import Link
 from ray_route.protocol.welcome import Vouched
-from ray_route.router.comparison import named
 from ray_route.runtime import link_reads, waiting
-from ray_route.runtime.belief import Belief
-from ray_route.runtime.link_reads import Awaited, LinkReads, Part, Reading
+from ray_route.runtime.link_reads import Awaited, Reading
 from ray_route.runtime.namespace import Namespace
 from ray_route.runtime.waiting import Operation
-from ray_route.runtime.worker import Worker
-from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.keys import Keys
-from ray_route.store.lanes import Lane
-from ray_route.store.links import LinkCalls, Writer
+from ray_route.store.links import Writer
 from ray_route.store.scripts import plain_call
-from ray_route.store.url import StoreUrl, parse_url
-
-S = "chat"
-CONFIG = RouteConfig(shards=8)
-WAIT_S = 20
-
-
-@dataclass
-class Process:
-    """What a process needs to read links, and a router that it asks: its counters, its compare."""
-
-    url: StoreUrl
-    keys: Keys
-    seen: list[int] = field(default_factory=lambda: [0] * CONFIG.shards)
-    routers: list[int] = field(default_factory=lambda: [0] * CONFIG.shards)
-    asked: int = 0
-
-    def __post_init__(self) -> None:
-        self.store = Store(self.url)
-        self.calls = LinkCalls(self.keys, CONFIG)
-        self.worker = Worker("worker")
-        self.belief = Belief(self.store, self.vouch)
-        self.reads = LinkReads(
-            self.worker, self.belief, self.calls, self.seen.__getitem__, self.saw_all
-        )
-
-    def saw_all(self, pairs: Any) -> None:
-        for shard, counter in pairs:
-            self.seen[shard] = max(counter, self.seen[shard])
-
-    def vouch(self) -> Vouched:
-        """Name the servers, and tell the counters that the router knows, as it does."""
-        self.asked += 1
-        vouched = asyncio.run(self._compared())
-        self.saw_all(enumerate(vouched.seen))
-        return vouched
-
-    async def _compared(self) -> Vouched:
-        store = AsyncStore(self.url)
-        try:
-            return Vouched(named((await store.servers()).values()), list(self.routers))
-        finally:
-            await store.close()
-
-    # The router writes.
-
-    def link(self, uid: str, owner: str) -> int:
-        """Give a uid to an owner, whoever has it; return the epoch."""
-        shard = self.keys.shard(uid)
-        writer = Writer(1, self.routers[shard])
-        call = self.calls.set(writer, shard, S, [uid], [owner], persistent=False)
-        reply = self.calls.parse(self.store.one(call))
-        assert reply.status == "ok"
-        self.routers[shard] = reply.counter
-        (link,) = reply.links
-        assert link is not None
-        return link.epoch
-
-    # The process reads.
-
-    def part(self, uid: str) -> Part:
-        return Part(self.keys.shard(uid), [(S, uid)])
-
-    def read(self, uid: str) -> Reading | Exception | None:
-        (reading,) = self.reads.ask([self.part(uid)]).result(WAIT_S)
-        return reading
-
-    def pod_of(self, uid: str) -> int | None:
-        reading = self.read(uid)
-        if not isinstance(reading, Reading) or reading.reply.status != "ok":
-            return None
-        (link,) = reading.reply.links
-        return link.pod if link else None
-
-    def believe(self) -> None:
-        self.belief.renewed().result(WAIT_S)
-
-    def lane(self) -> Lane:
-        """Take the believed lane, to be given back."""
-        taken = self.belief.take("", 0)
-        assert taken is not None
-        return taken
-
-    def close(self) -> None:
-        self.worker.stop(10)
-        self.belief.close()
-        self.store.close()
+from ray_route.store.url import parse_url
 
 
 @pytest.fixture(params=["valkey", "redis"])

@@ -11,7 +11,7 @@ from helpers import unique_name
 from ray_route.clock import now
 from ray_route.errors import FencedError
 from ray_route.model import Link
-from ray_route.pod import gate as gates
+from ray_route.pod import confirming
 from ray_route.pod.entries import Phase
 from ray_route.pod.gate import Gate
 from ray_route.pod.holdings import Holdings
@@ -54,7 +54,7 @@ def namespace() -> Namespace:
 def gate(namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> Gate:
     held = Holdings(0, PodLease(7, 600.0, now()), 600.0)
     there: Any = namespace
-    monkeypatch.setattr(gates, "_ROUTER_S", 0.2)
+    monkeypatch.setattr(confirming, "_ROUTER_S", 0.2)
     return Gate(there, "chat", held, Hooks())
 
 
@@ -88,10 +88,11 @@ def test_an_acquisition_that_meets_another_is_asked_for_again(
     with held.lock:
         assert held.take_in("u", 50, State("it"))
     releases.settled({"u": (50, EPOCH)})
-    flight = gate._flights["u", EPOCH] = gates._new_flight()  # a call's
+    calls: list[Any] = []
+    gate._confirming._flight("u", EPOCH, calls.append)
     (work,) = releases.to_acquire()
     gate.acquire(work.uid, work.epoch)
-    gate._arrived(("u", EPOCH), flight, OSError("Redis is away"))
+    gate._confirming._arrived(*calls, OSError("Redis is away"))
     assert releases.to_acquire() == [work]
     gate.acquire(work.uid, work.epoch)
     assert held.entries["u"].phase is Phase.HELD

@@ -1,0 +1,198 @@
+"""First calls that come at once are confirmed at their pod by one read, each with its own fate."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from helpers import soon, unique_name
+from reader import CONFIG, Process, S
+
+from ray_route.clock import now
+from ray_route.errors import DamagedKeyError, FencedError
+from ray_route.model import Link
+from ray_route.pod.gate import Gate
+from ray_route.pod.holdings import Holdings
+from ray_route.pod.hooks import Hooks
+from ray_route.pod.pod_lease import PodLease
+from ray_route.runtime.namespace import Namespace
+from ray_route.runtime.waiting import Operation
+from ray_route.store.embedded import EmbeddedServer
+from ray_route.store.keys import Keys
+from ray_route.store.scripts import plain_call
+from ray_route.store.url import parse_url
+
+MINE, ANOTHERS = "0:7", "1:8"
+
+
+class ThisNamespace(Namespace):
+    """Reads of a process that needs no Ray; reads that were made one by one are counted."""
+
+    def __init__(self, process: Process) -> None:
+        self.name = process.keys.namespace
+        self.keys, self.url, self.reads = process.keys, process.url, process.reads
+        self.alone: list[str] = []
+
+    def check_here(self) -> None:
+        pass
+
+    def read(self, shard: int, names: Any) -> Operation[list[Link | None]]:
+        self.alone += [uid for _, uid in names]
+        return super().read(shard, names)
+
+    def ask(self, method: str, *_: Any, **__: Any) -> Operation[Any]:
+        yield from ()
+        return method
+
+
+@dataclass
+class Pod:
+    """A pod's gate over a real server; its hook says what a test wants."""
+
+    process: Process
+    made: list[str] = field(default_factory=list)
+    hook: Any = None
+
+    def __post_init__(self) -> None:
+        self.namespace = ThisNamespace(self.process)
+        held = Holdings(0, PodLease(7, 600.0, now()), 600.0)
+        self.gate = Gate(self.namespace, S, held, Hooks(self.on_acquire))
+        self.epochs: dict[str, int] = {}
+
+    def on_acquire(self, uid: str) -> None:
+        if self.hook is not None:
+            self.hook(uid)
+        self.made.append(uid)
+
+    def link(self, uid: str, owner: str = MINE) -> str:
+        self.epochs[uid] = self.process.link(uid, owner)
+        return uid
+
+    async def enter(self, uid: str) -> None:
+        await asyncio.wait_for(self.gate.enter_async(uid, self.epochs[uid], 7), 60)
+
+    def enter_all(self, uids: list[str]) -> list[Any]:
+        async def all_at_once() -> list[Any]:
+            return await asyncio.gather(*map(self.enter, uids), return_exceptions=True)
+
+        return asyncio.run(all_at_once())
+
+
+@pytest.fixture
+def pod(server: EmbeddedServer) -> Iterator[Pod]:
+    process = Process(parse_url(server.url), Keys(unique_name(), CONFIG.shards))
+    process.believe()
+    yield Pod(process)
+    process.close()
+
+
+def counted(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the links of each read."""
+    reads, read = [], pod.process.reads.read
+
+    def noted(parts: Any) -> Any:
+        reads.append(sum(len(part.names) for part in parts))
+        return read(parts)
+
+    monkeypatch.setattr(pod.process.reads, "read", noted)
+    return reads
+
+
+def test_many_at_once_are_one_read_and_one_object_each(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uids = [pod.link(f"u{number}") for number in range(200)]
+    reads = counted(pod, monkeypatch)
+    assert pod.enter_all(uids + uids) == [None] * 400
+    assert reads == [200]
+    assert sorted(pod.made) == sorted(uids)
+    assert all(pod.gate.held.entries[uid].running == 2 for uid in uids)
+
+
+def test_more_than_travel_together_all_come_in(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_route.pod.confirming._TOGETHER", 7)
+    uids = [pod.link(f"u{number}") for number in range(50)]
+    assert pod.enter_all(uids) == [None] * 50
+    assert sorted(pod.made) == sorted(uids)
+    assert not pod.namespace.alone
+
+
+def test_each_has_its_own_fate(pod: Pod) -> None:
+    """One whose link is another's, damaged or gone is refused; all others are none the worse."""
+    good = [pod.link(f"u{number}") for number in range(20)]
+    moved, gone, damaged = pod.link("moved"), pod.link("gone"), pod.link("damaged")
+    pod.process.link(moved, ANOTHERS)
+    shard_of, link_of = pod.process.keys.shard, pod.process.keys.link
+    pod.process.store.one(plain_call("DEL", link_of(shard_of(gone), S, gone)))
+    pod.process.store.one(plain_call("SET", link_of(shard_of(damaged), S, damaged), "nonsense"))
+    uids = [*good, moved, gone, damaged]
+    outcomes = dict(zip(uids, pod.enter_all(uids), strict=True))
+    assert [outcomes[uid] for uid in good] == [None] * 20
+    assert isinstance(outcomes[moved], FencedError)
+    assert isinstance(outcomes[gone], FencedError)
+    assert isinstance(outcomes[damaged], DamagedKeyError)
+    assert sorted(pod.made) == sorted(good)
+    assert sorted(pod.namespace.alone) == sorted(["moved", "gone", "gone", "damaged"])
+
+
+def test_an_object_that_fails_or_takes_long_is_nobody_elses_concern(pod: Pod) -> None:
+    free = threading.Event()
+
+    def hook(uid: str) -> None:
+        if uid == "fails":
+            raise ValueError(uid)
+        if uid == "slow":
+            assert free.wait(60)
+
+    pod.hook = hook
+    for uid in ("fails", "slow", *(f"u{number}" for number in range(20))):
+        pod.link(uid)
+
+    async def story() -> None:
+        slow = asyncio.ensure_future(pod.enter("slow"))
+        others = [pod.enter(f"u{number}") for number in range(20)]
+        fails, *rest = await asyncio.gather(pod.enter("fails"), *others, return_exceptions=True)
+        assert isinstance(fails, ValueError)
+        assert rest == [None] * 20
+        assert not slow.done()
+        free.set()
+        await slow
+
+    asyncio.run(story())
+    pod.hook = None
+    assert pod.enter_all(["fails"]) == [None], "the next one tries again"
+
+
+def test_where_no_server_is_believed_each_has_one_vouched_for(pod: Pod) -> None:
+    uids = [pod.link(f"u{number}") for number in range(20)]
+    pod.process.belief.end()
+    pod.namespace.believe = lambda _: _believed(pod)  # type: ignore[method-assign]
+    assert pod.enter_all(uids) == [None] * 20
+    assert sorted(pod.made) == sorted(uids)
+
+
+def _believed(pod: Pod) -> Operation[None]:
+    yield from ()
+    pod.process.believe()
+
+
+def test_whoever_gives_up_leaves_what_is_shared_to_others(pod: Pod) -> None:
+    free = threading.Event()
+    pod.hook = lambda _: free.wait(60)
+    pod.link("u")
+
+    async def story() -> None:
+        first, second = (asyncio.ensure_future(pod.enter("u")) for _ in range(2))
+        await soon(lambda: "u" in pod.gate.held.entries, "it is being acquired", 30)
+        first.cancel()
+        await asyncio.wait({first})
+        free.set()
+        await second
+        assert pod.gate.held.entries["u"].running == 1
+
+    asyncio.run(story())
+    assert pod.made == ["u"]
