@@ -29,6 +29,8 @@ from ray_route.cli.app import app, main
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if page != PAGE)
+# On a real Serve, in tests/serve; on real stores, in test_saved_states.py and tests/store.
+RUN_ELSEWHERE = {"serve.md", "stream.md", "keep_states.md"}
 RUN, NAMED, TEXT = ("python", "sh"), ("bash",), ("text", "promql")
 
 
@@ -78,7 +80,7 @@ def rooms(ray_session: None) -> Iterator[None]:
 def test_the_pages_code_runs(rooms: None, capsys: pytest.CaptureFixture[str]) -> None:
     """Pages in order of their names, on the tutorial's service."""
     for page in PAGES:
-        if page.name in {"serve.md", "stream.md"}:  # they run on a real Serve, in tests/serve
+        if page.name in RUN_ELSEWHERE:
             continue
         names: dict[str, Any] = {"__name__": f"docs_{page.stem}", "ray_route": ray_route}
         for language, _, text in blocks(page):

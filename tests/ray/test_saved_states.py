@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import pytest
 from helpers import eventually, unique_name
 from peruid import SqliteStore, Tally
+from postgres import postgres
 
 import ray_route
+
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "keep_states.md"
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +84,15 @@ def test_an_orderly_end_saves_at_once(client: ray_route.RouteClient, tmp_path: P
 def test_a_store_is_for_objects_of_one_uid_alone(store: SqliteStore) -> None:
     with pytest.raises(ray_route.InvalidInputError, match="per_uid"):
         ray_route.deploy(Tally, namespace="no", service="no", replicas=1, store=store)
+
+
+def test_the_page_of_stores_as_printed_on_postgres(
+    client: ray_route.RouteClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", PAGE.read_text())
+    names: dict[str, Any] = {"__name__": "docs_keep_states"}
+    with postgres() as url:
+        for block in [*blocks, blocks[-1]]:  # the second time it goes on where the first one ended
+            there = block.replace("postgresql://localhost/states", url)
+            exec(there.replace('"kept"', repr(client.namespace)), names)
+    assert capsys.readouterr().out.split() == ["1", "2"]
