@@ -10,24 +10,17 @@ import ray
 import ray_route
 
 
-class Rooms:
-    """One pod's rooms: what was said last, in memory."""
+class Room:
+    """One room: what was said, in memory. After a death of its pod it is made anew, and empty."""
 
-    def __init__(self) -> None:
-        self.said: dict[str, list[str]] = {}
+    def __init__(self, room: str) -> None:
+        self.room = room
+        self.said: list[str] = []
 
-    def on_acquire(self, room: str) -> None:
-        """Begin with an empty room: after a death, what was said before is gone."""
-        self.said[room] = []
-
-    def on_release(self, room: str) -> None:
-        """Close the room here; it goes on elsewhere."""
-        del self.said[room]
-
-    def say(self, room: str, who: str, text: str) -> list[str]:
+    def say(self, who: str, text: str) -> list[str]:
         """Add a line, and return the last three."""
-        self.said[room].append(f"{who}: {text}")
-        return self.said[room][-3:]
+        self.said.append(f"{who}: {text}")
+        return self.said[-3:]
 
 
 @ray.remote(num_cpus=0)
@@ -37,7 +30,7 @@ def speak(who: str, seed: int, texts: int) -> int:
     with ray_route.connect("chat-example") as chat:
         for number in range(texts):
             room = f"room-{at_random.randrange(20)}"
-            chat.call(room, "rooms", "say", room, who, f"text {number}", idempotent=True)
+            chat.call(room, "rooms", "say", who, f"text {number}", idempotent=True)
     return texts
 
 
@@ -45,14 +38,16 @@ def main() -> None:
     """Let four people talk in twenty rooms; kill a pod half-way, and add two."""
     with (
         ray_route.connect("chat-example") as chat,
-        ray_route.deploy(Rooms, namespace="chat-example", service="rooms", replicas=3) as pods,
+        ray_route.deploy(
+            Room, namespace="chat-example", service="rooms", replicas=3, per_uid=True
+        ) as pods,
     ):
         people = [speak.remote(who, seed, 50) for seed, who in enumerate(("ann", "bo", "cy", "di"))]
         said = ray.get(people[0])
         ray.kill(chat.actor("room-0", "rooms"), no_restart=False)
         pods.scale(5)
         said += sum(ray.get(people[1:]))
-        last = chat.call("room-0", "rooms", "say", "room-0", "eve", "bye", idempotent=True)
+        last = chat.call("room-0", "rooms", "say", "eve", "bye", idempotent=True)
         print(f"{said} texts were said; the last in room-0: {last[-1]!r}")
         rooms = [f"room-{number}" for number in range(20)]
         print({pod: len(uids) for pod, uids in chat.batch_get_linked_pod(rooms, "rooms").items()})

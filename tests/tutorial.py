@@ -29,6 +29,7 @@ _SAID = (
     "2 texts in the room:\n- hello\n- anybody here?\n",
     "pod 0 of rooms is drained: 10 uids moved",
     "SHUTDOWN",
+    "3 texts in the room:\n- hello\n- anybody here?\n- anybody here?\n",
     "texts in the room: 1",
 )
 _EPOCHS = r"pod \d+, epoch (\d+), then pod \d+, epoch (\d+)"
