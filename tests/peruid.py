@@ -124,6 +124,11 @@ class AsyncRoom:
         self.inside -= 1
         return len(self.said)
 
+    async def hold(self, name: str) -> None:
+        """Stay until a file is there."""
+        while not Path(name).exists():  # noqa: ASYNC110, ASYNC240 - another process makes it
+            await asyncio.sleep(0.01)
+
     async def all_said(self) -> list[Any]:
         return self.said
 
@@ -154,6 +159,12 @@ class Shared:
         self.said[uid].append(text)
         assert len(self.said[uid]) == before + 1, "two calls at once"
         return before + 1
+
+    def hold(self, uid: str, name: str) -> int:
+        """Stay until a file is there."""
+        while not Path(name).exists():
+            time.sleep(0.01)
+        return len(self.said[uid])
 
     def all_said(self, uid: str) -> list[Any]:
         return self.said[uid]

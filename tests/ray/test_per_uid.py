@@ -111,12 +111,20 @@ def test_callers_take_turn_about(rooms: Rooms, folder: Path, ann: str) -> None:
     assert [text for text in said if text[0] == "y"] == [f"y{n}" for n in range(5)]
 
 
-def test_a_slow_uid_keeps_no_other_waiting(rooms: Rooms, folder: Path, ann: str) -> None:
-    """64 calls of one uid wait, far more than there are threads; others go on meanwhile."""
-    held = rooms[ann].hold.remote(ann)
-    waiting = call_at_once(rooms[ann], 100, 0.0)
-    others = {unique_name(): ("hi",) for _ in range(20)}
-    assert set(rooms.map("say", others).values()) == {1}
+@pytest.mark.parametrize("kind", ["rooms", "loops", "shared"])
+def test_a_slow_uid_keeps_no_other_waiting(
+    request: pytest.FixtureRequest, kind: str, folder: Path, ann: str
+) -> None:
+    """Calls of one uid wait, far more than there are threads; others go on meanwhile."""
+    service: Rooms = request.getfixturevalue(kind)
+
+    def of(uid: str, *args: Any) -> tuple[Any, ...]:
+        return (uid, *args) if kind == "shared" else args
+
+    held = service[ann].hold.remote(*of(ann, str(folder / ann)))
+    waiting = [service[ann].say.remote(*of(ann, n)) for n in range(100)]
+    others = {uid: of(uid, "hi") for uid in (unique_name() for _ in range(20))}
+    assert set(service.map("say", others).values()) == {1}
     assert not held.done()
     (folder / ann).touch()
     assert [one.result() for one in waiting] == list(range(1, 101))
