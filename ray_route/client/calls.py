@@ -38,6 +38,7 @@ from ray_route.errors import (
 from ray_route.model import Link, check_uid
 from ray_route.protocol.calls import BatchedCall, Chain, Header, Raised, Refused, SendAgain
 from ray_route.runtime.call_context import current_chain, node_mark, time_of
+from ray_route.runtime.running_hooks import check_not_awaited
 from ray_route.runtime.waiting import Operation, Remote, TheDeadline
 
 ManyCall = tuple[str, tuple[Any, ...]] | tuple[str, tuple[Any, ...], dict[str, Any]]
@@ -121,6 +122,8 @@ def call_many(
     """See `RouteClient.call_many`. `chain` is that of a handle which came out of a call."""
     chain = current_chain() or chain
     asked = [_checked(item) for item in calls]
+    for uid, _, _ in asked if chain else ():
+        check_not_awaited(chain, session.namespace.name, service, uid)
     links = yield from many_uids.compute_many(session, [uid for uid, _, _ in asked], service)
     deadline = yield TheDeadline()
     many = _Many(session, service, method, idempotent, deadline, asked, links, chain)

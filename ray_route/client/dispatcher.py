@@ -23,6 +23,7 @@ from ray_route.client.untaken import Untaken
 from ray_route.client.user_errors import of_user
 from ray_route.errors import ClosedError, RouteError
 from ray_route.protocol.calls import Header, Refused, SendAgain
+from ray_route.runtime.running_hooks import check_not_awaited
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Dispatcher:
 
     def _take_up(self, call: Outgoing, *, looks_up: bool) -> bool:
         self.session.namespace.check_here()
+        check_not_awaited(call.chain, call.namespace, call.service, call.uid)
         lane = call.lane = self.lanes.of(call)
         may_begin = have_arrived(call)
         with lane.lock:

@@ -22,7 +22,8 @@ from ray_route.pod.methods import (
     stream_error,
 )
 from ray_route.pod.surely_left import surely_left
-from ray_route.protocol.calls import HEADER_LENGTH, BatchedCall, Header, Refused
+from ray_route.protocol.calls import HEADER_LENGTH, BatchedCall, Header, Refused, chain_of
+from ray_route.runtime.running_hooks import check_not_awaited
 
 
 def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
@@ -40,6 +41,7 @@ def _served(pod: Any, place: Place, header: Header, args: Any, kwargs: Any) -> A
         if not place.turn() or lacks_value(args, kwargs):
             return place.send_again()
         check_due(due, agent.service, uid, method)
+        check_not_awaited(chain_of(header), agent.namespace, agent.service, uid)
         gate, function = agent.gate, method_of(pod, method)
         gate.enter(uid, epoch, incarnation, place)
     except RouteError as error:
@@ -79,6 +81,7 @@ async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) ->
         if not await place.turn_async() or lacks_value(args, kwargs):
             return place.send_again()
         check_due(due, agent.service, uid, method)
+        check_not_awaited(chain_of(header), agent.namespace, agent.service, uid)
         gate, function = agent.gate, method_of(pod, method)
         await gate.enter_async(uid, epoch, incarnation)
     except RouteError as error:

@@ -137,7 +137,7 @@ def _become_pod(pod: Any, spec: PodSpec, target: Instances | OneForAll) -> PodAg
     before_sigterm_ends(departure)
     if spec.how.has_turns:
         threads = None if spec.on_loop else UserThreads(spec.how.threads)
-        calls = TurnCalls(_agent_here, target, _user_hooks, threads)
+        calls = TurnCalls(_agent_here, target, threads)
         pod._ray_route_turns = calls
         if isinstance(target, Instances) and target.store is not None:
             target.epoch_of = partial(_epoch_of, _agent_here)

@@ -15,7 +15,8 @@ from ray_route.pod.endings import EXITS
 from ray_route.pod.leaving import leaving, own_refusal
 from ray_route.pod.methods import is_stream, no_stream_error, stream_of
 from ray_route.pod.surely_left import surely_left
-from ray_route.protocol.calls import Header, Refused, StreamEnd
+from ray_route.protocol.calls import Header, Refused, StreamEnd, chain_of
+from ray_route.runtime.running_hooks import check_not_awaited
 
 
 def stream(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -34,6 +35,7 @@ def _served(pod: Any, call: object, header: Header, args: Any, kwargs: Any) -> I
     gate = agent.gate
     try:
         check_due(due_of(header), agent.service, uid, method)
+        check_not_awaited(chain_of(header), agent.namespace, agent.service, uid)
         function = stream_of(pod, method)
         gate.enter(uid, epoch, incarnation, call)
     except RouteError as error:
@@ -103,6 +105,7 @@ async def stream_async(
     gate = agent.gate
     try:
         check_due(due_of(header), agent.service, uid, method)
+        check_not_awaited(chain_of(header), agent.namespace, agent.service, uid)
         function = stream_of(pod, method)
         await gate.enter_async(uid, epoch, incarnation)
     except RouteError as error:

@@ -29,7 +29,6 @@ from ray_route.pod.methods import (
 )
 from ray_route.pod.streams import checked
 from ray_route.pod.turns import Beside, Turn, Turns
-from ray_route.pod.user_hooks import UserHooks
 from ray_route.pod.user_threads import UserThreads
 from ray_route.protocol.calls import (
     HEADER_LENGTH,
@@ -40,6 +39,7 @@ from ray_route.protocol.calls import (
     StreamEnd,
     chain_of,
 )
+from ray_route.runtime.running_hooks import check_not_awaited
 
 # So often calls that wait are asked whether they are refused by now.
 _LOOK_S = 0.1
@@ -65,12 +65,9 @@ class TurnCalls:
     `threads` runs the methods; None: they run on the loop, coroutines or not.
     """
 
-    def __init__(
-        self, agent: PodAgent, target: Target, hooks: UserHooks, threads: UserThreads | None
-    ) -> None:
+    def __init__(self, agent: PodAgent, target: Target, threads: UserThreads | None) -> None:
         self._agent = agent
         self._target = target
-        self._hooks = hooks
         self._threads = threads
         self._orders = CallOrder()
         self._turns = Turns()
@@ -90,7 +87,7 @@ class TurnCalls:
             return place.send_again()
         check_due(due, self._agent.service, uid, name)
         is_beside = is_interleaved(find(self._target.cls, name))
-        self._hooks.check(uid, chain_of(header))
+        check_not_awaited(chain_of(header), self._agent.namespace, self._agent.service, uid)
         turn = await self._turn(place, header, due, is_beside=is_beside)
         if turn is None:
             return place.busy()

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ray_route.errors import NestedCallError, PodUnavailableError, RouteError
+from ray_route.errors import NestedCallError, RouteError
 from ray_route.pod.agent import PodAgent
 from ray_route.pod.endings import EXITS
 from ray_route.pod.hooks import Hook
 from ray_route.pod.leaving import leaving
 from ray_route.pod.turns import turn_number
-from ray_route.protocol.calls import Chain
 from ray_route.runtime.call_context import in_chain
+from ray_route.runtime.running_hooks import RunningHook, running
 
 
 class UserHooks:
@@ -26,7 +26,6 @@ class UserHooks:
 
     def __init__(self, agent: Callable[[], PodAgent | None]) -> None:
         self._agent = agent
-        self._running: dict[str, tuple[int, str]] = {}
 
     def find(self, owner: Any, name: str, *, on_loop: bool) -> Hook | None:
         """Return a hook; None if the object has none of that name."""
@@ -47,13 +46,9 @@ class UserHooks:
 
     @contextmanager
     def _noticed(self, uid: str, name: str) -> Iterator[None]:
-        number = turn_number()
-        self._running[uid] = number, name
-        try:
-            with in_chain((number,)), self._errors(uid, name):
-                yield
-        finally:
-            del self._running[uid]
+        number, hook = turn_number(), RunningHook(name, uid, **_ids(self._agent()))
+        with running(number, hook), in_chain((number,)), self._errors(uid, name):
+            yield
 
     @contextmanager
     def _errors(self, uid: str, name: str) -> Iterator[None]:
@@ -66,17 +61,6 @@ class UserHooks:
             raise leaving(agent, uid, name, error, may_have_run=False) from error
         except RouteError as error:  # of a call of its own: no word on the call that waits for it
             raise NestedCallError(method=name, error=error, uid=uid, **_ids(agent)) from error
-
-    def check(self, uid: str, chain: Chain) -> None:
-        """Raise `PodUnavailableError` for a call by the uid's own hook, which would wait for it."""
-        number, name = self._running.get(uid, (0, ""))
-        if number in chain:
-            reason = f"{name}({uid!r}) runs, and this call of its own would wait for its end"
-            raise _unavailable(self._agent(), uid, reason)
-
-
-def _unavailable(agent: PodAgent | None, uid: str, reason: str) -> PodUnavailableError:
-    return PodUnavailableError(reason=reason, may_have_run=False, uid=uid, **_ids(agent))
 
 
 def _ids(agent: PodAgent | None) -> dict[str, Any]:

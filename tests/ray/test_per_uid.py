@@ -51,6 +51,14 @@ def shared(client: ray_route.RouteClient) -> Iterator[Rooms]:
         yield client.service("shared", Shared)
 
 
+@pytest.fixture(scope="module")
+def plain(client: ray_route.RouteClient) -> Iterator[Rooms]:
+    """One whose calls run one by one, so that none begins while a hook does."""
+    options: dict[str, Any] = {"namespace": client.namespace, "service": "plain", "replicas": 1}
+    with ray_route.deploy(Shared, args=(client.service("plain"),), **options):
+        yield client.service("plain", Shared)
+
+
 @pytest.fixture
 def ann() -> str:
     return unique_name()
@@ -268,10 +276,13 @@ def test_one_object_per_pod_can_have_turns_too(shared: Rooms, ann: str) -> None:
     assert shared[ann].all_said.remote(ann).result() == list(range(30))
 
 
-def test_a_hook_that_calls_its_own_uid_hears_so_at_once(shared: Rooms) -> None:
-    uid = f"loop{unique_name()}"
+@pytest.mark.parametrize("service", ["shared", "plain"])
+def test_a_hook_that_calls_its_own_uid_hears_so_at_once(
+    request: pytest.FixtureRequest, service: str
+) -> None:
+    rooms, uid = request.getfixturevalue(service), f"loop{unique_name()}"
     with pytest.raises(ray_route.NestedCallError, match="call of its own"):
-        shared[uid].options(timeout_s=60).say.remote(uid, "hello").result()
+        rooms[uid].options(timeout_s=60).say.remote(uid, "hello").result()
 
 
 def test_async_clients_and_batches_take_turns(loops: Rooms, ann: str) -> None:

@@ -232,7 +232,7 @@ class TurnPod(Pod):
         hooks = Hooks(acquire, carries=True, prepare=self.instances.prepare, loop=loop)
         self.gate = Gate(self.links, "chat", self.held, hooks)  # type: ignore[arg-type]
         threads = None if on_loop else UserThreads(1)
-        self.calls = TurnCalls(self.agent(), self.instances, found, threads)
+        self.calls = TurnCalls(self.agent(), self.instances, threads)
 
     async def say(self, run: int, place: int) -> Any:
         header = self.header("say", run, place)

@@ -20,7 +20,9 @@ class Pod:
         gate = SimpleNamespace(
             enter=lambda *_: None, recheck=lambda *_: None, leave=lambda *_: self.ends()
         )
-        self._ray_route_agent = SimpleNamespace(gate=gate, service="rooms", pod=0, joined=True)
+        self._ray_route_agent = SimpleNamespace(
+            gate=gate, namespace="ns", service="rooms", pod=0, joined=True
+        )
         self._ray_route_turn = threading.RLock()
         self.in_turn: dict[str, bool] = {}
 
