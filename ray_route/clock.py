@@ -62,4 +62,8 @@ class Deadline:
     def check(self, waiting_for: str) -> None:
         """Raise `RouteTimeoutError` once the deadline has passed."""
         if now() >= self.at:
-            raise RouteTimeoutError(waiting_for=waiting_for, timeout_s=self.timeout_s)
+            raise self.passed(waiting_for)
+
+    def passed(self, waiting_for: str) -> RouteTimeoutError:
+        """Make the error of who has waited until then by another clock, which may be ahead."""
+        return RouteTimeoutError(waiting_for=waiting_for, timeout_s=self.timeout_s)

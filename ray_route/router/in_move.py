@@ -37,15 +37,15 @@ class InMove:
         turn = self._turns.setdefault(key, _Turn())
         turn.users += 1
         try:
-            await asyncio.wait_for(turn.lock.acquire(), deadline.remaining())
+            try:
+                await asyncio.wait_for(turn.lock.acquire(), deadline.remaining())
+            except asyncio.TimeoutError:
+                raise deadline.passed(f"other moves of uid {uid!r} of {service!r}") from None
             try:
                 with self.marked([key]):
                     yield
             finally:
                 turn.lock.release()
-        except asyncio.TimeoutError:
-            deadline.check(f"other moves of uid {uid!r} of {service!r}")
-            raise
         finally:
             turn.users -= 1
             if turn.users == 0:

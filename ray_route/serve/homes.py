@@ -147,5 +147,4 @@ async def within(deadline: Deadline, task: asyncio.Task[Session], what: str) -> 
     try:
         return await asyncio.wait_for(asyncio.shield(task), deadline.remaining())
     except asyncio.TimeoutError:
-        deadline.check(what)
-        raise
+        raise deadline.passed(what) from None

@@ -8,12 +8,14 @@ import pytest
 from ray_route import clock
 from ray_route.clock import Deadline, backoff_s, now
 from ray_route.errors import RouteTimeoutError
+from ray_route.router.in_move import InMove
 from ray_route.runtime.call_context import (
     DEFAULT_TIMEOUT_S,
     begin_serving,
     end_serving,
     seconds,
 )
+from ray_route.serve.homes import within
 
 
 @pytest.fixture
@@ -77,3 +79,21 @@ def test_a_machines_sleep_counts():
 def test_pauses_grow_up_to_a_limit_however_often_it_failed():
     assert [backoff_s(failures, 0.5, 3.0) for failures in range(4)] == [0.5, 1.0, 2.0, 3.0]
     assert backoff_s(100_000, 0.5, 3.0) == 3.0
+
+
+def test_who_waited_until_then_by_another_clock_hears_so_all_the_same(moment: list[float]):
+    """The event loop's clock may be ahead of the one that deadlines are on."""
+
+    async def move(turns: InMove, timeout_s: float) -> None:
+        async with turns.turn("rooms", "u", Deadline.after(timeout_s)):
+            await move(turns, 0.01)
+
+    async def main() -> None:
+        with pytest.raises(RouteTimeoutError, match="other moves of uid 'u' of 'rooms'"):
+            await move(InMove(), 5)
+        never = asyncio.ensure_future(asyncio.sleep(60))
+        with pytest.raises(RouteTimeoutError, match="a session"):
+            await within(Deadline.after(0.01), never, "a session")  # type: ignore[arg-type]
+
+    assert moment
+    asyncio.run(main())
