@@ -223,8 +223,13 @@ class Confirming:
         """Read what has been asked since; it may be nothing: each who asks has this called."""
         with self._lock:
             some, self._asked = self._asked[:_TOGETHER], self._asked[_TOGETHER:]
-        if some:
-            self._read_all(some)
+        try:
+            if some:
+                self._read_all(some)
+        except BaseException:  # nobody may wait for ever
+            for asked in some:
+                self._fly_soon(asked)
+            raise
 
     def _read_all(self, some: Sequence[_Asked]) -> None:
         by_shard: defaultdict[int, list[_Asked]] = defaultdict(list)

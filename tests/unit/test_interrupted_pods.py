@@ -25,6 +25,7 @@ from ray_route.model import Link
 from ray_route.pod import (
     admission,
     call_order,
+    confirming,
     current_link,
     due,
     entries,
@@ -52,11 +53,22 @@ from ray_route.pod.turn_calls import TurnCalls
 from ray_route.pod.user_hooks import UserHooks
 from ray_route.pod.user_threads import UserThreads
 from ray_route.protocol.calls import Refused, SendAgain, StreamEnd
-from ray_route.runtime import call_context
+from ray_route.runtime import call_context, loop_posts
 
-SERVING = (admission, call_order, current_link, due, entries, gates, holdings, pod_lease, use_order)
+SERVING = (
+    admission,
+    call_order,
+    confirming,
+    current_link,
+    due,
+    entries,
+    gates,
+    holdings,
+    pod_lease,
+    use_order,
+)
 CALLING = (fenced_calls, streams, surely_left, hooks, user_hooks, call_context)
-TURNS = (user_threads, instances, hooks, user_hooks, call_context, current_link)
+TURNS = (user_threads, loop_posts, instances, hooks, user_hooks, call_context, current_link)
 PATIENCE_S = 20.0
 LIFE = 7
 
@@ -255,7 +267,7 @@ def test_a_thread_that_is_interrupted_anywhere_ends_no_turn_too_early_or_never()
             interrupter = Interrupter(line, TURNS)
             threads = pod.calls._threads
             assert threads is not None
-            with traced(user_threads, interrupter), suppress(KeyboardInterrupt):
+            with traced(interrupter), suppress(KeyboardInterrupt):
                 answer = await pod.say(run, 0)
                 assert answer == "hello" or isinstance(answer, Refused)
             if interrupter.lines < line:
@@ -267,15 +279,15 @@ def test_a_thread_that_is_interrupted_anywhere_ends_no_turn_too_early_or_never()
 
 
 @contextmanager
-def traced(module: Any, interrupter: Interrupter) -> Iterator[None]:
+def traced(interrupter: Interrupter) -> Iterator[None]:
     """Have the interrupter at work in the thread that runs the user's code, all the time."""
-    outcome = module._outcome
+    run = user_threads._Work.run
 
-    def within(*args: Any) -> None:
+    def within(work: Any) -> None:
         with interrupter:
-            outcome(*args)
+            run(work)
 
-    with patch.object(module, "_outcome", within):
+    with patch.object(user_threads._Work, "run", within):
         yield
 
 
