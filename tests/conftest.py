@@ -6,6 +6,7 @@ import os
 import signal
 import uuid
 from collections.abc import Iterator
+from functools import partialmethod
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import ray
 from helpers import eventually  # noqa: F401
 from ray._private.node import Node
+from ray._private.parameter import RayParams
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -103,6 +105,8 @@ def ray_session() -> Iterator[None]:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here / "chaos")]))
         for onlooker in ONLOOKERS:
             patch.setattr(Node, onlooker, lambda _: None)
+        made = partialmethod(RayParams.__init__, worker_path=str(here / "warm_worker.py"))
+        patch.setattr(RayParams, "__init__", made)
         ray.init(
             "local",  # not one that happens to run here
             num_cpus=8,
