@@ -229,3 +229,8 @@ class Reader:
     def read_one(self, uid: str) -> int:
         self.items = self.rooms[uid].options(stream=True).count.remote(1_000_000)
         return next(self.items)
+
+
+def is_to_leave(pod: Any, uid: str) -> bool:
+    """Say whether a pod has been asked to give a uid up; run there."""
+    return bool(pod._ray_route_agent.gate.held.entries[uid].wishes)

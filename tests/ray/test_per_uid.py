@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import ray
 from helpers import eventually, unique_name
-from peruid import AsyncRoom, Reader, Room, Shared
+from peruid import AsyncRoom, Reader, Room, Shared, is_to_leave
 
 import ray_route
 
@@ -252,8 +251,9 @@ def test_a_uid_moves_between_two_turns_with_its_state_and_in_order(
     assert client.compute_linked_pod(ann, "rooms").pod == 1 - link.pod
 
 
+@pytest.mark.parametrize("begun", [True, False])
 def test_calls_within_a_turn_are_admitted_while_its_uid_is_to_move(
-    client: ray_route.RouteClient, rooms: Rooms, folder: Path, ann: str
+    client: ray_route.RouteClient, rooms: Rooms, folder: Path, ann: str, begun: bool
 ) -> None:
     other = unique_name()
     held = rooms[other].hold.remote(other)
@@ -262,8 +262,11 @@ def test_calls_within_a_turn_are_admitted_while_its_uid_is_to_move(
     eventually(lambda: client.get_linked_pod(ann, "rooms"), "it has a pod")
     link = client.compute_linked_pod(ann, "rooms")
     moving = threading.Thread(target=client.move, args=(ann, "rooms", 1 - link.pod))
+    pod = client.actor(ann, "rooms")
     moving.start()
-    time.sleep(0.3)  # it may have begun or not: both must do
+    if begun:
+        asked = pod.__ray_call__.remote
+        eventually(lambda: ray.get(asked(is_to_leave, ann)), "its move has begun")
     (folder / other).touch()
     held.result()
     assert cycle.result() == [ann, other, ann]
