@@ -28,8 +28,9 @@ def test_adding_a_replica_moves_nobody_and_removing_it_only_its_own(chat: App) -
         walk.go_on()
         assert walk.moved() == {}, "on scale-out"
         added = set(after) - set(before)
-        fresh = chat.homes(sessions(10))
-        assert set(fresh.values()) == added, "new sessions go where there are none"
+        fresh = list(chat.homes(sessions(10)).values())
+        share = sum(home in added for home in fresh)
+        assert 0 < share <= 4, "the new one gets twice an equal share of new sessions at most"
 
         left = scaled(chat, 4)
         removed = set(after) - set(left)
