@@ -287,6 +287,8 @@ class Admission:
 
     def _use(self, uid: str, link: Link, at: float, until: float) -> None:
         entry = self._held.entries.get(uid)
+        if entry is None and link.epoch <= self._held.forgotten_epoch(uid):
+            return  # old news of one that has left
         if entry is None or (link.epoch > entry.epoch and entry.phase is Phase.GIVEN):
             self._add(
                 uid, Entry(link.epoch, Phase.HELD, self._held.term, until, at, link.persistent)

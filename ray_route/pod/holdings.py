@@ -73,7 +73,7 @@ class Holdings:
         self.arrived: set[str] = set()
         """Uids that are this pod's, with a state, and have not been acquired."""
         self.order = UseOrder()
-        self._forgotten: dict[str, float] = {}
+        self._forgotten: dict[str, tuple[float, int]] = {}
         self._all_forgotten_at = -math.inf
         self._idle_s = idle_s
         self._work = threading.Condition(self.lock)
@@ -181,18 +181,22 @@ class Holdings:
 
     def forget(self, uid: str) -> None:
         """Drop an entry, and whatever has been asked about it so far."""
-        del self.entries[uid]
+        epoch = self.entries.pop(uid).epoch
         self.order.drop(uid)
         self.nobodys_no_more(uid)
         at = self.clock()
         self._forgotten.pop(uid, None)  # the latest come last
-        self._forgotten[uid] = at
-        while (first := next(iter(self._forgotten))) and self._forgotten[first] < at - _ANY_READ_S:
-            self._all_forgotten_at = self._forgotten.pop(first)
+        self._forgotten[uid] = at, epoch
+        while self._forgotten[first := next(iter(self._forgotten))][0] < at - _ANY_READ_S:
+            self._all_forgotten_at, _ = self._forgotten.pop(first)
 
     def forgotten_at(self, uid: str) -> float:
         """Return when a uid was last forgotten: a link that was asked for until then is void."""
-        return self._forgotten.get(uid, self._all_forgotten_at)
+        return self._forgotten.get(uid, (self._all_forgotten_at, 0))[0]
+
+    def forgotten_epoch(self, uid: str) -> int:
+        """Return the epoch up to which a uid was lately given up here; 0: it was not."""
+        return self._forgotten.get(uid, (0.0, 0))[1]
 
     def look_at(self, uid: str, entry: Entry) -> None:
         """Have something done about a uid, if it is to be given up."""

@@ -31,7 +31,7 @@ from ray_route.pod.saver import Saver
 from ray_route.pod.sigterm import before_sigterm_ends
 from ray_route.pod.turn_calls import TurnCalls
 from ray_route.pod.user_hooks import UserHooks
-from ray_route.pod.user_threads import UserThreads, in_thread
+from ray_route.pod.user_threads import UserThreads, in_thread, warn_on_loops_alone
 from ray_route.protocol.calls import Refused
 from ray_route.store.url import StoreUrl
 
@@ -145,6 +145,7 @@ def _become_pod(pod: Any, spec: PodSpec, target: Instances | OneForAll) -> PodAg
             pod._ray_route_saver = asyncio.get_running_loop().create_task(saver.run())
     if spec.how.has_turns or spec.on_loop:
         watch_loop(asyncio.get_running_loop())
+        warn_on_loops_alone()
     # Not here: what it takes may be away for longer than anyone waits for a constructor.
     _agent_here.join_in_background()
     return _agent_here

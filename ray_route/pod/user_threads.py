@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,8 @@ from typing import Any
 from ray_route.runtime.loop_posts import posts_here, wake
 
 AT_ONCE = 16
+
+_RAYS_LOGGER = "ray._private.worker"
 
 
 class UserThreads:
@@ -107,6 +110,29 @@ class _Work:
             self._waiting = asyncio.get_running_loop().create_future()
             with suppress(asyncio.CancelledError):  # once more
                 await self._waiting
+
+
+class _BlocksItsLoop(logging.Filter):
+    """Lets Ray's warning of a blocking `ray.get` through on an event loop alone.
+
+    Ray gives it in any thread of an actor that has a loop, and the pod's own may block.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "blocking ray.get" not in record.getMessage() or _on_loop()
+
+
+def _on_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def warn_on_loops_alone() -> None:
+    """Have Ray warn of a `ray.get` that blocks where it blocks an event loop."""
+    logging.getLogger(_RAYS_LOGGER).addFilter(_BlocksItsLoop())
 
 
 def in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -1365,6 +1365,16 @@ class TestUseByOtherWays:
         pod.admission.use({"v": self.link(epoch=201)}, 30.0)
         assert pod.held.memory()[1]["v"] == (201, False)
 
+    def test_nor_once_it_is_settled_that_it_has_left(self, pod: Pod):
+        pod.admission.use({"v": self.link()}, 30.0)
+        pod.give_up("v", 200)
+        pod.releases.settled({"v": (200, 0)})
+        assert "v" not in pod.held.entries
+        pod.admission.use({"v": self.link()}, 30.0)
+        assert "v" not in pod.held.memory()[1]
+        pod.admission.use({"v": self.link(epoch=201)}, 30.0)
+        assert pod.held.memory()[1]["v"] == (201, False)
+
     def test_a_newer_epoch_waits_until_the_earlier_one_is_over(self, pod: Pod):
         pod.admission.use({"u": self.link(epoch=101)}, 30.0)
         assert pod.run_hook() is Kind.LOSE

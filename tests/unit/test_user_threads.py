@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import threading
 
 import pytest
 from helpers import soon
 
+from ray_route.pod import user_threads
 from ray_route.pod.user_threads import UserThreads
 
 word: contextvars.ContextVar[str] = contextvars.ContextVar("word", default="")
@@ -43,6 +45,29 @@ def test_what_is_called_within_needs_no_free_thread() -> None:
         assert await behind == "behind"
 
     asyncio.run(go())
+
+
+def test_ray_warns_of_a_blocking_get_where_it_blocks_a_loop_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rays = logging.getLogger("ray._private.worker")
+    rays.addHandler(caplog.handler)  # Ray's loggers hand nothing on
+    before = rays.filters[:]
+    user_threads.warn_on_loops_alone()
+
+    async def warn() -> None:
+        rays.warning("Using blocking ray.get inside async actor.")
+
+    try:
+        rays.warning("Using blocking ray.get inside async actor.")
+        assert not caplog.messages
+        rays.warning("something else")
+        asyncio.run(warn())
+    finally:
+        rays.filters[:] = before
+        rays.removeHandler(caplog.handler)
+    assert caplog.messages[0] == "something else"
+    assert "blocking" in caplog.messages[-1]
 
 
 def test_cancelled_it_waits_for_what_runs_and_drops_what_has_not_begun() -> None:
