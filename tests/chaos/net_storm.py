@@ -197,12 +197,14 @@ def storm(lab: Lab, cuts: list[Cut], seed: int, users: int, hook_leases: float) 
     history.shut_down = True
     wrong = violations(history, unserved_bound_s=TIMEOUT_S) + state_violations(history, turns=True)
     moved = unexplained_moves(history)
+    starved = [it.until - it.at for it in history.faults if it.kind == "starved"]
     return {
         "wrong": wrong + moved,
         "failures": one.failures,
         "router_on": router_on,
         "pods_on": placed,
         "calls": len(history.acknowledged),
+        "starved_s": sorted(starved),
         "carried": len((logs / "carried").read_text().splitlines()),
         "cuts": [cost(history, fault) for fault in history.faults if "," in fault.kind],
     }

@@ -51,6 +51,9 @@ def play(number: int, form: str) -> None:
     for cut in found["cuts"]:
         print("{cut}: {seconds:.1f} s, {calls} calls, waited {waited_s:.1f} s".format(**cut))
     print(f"{found['calls']} calls, {found['carried']} states moved with their users")
+    starved_s = found["starved_s"]
+    longest_s = max(starved_s, default=0.0)
+    print(f"pods got no turn of a processor {len(starved_s)} times, for {longest_s:.1f} s at most")
     print(f"{len(found['cuts'])} cuts, {time.monotonic() - begun:.0f} s")
     assert found["wrong"] == []
     assert found["failures"] == []
