@@ -1,4 +1,4 @@
-"""One master of a Cluster goes and comes back at any time: no uid that a pod holds goes elsewhere.
+"""One master of a Cluster goes and comes back at any time: no uid that a pod holds moves.
 
 Its servers are real, and its pods are played. It is away for the routers alone, whose commands to
 it fail; what it loses by a failover meanwhile, and what runs out, is deleted.
@@ -67,7 +67,7 @@ class World:
         return [uid for uid in self.held if self.place.keys.shard(uid) in self.place.away]
 
     def end(self, uid: str) -> None:
-        """Let a link run out, its pod's lease on it before; it keeps none for two of those."""
+        """Let a link run out, and its pod's lease on it before; no uid is kept for two of those."""
         self.router.run_out(uid)
         if uid in self.ended_at:
             del self.held[uid], self.ended_at[uid]
