@@ -175,7 +175,7 @@ class LinkCache:
     def _keep(
         self, home: dict[str, _Held], links: Mapping[str, Link], asked_at: float, at: float
     ) -> int:
-        kept = 0
+        kept, shared = 0, self._incarnations.setdefault
         slots = self._ring.add_some(
             home,
             [
@@ -198,9 +198,8 @@ class LinkCache:
             else:
                 slot = held[_SLOT]
             # One number for all links of an incarnation: 32 bytes less for each.
-            incarnation = self._incarnations.setdefault(incarnation, incarnation)
-            facts = (link.pod, incarnation, epoch, link.persistent)
-            home[uid] = (*facts, deadline, slot, link.replaced)
+            incarnation, pod = shared(incarnation, incarnation), link.pod
+            home[uid] = (pod, incarnation, epoch, link.persistent, deadline, slot, link.replaced)
             kept += 1
         return kept
 
