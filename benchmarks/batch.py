@@ -7,6 +7,7 @@ from unittest import mock
 
 import ray_route
 from benchmarks.harness import Plot, Report, Sample, take_turns, timed
+from benchmarks.processors import WHERE, Processors
 from benchmarks.setting import (
     SERVICE,
     RawSocket,
@@ -38,9 +39,19 @@ def run(*, quick: bool) -> Report:
         store, keys = store_of(client)
         fill(store, keys, uids)
         best = _best_chunk(client, uids[:_TRIED], report)
-        per_uid = {size: _measure(client, uids[:size], runs, best) for size in sizes}
+        processors = Processors(plain(store))
+        per_uid = {
+            size: _measure(
+                client, uids[:size], runs, best, processors if size == sizes[-1] else None
+            )
+            for size in sizes
+        }
     for size, samples in per_uid.items():
         _add(report, size, samples)
+    for way, took in processors.per_uid().items():
+        parts = ", ".join(f"{w} {one * 1e6:.2f}" for w, one in zip(WHERE, took, strict=True))
+        row = (f"{max(sizes):,}", f"{way}, processors", f"{sum(took) * 1e6:.2f}", parts, "")
+        report.rows.append(row)
     _aim(report, per_uid)
     report.plots["time"] = Plot(
         "Reading the links of N uids",
@@ -73,7 +84,11 @@ def _best_chunk(client: ray_route.RouteClient, uids: list[str], report: Report) 
 
 
 def _measure(
-    client: ray_route.RouteClient, uids: list[str], runs: int, best: int
+    client: ray_route.RouteClient,
+    uids: list[str],
+    runs: int,
+    best: int,
+    processors: Processors | None,
 ) -> dict[str, Sample]:
     store, keys = store_of(client)
     redis, raw = plain(store), RawSocket(store, keys, uids)
@@ -100,10 +115,24 @@ def _measure(
     }
     found = client.batch_get_linked_pod(uids, SERVICE)
     assert dict(found.items()) == dict(sorted(chunked(redis, keys, uids).items()))
-    samples = take_turns(peers, runs)
+    samples = take_turns(_watched(peers, len(uids) * times, processors), runs)
     redis.close()
     raw.close()
     return samples
+
+
+def _watched(
+    peers: dict[str, Callable[[], float]], uids: int, processors: Processors | None
+) -> dict[str, Callable[[], float]]:
+    """Note what each takes of the processors, but for the one that reads a part of the uids."""
+    if processors is None:
+        return peers
+    return {
+        way: work
+        if way == "GET each"
+        else lambda way=way, work=work: processors.during(way, uids, work)
+        for way, work in peers.items()
+    }
 
 
 def _add(report: Report, size: int, samples: dict[str, Sample]) -> None:

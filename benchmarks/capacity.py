@@ -30,8 +30,8 @@ from ray_route.store.url import parse_url
 
 QUESTION = "processor time of router and Redis for what processes ask, and whether it adds up"
 # Leases that are short beside the default's 240 s, so that a run sees some of them.
-_OPTIONS = {"ttl_s": 25.0, "margin_s": 5.0}
-_LEASE_S = _OPTIONS["ttl_s"] - _OPTIONS["margin_s"]
+OPTIONS = {"ttl_s": 25.0, "margin_s": 5.0}
+LEASE_S = OPTIONS["ttl_s"] - OPTIONS["margin_s"]
 # A link in use is read again when about so much of its lease has passed.
 _READ_EVERY = 0.6
 _REAL = (1, 8, 32)
@@ -90,7 +90,7 @@ class Fleet:
             for client in clients:
                 client.compute_linked_pods(uids, SERVICE, timeout=120)
                 asked += len(uids)
-            time.sleep(_LEASE_S / 50)
+            time.sleep(LEASE_S / 50)
         hits += self._hits()
         return asked - hits, read + self._read_ahead(), reported + self._reported
 
@@ -177,7 +177,7 @@ def run(*, quick: bool) -> Report:
     """Measure unit costs, then a load of all of them together against their sum."""
     report = Report("capacity", QUESTION, ("what", "number", "figure", "unit"))
     seconds = 4.0 if quick else 10.0
-    with local_client("bench-capacity", **_OPTIONS) as client, deployed(client):
+    with local_client("bench-capacity", **OPTIONS) as client, deployed(client):
         others_took.append(wait_for_quiet())
         costs = _Costs(client, report, seconds)
         for count in _SIMULATED[: 1 if quick else 3]:
@@ -278,12 +278,12 @@ class _Costs:
         """Have all sessions use their users for some leases; compare with what they should cost."""
         number = f"{self._open} sessions, {users} users each"
         ray.get([one.meet.remote(0, users) for one in self._fleets])
-        seconds = 3 * _LEASE_S
+        seconds = 3 * LEASE_S
         with self._servers.during() as watch:
             told = ray.get([one.use.remote(0, users, seconds) for one in self._fleets])
         misses, read, reported = (sum(some) for some in zip(*told, strict=True))
         self._row("misses of links in use", number, misses, "")
-        expected = self._open * users * seconds / (_READ_EVERY * _LEASE_S)
+        expected = self._open * users * seconds / (_READ_EVERY * LEASE_S)
         self._row("links read again", number, read, "")
         self._row("the same by the formula", number, expected, "")
         self._check("links read again", expected, read)
