@@ -22,7 +22,7 @@ from ray_route.client.session import Session
 from ray_route.client.untaken import Untaken
 from ray_route.client.user_errors import of_user
 from ray_route.errors import ClosedError, RouteError
-from ray_route.protocol.calls import Header, Refused, SendAgain
+from ray_route.protocol.calls import Header, Refused, SendAgain, packed
 from ray_route.runtime.running_hooks import check_not_awaited
 
 logger = logging.getLogger(__name__)
@@ -97,14 +97,15 @@ class Dispatcher:
         if link is None or not lane.may_send(link.epoch):
             return False
         handle = session.known_handle(call.service, link)
-        if handle is None or any(one.error is not None for one in call.upstream()):
+        if handle is None or (not call.is_plain and call.failed_argument() is not None):
             return False
         self._send(lane, call, link, handle)
         return True
 
     def _send(self, lane: Lane, call: Outgoing, link: Any, handle: Any) -> None:
         """Send a call whose arguments are there."""
-        call.sent_refs = tuple(one.ref for one in call.upstream())
+        if not call.is_plain:
+            call.sent_refs = tuple(one.ref for one in call.upstream())
         call.order = lane.order()
         try:
             ref = _to_pod(handle, call.header(link, call.order), call)
@@ -239,8 +240,8 @@ class Dispatcher:
 
 def _to_pod(handle: Any, header: Header, call: Outgoing) -> Any:
     """Hand a call to Ray; return the reference of its answer."""
-    if call.is_plain and not call.kwargs:  # one argument costs Ray less than two
-        return handle._ray_route_call_packed.remote([*header, *call.args])
+    if call.is_plain and not call.kwargs:
+        return handle._ray_route_call_packed.remote(packed(header, call.args))
     args, kwargs = call.as_sent()
     return handle._ray_route_call.remote(header, *args, **kwargs)
 

@@ -78,7 +78,8 @@ class HeldCalls:
         if not have_arrived(call):
             await self._arrivals.of(call)
             return  # to look who is the first now
-        self._check_arguments(call)
+        if (failed := call.failed_argument()) is not None:
+            raise failed
         while True:
             link, handle = await self._owner(call)
             with lane.lock:
@@ -93,12 +94,6 @@ class HeldCalls:
             self._check(call)
             lane.look(before)
             await asyncio.sleep(_POLL_S)
-
-    def _check_arguments(self, call: Outgoing) -> None:
-        """Raise what another call raised of ours that was to bring an argument."""
-        for one in call.upstream():
-            if one.error is not None:
-                raise one.error
 
     async def _judge(self, call: Outgoing, trouble: Exception) -> None:
         """Find out what a missing answer means; return if the call is to be sent again."""

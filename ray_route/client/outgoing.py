@@ -78,7 +78,10 @@ class Outgoing:
     """No argument is a reference, or another call's answer."""
 
     def __post_init__(self) -> None:
-        self.is_plain = not any(isinstance(value, _REFERENCES) for value in self.values())
+        self.is_plain = True
+        for value in self.values() if self.kwargs else self.args:  # `any` takes twice as long
+            if isinstance(value, _REFERENCES):
+                self.is_plain = False
 
     def header(self, link: Link, order: Order = (0, 0)) -> Header:
         """Return what goes along with it to the pod of a link."""
@@ -127,6 +130,10 @@ class Outgoing:
         if self.is_plain:
             return ()
         return tuple(value for value in self.values() if type(value) is Outgoing)
+
+    def failed_argument(self) -> Exception | None:
+        """Return what came of ours instead of the answer of a call that is an argument."""
+        return next((one.error for one in self.upstream() if one.error is not None), None)
 
     def references(self) -> set[Any]:
         """Return the references among its arguments; those of other calls' answers are apart."""

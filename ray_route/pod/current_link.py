@@ -40,22 +40,23 @@ class CurrentLink:
         return None if self.deadline is None else self.deadline.remaining()
 
 
-_current: contextvars.ContextVar[CurrentLink | None] = contextvars.ContextVar(
+_current: contextvars.ContextVar[under | None] = contextvars.ContextVar(
     "ray_route_link", default=None
 )
 
 
 def current_link() -> CurrentLink | None:
     """Return the link under which the running code was called; None outside a fenced call."""
-    return _current.get()
+    serving = _current.get()
+    return None if serving is None else serving.link
 
 
-def served_here() -> tuple[CurrentLink | None, Context]:
+def served_here() -> tuple[under | None, Context]:
     """Return all that the running code knows of the call that it serves."""
     return _current.get(), context_here()
 
 
-def serve_again(served: tuple[CurrentLink | None, Context]) -> None:
+def serve_again(served: tuple[under | None, Context]) -> None:
     """Have the code from here on serve what `served_here` has told."""
     _current.set(served[0])
     go_back_to(served[1])
@@ -74,18 +75,24 @@ class under:  # noqa: N801 - used as a function; a generator would take twice as
     What it calls itself is within the turns of `chain`; by default those that the call came with.
     """
 
-    __slots__ = ("_chain", "_chained", "_due", "_link", "_serving", "_token")
+    __slots__ = ("_agent", "_chain", "_chained", "_due", "_header", "_pod", "_serving", "_token")
 
     def __init__(
         self, agent: _Agent, header: Header, due: Deadline | None, chain: Chain | None = None
     ) -> None:
-        uid, epoch, incarnation = header[:3]
+        self._agent, self._pod = agent, agent.pod
+        self._header = header
         self._due = due
         self._chain = chain_of(header) if chain is None else chain
-        self._link = CurrentLink(agent.service, uid, agent.pod, incarnation, epoch, due)
+
+    @property
+    def link(self) -> CurrentLink:
+        """What the user's code is told; made when it asks, which few calls do."""
+        uid, epoch, incarnation = self._header[:3]
+        return CurrentLink(self._agent.service, uid, self._pod, incarnation, epoch, self._due)
 
     def __enter__(self) -> None:
-        self._token, self._serving = _current.set(self._link), begin_serving(self._due)
+        self._token, self._serving = _current.set(self), begin_serving(self._due)
         self._chained = begin_chain(self._chain)
 
     def __exit__(self, *_: object) -> None:

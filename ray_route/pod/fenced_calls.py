@@ -22,7 +22,7 @@ from ray_route.pod.methods import (
     stream_error,
 )
 from ray_route.pod.surely_left import surely_left
-from ray_route.protocol.calls import HEADER_LENGTH, BatchedCall, Header, Refused, chain_of
+from ray_route.protocol.calls import BatchedCall, Header, Refused, chain_of, unpacked
 from ray_route.runtime.running_hooks import check_not_awaited
 
 
@@ -63,13 +63,15 @@ def _served(pod: Any, place: Place, header: Header, args: Any, kwargs: Any) -> A
     return Refused(stream_error(method)) if is_stream(result) else result
 
 
-def _call_packed(pod: Any, packed: list[Any]) -> Any:
-    """Run one call whose header and arguments are one list: Ray makes two of each argument."""
-    return _call(pod, packed[:HEADER_LENGTH], *packed[HEADER_LENGTH:])
+def _call_packed(pod: Any, packed: list[Any] | bytes) -> Any:
+    """Run one call whose header and arguments are one argument: Ray makes two of each."""
+    header, args = unpacked(packed)
+    return _call(pod, header, *args)
 
 
-async def _call_packed_async(pod: Any, packed: list[Any]) -> Any:
-    return await _call_async(pod, packed[:HEADER_LENGTH], *packed[HEADER_LENGTH:])
+async def _call_packed_async(pod: Any, packed: list[Any] | bytes) -> Any:
+    header, args = unpacked(packed)
+    return await _call_async(pod, header, *args)
 
 
 async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:

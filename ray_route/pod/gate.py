@@ -54,8 +54,9 @@ class Gate:
         Raises `FencedError` if this pod does not own the uid, `StoreUnavailableError` if that can't
         be confirmed, and what `on_acquire` raises.
         """
-        deadline = Deadline.after(_PATIENCE_S)
+        deadline: Deadline | None = None
         while (verdict := self._verdict(uid, epoch, incarnation, call)) is not Verdict.ADMIT:
+            deadline = deadline or Deadline.after(_PATIENCE_S)
             if verdict is Verdict.WAIT:
                 time.sleep(POLL_S)
             else:
@@ -76,12 +77,12 @@ class Gate:
         What is shared goes on if this call is cancelled; the call is counted by itself alone. Past
         `due` it raises `PodUnavailableError`.
         """
-        longest_s = _PATIENCE_S if due is None else min(due.remaining(), _PATIENCE_S)
-        deadline = Deadline.after(longest_s)
+        deadline: Deadline | None = None
         while True:
             verdict = self._verdict(uid, epoch, incarnation, in_turn=in_turn)
             if verdict is Verdict.ADMIT:
                 return
+            deadline = deadline or _patience(due)
             if verdict is Verdict.WAIT:
                 await asyncio.sleep(POLL_S)
             else:
@@ -124,8 +125,9 @@ class Gate:
 
     def recheck(self, uid: str, epoch: int) -> None:
         """Return if the result of a call that has run may leave; else raise `FencedError`."""
-        deadline = Deadline.after(READ_S)
+        deadline: Deadline | None = None
         while not self._still_serves(uid, epoch):
+            deadline = deadline or Deadline.after(READ_S)
             try:
                 self._confirming.here(uid, epoch, deadline)
                 deadline.check(f"Redis to confirm uid {uid!r}")
@@ -134,8 +136,9 @@ class Gate:
 
     async def recheck_async(self, uid: str, epoch: int) -> None:
         """Do the same without blocking the event loop."""
-        deadline = Deadline.after(READ_S)
+        deadline: Deadline | None = None
         while not self._still_serves(uid, epoch):
+            deadline = deadline or Deadline.after(READ_S)
             try:
                 await self._confirming.soon(uid, epoch, deadline)
                 deadline.check(f"Redis to confirm uid {uid!r}")
@@ -178,3 +181,7 @@ class Gate:
     def has_refused(self, error: FencedError) -> bool:
         """Return True if this gate made a refusal; user code may raise one that says the same."""
         return error in self._refusals
+
+
+def _patience(due: Deadline | None) -> Deadline:
+    return Deadline.after(_PATIENCE_S if due is None else min(due.remaining(), _PATIENCE_S))
