@@ -17,6 +17,15 @@ import ray
 
 import ray_route
 
+Steps = list[tuple[ray_route.ServiceHandle[Any], str]]
+
+
+def relayed(steps: Steps) -> int:
+    """Call the first of some uids, which calls the next."""
+    (rooms, uid), *rest = steps
+    arrived: int = rooms[uid].relay.remote(rest).result()
+    return arrived
+
 
 class Room:
     """One user's room; notes if two calls ever were in it at once, but one within the other."""
@@ -59,6 +68,10 @@ class Room:
     def peek(self) -> int:
         return len(self.said)
 
+    @ray_route.interleave
+    def watch(self, name: str) -> str:
+        return self.hold(name)
+
     def count(self, number: int) -> Iterator[int]:
         for n in range(number):
             self.said.append(n)
@@ -74,6 +87,18 @@ class Room:
         first, *rest = others
         back: list[str] = self.rooms[first].call_me_back.remote(rest).result()
         return [self.uid, *back]
+
+    def relay(self, steps: Steps) -> int:
+        return relayed(steps) if steps else self.say("arrived")
+
+    def meet(self, other: str, timeout_s: float) -> int:
+        """Call another once its turn has come, too."""
+        assert self.rooms is not None
+        (self.folder / f"{self.uid}-met").touch()
+        while not (self.folder / f"{other}-met").exists():
+            time.sleep(0.01)
+        met: int = self.rooms[other].options(timeout_s=timeout_s).say.remote(self.uid).result()
+        return met
 
     def from_a_thread(self) -> int:
         assert self.rooms is not None
@@ -168,6 +193,9 @@ class Shared:
 
     def all_said(self, uid: str) -> list[Any]:
         return self.said[uid]
+
+    def relay(self, steps: Steps) -> int:
+        return relayed(steps)
 
 
 class SqliteStore:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
@@ -31,13 +31,13 @@ from ray_route.pod.streams import checked
 from ray_route.pod.turns import Beside, Turn, Turns
 from ray_route.pod.user_threads import UserThreads
 from ray_route.protocol.calls import (
-    HEADER_LENGTH,
     BatchedCall,
     Header,
     Refused,
     SendAgain,
     StreamEnd,
     chain_of,
+    unpacked,
 )
 from ray_route.runtime.running_hooks import check_not_awaited
 
@@ -244,7 +244,7 @@ class TurnCalls:
 
     async def stream(
         self, header: Header, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """Yield what the user's generator does, in one turn, and then a `StreamEnd`.
 
         A `Refused` or `SendAgain` instead says that nothing has run, if it comes first; a `Refused`
@@ -259,41 +259,57 @@ class TurnCalls:
         if isinstance(turn, SendAgain):
             yield turn
             return
-        uid, epoch, _, name = header[:4]
         last: Any = StreamEnd()
-        items: Any = None
+        items = self._items(header, turn, args, kwargs)
         try:
-            method = self._method(uid, name, args, kwargs)
-            items = checked(await self._user(header, turn, None, method), name)
-            if type(items) is Refused:
-                last = items
-            else:
-                async for item in self._items(header, turn, items):
-                    await self._agent.gate.recheck_async(uid, epoch)
-                    yield item
-                await self._agent.gate.recheck_async(uid, epoch)
+            async for item in items:
+                yield item
         except FencedError as error:
             last = own_refusal(self._agent, error)
         except EXITS as error:
-            last = Refused(leaving(self._agent, uid, name, error, may_have_run=True))
+            last = Refused(leaving(self._agent, header[0], header[3], error, may_have_run=True))
         finally:
             try:
-                await self._close(header, turn, items)
+                await items.aclose()
             finally:
-                self._end(uid, turn)
+                self._end(header[0], turn)
         yield last
 
-    async def _items(self, header: Header, turn: _Begun, items: Any) -> AsyncIterator[Any]:
-        is_async = inspect.isasyncgen(items)
-        step = items.__anext__ if is_async else partial(next, items, _END)
-        while True:
-            try:
-                item = await self._user(header, turn, None, step)
-            except StopAsyncIteration:
-                return
-            if item is _END:
-                return
-            yield item
+    async def _items(
+        self, header: Header, turn: _Begun, args: Any, kwargs: Any
+    ) -> AsyncGenerator[Any, None]:
+        """Yield the items of a user's generator, or a refusal, each once the uid is still held."""
+        uid, epoch = header[:2]
+        items = await self._generator(header, turn, args, kwargs)
+        if type(items) is Refused:
+            yield items
+            return
+        try:
+            while (item := await self._next(header, turn, items)) is not _END:
+                await self._agent.gate.recheck_async(uid, epoch)
+                yield item
+            await self._agent.gate.recheck_async(uid, epoch)
+        finally:
+            await self._close(header, turn, items)
+
+    async def _generator(self, header: Header, turn: _Begun, args: Any, kwargs: Any) -> Any:
+        """Return what the user's method does, or a refusal if that is none, or comes too late."""
+        uid, name, due = header[0], header[3], due_of(header)
+        method = self._method(uid, name, args, kwargs)
+
+        def begun() -> Any:  # what runs later has no deadline: each item has its own
+            if is_over(due):
+                return Refused(late(due, self._agent.service, uid, name))
+            return method()
+
+        return checked(await self._user(header, turn, None, begun), name)
+
+    async def _next(self, header: Header, turn: _Begun, items: Any) -> Any:
+        step = items.__anext__ if inspect.isasyncgen(items) else partial(next, items, _END)
+        try:
+            return await self._user(header, turn, None, step)
+        except StopAsyncIteration:
+            return _END
 
     async def _close(self, header: Header, turn: _Begun, items: Any) -> None:
         if inspect.isasyncgen(items):
@@ -307,9 +323,9 @@ async def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:
     return await pod._ray_route_turns.call(header, args, kwargs)
 
 
-async def _call_packed(pod: Any, packed: list[Any]) -> Any:
-    header, args = packed[:HEADER_LENGTH], tuple(packed[HEADER_LENGTH:])
-    return await pod._ray_route_turns.call(header, args, {})
+async def _call_packed(pod: Any, packed: list[Any] | bytes) -> Any:
+    header, args = unpacked(packed)
+    return await pod._ray_route_turns.call(header, tuple(args), {})
 
 
 async def _call_many(pod: Any, calls: list[BatchedCall]) -> list[Any]:
@@ -322,7 +338,9 @@ async def _flush(pod: Any) -> None:
     await pod._ray_route_turns.flush()
 
 
-async def _stream(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+async def _stream(
+    pod: Any, header: Header, /, *args: Any, **kwargs: Any
+) -> AsyncGenerator[Any, None]:
     items = pod._ray_route_turns.stream(header, args, kwargs)
     try:
         async for item in items:

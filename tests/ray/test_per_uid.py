@@ -184,6 +184,55 @@ def test_threads_and_tasks_take_the_chain_along(rooms: Rooms, ann: str) -> None:
     assert rooms[ann].from_a_task.remote().result() == 2
 
 
+def test_a_cycle_through_two_services_comes_back_in(rooms: Rooms, shared: Rooms, ann: str) -> None:
+    steps = [(shared, unique_name()), (rooms, unique_name()), (shared, unique_name()), (rooms, ann)]
+    assert rooms[ann].options(timeout_s=60).relay.remote(steps).result() == 1
+
+
+def test_two_that_call_each_other_at_once_end_by_the_shorter_deadline(
+    rooms: Rooms, ann: str
+) -> None:
+    bob = unique_name()
+    gives_up = rooms[ann].options(timeout_s=60).meet.remote(bob, 1.0)
+    waits = rooms[bob].options(timeout_s=60).meet.remote(ann, 60.0)
+    with pytest.raises(ray_route.NestedCallError, match="RouteTimeoutError"):
+        gives_up.result()
+    assert waits.result() == 1
+    assert rooms[bob].say.remote("free").result() == 1  # ann's call has not run late
+
+
+def test_a_call_that_is_cancelled_while_it_waits_does_not_run_and_holds_up_nobody(
+    rooms: Rooms, folder: Path, ann: str
+) -> None:
+    held = rooms[ann].hold.remote(ann)
+    first, second, third = call_at_once(rooms[ann], 3, 0.0)
+    eventually((folder / f"{ann}-begun").exists, "it runs")
+    second.cancel()
+    with pytest.raises(ray_route.CallCancelledError):
+        second.result()  # though the turn has not come
+    assert not held.done()
+    (folder / ann).touch()
+    assert [first.result(), third.result()] == [1, 2]
+    assert rooms[ann].all_said.remote().result() == [0, 2]
+
+
+def test_a_uid_moves_only_after_its_interleaved_calls(
+    client: ray_route.RouteClient, rooms: Rooms, folder: Path, ann: str
+) -> None:
+    watching = rooms[ann].watch.remote(ann)
+    eventually((folder / f"{ann}-begun").exists, "it runs")
+    pod = client.compute_linked_pod(ann, "rooms").pod
+    moving = threading.Thread(target=client.move, args=(ann, "rooms", 1 - pod))
+    moving.start()
+    said = rooms[ann].say.remote("here or there")
+    assert not (folder / f"released-{ann}").exists()
+    (folder / ann).touch()
+    assert watching.result() == ann
+    moving.join()
+    assert said.result() == 1
+    assert (folder / f"released-{ann}").exists()
+
+
 def test_two_that_come_back_at_once_do_not_overlap(rooms: Rooms, ann: str) -> None:
     assert rooms[ann].ask_itself_twice.remote().result() is False
 
