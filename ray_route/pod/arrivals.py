@@ -21,7 +21,7 @@ from ray_route.clock import Deadline, now
 from ray_route.pod.exports import DROPPED, GONE, LARGE, LATER, Unsent
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
-from ray_route.pod.states import State, arrival
+from ray_route.pod.states import Bytes, State, arrival
 from ray_route.pod.work_line import SOON_S, run_in_line
 from ray_route.protocol.commands import Take, Taken
 from ray_route.protocol.names import RAY_NAMESPACE
@@ -108,7 +108,8 @@ class _Fetch:
             raise TimeoutError("others were fetched all the time")
         try:
             asked = owner._ray_route_export_one.remote(uid, self._left[uid])  # noqa: SLF001
-            if found := self._answer(asked):
+            found = memoryview(self._answer(asked))
+            if found:
                 self._read({uid: found}, SOON_S + len(found) / _READ_RATE)
             else:
                 self._end({uid: GONE})
@@ -120,20 +121,20 @@ class _Fetch:
 
     # Reading.
 
-    def _read(self, packed: dict[str, bytes], soon_s: float) -> None:
+    def _read(self, packed: Mapping[str, Bytes], soon_s: float) -> None:
         """Take some in; who is slow, for the user's code may be, is told of when that ends."""
         for uid in packed:
             del self._left[uid]
         run_in_line([partial(self._read_one, *one, soon_s) for one in packed.items()], soon_s)
         self._tell_read()
 
-    def _read_one(self, uid: str, packed: bytes, soon_s: float) -> None:
+    def _read_one(self, uid: str, packed: Bytes, soon_s: float) -> None:
         begun = now()
         self._was_read.put(self._taken_in(uid, packed))
         if now() >= begun + soon_s:  # nobody may have waited for it
             self._tell_read()
 
-    def _taken_in(self, uid: str, packed: bytes) -> Taken:
+    def _taken_in(self, uid: str, packed: Bytes) -> Taken:
         try:
             state: State = arrival(uid, packed, self._hooks.prepare)
         except Exception as error:  # the user's own code

@@ -6,6 +6,7 @@ Runs beside calls and hooks, and waits for nobody: two pods may fetch from each 
 from __future__ import annotations
 
 import asyncio
+import io
 import pickle
 import threading
 from collections.abc import Mapping
@@ -42,6 +43,8 @@ DROPPED = Unsent("it can't be pickled, and the uid moves without it")
 LATER = Unsent("it is to be asked for again")
 
 
+Packed = bytes | pickle.PickleBuffer
+
 GONE = Unsent("its pod keeps it no more: the uid was given back, or moved")
 
 
@@ -70,12 +73,18 @@ class Exports:
         sent = {uid: self._sent(uid, epoch, room) for uid, epoch in uids.items()}
         return pickle.dumps(sent, pickle.HIGHEST_PROTOCOL)
 
-    def one(self, uid: str, epoch: int) -> bytes:
-        """Return one uid's state, packed, which was said to be `LARGE`; empty if it has gone."""
+    def one(self, uid: str, epoch: int) -> Packed:
+        """Return one uid's state, packed, which was said to be `LARGE`; empty if it has gone.
+
+        It goes as a buffer, which Ray copies once, and its reader not at all.
+        """
         with self._held.lock:
             state = self._kept(uid, epoch)
-            found = None if state is None else state.packed or state.written
-        return found if isinstance(found, bytes) else b""
+            if state is None:
+                return b""
+            found = state.written if state.packed is None else state.packed
+            state.written = None  # asked for again, it is written again: it takes as much memory
+        return b"" if found is None or isinstance(found, Unsent) else pickle.PickleBuffer(found)
 
     def _kept(self, uid: str, epoch: int) -> State | None:
         entry = self._held.entries.get(uid)
@@ -142,8 +151,9 @@ class Exports:
             found = state.written if state.packed is None else state.packed
             if found is None or room.is_full():
                 return LATER
-            if isinstance(found, bytes) and len(found) > _TOGETHER_BYTES:
+            if not isinstance(found, Unsent) and len(found) > _TOGETHER_BYTES:
                 return LARGE
+            assert not isinstance(found, memoryview)  # only a large one is
             state.written = None
         room.take(found)
         return found
@@ -178,7 +188,7 @@ async def _export_async(pod: Any, uids: dict[str, int]) -> bytes:
     return await asyncio.to_thread(_exports(pod).some, uids)
 
 
-def _export_one(pod: Any, uid: str, epoch: int) -> bytes:
+def _export_one(pod: Any, uid: str, epoch: int) -> Packed:
     """Answer a pod that fetches one large state; see `Exports.one`."""
     return _exports(pod).one(uid, epoch)
 
@@ -194,15 +204,14 @@ def pack(value: Any) -> bytes:
     """Pickle a state, letting other threads run meanwhile; raise whatever its pickling raises."""
     sink = _Sink()
     cloudpickle.CloudPickler(sink, pickle.HIGHEST_PROTOCOL).dump(value)
-    return b"".join(sink.pieces)
+    return sink.taken.getvalue()
 
 
 class _Sink:
     """Takes a pickle in pieces, so that other threads get their turn (see `unpack`)."""
 
     def __init__(self) -> None:
-        self.pieces: list[bytes] = []
+        self.taken = io.BytesIO()  # whose value is no copy
 
     def write(self, piece: Any) -> int:
-        self.pieces.append(bytes(piece))
-        return len(piece)
+        return self.taken.write(piece)

@@ -15,6 +15,9 @@ from typing import Any
 Prepare = Callable[[str, Any], Any]
 """Makes of a uid and its state, as it was given up, what `on_acquire` gets."""
 
+Bytes = bytes | memoryview
+"""A pickle: in this process' own memory, or, of a large one, in Ray's."""
+
 _NOTHING = object()
 
 
@@ -26,7 +29,7 @@ class State:
     """
 
     value: Any = None
-    packed: bytes | None = None
+    packed: Bytes | None = None
     written: Any = None
     """Its bytes, or why there are none, as long as they are not sent."""
     prepared: Any = _NOTHING
@@ -46,12 +49,12 @@ class State:
         return prepare(uid, value)
 
 
-def arrival(uid: str, packed: bytes, prepare: Prepare) -> State:
+def arrival(uid: str, packed: Bytes, prepare: Prepare) -> State:
     """Make the state of a uid that has come from another pod; raise what its own code raises."""
     return State(packed=packed, prepared=prepare(uid, unpack(packed)), arrived=True)
 
 
-def unpack(packed: bytes) -> Any:
+def unpack(packed: Bytes) -> Any:
     """Read a state back, letting other threads run meanwhile."""
     return pickle.Unpickler(_Source(packed)).load()  # noqa: S301 - a pod of the same service sent it
 
@@ -63,8 +66,8 @@ class _Source:
     meanwhile is fenced.
     """
 
-    def __init__(self, packed: bytes) -> None:
-        self._packed = memoryview(packed)
+    def __init__(self, packed: Bytes) -> None:
+        self._packed = memoryview(packed).cast("B")
         self._at = 0
 
     def read(self, size: int = -1) -> bytes:

@@ -260,7 +260,10 @@ class TestExports:
         sent = pickle.loads(exports.some({"a": 100, "b": 100, "c": 100}))
         assert [type(sent["a"]), type(sent["b"]), sent["c"]] == [bytes, bytes, LATER]
         assert pickle.loads(exports.some({"d": 100})) == {"d": LARGE}
-        assert unpack(exports.one("d", 100)) == bytes(sizes["d"])
+        assert unpack(memoryview(exports.one("d", 100))) == bytes(sizes["d"])
+        assert exports.one("d", 100) == b"", "it does not wait here, in memory, for what may come"
+        assert pickle.loads(exports.some({"d": 100})) == {"d": LARGE}
+        assert unpack(memoryview(exports.one("d", 100))) == bytes(sizes["d"])
 
     @pytest.mark.parametrize("drops", [True, False])
     def test_what_can_not_be_pickled_is_said_or_dropped(self, pod: Pod, drops: bool):
