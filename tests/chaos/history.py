@@ -85,6 +85,8 @@ class History:
     hooks: list[Hook] = field(default_factory=list)
     shut_down: bool = False
     """All pods have been ended in order: none may hold anything any more."""
+    is_saved: bool = True
+    """What a release counts is saved, too; else it is in memory alone, here or on its way."""
 
 
 def violations(history: History, unserved_bound_s: float) -> list[str]:

@@ -232,9 +232,19 @@ def _chain(seen: Seen, uid: str, stays: list[Stay]) -> Iterator[str | TakenBack]
         by = math.inf if following is None else following.acquire.start
         if stay.released_at <= by and stay.released_at < math.inf:
             if following is not None and following.acquire.count not in (stay.kept, None):
-                yield _went(uid, stay, following, "and nobody was stopped")
+                yield _on_its_way(seen.history, uid, stay, following)
         elif following is not None or seen.history.shut_down:
             yield from _cut_short(seen, uid, stays[: number + 1], following)
+
+
+def _on_its_way(history: History, uid: str, stay: Stay, following: Stay) -> str | TakenBack:
+    """Judge a count that was released, and is not what the next owner has."""
+    since, by = stay.acquire.start, following.acquire.start
+    for fault in history.faults:
+        stopped = fault.kind in STOPS and since <= fault.until and fault.at <= by
+        if stopped and following.acquire.count == 0 and not history.is_saved:
+            return TakenBack(uid, fault, stay.kept)  # whoever had it
+    return _went(uid, stay, following, "and nobody was stopped")
 
 
 def _within(uid: str, stay: Stay) -> Iterator[str]:
@@ -262,7 +272,7 @@ def _cut_short(
         )
     if following is None or following.acquire.count is None:
         return
-    allowed = _saved(stays, following.acquire)
+    allowed = _saved(stays, following.acquire) if seen.history.is_saved else {0}
     if following.acquire.count not in allowed:
         yield _went(uid, stay, following, f"where {sorted(allowed)} was saved")
     elif fault is not None and following.acquire.count < stay.kept:

@@ -109,8 +109,10 @@ def states(
     faults: tuple[Fault, ...] = (),
     told: list[Acknowledged] = TOLD,
     shut_down: bool = True,
+    is_saved: bool = True,
 ) -> str:
     history = planted(*events, faults=faults, told=told, shut_down=shut_down)
+    history.is_saved = is_saved
     return "\n".join(state_violations(history))
 
 
@@ -200,6 +202,18 @@ def test_a_kill_of_another_pod_or_a_later_one_is_no_excuse() -> None:
     events = but(UNSAVED, *BACK)
     for fault in (Fault("kill", 3.2, incarnation=7), Fault("kill", 4.2, incarnation=1)):
         assert "was lost" in states(*events, told=TOLD_BACK, faults=(fault,))
+
+
+def test_a_count_in_memory_alone_dies_with_any_pod_that_had_it() -> None:
+    back = but(*BACK)
+    of_another = replace(KILL, at=3.8, incarnation=3)
+    how = {"told": TOLD_BACK, "is_saved": False}
+    assert "u went from 2 at (0, 1) to 0" in states(*back, **how)
+    assert "u went from 2" in states(*back, faults=(replace(KILL, at=4.1),), **how)
+    assert "u went from 2" in states(*back, faults=(of_another,), told=TOLD_BACK)
+    assert states(*back, faults=(of_another,), **how) == ""
+    cut_short = but(KILLED, *BACK)
+    assert states(*cut_short, faults=(KILL,), **how) == ""
 
 
 def test_a_freeze_is_an_excuse_unless_its_life_went_on() -> None:

@@ -20,6 +20,8 @@ from typing import Any
 import ray_route
 
 _BEAT_S = 0.1
+# How long a state of `Unsaved` takes to be written at most: so some are on their way at any moment.
+_WRITTEN_S = 0.3
 
 
 class Saves:
@@ -206,6 +208,42 @@ class CarryingWitness(AsyncWitness):
         kept = self._counts.get(uid)
         await super().on_release(uid)
         return kept
+
+
+class Counted:
+    """A count on its way."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __getstate__(self) -> dict[str, int]:
+        time.sleep(random.uniform(0.0, _WRITTEN_S))
+        return {"count": self.count}
+
+
+class Forgotten:
+    """What is saved of users that nobody saves."""
+
+    def save(self, uid: str, epoch: int, number: int) -> None:
+        """Forget it."""
+
+    def load(self, _: str) -> int:
+        return 0
+
+
+class Unsaved(CarryingWitness):
+    """Its counts are nowhere but in memory."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self._saves = Forgotten()  # type: ignore[assignment]
+
+    async def on_acquire(self, uid: str, carried: Counted | None) -> None:  # type: ignore[override]
+        await super().on_acquire(uid, None if carried is None else carried.count)
+
+    async def on_release(self, uid: str) -> Counted | None:  # type: ignore[override]
+        kept = await super().on_release(uid)
+        return None if kept is None else Counted(kept)
 
 
 class UserWitness:
