@@ -35,6 +35,7 @@ SECONDS = float(os.environ.get("CHAOS_S", "5"))
 SEED = int(os.environ.get("CHAOS_SEED", random.randrange(10**6)))
 LEASE_S = 3.0
 MOVERS = 8
+SERVED_BETWEEN = 10
 
 
 @dataclass
@@ -97,6 +98,7 @@ class Moving(Storm):
             running = [pool.submit(work) for work in works]
             try:
                 while time.monotonic() < ends:
+                    self._see_calls_served()
                     eventually(lambda: self._on_their_way > MOVERS / 2, "some are moved", TIMEOUT_S)
                     fault = self._note("cut")
                     strike(self.random)
@@ -107,6 +109,11 @@ class Moving(Storm):
         for work in running:
             work.result()
         return self.history
+
+    def _see_calls_served(self) -> None:
+        """Let one outage be over before the next: a busy machine may take its time."""
+        enough = len(self.history.acknowledged) + SERVED_BETWEEN
+        eventually(lambda: len(self.history.acknowledged) >= enough, "users are served", TIMEOUT_S)
 
     def _move_on(self, number: int) -> None:
         choose = random.Random(number)
