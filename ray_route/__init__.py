@@ -36,6 +36,7 @@ from ray_route.errors import (
     UnknownMethodError,
     UnpicklableError,
     UnsafeStoreError,
+    UpgradeError,
 )
 from ray_route.model import (
     DrainProgress,
@@ -46,6 +47,7 @@ from ray_route.model import (
     Pod,
     RoutingState,
     ServiceStatus,
+    UpgradeProgress,
 )
 from ray_route.pod.agent import PodAgent
 from ray_route.pod.current_link import CurrentLink, current_link
@@ -99,6 +101,8 @@ __all__ = [
     "UnknownMethodError",
     "UnpicklableError",
     "UnsafeStoreError",
+    "UpgradeError",
+    "UpgradeProgress",
     "__version__",
     "connect",
     "connect_async",

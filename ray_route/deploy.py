@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,9 +17,16 @@ from ray_route.clock import Deadline
 from ray_route.controller.actor import Description
 from ray_route.controller.handle import ControllerHandle, make_controller
 from ray_route.controller.making import NameTakenError, PodMaker, named_pods
-from ray_route.controller.recipe import Recipe, differing
+from ray_route.controller.recipe import Given, Recipe, differing
 from ray_route.errors import ClosedError, ConfigError, InvalidInputError
-from ray_route.model import DrainProgress, Pod, ServiceStatus, check_name, check_pod
+from ray_route.model import (
+    DrainProgress,
+    Pod,
+    ServiceStatus,
+    UpgradeProgress,
+    check_name,
+    check_pod,
+)
 from ray_route.pod.arguments import pack
 from ray_route.pod.instances import StateStore
 from ray_route.pod.methods import is_async
@@ -31,6 +38,7 @@ from ray_route.pod.user_threads import AT_ONCE
 from ray_route.runtime.given_up import check_wanted
 from ray_route.runtime.waiting import Pause, Stage, run, within
 from ray_route.store.url import StoreUrl
+from ray_route.store.wanted import Upgrade
 
 _DEPLOY_S = 60.0
 # A deployment whose driver died half-way is ended when its time is over, and so long after.
@@ -86,7 +94,8 @@ class Deployment:
     def scale(self, replicas: int, deadline_s: float = DRAIN_S, timeout: float = _DEPLOY_S) -> None:
         """Add pods, which moves no uid, or drain and end those of the highest indexes.
 
-        Afterwards indexes 0 … `replicas` - 1 are alive, and no others. Missing ones and those that
+        Afterwards indexes 0 … `replicas` - 1 are alive, and no others; after an `upgrade` those
+        from another first index on. Missing ones and those that
         were drained before are made first, within `timeout` seconds; only when they serve are
         others drained. Callers that scale one service at once do so one after the other. What has
         begun is brought to its end also if this process dies.
@@ -96,14 +105,52 @@ class Deployment:
         turn did not come or the pods did not serve within `timeout`. Then, and after an interrupt,
         only pods that this very call made are ended again.
         """
-        _check_replicas(replicas)
+        _check_at_least_one("replicas", replicas)
         deadline = Deadline.after(timeout)
-        surplus = sum(index >= replicas for index in self.pods(timeout))
-        longest_s = timeout + (surplus + 1) * (deadline_s + GRACE_S + 4 * STOP_S)
+        longest_s = timeout + (len(self.pods(timeout)) + 1) * (deadline_s + GRACE_S + 4 * STOP_S)
         request = uuid.uuid4().hex
         with self._controller.giving_up(request):
             asked = (request, replicas, deadline_s, max(deadline.remaining(), _LOOK_S))
             self._ask(Deadline.after(longest_s), "scale", *asked)
+
+    def upgrade(
+        self,
+        cls: type,
+        *,
+        args: tuple[Any, ...] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        store: StateStore | None = None,
+        max_surge: int = 1,
+        deadline_s: float = DRAIN_S,
+        timeout: float = _DEPLOY_S,
+        on_progress: Callable[[UpgradeProgress], object] = lambda _: None,
+    ) -> None:
+        """Have the service run another class: each uid moves once, with its state; no call fails.
+
+        New pods are made beside the old ones, with indexes of their own, at most `max_surge` more
+        than the service has. Once one serves, the old ones get no new uids; then one after the
+        other is drained, within `deadline_s` seconds each, and ended. `args`, `kwargs` and `store`
+        stay as they are where they are not given, and so do all options. The class must be one that
+        pods can import, or it travels along. What has begun is brought to its end also if this
+        process dies. `on_progress` is told how far it has come, a few times a second.
+
+        Raises `UpgradeError` if a new pod does not serve within `timeout` seconds, if a state can't
+        be read by the new class, or an old pod can't be drained in time. Then, and after an
+        interrupt, the service is brought back to its old class: the new pods hand over what they
+        have, and are ended. Raises `ConfigError` or `InvalidInputError` for a class or arguments
+        that can't be deployed, having changed nothing; `RouteTimeoutError` if another caller's
+        turn takes too long.
+        """
+        if not inspect.isclass(cls):
+            raise no_class(cls, "must be a plain class, without @ray.remote")
+        _check_at_least_one("max_surge", max_surge)
+        pods = len(self.pods(timeout)) + max_surge
+        each_s = timeout + deadline_s + GRACE_S + 4 * STOP_S
+        request = uuid.uuid4().hex
+        how = Upgrade(0, 0, "", max_surge, timeout, deadline_s, request=request)
+        upgrading = self._controller.upgrade(cls, Given(args, kwargs, store), how, on_progress)
+        with self._controller.giving_up(request):
+            run(upgrading, Deadline.after(2 * pods * each_s))
 
     def drain(
         self, pod: int, deadline_s: float = DRAIN_S, *, go_on: bool = False
@@ -207,7 +254,7 @@ class _Making:
             raise ConfigError(
                 option=", ".join(others),
                 reason=f"the service is deployed already, with {as_deployed}; take it by "
-                "get_deployment(), scale it, or shut it down first",
+                "get_deployment(), scale it, upgrade it, or shut it down first",
                 namespace=self.session.namespace.name,
                 service=self._service,
             )
@@ -253,10 +300,10 @@ class _Making:
             )
 
 
-def _check_replicas(replicas: object) -> None:
-    if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas < 1:
+def _check_at_least_one(argument: str, count: object) -> None:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise InvalidInputError(
-            argument="replicas", value=replicas, reason="must be an integer of at least 1"
+            argument=argument, value=count, reason="must be an integer of at least 1"
         )
 
 
@@ -330,7 +377,7 @@ def deploy(
     pod meets it.
     """
     check_name("service", service)
-    _check_replicas(replicas)
+    _check_at_least_one("replicas", replicas)
     if not inspect.isclass(cls):
         raise no_class(cls, "must be a plain class, without @ray.remote")
     how = PodOptions(

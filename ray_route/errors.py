@@ -11,6 +11,7 @@
     │   ├── PodStartError                           mend what kept the pod from starting
     │   ├── PodRestartingError                      try again, it may come back
     │   └── StateNotMovedError                      let the state be plain data, or drop it
+    ├── UpgradeError                                mend the class; `.undone` says what serves now
     ├── CallCancelledError                          nothing: it was asked for
     ├── UnpicklableError       (also TypeError)     let the method return or raise plain data
     ├── FencedError                                 ask for the link again, then call its pod
@@ -203,6 +204,31 @@ class StateNotMovedError(PodUnavailableError):
     target: int | None = None
     is_final: bool = False
     hint = "let the state be plain data, or deploy with on_unpicklable='drop'"
+
+
+class UpgradeError(RouteError):
+    """An upgrade was stopped. What stopped it is the cause.
+
+    `undone` if the service is as it was before. Otherwise the pods of `left` have users whom those
+    of before can't take; all serve, and the controller goes on to bring them back.
+    """
+
+    def __init__(self, *, reason: str, undone: bool, left: Sequence[int] = (), **ids: Any) -> None:
+        super().__init__(reason=reason, undone=undone, left=tuple(left), **ids)
+
+    reason: str
+    undone: bool
+    left: tuple[int, ...]
+
+    @property
+    def hint(self) -> str:  # type: ignore[override]
+        """What to do next."""
+        if self.undone:
+            return "the service is as it was: mend what stopped it, then upgrade again"
+        return f"pods {list(self.left)} serve users whom the old class can't take: upgrade again"
+
+    def _what(self) -> str:
+        return f"the upgrade was stopped: {self.reason}"
 
 
 class FencedError(RouteError):

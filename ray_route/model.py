@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from ray_route.errors import DamagedKeyError, InvalidInputError, StateNotMovedError
+from ray_route.errors import DamagedKeyError, InvalidInputError, RouteError, StateNotMovedError
 
 MAX_UID_BYTES = 512
 MAX_NAME = 64
@@ -169,12 +169,34 @@ class DrainProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class UpgradeProgress:
+    """How far an upgrade has come: the pods that are there of the wanted `generation`.
+
+    `left` are pods that are still to be drained, `moved` the uids that have left some, `running`
+    the calls that the one has which is drained now. `problem` says why it goes, or has gone,
+    `back` to the generation before; `error` is what it raised.
+    """
+
+    generation: int
+    pods: tuple[int, ...]
+    left: tuple[int, ...]
+    moved: int
+    running: int
+    back: bool = False
+    done: bool = False
+    problem: str | None = None
+    error: RouteError | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceStatus:
     """What a deployed service is to be, what its controller is doing, and what is in the way.
 
-    `pods` are those that Ray has or is restarting, `cordons` those closed to new uids. `code` is a
-    hash of the class's text. `problem` keeps the service as a whole from being as it is wanted;
-    `problems` has what the start of a pod raised last, by index.
+    `pods` are those that Ray has or is restarting, `cordons` those closed to new uids; `wanted` are
+    the indexes of those that are to be, and `generations` has the generation of each that is there:
+    two while an upgrade is under way. `code` is a hash of the present class's text. `problem` keeps
+    the service as a whole from being as it is wanted; `problems` has what the start of a pod raised
+    last, by index.
     `controller` is the incarnation of the controller, `process` its process id.
     """
 
@@ -185,6 +207,8 @@ class ServiceStatus:
     generation: int
     code: str
     pods: tuple[int, ...]
+    wanted: tuple[int, ...]
+    generations: dict[int, int]
     doing: str
     problem: str
     problems: dict[int, str]

@@ -20,7 +20,7 @@ from ray_route.cli.change import drain, move, remove
 from ray_route.cli.cluster import UnknownNameError
 from ray_route.cli.demo import demo
 from ray_route.cli.doctor import doctor
-from ray_route.cli.keep import cordon, scale, service, shutdown, uncordon
+from ray_route.cli.keep import cordon, scale, service, shutdown, uncordon, upgrade
 from ray_route.cli.look import explain, pods, status, top, where
 from ray_route.demo.replay import DemoError
 from ray_route.demo.trace import TraceError
@@ -46,7 +46,8 @@ def app() -> None:
     \b
     Exit status:
       0    done, and all is well
-      1    done, and something is not: a uid has no link, a drain left uids, doctor found faults
+      1    done, and something is not: a uid has no link, a drain left uids, an upgrade
+           was undone, doctor found faults
       2    not done: wrong options or names, or Ray, Redis or the router did not answer
       130  interrupted by Ctrl-C
 
@@ -59,7 +60,7 @@ def app() -> None:
 
 _COMMANDS = (
     *(status, where, explain, pods, service, top, doctor),
-    *(scale, drain, cordon, uncordon, move, remove, shutdown),
+    *(scale, upgrade, drain, cordon, uncordon, move, remove, shutdown),
     *(bench, demo),
 )
 for command in _COMMANDS:

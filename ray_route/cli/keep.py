@@ -1,16 +1,24 @@
-"""Commands that say how a deployed service is to be: scale, cordon, uncordon, shutdown, service."""
+"""Commands that say how a deployed service is to be: scale, upgrade, cordon, shutdown, service."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
+from ray import cloudpickle
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ray_route.cli.cluster import TIMEOUT_S, NamespaceView
 from ray_route.cli.output import console, in_namespace, print_json, table
 from ray_route.deploy import Deployment, get_deployment
+from ray_route.errors import UpgradeError
+from ray_route.model import ServiceStatus, UpgradeProgress
 
 _NOT_AS_WANTED = 1
 _SECONDS = click.FloatRange(min=0, min_open=True)
@@ -61,14 +69,22 @@ def service(namespace: NamespaceView, service: str, *, as_json: bool) -> int:
             ("pods that Ray has", len(status.pods)),
             ("closed to new uids", closed),
             ("class", f"generation {status.generation}, code {status.code}"),
+            *_older(status),
             ("controller", f"incarnation {status.controller}, process {status.process}"),
             ("doing", status.doing or "nothing: all is as it is wanted"),
             *((f"pod {pod}", problem) for pod, problem in status.problems.items()),
             *((("problem", status.problem),) if status.problem else ()),
         ]
         console().print(table((service, ""), rows))
-    is_well = status.pods == tuple(range(status.replicas)) and not status.problems
+    is_well = status.pods == status.wanted and not status.problems
     return 0 if is_well and not status.problem else _NOT_AS_WANTED
+
+
+def _older(status: ServiceStatus) -> list[tuple[object, ...]]:
+    """Return a row that says which pods are of another generation than is wanted, if any is."""
+    others = {pod: it for pod, it in status.generations.items() if it != status.generation}
+    text = ", ".join(f"{pod} (generation {it})" for pod, it in others.items())
+    return [("to be left", f"pods {text}")] if others else []
 
 
 @click.command()
@@ -105,6 +121,100 @@ def scale(
         deployment.scale(replicas, deadline, timeout)
     said = {"service": service, "replicas": replicas}
     return _say(f"{service} has {replicas} pods", said, as_json=as_json)
+
+
+def _imported(named: str) -> type:
+    """Import a class, also from the folder in which the command runs, as `python -m` would.
+
+    Ray tells pods nothing of that folder, so what is there travels along with the class.
+    """
+    module, _, name = named.partition(":")
+    sys.path.insert(0, "")
+    try:
+        found: object = getattr(importlib.import_module(module), name)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise click.BadParameter(f"{named!r} can't be imported: {error}") from error
+    if not isinstance(found, type):
+        raise click.BadParameter(f"{named!r} is no class")
+    if Path(sys.modules[module].__file__ or "/").is_relative_to(Path.cwd()):
+        cloudpickle.register_pickle_by_value(sys.modules[module.partition(".")[0]])
+    return found
+
+
+@click.command()
+@click.argument("service")
+@click.argument("cls", metavar="MODULE:CLASS")
+@click.option(
+    "--max-surge",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="So many pods more than the service has may be there meanwhile.",
+)
+@click.option(
+    "--deadline",
+    type=_SECONDS,
+    default=300.0,
+    show_default=True,
+    help="Seconds for each old pod to be drained; then the upgrade is undone.",
+)
+@click.option(
+    "--timeout",
+    type=_SECONDS,
+    default=60.0,
+    show_default=True,
+    help="Seconds for new pods to start; then the upgrade is undone.",
+)
+@in_namespace
+def upgrade(
+    namespace: NamespaceView,
+    service: str,
+    cls: str,
+    max_surge: int,
+    deadline: float,
+    timeout: float,
+    *,
+    as_json: bool,
+) -> int:
+    """Have a deployed service run another class: each uid moves once, with its state.
+
+    Its arguments and options stay as they are. If a new pod does not start, or can't read a state,
+    the service is brought back to its old class, and the status is 1. So it is after Ctrl-C.
+
+    \b
+    Examples:
+      ray-route upgrade rooms chat.rooms:Room
+      ray-route upgrade rooms chat.rooms:Room --max-surge 4 --json
+    """  # noqa: D301 - click's mark for text that is not wrapped
+    found, last = _imported(cls), list[UpgradeProgress]()
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    out = Console(stderr=True, quiet=as_json)
+    with _held(namespace, service) as deployment, Progress(*columns, console=out) as shown:
+        task = shown.add_task(service, total=None)
+
+        def tell(now: UpgradeProgress) -> None:
+            last[:] = [now]
+            total = len(now.pods) + len(now.left)
+            shown.update(task, completed=len(now.pods), total=total, description=_told(now))
+
+        try:
+            deployment.upgrade(
+                found, max_surge=max_surge, deadline_s=deadline, timeout=timeout, on_progress=tell
+            )
+        except UpgradeError as error:
+            _say(str(error), last[0], as_json=as_json)
+            return _NOT_AS_WANTED
+    text = f"{service} runs generation {last[0].generation}: {last[0].moved} uids moved"
+    return _say(text, last[0], as_json=as_json)
+
+
+def _told(now: UpgradeProgress) -> str:
+    way = "back to" if now.back else "to"
+    calls = f", {now.running} calls running" if now.running else ""
+    return (
+        f"{way} generation {now.generation}: pods {list(now.pods)} are there, "
+        f"{len(now.left)} are left, {now.moved} uids moved{calls}"
+    )
 
 
 @click.command()

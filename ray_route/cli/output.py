@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ray_route.cli.cluster import Cluster, joined_cluster
-from ray_route.errors import DamagedKeyError
+from ray_route.errors import DamagedKeyError, RouteError
 from ray_route.model import Life, Pod, RoutingState
 
 _PIPE_COLUMNS = 200
@@ -70,6 +70,8 @@ def print_json(content: Any) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, DamagedKeyError):
         return {"uid": value.uid, "key": value.key, "reason": value.reason}
+    if isinstance(value, RouteError):
+        return str(value)
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     raise TypeError(f"{value!r} can't be written as JSON")

@@ -22,12 +22,12 @@ from ray_route.controller.keeping import Keeping
 from ray_route.controller.recipe import Recipe
 from ray_route.controller.upkeep import Upkeep
 from ray_route.controller.wishes import DeposedError, Wishes
-from ray_route.errors import CallCancelledError, ClosedError, RouteError
-from ray_route.model import RoutingState, ServiceStatus
+from ray_route.errors import CallCancelledError, ClosedError, RouteError, RouteTimeoutError
+from ray_route.model import RoutingState, ServiceStatus, UpgradeProgress
 from ray_route.pod.stopping import Actors
-from ray_route.protocol.names import RAY_NAMESPACE, controller_name
+from ray_route.protocol.names import RAY_NAMESPACE, controller_name, recipe_name
 from ray_route.runtime.waiting import late
-from ray_route.store.wanted import Wanted
+from ray_route.store.wanted import Upgrade, Wanted
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ class Controller:
         self._keeping = Keeping(self._recipe, self._upkeep, self._wishes, patience_s)
         self._lock = threading.Lock()
         self._requests: dict[str, _Request] = {}
+        self._given_up: set[str] = set()
         self._problem = ""
         self._ending, self._wake = False, threading.Event()
         threading.Thread(target=self._run, name="ray_route-controller", daemon=True).start()
@@ -91,20 +92,37 @@ class Controller:
         """Say what is deployed here."""
         wanted = self._wishes.wanted
         replicas = wanted.replicas if wanted else None
-        return Description(dict(self._recipe.facts), replicas, self._is_ended())
+        return Description(dict(self._present().facts), replicas, self._is_ended())
+
+    @ray.method(concurrency_group=STATUS_GROUP)
+    def recipe(self) -> Recipe:
+        """Return the recipe of the present generation."""
+        return self._present()
+
+    def _code(self) -> str:
+        try:
+            return self._present().facts["code"]
+        except RouteError as error:  # its holder is away, which is not all that there is to say
+            return f"unknown: {error}"
+
+    def _present(self) -> Recipe:
+        wanted = self._wishes.wanted
+        return self._upkeep.recipes.of(wanted.recipe) if wanted else self._recipe
 
     @ray.method(concurrency_group=STATUS_GROUP)
     def status(self) -> ServiceStatus:
         """Say what is wanted, what is done just now, and what is in the way."""
-        wanted = self._wishes.wanted
+        wanted, named = self._wishes.wanted, self._upkeep.named()
         return ServiceStatus(
             namespace=self._recipe.spec.namespace,
             service=self._service,
             replicas=wanted.replicas if wanted else 0,
             cordons=tuple(sorted(wanted.cordons)) if wanted else (),
             generation=wanted.generation if wanted else 0,
-            code=self._recipe.facts["code"],
-            pods=tuple(sorted(self._upkeep.named())),
+            code=self._code(),
+            pods=tuple(sorted(named)),
+            wanted=tuple(wanted.indexes) if wanted else (),
+            generations=self._keeping.upgrading.generations(named),
             doing="end the service" if self._is_ended() else self._keeping.doing,
             problem=self._problem,
             problems=self._keeping.problems(),
@@ -128,21 +146,26 @@ class Controller:
         deadline = Deadline.after(timeout)
         with self._asked(request, deadline) as asked:
             before = self._wanted()
-            cordons = frozenset(pod for pod in before.cordons if pod < replicas)
-            self._wishes.write(replace(before, replicas=replicas, cordons=cordons))
+            if before.upgrade is not None:
+                raise RouteTimeoutError(waiting_for="an upgrade to end", timeout_s=timeout)
+            wanted = replace(before, replicas=replicas)
+            wanted = replace(wanted, cordons=before.cordons & set(wanted.indexes))
+            self._wishes.write(wanted)
             try:
-                self._scale(replicas, deadline_s, deadline, asked)
+                self._scale(wanted, deadline_s, deadline, asked)
             except BaseException:
                 self._undo(before, asked.made)
                 raise
 
-    def _scale(self, replicas: int, deadline_s: float, deadline: Deadline, asked: _Request) -> None:
-        check = self._checked(asked)
+    def _scale(
+        self, wanted: Wanted, deadline_s: float, deadline: Deadline, asked: _Request
+    ) -> None:
+        check, indexes = self._checked(asked), wanted.indexes
         with self._upkeep.client(deadline):  # held open, for all that follows
-            growing = self._upkeep.grow(replicas, asked.made, deadline, check)
+            growing = self._upkeep.grow(indexes, wanted.recipe, asked.made, deadline, check)
             self._keeping.take(growing, check)
             asked.made = {}  # whatever comes, they are wanted
-            self._keeping.take(self._upkeep.shrink(replicas, deadline_s, check), check)
+            self._keeping.take(self._upkeep.shrink(indexes, deadline_s, check), check)
 
     def _undo(self, before: Wanted, made: Actors) -> None:
         """End what a scaling that failed has made, and want what there is then."""
@@ -168,8 +191,32 @@ class Controller:
             wanted = self._wanted()
             self._wishes.write(replace(wanted, cordons=wanted.cordons - {pod}))
             self._keeping.take(self._upkeep.open(pod))
-            if found.state is RoutingState.SHUTDOWN and pod < wanted.replicas:
-                self._keeping.take(self._upkeep.renew(pod, asked.made, deadline))
+            if found.state is RoutingState.SHUTDOWN and pod in wanted.indexes:
+                renewing = self._upkeep.renew(pod, wanted.recipe, asked.made, deadline)
+                self._keeping.take(renewing)
+
+    def begin_upgrade(self, recipe: str, how: Upgrade, timeout: float) -> None:
+        """Have the service brought to the generation of that recipe: see `upgrade_progress`.
+
+        A recipe of which nothing comes is let go.
+        """
+        upgrading = self._keeping.upgrading
+        if upgrading.knows(how.request):
+            return  # asked again, since the answer was lost
+        try:
+            with self._asked("", Deadline.after(timeout)):
+                self._wanted()
+                upgrading.begin(recipe, how)
+                self._wake.set()
+        finally:
+            if not upgrading.knows(how.request):
+                self._upkeep.recipes.end(recipe)
+
+    @ray.method(concurrency_group=STATUS_GROUP)
+    def upgrade_progress(self, request: str) -> UpgradeProgress | None:
+        """Say how far an upgrade has come; None if none is known by that request."""
+        self._wishes.claim()
+        return self._keeping.upgrading.progress(request)
 
     @ray.method(concurrency_group=CONTROL_GROUP)
     def shutdown(self, grace_s: float) -> None:
@@ -191,6 +238,11 @@ class Controller:
         asked = self._requests.get(request)
         if asked is not None:
             asked.given_up = True
+            return
+        self._given_up.add(request)
+        if not self._keeping.upgrading.knows(request):
+            spec = self._recipe.spec
+            self._upkeep.recipes.end(recipe_name(spec.namespace, spec.service, request))
 
     @contextlib.contextmanager
     def _turn(self, deadline: Deadline) -> Iterator[None]:
@@ -234,6 +286,16 @@ class Controller:
 
         return check
 
+    def _check_upgrade(self) -> None:
+        """Raise what ends an upgrade that is under way."""
+        if self._is_ended():
+            raise ClosedError(what=f"service {self._service!r}", service=self._service)
+        wanted = self._wishes.wanted
+        upgrade = wanted.upgrade if wanted else None
+        if upgrade is not None and not upgrade.back and upgrade.request in self._given_up:
+            raise CallCancelledError(method="upgrade", may_have_run=True, service=self._service)
+        self._wishes.check()
+
     def _is_ended(self) -> bool:
         wanted = self._wishes.wanted
         return self._ending or (wanted is not None and wanted.ended)
@@ -252,7 +314,7 @@ class Controller:
         if not self._lock.acquire(blocking=False):
             return  # a caller's wish is being done
         try:
-            self._keeping.look(ending=self._ending)
+            self._keeping.look(ending=self._ending, check=self._check_upgrade)
             self._problem = ""
         except DeposedError:
             logger.warning("a younger controller has taken over: %s ends", self._name)

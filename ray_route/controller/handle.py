@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import ray
@@ -12,13 +13,26 @@ import ray
 from ray_route.clock import Deadline
 from ray_route.controller.actor import GROUPS, THREADS, Controller
 from ray_route.controller.making import named_pods, taken_told
-from ray_route.controller.recipe import Recipe
-from ray_route.errors import ClosedError
+from ray_route.controller.recipe import Given, Recipe
+from ray_route.controller.recipes import make_holder
+from ray_route.errors import ClosedError, UpgradeError
+from ray_route.model import UpgradeProgress
 from ray_route.pod.stopping import STOP_S, stop, wait_gone
 from ray_route.protocol.names import RAY_NAMESPACE, controller_name
-from ray_route.runtime.waiting import Blocking, Operation, Pause, Remote, Stage, run, within
+from ray_route.runtime.waiting import (
+    Blocking,
+    Operation,
+    Pause,
+    Remote,
+    Stage,
+    TheDeadline,
+    run,
+    within,
+)
+from ray_route.store.wanted import Upgrade
 
 _PAUSE_S = 0.1
+_LOOK_S = 0.2
 _GIVE_UP_S = 2.0
 
 
@@ -88,6 +102,39 @@ class ControllerHandle:
                 return (yield Remote(getattr(handle, method).remote(*args), what))
             except ray.exceptions.RayActorError:
                 yield Pause(_PAUSE_S, what)
+
+    def upgrade(
+        self, cls: type, given: Given, how: Upgrade, told: Callable[[UpgradeProgress], object]
+    ) -> Operation[None]:
+        """Upgrade the service to a class, and tell how far that has come, again and again.
+
+        Raises `UpgradeError` if it was stopped.
+        """
+        what = f"the upgrade of service {self._service!r}"
+        present: Recipe = yield from self.ask("recipe")
+        deadline = yield TheDeadline()
+        recipe, held = present.with_class(cls, given, deadline)
+        holder = yield Blocking(partial(make_holder, recipe, held, how.request), what, math.inf)
+        yield from self.ask("begin_upgrade", holder, how, how.start_s)
+        while True:
+            progress: UpgradeProgress | None = yield from self.ask("upgrade_progress", how.request)
+            if progress is None:
+                raise ClosedError(what=f"service {self._service!r}", service=self._service)
+            told(progress)
+            if progress.done:
+                self._check_upgraded(progress)
+                return
+            yield Pause(_LOOK_S, what)
+
+    def _check_upgraded(self, progress: UpgradeProgress) -> None:
+        if progress.problem is not None:
+            raise UpgradeError(
+                reason=progress.problem,
+                undone=not progress.left,
+                left=progress.left,
+                namespace=self._namespace,
+                service=self._service,
+            ) from progress.error
 
     @contextlib.contextmanager
     def giving_up(self, request: str) -> Iterator[None]:

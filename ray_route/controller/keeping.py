@@ -14,16 +14,26 @@ import ray
 from ray_route.clock import Deadline, backoff_s, now
 from ray_route.controller.marks import BEGUN, ENDED, forget, note, noted
 from ray_route.controller.recipe import Recipe
+from ray_route.controller.upgrading import Upgrading
 from ray_route.controller.upkeep import Steps, Upkeep
 from ray_route.controller.wishes import Wishes
-from ray_route.errors import PodStartError, RouteError
+from ray_route.errors import (
+    ClosedError,
+    PodStartError,
+    RouteError,
+    RouterUnavailableError,
+    StoreUnavailableError,
+)
 from ray_route.pod.starting import readiness
 from ray_route.pod.stopping import GRACE_S, stop
 from ray_route.protocol.names import controller_name
+from ray_route.runtime.waiting import Check, no_check
 from ray_route.store.wanted import Wanted
 
 logger = logging.getLogger(__name__)
 
+# What an upgrade waits for to pass, and its service's end.
+_NO_FAULT_OF_IT = (StoreUnavailableError, RouterUnavailableError, ClosedError)
 _MAX_BACKOFF_S = 30.0
 _HEAL_S = 60.0
 
@@ -46,6 +56,7 @@ class Keeping:
         self._name = controller_name(spec.namespace, spec.service)
         self._upkeep = upkeep
         self._wishes = wishes
+        self.upgrading = Upgrading(upkeep, wishes)
         self._begin_by = Deadline.after(patience_s)
         self._failures: dict[int, _Failures] = {}
         self._starting: dict[int, Any] = {}
@@ -80,17 +91,21 @@ class Keeping:
             stop(list(named.values()), grace_s)
         with contextlib.suppress(RouteError):
             self._wishes.forget()
+        self._upkeep.recipes.end_all()
         forget(self._wishes.actor)
         self.done = True
 
     def want_what_is_there(self, before: Wanted) -> None:
         """Want what there was, or what could not be ended, after a scaling that failed."""
-        kept = max([before.replicas - 1, *self._upkeep.named()]) + 1
+        kept = max([before.indexes.stop - 1, *self._upkeep.named()]) + 1
         with contextlib.suppress(RouteError):
-            self._wishes.write(replace(before, replicas=kept))
+            self._wishes.write(replace(before, replicas=kept - before.first))
 
-    def look(self, *, ending: bool) -> None:
-        """Look at what is there, and do what is missing; raise `DeposedError`, `RouteError`."""
+    def look(self, *, ending: bool, check: Check = no_check) -> None:
+        """Look at what is there, and do what is missing; raise `DeposedError`, `RouteError`.
+
+        `check` raises what ends an upgrade that is under way.
+        """
         if ending:  # whoever asked for that has failed half-way
             self.finish(GRACE_S)
             return
@@ -100,7 +115,7 @@ class Keeping:
                 return
         self._wishes.keep()
         if self._wishes.wanted is not None:
-            self._keep(self._wishes.wanted, set(self._upkeep.named()))
+            self._keep(self._wishes.wanted, check)
         elif not self._begin_by.remaining():
             self._log.warning("nobody has finished the deployment of %s: it ends", self._service)
             self.finish(0.0)
@@ -116,9 +131,11 @@ class Keeping:
             self.finish(GRACE_S)
         elif mark == BEGUN:
             self._wishes.claim()
-            there = max(self._upkeep.named(), default=0) + 1
-            wanted = self._wishes.wanted or Wanted(there, self._name)
-            self._wishes.write(replace(wanted, replicas=max(wanted.replicas, there)))
+            wanted = self._wishes.wanted or Wanted(1, self._name)
+            if wanted.upgrade is None:
+                there = max(self._upkeep.named(), default=wanted.first) + 1 - wanted.first
+                wanted = replace(wanted, replicas=max(wanted.replicas, there))
+            self._wishes.write(wanted)
         self._is_taken_up = True
 
     def begin(self, replicas: int) -> None:
@@ -126,19 +143,31 @@ class Keeping:
         self._wishes.write(Wanted(replicas, self._name))
         note(self._wishes.actor, BEGUN)
 
-    def _keep(self, wanted: Wanted, named: set[int]) -> None:
+    def _keep(self, wanted: Wanted, check: Check) -> None:
         self._hear_of_starts()
-        missing = set(range(wanted.replicas)) - named - self._starting.keys()
+        if wanted.upgrade is not None:
+            self._upgrade(check)
+            return
+        missing = set(wanted.indexes) - self._upkeep.named().keys() - self._starting.keys()
         due = [pod for pod in sorted(missing) if self._may_start(pod)]
         if due:
-            self.take(self._heal(due))
+            self.take(self._heal(due, wanted.recipe))
         if wanted.cordons:
             self.take(self._upkeep.close(wanted.cordons))
 
-    def _heal(self, missing: list[int]) -> Steps:
+    def _upgrade(self, check: Check) -> None:
+        """Go on with an upgrade, or its way back; what stops it in its course turns it back."""
+        try:
+            self.take(self.upgrading.steps(check), check)
+        except _NO_FAULT_OF_IT:
+            raise
+        except RouteError as error:
+            self.upgrading.stopped(error)
+
+    def _heal(self, missing: list[int], recipe: str) -> Steps:
         """Make pods that Ray has given up; what becomes of them the next looks tell."""
         yield f"make pods {missing}, which Ray does not have"
-        made = self._upkeep.make(missing, Deadline.after(_HEAL_S))
+        made = self._upkeep.make(missing, recipe, Deadline.after(_HEAL_S))
         for pod, handle in made.items():
             self._starting[pod] = handle._ray_route_ready.remote()  # noqa: SLF001 - our own
 

@@ -29,8 +29,14 @@ def noted(actor: str) -> bytes | None:
 
 
 def forget(actor: str) -> None:
-    """Forget a controller."""
-    internal_kv._internal_kv_del(actor.encode(), namespace=_KV_NAMESPACE)  # noqa: SLF001 - as above
+    """Forget a controller, and its plan."""
+    for name in (actor, plan_of(actor)):
+        internal_kv._internal_kv_del(name.encode(), namespace=_KV_NAMESPACE)  # noqa: SLF001 - as above
+
+
+def plan_of(actor: str) -> str:
+    """Return under which name the plan of a controller is noted: which generation it wants."""
+    return f"{actor}:plan"
 
 
 def leads_to(name: str, actor: str) -> bool:

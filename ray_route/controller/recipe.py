@@ -9,15 +9,43 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ray import cloudpickle
 
-from ray_route.pod.arguments import GIVEN, check_size, cut
+from ray_route.clock import Deadline
+from ray_route.errors import ConfigError
+from ray_route.pod.arguments import GIVEN, check_size, cut, pack, unpack
+from ray_route.pod.methods import is_async
 from ray_route.pod.pod_actor import PodSpec
 
 _HASH_DIGITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What is given to a class anew; None: as before."""
+
+    args: tuple[Any, ...] | None = None
+    kwargs: Mapping[str, Any] | None = None
+    store: Any = None
+
+    def over(self, init: bytes) -> tuple[tuple[Any, ...], Mapping[str, Any], Any]:
+        """Return the arguments and the store, of which those that are not given are in `init`."""
+        try:
+            args, kwargs, store = unpack([init])
+        except Exception as error:
+            raise ConfigError(
+                option=GIVEN,
+                reason=f"those that the service has can't be read here ({error!r}): upgrade where "
+                "their modules can be imported",
+            ) from error
+        return (
+            args if self.args is None else self.args,
+            kwargs if self.kwargs is None else self.kwargs,
+            store if self.store is None else self.store,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +78,21 @@ class Recipe:
         """Return the recipe from its pieces."""
         recipe: Recipe = cloudpickle.loads(b"".join(pieces))
         return recipe
+
+    def with_class(
+        self, user_class: type, given: Given, deadline: Deadline
+    ) -> tuple[Recipe, list[Any]]:
+        """Return the recipe of the class that is to follow this one, and the actors in it.
+
+        Arguments that are not `given` anew stay as they are, and so do all options. Raises
+        `ConfigError` if they can't be read in this process, or can't outlive it;
+        `InvalidInputError` if the class can't serve so.
+        """
+        args, kwargs, store = given.over(self.init)
+        self.spec.how.check(user_class, args, kwargs, store)
+        spec = replace(self.spec, on_loop=is_async(user_class))
+        init, held = pack(args, kwargs, store, deadline)
+        return Recipe.of(user_class, init, self.options, spec), held
 
     def user_class(self) -> type:
         """Unpickle the user's class: in a pod's maker alone."""

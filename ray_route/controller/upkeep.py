@@ -10,12 +10,14 @@ from ray_route.client.session import Session
 from ray_route.client.sessions import close_session, open_session
 from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
-from ray_route.controller.making import handles_of, make_elsewhere, named_pods
+from ray_route.controller.making import handles_of, named_pods
 from ray_route.controller.recipe import Recipe
+from ray_route.controller.recipes import Recipes
 from ray_route.errors import InvalidInputError, PodUnavailableError
-from ray_route.model import Life, Pod, RoutingState
+from ray_route.model import DrainProgress, Life, Pod, RoutingState
 from ray_route.pod.starting import wait_ready
 from ray_route.pod.stopping import Actors, kill, stop
+from ray_route.protocol.names import controller_name
 from ray_route.runtime.waiting import Check, no_check, run
 
 _ASK_S = 30.0
@@ -31,20 +33,21 @@ class Upkeep:
     """
 
     def __init__(self, recipe: Recipe, held: list[Any], actor: str) -> None:
-        self._recipe = recipe
-        self._held = held
         self._actor = actor
         self._namespace = recipe.spec.namespace
-        self._service = recipe.spec.service
+        self.service = recipe.spec.service
+        self._url = recipe.spec.url
+        name = controller_name(self._namespace, self.service)
+        self.recipes = Recipes(recipe, held, name)
 
     def named(self) -> dict[int, str]:
         """Return the names of the pods that Ray has, or is restarting, by index."""
-        return named_pods(self._namespace, self._service)
+        return named_pods(self._namespace, self.service)
 
     @contextlib.contextmanager
     def client(self, deadline: Deadline) -> Iterator[tuple[Session, RouteClient]]:
         """Provide a client for as long as something is to do: one costs a thread or two."""
-        session = open_session(self._namespace, self._recipe.spec.url, {}, deadline)
+        session = open_session(self._namespace, self._url, {}, deadline)
         client = RouteClient(session)
         try:
             yield session, client
@@ -54,35 +57,47 @@ class Upkeep:
     def pods(self) -> dict[int, Pod]:
         """Return what the pod table says, dead pods included."""
         with self.client(Deadline.after(_ASK_S)) as (_, client):
-            return client.pods(self._service, timeout=_ASK_S)
+            return client.pods(self.service, timeout=_ASK_S)
 
-    def make(self, indexes: list[int], deadline: Deadline) -> Actors:
-        """Make pods that Ray does not have; return the handles of all of them."""
+    def handles(self, indexes: Iterable[int]) -> Actors:
+        """Return the handles of those of the pods that Ray has."""
+        return handles_of(self._namespace, self.service, indexes)
+
+    def alive(self) -> dict[int, Pod]:
+        """Return the pods whose lives have not ended, as the pod table has it."""
+        return {index: pod for index, pod in self.pods().items() if pod.life is Life.ALIVE}
+
+    def make(self, indexes: Iterable[int], recipe: str, deadline: Deadline) -> Actors:
+        """Make pods that Ray does not have, by a recipe; return the handles of all of them."""
         missing = sorted(set(indexes) - self.named().keys())
         if missing:
-            make_elsewhere(self._recipe, self._held, missing, self._actor, deadline)
-        return handles_of(self._namespace, self._service, indexes)
+            self.recipes.make(recipe, missing, self._actor, deadline)
+        return self.handles(indexes)
 
     def grow(
-        self, replicas: int, made: Actors, deadline: Deadline, check: Check = no_check
+        self,
+        indexes: Iterable[int],
+        recipe: str,
+        made: Actors,
+        deadline: Deadline,
+        check: Check = no_check,
     ) -> Steps:
-        """Make what is missing of the first `replicas` pods, and wait until they serve.
+        """Make what is missing of these pods, and wait until they serve.
 
         Those that were drained before are made anew. What this makes is noted in `made`; what Ray
         is just restarting is waited for.
         """
-        pods = self.pods()
-        alive = {index for index, pod in pods.items() if pod.life is Life.ALIVE}
-        drained = {index for index in alive if pods[index].state is RoutingState.SHUTDOWN}
-        yield from self._end_drained(drained & set(range(replicas)), pods)
-        missing = sorted(set(range(replicas)) - (alive - drained))
+        alive = self.alive()
+        drained = {index for index in alive if alive[index].state is RoutingState.SHUTDOWN}
+        yield from self._end_drained(drained & set(indexes), alive)
+        missing = sorted(set(indexes) - (alive.keys() - drained))
         if missing:
-            yield from self._make_and_wait(missing, made, deadline, check)
+            yield from self._make_and_wait(missing, recipe, made, deadline, check)
 
-    def renew(self, index: int, made: Actors, deadline: Deadline) -> Steps:
+    def renew(self, index: int, recipe: str, made: Actors, deadline: Deadline) -> Steps:
         """Make a drained pod anew."""
         yield from self._end_drained([index], self.pods())
-        yield from self._make_and_wait([index], made, deadline, no_check)
+        yield from self._make_and_wait([index], recipe, made, deadline, no_check)
 
     def _end_drained(self, drained: Iterable[int], pods: dict[int, Pod]) -> Steps:
         for index in sorted(drained):
@@ -90,41 +105,58 @@ class Upkeep:
             stop([pods[index].actor], incarnation=pods[index].incarnation)
 
     def _make_and_wait(
-        self, indexes: list[int], made: Actors, deadline: Deadline, check: Check
+        self, indexes: list[int], recipe: str, made: Actors, deadline: Deadline, check: Check
     ) -> Steps:
         yield f"make pods {indexes}"
         before = self.named()
         try:
-            found = self.make(indexes, deadline)
+            found = self.make(indexes, recipe, deadline)
         finally:
             new = set(indexes) - before.keys()
-            made.update(handles_of(self._namespace, self._service, new))
+            made.update(self.handles(new))
         yield f"wait for pods {indexes}"
-        what = f"pods {indexes} of service {self._service!r}"
-        wait_ready(found, what, deadline, self._recipe.options, check)
+        what = f"pods {indexes} of service {self.service!r}"
+        wait_ready(found, what, deadline, self.recipes.of(recipe).options, check)
         # The router must know them before anyone places a uid on the strength of this.
         with self.client(deadline) as (session, _):
-            run(session.refresh(self._service), deadline)
+            run(session.refresh(self.service), deadline)
 
-    def shrink(self, replicas: int, deadline_s: float, check: Callable[[], None]) -> Steps:
-        """Drain and end the pods beyond the first `replicas`, the highest first.
+    def shrink(self, indexes: Iterable[int], deadline_s: float, check: Callable[[], None]) -> Steps:
+        """Drain and end all pods but these, the highest first; see `end`."""
+        for index in reversed(self.others(indexes)):
+            yield from self.end(index, deadline_s, check)
 
-        `check` is called before each is ended, and raises if nothing is to be ended any more.
-        Raises `PodUnavailableError` if one can't be drained within `deadline_s` seconds.
+    def others(self, indexes: Iterable[int]) -> list[int]:
+        """Return the pods that there are but these, the lowest first."""
+        return sorted({*self.alive(), *self.named()} - set(indexes))
+
+    def end(
+        self,
+        index: int,
+        deadline_s: float,
+        check: Callable[[], None],
+        note: Callable[[DrainProgress], None] = lambda _: None,
+    ) -> Steps:
+        """Drain a pod and end it; `note` is told how far that has come.
+
+        `check` is called before it is ended, and raises if nothing is to be ended any more.
+        Raises `PodUnavailableError` if it can't be drained within `deadline_s` seconds.
         """
-        surplus = sorted({*self.pods(), *self.named()} - set(range(replicas)), reverse=True)
-        for index in surplus:
-            yield f"drain pod {index}"
-            while not (yield from self._end(index, deadline_s, check)):
-                yield f"drain pod {index}, which has begun another life"
+        yield f"drain pod {index}"
+        while not (yield from self._end(index, deadline_s, check, note)):
+            yield f"drain pod {index}, which has begun another life"
 
     def _end(
-        self, index: int, deadline_s: float, check: Callable[[], None]
+        self,
+        index: int,
+        deadline_s: float,
+        check: Callable[[], None],
+        note: Callable[[DrainProgress], None],
     ) -> Generator[str, None, bool]:
         """Drain a pod and end it; False if it has begun another life, which may have users."""
         pod = self.pods().get(index)
         if pod is not None and pod.life is Life.ALIVE:
-            self._drain(index, deadline_s, check)
+            self._drain(index, deadline_s, check, note)
         yield f"end pod {index}"
         check()
         actor = pod.actor if pod is not None else self.named().get(index)
@@ -144,12 +176,8 @@ class Upkeep:
         kill({pod: handle for pod, handle in made.items() if pod not in joined})
         for pod in joined:
             with contextlib.suppress(PodUnavailableError):
-                for _ in self._drained_end(pod, deadline_s):
+                for _ in self.end(pod, deadline_s, no_check):
                     pass
-
-    def _drained_end(self, index: int, deadline_s: float) -> Steps:
-        while not (yield from self._end(index, deadline_s, no_check)):
-            pass
 
     def _lives_anew(self, index: int, pod: Pod | None) -> bool:
         now = self.pods().get(index)
@@ -157,18 +185,29 @@ class Upkeep:
             return False
         return pod is None or now.incarnation > pod.incarnation
 
-    def _drain(self, index: int, deadline_s: float, check: Callable[[], None]) -> None:
+    def _drain(
+        self,
+        index: int,
+        deadline_s: float,
+        check: Callable[[], None],
+        note: Callable[[DrainProgress], None],
+    ) -> None:
         with self.client(Deadline.after(_ASK_S)) as (_, client):
-            for progress in client.drain(self._service, index, deadline_s):
+            for progress in client.drain(self.service, index, deadline_s):
+                note(progress)
                 check()
                 if progress.problem:
                     raise PodUnavailableError(
                         reason=f"it could not be drained: {progress.problem}",
                         may_have_run=False,
                         namespace=self._namespace,
-                        service=self._service,
+                        service=self.service,
                         pod=index,
-                    ) from next(iter(progress.damaged), None)
+                    ) from next(iter((*progress.stuck, *progress.damaged)), None)
+
+    def reopen(self, indexes: Iterable[int]) -> Steps:
+        """Have those of the pods that are closed take new uids again."""
+        yield from self._set(indexes, RoutingState.DENY_NEW, RoutingState.READY)
 
     def close(self, indexes: Iterable[int]) -> Steps:
         """Close those of the pods to new uids that take some."""
@@ -177,14 +216,14 @@ class Upkeep:
     def open(self, index: int) -> Steps:
         """Have a closed pod take new uids again; raise `PodUnavailableError` in its drain."""
         with self.client(Deadline.after(_ASK_S)) as (session, _):
-            ask = session.namespace.ask("drain_progress", self._service, index)
+            ask = session.namespace.ask("drain_progress", self.service, index)
             progress = run(ask, Deadline.after(_ASK_S))
         if progress is not None and not progress.done:
             raise PodUnavailableError(
                 reason="it is being drained",
                 may_have_run=False,
                 namespace=self._namespace,
-                service=self._service,
+                service=self.service,
                 pod=index,
             )
         yield from self._set([index], RoutingState.DENY_NEW, RoutingState.READY)
@@ -197,7 +236,7 @@ class Upkeep:
                 yield f"make pod {index} {to.value}"
                 deadline = Deadline.after(_ASK_S)
                 with self.client(deadline) as (session, _):
-                    address = (self._service, index, pod.incarnation)
+                    address = (self.service, index, pod.incarnation)
                     run(session.namespace.ask("set_state", *address, to), deadline)
 
     def known(self, index: int) -> Pod:
@@ -207,7 +246,7 @@ class Upkeep:
             raise InvalidInputError(
                 argument="pod",
                 value=index,
-                reason=f"is unknown; service {self._service!r} has pods {sorted(pods)}",
+                reason=f"is unknown; service {self.service!r} has pods {sorted(pods)}",
                 namespace=self._namespace,
             )
         return pods[index]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import threading
 from functools import cached_property
 
-from ray_route.controller.marks import leads_to
+from ray_route.controller.generations import newer
+from ray_route.controller.marks import leads_to, note, noted, plan_of
 from ray_route.controller.recipe import Recipe
+from ray_route.errors import RouteError
 from ray_route.protocol.names import controller_name
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
@@ -48,7 +52,11 @@ class Wishes:
                 self.check_name()
                 incarnation, held = self._store.one(self._calls.claim(0))
                 self.incarnation = int(incarnation)
-                self.wanted = self.wanted or self._calls.held(held)
+                self.wanted = self.wanted or newer(self._calls.held(held), self._planned())
+
+    def _planned(self) -> Wanted | None:
+        plan = noted(plan_of(self.actor))
+        return self._calls.held(map(str.encode, json.loads(plan))) if plan else None
 
     def write(self, wanted: Wanted) -> None:
         """Want this from now on; nothing has changed if that can't be written."""
@@ -56,6 +64,18 @@ class Wishes:
         with self._lock:
             self._send(wanted)
             self.wanted = wanted
+
+    def change(self, wanted: Wanted, *, certain: bool = False) -> None:
+        """Want another generation from now on.
+
+        A `certain` change stands also if it can't be written now: then it is written later.
+        """
+        with contextlib.suppress(RouteError) if certain else contextlib.nullcontext():
+            self.write(wanted)
+        self.wanted = wanted
+        # After Redis, where a deposed controller is told so; a newer one there is believed, too.
+        fields = [str(value) for value in self._calls.fields(wanted)]
+        note(plan_of(self.actor), json.dumps(fields).encode())
 
     def check(self) -> None:
         """Raise `DeposedError` unless this controller still decides; write back what was lost."""

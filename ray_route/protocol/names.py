@@ -9,6 +9,7 @@ EMBEDDED_SERVER = "ray_route:store"
 
 _ROUTER = "router"
 _CONTROLLER = "controller"
+_RECIPE = "recipe"
 
 
 def router_name(namespace: str) -> str:
@@ -24,6 +25,16 @@ def pod_name(namespace: str, service: str, pod: int) -> str:
 def controller_name(namespace: str, service: str) -> str:
     """Return the name of a deployed service's controller."""
     return f"ray_route:{namespace}:{service}:{_CONTROLLER}"
+
+
+def recipe_name(namespace: str, service: str, request: str) -> str:
+    """Return the name of the actor that holds the recipe which came with a request."""
+    return f"ray_route:{namespace}:{service}:{_RECIPE}-{request}"
+
+
+def is_recipe_of(namespace: str, service: str, name: str) -> bool:
+    """Say whether this is the name of the holder of a recipe of a service."""
+    return name.startswith(recipe_name(namespace, service, ""))
 
 
 def namespace_of_router(name: str) -> str | None:

@@ -12,11 +12,33 @@ from ray_route.store.scripts import Call, plain_call, script_call
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a service is to be: `replicas` pods, those of `cordons` closed to new uids.
+class Upgrade:
+    """An upgrade under way: it leaves generation `number`, whose pods begin at index `first`.
 
-    `generation` counts the classes that its pods were made of, from 1; `recipe` names the actor
-    that holds the present one. `ended` once its shutdown has begun.
+    `recipe` names the holder of what that is made of. Up to `surge` pods more than are wanted may
+    be there; each has `start_s` seconds to serve, and is drained within `drain_s`. `back`: a newer
+    generation is left, for the one before it. `request` is the wish of the caller who began it.
+    """
+
+    number: int
+    first: int
+    recipe: str
+    surge: int = 1
+    start_s: float = 60.0
+    drain_s: float = 300.0
+    back: bool = False
+    request: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a service is to be: `replicas` pods from index `first` on.
+
+    Those of `cordons` are closed to new uids. `generation` counts the classes that its pods were
+    made of, from 1; `recipe` names the actor that holds the present one. Pods of `upgrade` are to
+    be left for these. `step` counts the changes of generations, `ended_upgrade` is the request of
+    the last upgrade that ended, with the word "undone" if it did not succeed. `ended` once the
+    service's shutdown has begun.
     """
 
     replicas: int
@@ -24,6 +46,15 @@ class Wanted:
     cordons: frozenset[int] = frozenset()
     generation: int = 1
     ended: bool = False
+    first: int = 0
+    step: int = 0
+    upgrade: Upgrade | None = None
+    ended_upgrade: str = ""
+
+    @property
+    def indexes(self) -> range:
+        """The indexes of the pods."""
+        return range(self.first, self.first + self.replicas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +71,7 @@ class WantedCalls:
 
     def want(self, controller: int, wanted: Wanted | None) -> Call:
         """Write what is wanted; None: forget it. Replies "ok" or "deposed"."""
-        fields = self._fields(wanted) if wanted else []
+        fields = self.fields(wanted) if wanted else []
         return script_call("want", [self.keys.wanted(self.service)], [controller, *fields])
 
     def read(self) -> Call:
@@ -52,17 +83,20 @@ class WantedCalls:
     ) -> bool:
         """True if that is what a controller has written."""
         flat = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
-        fields = ["controller", controller, *(self._fields(wanted) if wanted else [])]
+        fields = ["controller", controller, *(self.fields(wanted) if wanted else [])]
         return flat == {
             str(name).encode(): str(value).encode()
             for name, value in zip(fields[::2], fields[1::2], strict=True)
         }
 
-    def _fields(self, wanted: Wanted) -> list[object]:
+    def fields(self, wanted: Wanted) -> list[object]:
+        """Return what is wanted as fields and values, in turn."""
         cordons = ",".join(map(str, sorted(wanted.cordons)))
         return [
             *("actor", self.actor, "replicas", wanted.replicas, "cordons", cordons),
             *("generation", wanted.generation, "recipe", wanted.recipe, "ended", int(wanted.ended)),
+            *("first", wanted.first, "step", wanted.step, "ended_upgrade", wanted.ended_upgrade),
+            *(_upgrade_fields(wanted.upgrade) if wanted.upgrade else ()),
         ]
 
     def held(self, fields: Iterable[bytes]) -> Wanted | None:
@@ -77,15 +111,53 @@ class WantedCalls:
         return _wanted(row)
 
 
+def _upgrade_fields(upgrade: Upgrade) -> list[object]:
+    return [
+        *("leaves", upgrade.number, "leaves_first", upgrade.first),
+        *("leaves_recipe", upgrade.recipe, "surge", upgrade.surge),
+        *("start_ms", round(upgrade.start_s * 1_000), "drain_ms", round(upgrade.drain_s * 1_000)),
+        *("back", int(upgrade.back), "request", upgrade.request),
+    ]
+
+
 def _wanted(row: Mapping[bytes, bytes]) -> Wanted | None:
     numbers = [row.get(name, b"") for name in (b"replicas", b"generation")]
+    later = [row.get(name, b"0") for name in (b"first", b"step")]  # not in older ones' fields
     cordons = [part for part in row.get(b"cordons", b"").split(b",") if part]
-    if not all(map(is_number, [*numbers, *cordons])) or not 0 < int(numbers[0]) <= MAX_POD + 1:
+    if not all(map(is_number, [*numbers, *later, *cordons])):
+        return None
+    if not 0 < int(numbers[0]) <= MAX_POD + 1:
         return None
     return Wanted(
         replicas=int(numbers[0]),
-        recipe=row.get(b"recipe", b"").decode(errors="replace"),
+        recipe=_text(row, b"recipe"),
         cordons=frozenset(map(int, cordons)),
         generation=int(numbers[1]),
         ended=row.get(b"ended") == b"1",
+        first=int(later[0]),
+        step=int(later[1]),
+        upgrade=_upgrade(row),
+        ended_upgrade=_text(row, b"ended_upgrade"),
     )
+
+
+def _upgrade(row: Mapping[bytes, bytes]) -> Upgrade | None:
+    names = (b"leaves", b"leaves_first", b"surge", b"start_ms", b"drain_ms")
+    numbers = [row.get(name, b"") for name in names]
+    if not all(map(is_number, numbers)):
+        return None
+    number, first, surge, start_ms, drain_ms = map(int, numbers)
+    return Upgrade(
+        number=number,
+        first=first,
+        recipe=_text(row, b"leaves_recipe"),
+        surge=surge,
+        start_s=start_ms / 1_000,
+        drain_s=drain_ms / 1_000,
+        back=row.get(b"back") == b"1",
+        request=_text(row, b"request"),
+    )
+
+
+def _text(row: Mapping[bytes, bytes], name: bytes) -> str:
+    return row.get(name, b"").decode(errors="replace")

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from commands import Command, Finished
 from helpers import end_router, eventually, router_handle, unique_name
 from ray.util import list_named_actors
 from services import Carrier, Counter, Waiting
+from upgraded import Count
 
 import ray_route
 from ray_route.cli.app import app, main
@@ -180,6 +182,28 @@ def test_a_service_is_scaled_closed_opened_and_ended_from_a_shell(
     assert run("shutdown", service, "--grace", "5").out == f"{service} is ended\n"
     ended = run("service", service)
     assert (ended.status, "is not deployed" in ended.err) == (2, True), ended
+
+
+def test_a_service_is_upgraded_from_a_shell(
+    run: Run, deploy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    service = deploy(Count, replicas=1, args=(str(tmp_path),)).service
+    done = run("upgrade", service, "upgraded:Count", "--max-surge", "2")
+    assert (done.status, done.out) == (0, f"{service} runs generation 2: 0 uids moved\n"), done
+    undone = run("upgrade", service, "upgraded:Unborn", "--json")
+    told = json.loads(undone.out)
+    assert (undone.status, told["done"], told["back"]) == (1, True, True), undone
+    assert f"no {tmp_path}" in told["error"]
+    assert shown(run("service", service, "--json"))["generations"] == {"1": 2}
+    (tmp_path / "mine.py").write_text(
+        "class Mine:\n    def __init__(self, folder):\n        pass\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    done = run("upgrade", service, "mine:Mine")
+    assert done.status == 0, done
+    unknown = run("upgrade", service, "upgraded:Nobody")
+    assert (unknown.status, "can't be imported" in unknown.err) == (2, True), unknown
 
 
 def test_a_drain_to_its_end(run: Run, client: Any, deploy: Any) -> None:

@@ -47,8 +47,9 @@ class Life:
         assert self.wishes.wanted is not None
         self.wishes.write(replace(self.wishes.wanted, replicas=replicas))
         yield "it is written"
-        yield from self.upkeep.grow(replicas, {}, Deadline.after(SOON_S))
-        yield from self.upkeep.shrink(replicas, SOON_S, no_check)
+        wanted = self.wishes.wanted
+        yield from self.upkeep.grow(wanted.indexes, wanted.recipe, {}, Deadline.after(SOON_S))
+        yield from self.upkeep.shrink(wanted.indexes, SOON_S, no_check)
 
     def looked(self, pods: int) -> bool:
         self.keeping.look(ending=False)

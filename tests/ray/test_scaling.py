@@ -184,7 +184,7 @@ def test_a_pod_that_comes_back_while_it_is_scaled_away_hands_its_users_over(
         return tables()
 
     monkeypatch.setattr(upkeep, "pods", looked)
-    done = list(upkeep.shrink(1, 60, lambda: None))
+    done = list(upkeep.shrink([0], 60, lambda: None))
     assert "drain pod 1, which has begun another life" in done
     assert client.call("user", service, "add", "user") == 2
     assert states(client, service) == {0: "READY"}

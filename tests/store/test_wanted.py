@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
 from ray_route.store.scripts import plain_call
-from ray_route.store.wanted import Wanted, WantedCalls
+from ray_route.store.wanted import Upgrade, Wanted, WantedCalls
 
-WANTED = Wanted(3, "ray_route:n:chat:controller", frozenset({0, 2}), generation=4)
+WANTED = Wanted(3, "ray_route:n:chat:controller", frozenset({0, 2}), generation=4, first=3, step=6)
+UPGRADE = Upgrade(3, 0, "old", surge=2, start_s=9.5, drain_s=7.25, back=True, request="r1")
 
 
 @pytest.fixture
@@ -22,12 +25,22 @@ def claim(store: Store, calls: WantedCalls, least: int = 0) -> tuple[int, Wanted
     return int(incarnation), calls.held(held)
 
 
-def test_what_is_written_is_read_by_the_next_life(store: Store, calls: WantedCalls) -> None:
+@pytest.mark.parametrize("wanted", [WANTED, replace(WANTED, upgrade=UPGRADE)])
+def test_what_is_written_is_read_by_the_next_life(
+    store: Store, calls: WantedCalls, wanted: Wanted
+) -> None:
     first, held = claim(store, calls)
     assert held is None
-    assert store.one(calls.want(first, WANTED)) == b"ok"
+    assert store.one(calls.want(first, wanted)) == b"ok"
     second, held = claim(store, calls)
-    assert (second > first, held) == (True, WANTED)
+    assert (second > first, held) == (True, wanted)
+
+
+def test_fields_of_before_upgrades_are_read(store: Store, calls: WantedCalls) -> None:
+    first, _ = claim(store, calls)
+    store.one(calls.want(first, Wanted(2, "x")))
+    store.one(plain_call("HDEL", calls.keys.wanted("chat"), "first", "step", "ended_upgrade"))
+    assert claim(store, calls)[1] == Wanted(2, "x")
 
 
 def test_a_younger_controller_decides_alone(store: Store, calls: WantedCalls) -> None:

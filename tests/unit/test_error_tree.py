@@ -32,6 +32,7 @@ from ray_route.errors import (
     UnknownMethodError,
     UnpicklableError,
     UnsafeStoreError,
+    UpgradeError,
 )
 from ray_route.model import LinkedPods
 
@@ -50,6 +51,7 @@ EXAMPLES: dict[type[RouteError], RouteError] = {
         reason="it holds a lock", may_have_run=False, target=3, is_final=True, **IDS
     ),
     PodStartError: PodStartError(reason="KeyError: 'x'", may_have_run=False, **IDS),
+    UpgradeError: UpgradeError(reason="it won't start", undone=False, left=[3, 4], **IDS),
     CallCancelledError: CallCancelledError(method="say", may_have_run=False, **IDS),
     UnpicklableError: UnpicklableError(method="say", what="result", reason="a lock", **IDS),
     PodUnavailableError: PodUnavailableError(reason="it is gone", may_have_run=True, **IDS),

@@ -1,0 +1,74 @@
+"""How a service goes from one generation of its pods to the next, and back: plain values, no I/O.
+
+Each generation has indexes of its own, so that an index alone tells of which class its pod is,
+whoever has died meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from ray_route.store.wanted import Upgrade, Wanted
+
+
+def upgraded(wanted: Wanted, taken: Iterable[int], recipe: str, how: Upgrade) -> Wanted:
+    """Want the next generation, of that recipe, at the lowest indexes of which none is `taken`."""
+    leaves = replace(
+        how, number=wanted.generation, first=wanted.first, recipe=wanted.recipe, back=False
+    )
+    left = wanted.upgrade
+    first = _free({*taken, *wanted.indexes}, wanted.replicas)
+    return replace(
+        wanted,
+        generation=max(wanted.generation, left.number if left else 0) + 1,
+        recipe=recipe,
+        first=first,
+        step=wanted.step + 1,
+        upgrade=leaves,
+    )
+
+
+def turned_back(wanted: Wanted) -> Wanted:
+    """Want the generation before: what the upgrade has made so far is left again."""
+    assert wanted.upgrade is not None
+    before = wanted.upgrade
+    left = replace(
+        before, number=wanted.generation, first=wanted.first, recipe=wanted.recipe, back=True
+    )
+    return replace(
+        wanted,
+        generation=before.number,
+        recipe=before.recipe,
+        first=before.first,
+        step=wanted.step + 1,
+        upgrade=left,
+    )
+
+
+def completed(wanted: Wanted) -> Wanted:
+    """Want what is there once nothing of the other generation is left."""
+    assert wanted.upgrade is not None
+    ended = f"{wanted.upgrade.request}{' undone' if wanted.upgrade.back else ''}"
+    cordons = wanted.cordons & set(wanted.indexes)
+    return replace(wanted, cordons=cordons, step=wanted.step + 1, upgrade=None, ended_upgrade=ended)
+
+
+def newer(found: Wanted | None, planned: Wanted | None) -> Wanted | None:
+    """Return what a controller's earlier life wanted, of what Redis has and what Ray has noted.
+
+    Ray's note is made at each change of generations, so it knows of no later scaling or cordon.
+    Redis may have lost what it was told, or be of yesterday.
+    """
+    if planned is None or (found is not None and found.step > planned.step):
+        return found
+    if found is None or found.step < planned.step:
+        return planned if planned.upgrade else replace(planned, replicas=1, cordons=frozenset())
+    return replace(planned, replicas=found.replicas, cordons=found.cordons, ended=found.ended)
+
+
+def _free(taken: set[int], count: int) -> int:
+    first = 0
+    while block := taken & set(range(first, first + count)):
+        first = max(block) + 1
+    return first

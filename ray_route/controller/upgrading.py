@@ -1,0 +1,153 @@
+"""Brings a service to its next generation, or back: pods beside pods, then each uid moves once.
+
+There is one way for both, and for whoever takes it up after a death: what is wanted is made, all
+others are closed to new uids and, one after the other, drained and ended. Uids can go to READY pods
+alone, and only those of the wanted generation are. So none moves twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from ray_route.clock import Deadline
+from ray_route.controller.generations import completed, turned_back, upgraded
+from ray_route.controller.upkeep import Steps, Upkeep
+from ray_route.controller.wishes import Wishes
+from ray_route.errors import RouteError, UpgradeError
+from ray_route.model import DrainProgress, RoutingState, UpgradeProgress
+from ray_route.pod.stopping import kill
+from ray_route.store.wanted import Upgrade, Wanted
+
+logger = logging.getLogger(__name__)
+
+_CLIENT_S = 30.0
+
+
+class Upgrading:
+    """The upgrades of one service; who calls holds its controller's turn, but to see progress."""
+
+    def __init__(self, upkeep: Upkeep, wishes: Wishes) -> None:
+        self._upkeep = upkeep
+        self._wishes = wishes
+        self._drained: dict[int, DrainProgress] = {}
+        self._why: dict[str, RouteError] = {}
+        """What stopped an upgrade, by its request."""
+        self._stuck: RouteError | None = None
+        """What stops the way back."""
+
+    def knows(self, request: str) -> bool:
+        """True if an upgrade has been begun by that request."""
+        wanted = self._wishes.wanted
+        if wanted is None:
+            return False
+        under_way = wanted.upgrade is not None and wanted.upgrade.request == request
+        return under_way or wanted.ended_upgrade.partition(" ")[0] == request
+
+    def begin(self, recipe: str, how: Upgrade) -> None:
+        """Want the generation of that recipe; raise `UpgradeError` if another is under way.
+
+        One that is stuck on its way back is given up for it.
+        """
+        wanted = self._wishes.wanted
+        assert wanted is not None
+        if wanted.upgrade is not None and self._stuck is None:
+            raise UpgradeError(
+                reason="another one is under way",
+                undone=True,
+                left=tuple(self._upkeep.others(wanted.indexes)),
+                service=self._upkeep.service,
+            )
+        self._upkeep.recipes.of(recipe)
+        self._wishes.change(upgraded(wanted, self._upkeep.others(()), recipe, how))
+        self._drained, self._stuck = {}, None
+
+    def steps(self, check: Callable[[], None]) -> Steps:
+        """Bring the service to the generation that is wanted."""
+        wanted = self._wishes.wanted
+        assert wanted is not None
+        assert wanted.upgrade is not None
+        with self._upkeep.client(Deadline.after(_CLIENT_S)):  # held open, for all that follows
+            while not self._is_there(wanted):
+                yield from self._make(wanted, wanted.upgrade, check)
+                others = self._upkeep.others(wanted.indexes)
+                yield from self._upkeep.close(others)
+                yield from self._upkeep.reopen(set(wanted.indexes) - wanted.cordons)
+                if others:
+                    yield from self._leave(others[0], wanted.upgrade, check)
+        yield f"want generation {wanted.generation} alone"
+        self._wishes.change(completed(wanted), certain=True)
+        self._upkeep.recipes.end(wanted.upgrade.recipe)
+
+    def _is_there(self, wanted: Wanted) -> bool:
+        alive = self._upkeep.alive().items()
+        serving = {index for index, pod in alive if pod.state is not RoutingState.SHUTDOWN}
+        return not self._upkeep.others(wanted.indexes) and serving >= set(wanted.indexes)
+
+    def _make(self, wanted: Wanted, upgrade: Upgrade, check: Callable[[], None]) -> Steps:
+        """Make as many of the wanted pods as there is room for, one at least."""
+        named = self._upkeep.named()
+        there = [index for index in wanted.indexes if index in named]
+        absent = [index for index in wanted.indexes if index not in named]
+        room = wanted.replicas + upgrade.surge - len(named)
+        some = [*there, *absent[: max(room, 0 if there else 1)]]
+        deadline = Deadline.after(upgrade.start_s)
+        yield from self._upkeep.grow(some, wanted.recipe, {}, deadline, check)
+
+    def _leave(self, index: int, upgrade: Upgrade, check: Callable[[], None]) -> Steps:
+        if upgrade.back and index not in self._upkeep.alive():
+            yield f"end pod {index}, which does not serve"
+            check()
+            kill(self._upkeep.handles([index]))
+            return
+
+        def note(progress: DrainProgress) -> None:
+            self._drained[index] = progress
+
+        yield from self._upkeep.end(index, upgrade.drain_s, check, note)
+
+    def stopped(self, error: RouteError) -> None:
+        """Turn back, to the pods that there were; raise what stops that, too."""
+        wanted = self._wishes.wanted
+        if wanted is None or wanted.upgrade is None:
+            raise error
+        if wanted.upgrade.back:
+            self._stuck = error
+            raise error
+        logger.error("the upgrade of %s stops, and is undone: %s", self._upkeep.service, error)
+        self._why[wanted.upgrade.request] = error
+        self._wishes.change(turned_back(wanted), certain=True)
+
+    def progress(self, request: str) -> UpgradeProgress | None:
+        """Say how far the upgrade of a request has come; None if none is known."""
+        wanted = self._wishes.wanted
+        if wanted is None or not self.knows(request):
+            return None
+        upgrade, is_undone = wanted.upgrade, wanted.ended_upgrade == f"{request} undone"
+        is_back = upgrade.back if upgrade else is_undone
+        others = self._upkeep.others(wanted.indexes) if upgrade else []
+        return UpgradeProgress(
+            generation=wanted.generation,
+            pods=tuple(sorted(self._upkeep.named().keys() & set(wanted.indexes))),
+            left=tuple(others),
+            moved=sum(it.moved for it in list(self._drained.values())),
+            running=sum(it.running for it in list(self._drained.values()) if not it.done),
+            back=is_back,
+            done=upgrade is None or self._stuck is not None,
+            problem=self._problem(request) if is_back else None,
+            error=self._why.get(request),
+        )
+
+    def _problem(self, request: str) -> str:
+        why = self._why.get(request, "its controller has died since")
+        stuck = f"; the way back is tried again, and stops: {self._stuck}" if self._stuck else ""
+        return f"{why}{stuck}"
+
+    def generations(self, named: Any) -> dict[int, int]:
+        """Return the generation of each of these pods."""
+        wanted = self._wishes.wanted
+        if wanted is None:
+            return {}
+        other = wanted.upgrade.number if wanted.upgrade else wanted.generation
+        return {pod: wanted.generation if pod in wanted.indexes else other for pod in sorted(named)}

@@ -1,0 +1,223 @@
+"""An upgrade moves each uid once, with its state, no call fails; one that can't be, is undone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from deploying import drive
+from helpers import eventually
+from ray.util import list_named_actors
+from upgraded import Count, New, Old, Refusing, Unborn
+
+import ray_route
+from ray_route.protocol.names import RAY_NAMESPACE, is_recipe_of
+
+SOON_S = 120.0
+UIDS = [f"u{number}" for number in range(60)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    return str(tmp_path)
+
+
+@pytest.fixture
+def rooms(deploy: Any, folder: str) -> ray_route.Deployment:
+    """Two pods of the old version."""
+    deployment: ray_route.Deployment = deploy(Old, replicas=2, args=(folder,), per_uid=True)
+    return deployment
+
+
+def alive(client: Any, service: str) -> dict[int, str]:
+    pods = client.pods(service).items()
+    return {index: pod.state.value for index, pod in pods if pod.life is ray_route.Life.ALIVE}
+
+
+def holders(deployment: ray_route.Deployment) -> list[str]:
+    names = [it["name"] for it in list_named_actors(all_namespaces=True)]
+    return [n for n in names if is_recipe_of(deployment.namespace, deployment.service, n)]
+
+
+class Callers:
+    """Calls every uid again and again, and notes what became of that."""
+
+    def __init__(self, client: Any, service: str) -> None:
+        self.client, self.service = client, service
+        self.said: Counter[str] = Counter()
+        self.versions: dict[str, list[int]] = {uid: [] for uid in UIDS}
+        self.failed: list[Any] = []
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        rooms = self.client.service(self.service)
+        while not self.ended.is_set():
+            asked = {uid: rooms[uid].say.remote(self.said[uid]) for uid in UIDS}
+            for uid, response in asked.items():
+                self.note(uid, response)
+
+    def note(self, uid: str, response: Any) -> None:
+        try:
+            version, said = response.result(timeout_s=SOON_S)
+        except Exception as error:  # noqa: BLE001 - told below
+            self.failed.append(error)
+            return
+        if said != list(range(self.said[uid] + 1)):
+            self.failed.append((uid, said))
+        self.said[uid] += 1
+        self.versions[uid].append(version)
+
+
+@contextmanager
+def called(client: Any, service: str) -> Iterator[Callers]:
+    made = Callers(client, service)
+    thread = threading.Thread(target=made.run)
+    thread.start()
+    try:
+        eventually(lambda: all(made.said[uid] for uid in UIDS), "each uid was called", SOON_S)
+        yield made
+        eventually(lambda: made.failed or len({*made.said.values()}) == 1, "a round", SOON_S)
+    finally:
+        made.ended.set()
+        thread.join()
+
+
+def moves(client: Any, service: str) -> list[int]:
+    """Return how often the uids have moved with their states, each count once."""
+    return sorted(set(client.call_many([(uid, ()) for uid in UIDS], service, "moved")))
+
+
+def epochs(client: Any, service: str) -> dict[str, int]:
+    return {uid: it.epoch for uid, it in client.compute_linked_pods(UIDS, service).items()}
+
+
+def test_each_uid_moves_once_with_its_state_and_no_call_fails(
+    client: Any, rooms: ray_route.Deployment
+) -> None:
+    seen: list[ray_route.UpgradeProgress] = []
+    with called(client, rooms.service) as under:
+        rooms.upgrade(New, on_progress=seen.append)
+    assert under.failed == []
+    assert moves(client, rooms.service) == [1]
+    assert all(versions == sorted(versions) for versions in under.versions.values())
+    assert client.call("u0", rooms.service, "say", under.said["u0"])[0] == 2
+    assert alive(client, rooms.service) == {2: "READY", 3: "READY"}
+    status = rooms.status()
+    assert (status.generation, status.generations) == (2, {2: 2, 3: 2})
+    assert (seen[-1].done, seen[-1].moved, seen[-1].left) == (True, len(UIDS), ())
+    assert max(len(it.pods) + len(it.left) for it in seen) <= 3, "more than one beyond those wanted"
+
+
+def test_what_was_upgraded_is_anyones_to_hold_scale_and_upgrade_again(
+    client: Any, rooms: ray_route.Deployment, folder: str
+) -> None:
+    service = rooms.service
+    code = """
+import upgraded
+with ray_route.connect(namespace) as client:
+    client.call("u0", service, "say", 0)
+    deployment = ray_route.get_deployment(namespace, service)
+    deployment.upgrade(upgraded.New)
+print("1")
+"""
+    drive(code, client.namespace, service=service)
+    where = {"namespace": client.namespace, "service": service, "replicas": 2, "per_uid": True}
+    again = ray_route.deploy(New, args=(folder,), **where)
+    assert again.status().generation == 2
+    with pytest.raises(ray_route.ConfigError, match=r"cls upgraded.New.* upgrade it"):
+        ray_route.deploy(Old, args=(folder,), **where)
+    again.scale(3)
+    assert alive(client, service) == {2: "READY", 3: "READY", 4: "READY"}
+    name = f"ray_route:{client.namespace}:{service}:3"
+    ray.kill(ray.get_actor(name, namespace=RAY_NAMESPACE), no_restart=True)
+    eventually(lambda: 3 in alive(client, service), "it is made again, of its class", SOON_S)
+    assert client.call("u0", service, "say", 1) == (2, [0, 1])
+    again.upgrade(Old, args=(folder,), max_surge=3)
+    assert client.call("u0", service, "say", 2) == (1, [0, 1, 2])
+    status = again.status()
+    assert (status.generation, len(status.pods), len(holders(again))) == (3, 3, 1)
+    again.shutdown()
+    assert holders(again) == []
+
+
+def test_one_object_for_all_uids_hands_its_states_over_and_one_that_fails_to_start_is_undone(
+    client: Any, deploy: Any, folder: str
+) -> None:
+    deployment = deploy(Count, replicas=2, args=(folder,))
+    service = deployment.service
+    client.call_many([(uid, (uid,)) for uid in UIDS], service, "add")
+    before = epochs(client, service)
+    with pytest.raises(ray_route.UpgradeError, match=f"no {folder}") as caught:
+        deployment.upgrade(Unborn)
+    assert (caught.value.undone, type(caught.value.__cause__)) == (True, ray_route.PodStartError)
+    assert alive(client, service) == {0: "READY", 1: "READY"}
+    assert epochs(client, service) == before, "nobody has moved"
+    assert (deployment.status().generation, holders(deployment)) == (1, [])
+    deployment.upgrade(Count, max_surge=2)
+    assert client.call("u0", service, "add", "u0") == (1, 2)
+    assert alive(client, service) == {2: "READY", 3: "READY"}
+
+
+def test_a_state_that_the_new_class_cannot_read_stops_it_and_all_come_back(
+    client: Any, rooms: ray_route.Deployment
+) -> None:
+    service = rooms.service
+    for uid in [*UIDS, "odd"]:
+        client.call(uid, service, "say", 0)
+    with pytest.raises(ray_route.UpgradeError, match="what is this") as caught:
+        rooms.upgrade(Refusing, deadline_s=30)
+    assert caught.value.undone
+    assert alive(client, service) == {0: "READY", 1: "READY"}
+    for uid in [*UIDS, "odd"]:
+        assert client.call(uid, service, "say", 1) == (1, [0, 1]), uid
+    assert rooms.status().generations == {0: 1, 1: 1}
+
+
+def test_an_interrupted_upgrade_is_undone_and_one_whose_driver_died_goes_on(
+    client: Any, rooms: ray_route.Deployment, folder: str
+) -> None:
+    service = rooms.service
+    held = client.service(service)["u0"].hold.remote()
+    eventually((Path(folder) / "held").exists, "a call runs", SOON_S)
+
+    def interrupt(progress: ray_route.UpgradeProgress) -> None:
+        if "drain" in rooms.status().doing and progress.pods:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rooms.upgrade(New, on_progress=interrupt)
+    eventually(lambda: rooms.status().generations == {0: 1, 1: 1}, "it is undone", SOON_S)
+    eventually(lambda: alive(client, service) == {0: "READY", 1: "READY"}, "as before", SOON_S)
+    (Path(folder) / "go").touch()
+    held.result(timeout_s=SOON_S)
+
+
+def test_no_second_one_begins_beside_it_and_its_controllers_death_costs_it_nothing(
+    client: Any, rooms: ray_route.Deployment, folder: str
+) -> None:
+    service = rooms.service
+    for uid in UIDS:
+        client.call(uid, service, "say", 0)
+    held = client.service(service)["u0"].hold.remote()
+    eventually((Path(folder) / "held").exists, "a call runs", SOON_S)
+    upgrade = threading.Thread(target=rooms.upgrade, args=(New,))
+    upgrade.start()
+    eventually(lambda: "drain" in rooms.status().doing, "it drains", SOON_S)
+    with pytest.raises(ray_route.RouteTimeoutError, match="drain pod"):
+        rooms.scale(3, timeout=5)
+    os.kill(rooms.status().process, signal.SIGKILL)
+    (Path(folder) / "go").touch()
+    held.result(timeout_s=SOON_S)
+    upgrade.join(SOON_S)
+    assert not upgrade.is_alive()
+    assert moves(client, service) == [1]
+    assert client.call("u0", service, "say", 1) == (2, [0, 1])
+    assert rooms.status().generations == {2: 2, 3: 2}

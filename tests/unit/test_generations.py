@@ -1,0 +1,57 @@
+"""An upgrade's plan: each generation has pods of its own, and the newest word of it is believed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_route.controller.generations import completed, newer, turned_back, upgraded
+from ray_route.store.wanted import Upgrade, Wanted
+
+FIRST = Wanted(3, "old", frozenset({1}))
+HOW = Upgrade(0, 0, "", surge=2, drain_s=5.0, request="r1")
+
+
+@given(st.sets(st.integers(0, 30)), st.integers(0, 20), st.integers(1, 9))
+def test_a_generation_gets_indexes_that_nobody_has(taken: set[int], first: int, count: int) -> None:
+    wanted = replace(FIRST, replicas=count, first=first)
+    after = upgraded(wanted, taken, "new", HOW)
+    assert not set(after.indexes) & {*taken, *wanted.indexes}
+    lower = [set(range(start, start + count)) for start in range(after.first)]
+    assert all(block & {*taken, *wanted.indexes} for block in lower)
+
+
+def test_indexes_take_turns_when_all_goes_well() -> None:
+    wanted, firsts = FIRST, []
+    for _ in range(4):
+        wanted = completed(upgraded(wanted, wanted.indexes, "new", HOW))
+        firsts.append(wanted.first)
+    assert firsts == [3, 0, 3, 0]
+    assert (wanted.generation, wanted.cordons) == (5, frozenset())
+
+
+def test_the_way_back_leads_to_what_there_was() -> None:
+    forth = upgraded(FIRST, (), "new", HOW)
+    back = turned_back(forth)
+    assert back.upgrade is not None
+    assert (back.upgrade.back, back.upgrade.recipe, back.upgrade.first) == (True, "new", 3)
+    done = completed(back)
+    assert done == replace(FIRST, step=3, ended_upgrade="r1 undone")
+    again = upgraded(back, range(6), "newer", replace(HOW, request="r2"))
+    assert (again.generation, again.first) == (3, 6), "none of its pods is like those of the one"
+
+
+def test_ray_knows_of_generations_and_redis_of_what_came_after() -> None:
+    forth = upgraded(FIRST, (), "new", HOW)
+    done = completed(forth)
+    scaled = replace(done, replicas=5, cordons=frozenset({4}))
+    assert newer(scaled, done) == scaled
+    assert newer(replace(scaled, upgrade=forth.upgrade), done) == scaled, "a damaged field"
+    assert newer(FIRST, forth) == forth, "a store of yesterday"
+    assert newer(forth, None) == forth, "its note was not made any more"
+    assert newer(None, forth) == forth
+    found = newer(FIRST, done)
+    assert found is not None
+    assert (found.first, found.generation, found.replicas) == (3, 2, 1), "as many as are there"
