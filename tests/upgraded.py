@@ -54,6 +54,30 @@ class Refusing(Old):
         super().__setstate__(state)
 
 
+class OneWay(Refusing):
+    """The same, and the old version can't read what it leaves."""
+
+    def __getstate__(self) -> Any:
+        return [self.uid, self.folder, self.said, self.moves]
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(_named(state))
+
+
+class Mended(Old):
+    """A version that reads the states of all others."""
+
+    version = 4
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(_named(state))
+
+
+def _named(state: Any) -> Any:
+    names = ("uid", "folder", "said", "moves")
+    return dict(zip(names, state, strict=True)) if isinstance(state, list) else state
+
+
 class Unborn:
     """One object for all uids, which never starts."""
 

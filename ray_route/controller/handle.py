@@ -14,8 +14,8 @@ from ray_route.clock import Deadline
 from ray_route.controller.actor import GROUPS, THREADS, Controller
 from ray_route.controller.making import named_pods, taken_told
 from ray_route.controller.recipe import Given, Recipe
-from ray_route.controller.recipes import make_holder
-from ray_route.errors import ClosedError, UpgradeError
+from ray_route.controller.recipes import end_holders, make_holder
+from ray_route.errors import ClosedError, StoreUnavailableError, UpgradeError
 from ray_route.model import UpgradeProgress
 from ray_route.pod.stopping import STOP_S, stop, wait_gone
 from ray_route.protocol.names import RAY_NAMESPACE, controller_name
@@ -116,15 +116,23 @@ class ControllerHandle:
         recipe, held = present.with_class(cls, given, deadline)
         holder = yield Blocking(partial(make_holder, recipe, held, how.request), what, math.inf)
         yield from self.ask("begin_upgrade", holder, how, how.start_s)
+        while not (progress := (yield from self._upgraded(how.request))).done:
+            told(progress)
+            yield Pause(_LOOK_S, what)
+        told(progress)
+        self._check_upgraded(progress)
+
+    def _upgraded(self, request: str) -> Operation[UpgradeProgress]:
+        """Ask how far an upgrade has come; a controller's next life learns it from Redis."""
         while True:
-            progress: UpgradeProgress | None = yield from self.ask("upgrade_progress", how.request)
+            try:
+                progress: UpgradeProgress | None = yield from self.ask("upgrade_progress", request)
+            except StoreUnavailableError:
+                yield Pause(_LOOK_S, f"the store, of which generation {self._service!r} is")
+                continue
             if progress is None:
                 raise ClosedError(what=f"service {self._service!r}", service=self._service)
-            told(progress)
-            if progress.done:
-                self._check_upgraded(progress)
-                return
-            yield Pause(_LOOK_S, what)
+            return progress
 
     def _check_upgraded(self, progress: UpgradeProgress) -> None:
         if progress.problem is not None:
@@ -159,6 +167,7 @@ class ControllerHandle:
         left = named_pods(self._namespace, self._service)
         if left:
             stop(list(left.values()), grace_s)
+        end_holders(self._namespace, self._service)
 
     def _has_ended(self, handle: Any, grace_s: float) -> bool:
         try:

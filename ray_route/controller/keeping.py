@@ -14,6 +14,7 @@ import ray
 from ray_route.clock import Deadline, backoff_s, now
 from ray_route.controller.marks import BEGUN, ENDED, forget, note, noted
 from ray_route.controller.recipe import Recipe
+from ray_route.controller.recipes import end_holders
 from ray_route.controller.upgrading import Upgrading
 from ray_route.controller.upkeep import Steps, Upkeep
 from ray_route.controller.wishes import Wishes
@@ -52,7 +53,7 @@ class Keeping:
 
     def __init__(self, recipe: Recipe, upkeep: Upkeep, wishes: Wishes, patience_s: float) -> None:
         spec = recipe.spec
-        self._service = spec.service
+        self._namespace, self._service = spec.namespace, spec.service
         self._name = controller_name(spec.namespace, spec.service)
         self._upkeep = upkeep
         self._wishes = wishes
@@ -91,7 +92,7 @@ class Keeping:
             stop(list(named.values()), grace_s)
         with contextlib.suppress(RouteError):
             self._wishes.forget()
-        self._upkeep.recipes.end_all()
+        end_holders(self._namespace, self._service)
         forget(self._wishes.actor)
         self.done = True
 
@@ -146,7 +147,8 @@ class Keeping:
     def _keep(self, wanted: Wanted, check: Check) -> None:
         self._hear_of_starts()
         if wanted.upgrade is not None:
-            self._upgrade(check)
+            if self.upgrading.is_due:
+                self._upgrade(check)
             return
         missing = set(wanted.indexes) - self._upkeep.named().keys() - self._starting.keys()
         due = [pod for pod in sorted(missing) if self._may_start(pod)]

@@ -65,6 +65,14 @@ def end_holder(name: str) -> None:
         ray.kill(ray.get_actor(name, namespace=RAY_NAMESPACE), no_restart=True)
 
 
+def end_holders(namespace: str, service: str) -> None:
+    """End all holders of a service, those of upgrades that never began among them."""
+    for actor in list_named_actors(all_namespaces=True):
+        is_ours = actor["namespace"] == RAY_NAMESPACE
+        if is_ours and is_recipe_of(namespace, service, actor["name"]):
+            end_holder(actor["name"])
+
+
 class Recipes:
     """All recipes of one service, by the names of their holders. Thread-safe."""
 
@@ -94,14 +102,6 @@ class Recipes:
         if name != self.name:
             self._known.pop(name, None)
             end_holder(name)
-
-    def end_all(self) -> None:
-        """End all holders of the service, those of upgrades that never began among them."""
-        spec = self.own.spec
-        for actor in list_named_actors(all_namespaces=True):
-            is_ours = actor["namespace"] == RAY_NAMESPACE
-            if is_ours and is_recipe_of(spec.namespace, spec.service, actor["name"]):
-                end_holder(actor["name"])
 
     def _ask(self, name: str, ask: Callable[[Any], Any], timeout_s: float) -> Any:
         what = f"the recipe of {self.own.spec.service!r} ({name})"

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from ray_route.clock import Deadline
+from ray_route.clock import Deadline, now
 from ray_route.controller.generations import completed, turned_back, upgraded
 from ray_route.controller.upkeep import Steps, Upkeep
 from ray_route.controller.wishes import Wishes
@@ -23,6 +23,7 @@ from ray_route.store.wanted import Upgrade, Wanted
 logger = logging.getLogger(__name__)
 
 _CLIENT_S = 30.0
+_AGAIN_S = 15.0
 
 
 class Upgrading:
@@ -36,6 +37,7 @@ class Upgrading:
         """What stopped an upgrade, by its request."""
         self._stuck: RouteError | None = None
         """What stops the way back."""
+        self._again_at = 0.0
 
     def knows(self, request: str) -> bool:
         """True if an upgrade has been begun by that request."""
@@ -61,7 +63,14 @@ class Upgrading:
             )
         self._upkeep.recipes.of(recipe)
         self._wishes.change(upgraded(wanted, self._upkeep.others(()), recipe, how))
-        self._drained, self._stuck = {}, None
+        if wanted.upgrade is not None:  # its pods are left, too, and none of them is made again
+            self._upkeep.recipes.end(wanted.upgrade.recipe)
+        self._drained, self._stuck, self._again_at = {}, None, 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """True unless the way back has just failed: that is tried again later."""
+        return now() >= self._again_at
 
     def steps(self, check: Callable[[], None]) -> Steps:
         """Bring the service to the generation that is wanted."""
@@ -73,7 +82,8 @@ class Upgrading:
                 yield from self._make(wanted, wanted.upgrade, check)
                 others = self._upkeep.others(wanted.indexes)
                 yield from self._upkeep.close(others)
-                yield from self._upkeep.reopen(set(wanted.indexes) - wanted.cordons)
+                if wanted.upgrade.back:
+                    yield from self._upkeep.reopen(set(wanted.indexes) - wanted.cordons)
                 if others:
                     yield from self._leave(others[0], wanted.upgrade, check)
         yield f"want generation {wanted.generation} alone"
@@ -113,7 +123,7 @@ class Upgrading:
         if wanted is None or wanted.upgrade is None:
             raise error
         if wanted.upgrade.back:
-            self._stuck = error
+            self._stuck, self._again_at = error, now() + _AGAIN_S
             raise error
         logger.error("the upgrade of %s stops, and is undone: %s", self._upkeep.service, error)
         self._why[wanted.upgrade.request] = error
@@ -126,11 +136,11 @@ class Upgrading:
             return None
         upgrade, is_undone = wanted.upgrade, wanted.ended_upgrade == f"{request} undone"
         is_back = upgrade.back if upgrade else is_undone
-        others = self._upkeep.others(wanted.indexes) if upgrade else []
+        named = self._upkeep.named().keys()  # of Ray alone: told while the store is away, too
         return UpgradeProgress(
             generation=wanted.generation,
-            pods=tuple(sorted(self._upkeep.named().keys() & set(wanted.indexes))),
-            left=tuple(others),
+            pods=tuple(sorted(named & set(wanted.indexes))),
+            left=tuple(sorted(named - set(wanted.indexes))),
             moved=sum(it.moved for it in list(self._drained.values())),
             running=sum(it.running for it in list(self._drained.values()) if not it.done),
             back=is_back,

@@ -85,7 +85,12 @@ class Keys:
         return f"rr:{{{self.namespace}}}:p:{service}"
 
     def wanted(self, service: str) -> str:
-        """Key of what is wanted of a deployed service, a hash that its controller writes."""
+        """Key of what is wanted of a deployed service, a hash that its controller writes.
+
+        Its fields are those of `store/wanted.py`; in an upgrade there are more: which generation is
+        left (`leaves`, `leaves_first`, `leaves_recipe`), `surge`, `start_ms`, `drain_ms`, `back`,
+        and the `request` that asked for it.
+        """
         return f"rr:{{{self.namespace}}}:w:{service}"
 
     @property

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import ray
 from deploying import recipe_of
-from helpers import eventually
+from helpers import eventually, unique_name
 from services import Counter
 
 import ray_route
@@ -24,11 +24,14 @@ from ray_route.clock import Deadline
 from ray_route.controller.keeping import Keeping
 from ray_route.controller.marks import note
 from ray_route.controller.recipe import Recipe
+from ray_route.controller.recipes import make_holder
 from ray_route.controller.upkeep import Upkeep
 from ray_route.controller.wishes import DeposedError, Wishes
+from ray_route.errors import InvalidInputError
 from ray_route.protocol.names import RAY_NAMESPACE, controller_name
 from ray_route.runtime.waiting import no_check
 from ray_route.store.scripts import plain_call
+from ray_route.store.wanted import Upgrade
 
 SOON_S = 120.0
 
@@ -50,6 +53,19 @@ class Life:
         wanted = self.wishes.wanted
         yield from self.upkeep.grow(wanted.indexes, wanted.recipe, {}, Deadline.after(SOON_S))
         yield from self.upkeep.shrink(wanted.indexes, SOON_S, no_check)
+
+    def upgrade(self, recipe: Recipe) -> None:
+        """Do what a caller's wish does."""
+        self.wishes.claim()
+        holder = make_holder(recipe, [], request := unique_name())
+        self.keeping.upgrading.begin(holder, Upgrade(0, 0, "", 1, SOON_S, SOON_S, request=request))
+
+    def looked_at(self, first: int) -> bool:
+        """Look once more; say whether the two pods from that index on are all that there is."""
+        self.keeping.look(ending=False)
+        wanted = self.wishes.wanted
+        there = sorted(self.upkeep.named()) == [first, first + 1]
+        return there and wanted is not None and wanted.upgrade is None
 
     def looked(self, pods: int) -> bool:
         self.keeping.look(ending=False)
@@ -83,6 +99,7 @@ def service(client: Any, deploy: Any) -> Iterator[Service]:
     os.kill(found.pid, signal.SIGKILL)  # its next life goes on
 
 
+@pytest.mark.timeout(300)
 def test_growing_and_shrinking_are_completed_whichever_step_was_the_last(service: Service) -> None:
     for last in count(1):
         steps = list(islice(service.life().scaling(3), last))
@@ -97,6 +114,46 @@ def test_growing_and_shrinking_are_completed_whichever_step_was_the_last(service
         if len(steps) < last and len(back) < last:
             break
     assert last > 3
+
+
+@pytest.mark.timeout(300)
+def test_an_upgrade_goes_on_or_back_whichever_step_was_the_last(service: Service) -> None:
+    """Forth with every step the last one; and back from there, with another."""
+    uids, first = [f"u{n}" for n in range(20)], 0
+    for last in count(1, 3):
+        life = service.life()
+        life.upgrade(service.recipe)
+        steps = list(islice(life.keeping.upgrading.steps(no_check), last))
+        turned = service.life()
+        turned.wishes.claim()
+        is_back = last % 2 == 0 and turned.wishes.wanted.upgrade is not None
+        if is_back:
+            turned.keeping.upgrading.stopped(InvalidInputError(argument="", value="", reason=""))
+            steps += list(islice(turned.keeping.upgrading.steps(no_check), last))
+        first = first if is_back else 2 - first
+        later = service.life()
+        eventually(lambda it=later, at=first: it.looked_at(at), f"all, after {steps}", SOON_S)
+        assert service.alive() == [first, first + 1], f"after {steps}"
+        service.client.call_many([(uid, (uid,)) for uid in uids], service.service, "add")
+        if len(steps) < last:
+            break
+    assert last > 6
+
+
+def test_a_store_of_yesterday_brings_no_older_generation_back(service: Service) -> None:
+    store = service.client._session.namespace.store
+    life = service.life()
+    life.wishes.claim()
+    before = life.wishes.wanted
+    life.upgrade(service.recipe)
+    list(life.keeping.upgrading.steps(no_check))
+    for kept in (before, None):
+        assert store.one(life.wishes._calls.want(life.wishes.incarnation, kept)) == b"ok"
+        life = service.life()
+        life.keeping.look(ending=False)
+        assert life.wishes.wanted is not None
+        assert (life.wishes.wanted.generation, life.wishes.wanted.replicas) == (2, 2)
+        assert service.alive() == [2, 3]
 
 
 def test_the_older_of_two_decides_nothing_any_more(service: Service) -> None:

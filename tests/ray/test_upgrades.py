@@ -16,7 +16,7 @@ import ray
 from deploying import drive
 from helpers import eventually
 from ray.util import list_named_actors
-from upgraded import Count, New, Old, Refusing, Unborn
+from upgraded import Count, Mended, New, Old, OneWay, Refusing, Unborn
 
 import ray_route
 from ray_route.protocol.names import RAY_NAMESPACE, is_recipe_of
@@ -179,6 +179,27 @@ def test_a_state_that_the_new_class_cannot_read_stops_it_and_all_come_back(
     for uid in [*UIDS, "odd"]:
         assert client.call(uid, service, "say", 1) == (1, [0, 1]), uid
     assert rooms.status().generations == {0: 1, 1: 1}
+
+
+def test_states_that_cannot_come_back_are_served_where_they_are_until_another_class_takes_all(
+    client: Any, rooms: ray_route.Deployment
+) -> None:
+    service = rooms.service
+    uids = [*UIDS, "odd"]
+    for uid in uids:
+        client.call(uid, service, "say", 0)
+    with pytest.raises(ray_route.UpgradeError, match="what is this") as caught:
+        rooms.upgrade(OneWay)
+    assert (caught.value.undone, set(caught.value.left) <= {2, 3}) == (False, True)
+    said = {uid: client.call(uid, service, "say", 1) for uid in uids}
+    assert {uid: it for uid, (_, it) in said.items() if it != [0, 1]} == {}
+    assert {version for version, _ in said.values()} == {1, 3}
+    rooms.upgrade(Mended)
+    said = {uid: client.call(uid, service, "say", 2) for uid in uids}
+    assert {uid: it for uid, it in said.items() if it != (4, [0, 1, 2])} == {}
+    status = rooms.status()
+    assert (set(status.generations.values()), len(status.pods)) == ({3}, 2)
+    assert len(holders(rooms)) == 1
 
 
 def test_an_interrupted_upgrade_is_undone_and_one_whose_driver_died_goes_on(
