@@ -42,7 +42,11 @@ def local_client(namespace: str, **options: Any) -> Iterator[ray_route.RouteClie
 
 @contextmanager
 def deployed(
-    client: ray_route.RouteClient, cls: type = Pod, replicas: int = PODS, service: str = SERVICE
+    client: ray_route.RouteClient,
+    cls: type = Pod,
+    replicas: int = PODS,
+    service: str = SERVICE,
+    **options: Any,
 ) -> Iterator[ray_route.Deployment]:
     """Deploy a service on a local client's own server."""
     with ray_route.deploy(
@@ -51,6 +55,7 @@ def deployed(
         service=service,
         replicas=replicas,
         redis_url=address(client),
+        **options,
     ) as deployment:
         yield deployment
 
