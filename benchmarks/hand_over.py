@@ -90,6 +90,7 @@ def run(*, quick: bool) -> Report:
     report = Report("hand_over", QUESTION, ("what", "figure", "unit"))
     with local_client("bench-states") as client:
         _drained(report, client, _QUICK_USERS if quick else _USERS)
+        _evened_out(report, client, _QUICK_USERS if quick else _USERS)
         _large(report, client, _QUICK_BYTES if quick else _GIGABYTE, 1 if quick else 3)
     return report
 
@@ -117,6 +118,31 @@ def _drained(report: Report, client: ray_route.RouteClient, users: int) -> None:
         _note(report, "counts that went back", caller.went_back, "counts")
         report.aim("calls failed in a drain", "at most", 0, Sample([float(caller.failed)]))
         report.aim("states lost in a drain", "at most", 0, Sample([float(caller.went_back)]))
+
+
+def _evened_out(report: Report, client: ray_route.RouteClient, users: int) -> None:
+    """Rebalance at no limit after a pod was added, while some users are called."""
+    with deployed(client, Rooms, replicas=1) as deployment:
+        uids = [f"evened-{number}" for number in range(2 * users)]
+        _say(client, uids)
+        deployment.scale(2)
+        with _calling(client, uids[:_CALLED]) as caller:
+            before = len(caller.waits)
+            others_took.append(wait_for_quiet())
+            begun = time.perf_counter()
+            done = deployment.rebalance(max_moves_per_s=1e6)
+            seconds = time.perf_counter() - begun
+        if done.problem:
+            raise RuntimeError(done.problem)
+        again = deployment.rebalance(dry_run=True)
+        _note(report, "rebalanced, under calls", done.moved / seconds, "users/s")
+        _note(report, "longest pause of a call meanwhile", 1000 * max(caller.waits[before:]), "ms")
+        _note(report, "calls failed in a rebalancing", caller.failed, "calls")
+        _note(report, "counts that went back in it", caller.went_back, "counts")
+        _note(report, "users that stayed", len(done.kept), "users")
+        _note(report, "users that a second run moves", len(again.moves), "users")
+        report.aim("users that a second run moves", "at most", 0, Sample([float(len(again.moves))]))
+        report.aim("calls failed in a rebalancing", "at most", 0, Sample([float(caller.failed)]))
 
 
 @contextmanager

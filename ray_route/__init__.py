@@ -45,8 +45,10 @@ from ray_route.model import (
     Link,
     LinkedPods,
     Pod,
+    Rebalance,
     RoutingState,
     ServiceStatus,
+    UidMove,
     UpgradeProgress,
 )
 from ray_route.pod.agent import PodAgent
@@ -83,6 +85,7 @@ __all__ = [
     "PodUnavailableError",
     "RayGoneError",
     "RayUnavailableError",
+    "Rebalance",
     "Response",
     "ResponseStream",
     "RouteClient",
@@ -98,6 +101,7 @@ __all__ = [
     "StoreUnavailableError",
     "StreamMethodHandle",
     "UidHandle",
+    "UidMove",
     "UnknownMethodError",
     "UnpicklableError",
     "UnsafeStoreError",

@@ -22,8 +22,10 @@ from ray_route.errors import ClosedError, ConfigError, InvalidInputError
 from ray_route.model import (
     DrainProgress,
     Pod,
+    Rebalance,
     ServiceStatus,
     UpgradeProgress,
+    check_duration,
     check_name,
     check_pod,
 )
@@ -157,6 +159,34 @@ class Deployment:
     ) -> Iterator[DrainProgress]:
         """Drain one pod; see `RouteClient.drain`. Its actor stays, and serves nothing."""
         return RouteClient(self._session).drain(self.service, pod, deadline_s, go_on=go_on)
+
+    def rebalance(
+        self,
+        *,
+        max_moves_per_s: float = 50.0,
+        tolerance: float = 0.1,
+        dry_run: bool = False,
+        deadline_s: float = DRAIN_S,
+    ) -> Rebalance:
+        """Move uids, with their states, off pods whose load is above the mean by a tenth or more.
+
+        A uid weighs what `PodAgent.set_uid_load` reports, else one, or by how long its calls take.
+        Those without a call go first, at most so many a second, and no call fails; those whose
+        links are persistent stay. With `dry_run` the plan is returned, and nobody moves. Pods that
+        are cordoned take no part. A run right after a run moves nobody.
+
+        Ends early, with a `problem`, after `deadline_s` seconds, or once a pod dies or takes no new
+        uids. Raises `PodUnavailableError` if a pod does not tell what it holds. If this process is
+        interrupted, nobody is moved back.
+        """
+        check_duration("max_moves_per_s", max_moves_per_s)
+        check_duration("tolerance", tolerance)
+        check_duration("deadline_s", deadline_s)
+        request, rate = uuid.uuid4().hex, None if dry_run else max_moves_per_s
+        with self._controller.giving_up(request):
+            longest = Deadline.after(deadline_s + _LATE_S)
+            done: Rebalance = self._ask(longest, "rebalance", request, tolerance, rate, deadline_s)
+        return done
 
     def cordon(self, pod: int, timeout: float = _DEPLOY_S) -> None:
         """Have a pod take no new uids; it keeps those that it has.

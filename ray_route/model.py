@@ -217,6 +217,47 @@ class ServiceStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class HotUid:
+    """A uid that keeps its pod busy: which share of its time it has spent in calls lately.
+
+    `load` is what the pod's code reports of it, in units of one uid; None: nothing.
+    """
+
+    uid: str
+    pod: int
+    call_share: float
+    load: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class UidMove:
+    """A uid that is to change its pod to even loads out; `weight` is in units of one uid."""
+
+    uid: str
+    source: int
+    target: int
+    weight: float
+    busy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rebalance:
+    """What a rebalancing is to do, and has done.
+
+    `before` maps each pod that takes part to its load, in units of one uid, `after` to what it is
+    to be. `moved` counts the uids that have changed their pod; `kept` says of others why they have
+    not. `problem` says what has ended it before its time, empty if nothing has.
+    """
+
+    before: dict[int, float]
+    after: dict[int, float]
+    moves: tuple[UidMove, ...]
+    moved: int = 0
+    kept: dict[str, str] = field(default_factory=dict)
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Why a uid is where it is; `print` it."""
 

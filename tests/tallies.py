@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray_route
+
 
 class Tally:
     """Counts per uid; a uid's state is its count, and whatever it was told to carry.
@@ -123,3 +125,17 @@ class Forgetful:
 
     def add(self, _: str) -> int:
         return 1
+
+
+class Weighted(Tally):
+    """Says what some users weigh, and has calls that wait for a file named "go"."""
+
+    def weigh(self, uid: str, load: float | None) -> None:
+        agent = ray_route.current_agent()
+        assert agent is not None
+        agent.set_uid_load(uid, load)
+
+    def wait(self, uid: str) -> None:
+        Path(self.folder, f"waits-{uid}").touch()
+        while not Path(self.folder, "go").exists():
+            time.sleep(0.01)

@@ -28,7 +28,7 @@ from ray_route.errors import (
     RouterUnavailableError,
     StoreUnavailableError,
 )
-from ray_route.model import Link, Pod, PodRecord, check_name, check_uid
+from ray_route.model import HotUid, Link, Pod, PodRecord, check_name, check_uid
 from ray_route.protocol.names import (
     EMBEDDED_SERVER,
     RAY_NAMESPACE,
@@ -37,7 +37,7 @@ from ray_route.protocol.names import (
 )
 from ray_route.runtime.bootstrap import join_ray, undoing
 from ray_route.runtime.namespace import URL_VARIABLE
-from ray_route.runtime.waiting import Stage, within
+from ray_route.runtime.waiting import Stage, run, within
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.inspection import Damage, damages
 from ray_route.store.keys import Keys
@@ -265,6 +265,14 @@ class NamespaceView:
             return list(self.client.pods(service).values())
         time_us = self.time_us()
         return [_seen(record, time_us) for record in self.records(service)]
+
+    def hottest(self, service: str, most: int) -> list[HotUid]:
+        """Return so many of the hottest uids of each of a service's pods; none without a router."""
+        if self.router is None:
+            return []
+        asked = self.client._session.namespace.ask("hottest", service, most)  # noqa: SLF001
+        hottest: list[HotUid] = run(asked, Deadline.after(TIMEOUT_S))
+        return hottest
 
     def links(self, uid: str) -> dict[str, Link]:
         """Return the links of a uid by service, straight from the store."""

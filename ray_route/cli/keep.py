@@ -25,7 +25,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 
 
 @contextlib.contextmanager
-def _held(namespace: NamespaceView, service: str) -> Iterator[Deployment]:
+def held(namespace: NamespaceView, service: str) -> Iterator[Deployment]:
     """Hold a deployed service; raise `RouterUnavailableError` where a router would be made."""
     client = namespace.client
     deployment = get_deployment(
@@ -58,7 +58,7 @@ def service(namespace: NamespaceView, service: str, *, as_json: bool) -> int:
       ray-route service rooms
       ray-route service rooms --json | jq .problems
     """  # noqa: D301 - click's mark for text that is not wrapped
-    with _held(namespace, service) as deployment:
+    with held(namespace, service) as deployment:
         status = deployment.status(TIMEOUT_S)
     if as_json:
         print_json(status)
@@ -117,7 +117,7 @@ def scale(
       ray-route scale rooms 5
       ray-route scale rooms 3 --deadline 600 --json
     """  # noqa: D301 - click's mark for text that is not wrapped
-    with _held(namespace, service) as deployment:
+    with held(namespace, service) as deployment:
         deployment.scale(replicas, deadline, timeout)
     said = {"service": service, "replicas": replicas}
     return _say(f"{service} has {replicas} pods", said, as_json=as_json)
@@ -189,7 +189,7 @@ def upgrade(
     found, last = _imported(cls), list[UpgradeProgress]()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     out = Console(stderr=True, quiet=as_json)
-    with _held(namespace, service) as deployment, Progress(*columns, console=out) as shown:
+    with held(namespace, service) as deployment, Progress(*columns, console=out) as shown:
         task = shown.add_task(service, total=None)
 
         def tell(now: UpgradeProgress) -> None:
@@ -228,7 +228,7 @@ def cordon(namespace: NamespaceView, service: str, pod: int, *, as_json: bool) -
     Examples:
       ray-route cordon rooms 3
     """  # noqa: D301 - click's mark for text that is not wrapped
-    with _held(namespace, service) as deployment:
+    with held(namespace, service) as deployment:
         deployment.cordon(pod, TIMEOUT_S)
     said = {"service": service, "pod": pod, "cordoned": True}
     return _say(f"pod {pod} of {service} takes no new uids", said, as_json=as_json)
@@ -245,7 +245,7 @@ def uncordon(namespace: NamespaceView, service: str, pod: int, *, as_json: bool)
     Examples:
       ray-route uncordon rooms 3
     """  # noqa: D301 - click's mark for text that is not wrapped
-    with _held(namespace, service) as deployment:
+    with held(namespace, service) as deployment:
         deployment.uncordon(pod, TIMEOUT_S)
     said = {"service": service, "pod": pod, "cordoned": False}
     return _say(f"pod {pod} of {service} takes new uids", said, as_json=as_json)
@@ -269,6 +269,6 @@ def shutdown(namespace: NamespaceView, service: str, grace: float, *, as_json: b
       ray-route shutdown rooms
       ray-route shutdown rooms --grace 60
     """  # noqa: D301 - click's mark for text that is not wrapped
-    with _held(namespace, service) as deployment:
+    with held(namespace, service) as deployment:
         deployment.shutdown(grace)
     return _say(f"{service} is ended", {"service": service, "ended": True}, as_json=as_json)

@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from heapq import nlargest
 from typing import Any
 
 import click
 import ray
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
@@ -24,7 +26,7 @@ from ray_route.cli.output import (
     print_json,
     table,
 )
-from ray_route.model import Pod
+from ray_route.model import HotUid, Pod
 from ray_route.store.connect import Store
 
 _ABSENT = 1
@@ -203,18 +205,23 @@ def _pods(namespace: NamespaceView, service: str | None) -> dict[str, list[Pod]]
 @click.argument("service", required=False)
 @click.option("--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True)
 @click.option("--count", type=click.IntRange(min=1), help="End after so many times.")
+@click.option(
+    "--uids", type=click.IntRange(min=0), default=5, show_default=True, help="How many uids."
+)
 @in_namespace
 def top(
     namespace: NamespaceView,
     service: str | None,
     interval: float,
     count: int | None,
+    uids: int,
     *,
     as_json: bool,
 ) -> int:
     """Show the busiest pods, again every --interval seconds, until Ctrl-C.
 
-    With --json, one document a line.
+    Of one service, its hottest uids too: what their pods report of their load, and the share of
+    their time that they have spent in calls lately. With --json, one document a line.
 
     \b
     Examples:
@@ -225,12 +232,30 @@ def top(
     with suppress(KeyboardInterrupt):
         if as_json:
             for found, _ in views:
-                print_json({"at": time.time(), "pods": found})
+                hottest = _hottest(namespace, service, uids)
+                print_json({"at": time.time(), "pods": found, "hottest": hottest})
         else:
             with Live(console=console(), auto_refresh=False) as live:
                 for found, new in views:
-                    live.update(_busiest(found, new, interval), refresh=True)
+                    hot = _hot_table(_hottest(namespace, service, uids))
+                    live.update(Group(_busiest(found, new, interval), *hot), refresh=True)
     return 0
+
+
+def _hottest(namespace: NamespaceView, service: str | None, most: int) -> list[HotUid]:
+    if service is None or not most:
+        return []
+    found = namespace.hottest(service, most)
+    return nlargest(most, found, key=lambda one: (one.load or 0.0, one.call_share))
+
+
+def _hot_table(hottest: list[HotUid]) -> list[Table]:
+    rows = [(one.uid, one.pod, _load(one), f"{one.call_share:.1%}") for one in hottest]
+    return [table(("hottest uids", "pod", "load", "time in calls"), rows)] if rows else []
+
+
+def _load(one: HotUid) -> object:
+    return "" if one.load is None else one.load
 
 
 _Key = tuple[str, int, int]

@@ -19,11 +19,12 @@ import ray
 
 from ray_route.clock import Deadline
 from ray_route.controller.keeping import Keeping
+from ray_route.controller.rebalancing import Rebalancer
 from ray_route.controller.recipe import Recipe
 from ray_route.controller.upkeep import Upkeep
 from ray_route.controller.wishes import DeposedError, Wishes
 from ray_route.errors import CallCancelledError, ClosedError, RouteError, RouteTimeoutError
-from ray_route.model import RoutingState, ServiceStatus, UpgradeProgress
+from ray_route.model import Rebalance, RoutingState, ServiceStatus, UpgradeProgress
 from ray_route.pod.stopping import Actors
 from ray_route.protocol.names import RAY_NAMESPACE, controller_name, recipe_name
 from ray_route.runtime.waiting import late
@@ -78,6 +79,7 @@ class Controller:
         self._upkeep = Upkeep(self._recipe, held, actor)
         self._wishes = Wishes(self._recipe, actor)
         self._keeping = Keeping(self._recipe, self._upkeep, self._wishes, patience_s)
+        self._rebalancer = Rebalancer(self._upkeep, self._service, self._keeping.say)
         self._lock = threading.Lock()
         self._requests: dict[str, _Request] = {}
         self._given_up: set[str] = set()
@@ -174,6 +176,17 @@ class Controller:
             with contextlib.suppress(RouteError):
                 self._upkeep.undo(made, _UNDO_S)
             self._keeping.want_what_is_there(before)
+
+    def rebalance(
+        self, request: str, tolerance: float, max_moves_per_s: float | None, deadline_s: float
+    ) -> Rebalance:
+        """See `Deployment.rebalance`; at no rate it only says what it would do."""
+        deadline = Deadline.after(deadline_s)
+        if max_moves_per_s is None:
+            return self._rebalancer.planned(tolerance, deadline)
+        with self._asked(request, deadline) as asked:
+            check = self._checked(asked)
+            return self._rebalancer.run(tolerance, max_moves_per_s, deadline, check)
 
     def cordon(self, pod: int, timeout: float) -> None:
         """See `Deployment.cordon`."""

@@ -80,6 +80,10 @@ class Keeping:
             self._log.info("service %s: %s", self._service, step)
             check()
 
+    def say(self, doing: str) -> None:
+        """Take in what is done just now, in words."""
+        self.doing = doing
+
     def finish(self, grace_s: float) -> None:
         """End the service. Redis is told first and last, if it answers: pods end in any case."""
         self.doing = "end the service"

@@ -63,9 +63,11 @@ class Admission:
             if verdict is Verdict.ADMIT:
                 entry = self._held.entries[uid]
                 self._held.order.busy.add(uid)
-                entry.calls = entry.calls or []
-                entry.calls.append(call)
                 self._held.used(uid, entry)
+                if not entry.calls:
+                    entry.calls = []
+                    entry.call_time.begin(entry.used_at)
+                entry.calls.append(call)
             return verdict, reason
 
     def refusal(self, uid: str, epoch: int, incarnation: int) -> str:
@@ -133,12 +135,14 @@ class Admission:
             entry = self._held.entries.get(uid)
             if entry is None or entry.phase is not Phase.HELD:  # none runs
                 return
+            self._held.used(uid, entry)
             if entry.calls and call in entry.calls:
                 entry.calls.remove(call)
+                if not entry.calls:
+                    entry.call_time.end(entry.used_at)
             if not entry.calls:
                 entry.calls = None
                 self._held.order.busy.discard(uid)
-            self._held.used(uid, entry)
             self._held.ended_call()
             self._held.look_at(uid, entry)
 

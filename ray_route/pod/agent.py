@@ -28,10 +28,11 @@ from ray_route.pod.incarnations import Incarnations
 from ray_route.pod.index_lease import CLAIM_S, IndexLease, OfPod
 from ray_route.pod.joining import Joiner
 from ray_route.pod.link_writes import LinkWrites
-from ray_route.pod.load_state import LoadState
+from ray_route.pod.load_state import LoadState, checked_load
 from ray_route.pod.surely_left import surely_left
+from ray_route.pod.uid_loads import UidLoads
 from ray_route.runtime import telemetry
-from ray_route.runtime.metrics import POD_RUNNING_CALLS, POD_UIDS, meter
+from ray_route.runtime.metrics import POD_HOTTEST_UID, POD_RUNNING_CALLS, POD_UIDS, meter
 from ray_route.runtime.namespace import Namespace, namespace_within
 from ray_route.runtime.waiting import Operation, Pause, run
 from ray_route.store.url import StoreUrl
@@ -156,6 +157,8 @@ class PodAgent:
         me = self._me
         self._meter.gauge(POD_UIDS, lambda: [(self._labels(), len(self._held))], me)
         self._meter.gauge(POD_RUNNING_CALLS, lambda: [(self._labels(), self._held.running)], me)
+        hottest = UidLoads(self._held).most_of_the_time
+        self._meter.gauge(POD_HOTTEST_UID, lambda: [(self._labels(), hottest())], me)
         telemetry.start()
 
     @property
@@ -230,7 +233,7 @@ class PodAgent:
         if self._namespace_or_none is None:
             self._index_lease.leave(deadline)
             return []
-        self._meter.forget(POD_UIDS, POD_RUNNING_CALLS, owner=self._me)
+        self._meter.forget(POD_UIDS, POD_RUNNING_CALLS, POD_HOTTEST_UID, owner=self._me)
         try:
             return self._index_lease.leave(deadline)
         finally:
@@ -261,6 +264,14 @@ class PodAgent:
         `InvalidInputError` for what is no finite number from 0 on.
         """
         self._load.report(load)
+
+    def set_uid_load(self, uid: str, load: float | None) -> None:
+        """Report the load of one uid that this pod serves, in units of one uid, until it leaves.
+
+        By that uids are rebalanced, not placed. None returns to the default: how long its calls
+        take. Raises `InvalidInputError` for a uid that is not here, or no finite number from 0 on.
+        """
+        UidLoads(self._held).report(uid, checked_load(load))
 
     def get_load_state(self) -> float:
         """Return the weighted load: cpu_factor * running + (1 - cpu_factor) * load state."""

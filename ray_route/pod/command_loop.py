@@ -15,6 +15,7 @@ from ray_route.model import RoutingState
 from ray_route.pod.arrivals import Arrivals
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.release import Releases
+from ray_route.pod.uid_loads import UidLoads
 from ray_route.protocol.commands import (
     Address,
     Cancel,
@@ -29,6 +30,7 @@ from ray_route.protocol.commands import (
     Settled,
     Take,
     Taken,
+    Weigh,
 )
 from ray_route.runtime.namespace import Namespace
 
@@ -165,6 +167,9 @@ class CommandLoop:
             at = now() + command.after_s if command.after_s < math.inf else math.inf
             uids = command.uids.items()
             return [uid for uid, epoch in uids if not self._releases.end_at(uid, epoch, at)]
+        if isinstance(command, Weigh):
+            loads = UidLoads(self._held)
+            return loads.hottest(command.hottest) if command.hottest else loads.weighed()
         if isinstance(command, Settled):
             self._releases.settled(command.uids)
             return None

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
+from ray_route.pod.call_time import CallTime
 from ray_route.pod.states import State
 
 
@@ -61,6 +62,9 @@ class Entry:
     wishes: dict[int, Wish] = field(default_factory=dict)
     state: State | None = None
     """What its owner under the next epoch is to have of it; none while it is held."""
+    load: float | None = None
+    """What the pod's code says of its load, in units of one uid."""
+    call_time: CallTime = field(default_factory=CallTime)
     tried: bool = False
     """It has arrived, and `on_acquire` has failed: it waits for its next call."""
 

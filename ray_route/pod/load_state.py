@@ -20,18 +20,23 @@ class LoadState:
 
     def report(self, load: float | None) -> None:
         """Take in what the pod's code says; None: the number of its uids."""
-        if load is not None:
-            try:
-                load = float(load)
-            except (TypeError, ValueError):
-                load = math.nan
-            if not (math.isfinite(load) and load >= 0):
-                raise InvalidInputError(
-                    argument="load", value=load, reason="must be a finite number from 0 on"
-                )
-        self._reported = load
+        self._reported = checked_load(load)
 
     def weighted(self, uids: int, running: int) -> float:
         """Return the load of a pod with so many uids and running calls."""
         state = float(uids) if self._reported is None else self._reported
         return self._cpu_factor * running + (1 - self._cpu_factor) * state
+
+
+def checked_load(load: float | None) -> float | None:
+    """Return a load that user code reports; raise `InvalidInputError` for what is none."""
+    if load is None:
+        return None
+    try:
+        number = float(load)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        reason = "must be a finite number from 0 on"
+        raise InvalidInputError(argument="load", value=load, reason=reason)
+    return number

@@ -126,6 +126,27 @@ class Shown(NamedTuple):
     undecided: int = 0
 
 
+class Weighed(NamedTuple):
+    """What the uids of a pod weigh: the epochs of all, and of some the load that its code reports.
+
+    `shares` tells which share of its time a uid has spent in calls lately, if any; `busy` are those
+    with a call just now, `persistent` those whose links are.
+    """
+
+    epochs: dict[str, int]
+    loads: dict[str, float]
+    shares: dict[str, float]
+    busy: list[str]
+    persistent: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Weigh:
+    """Answer: what the pod's uids weigh, as `Weighed`; or the `hottest` so many, as `HotUid`s."""
+
+    hottest: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Show:
     """Answer: what the pod has, as `Shown`."""
@@ -168,7 +189,7 @@ class Memory:
     ago_s: dict[str, float] = field(default_factory=dict)
 
 
-Command = Release | Cancel | Take | Settled | EndAt | Show | Close | Open | Recall
+Command = Release | Cancel | Take | Settled | EndAt | Show | Weigh | Close | Open | Recall
 
 Numbered = tuple[int, Command]
 """A command, and the number under which its answer is expected."""

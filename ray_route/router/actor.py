@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ray_route.config import RouteConfig
-from ray_route.model import DrainProgress, Explanation, Link, Pod, PodRecord, RoutingState
-from ray_route.protocol.commands import Address, Fetched, Outcome, Settlement, Taken, Word
+from ray_route.model import DrainProgress, Explanation, HotUid, Link, Pod, PodRecord, RoutingState
+from ray_route.protocol.commands import Address, Fetched, Outcome, Settlement, Taken, Weighed, Word
 from ray_route.protocol.welcome import Vouched, Welcome
 from ray_route.protocol.wire import pack_answers, unpack_question
 from ray_route.store.url import StoreUrl
@@ -48,6 +48,7 @@ class Router:
         self._directory = parts.directory
         self._moves = parts.moves
         self._drains = parts.drains
+        self._shifts = parts.shifts
         self._failures = parts.failures
         self._recovery = parts.recovery
         self._resumption = parts.resumption
@@ -203,6 +204,23 @@ class Router:
         if known is None and record is not None and not record.routable:
             return DrainProgress(pod, left=0, moved=0, running=0, done=True)
         return known
+
+    async def weigh(self, service: str) -> dict[tuple[int, int], Weighed]:
+        """See `Shifts.weigh`."""
+        await self._life.opened()
+        return await self._shifts.weigh(service)
+
+    async def hottest(self, service: str, most: int) -> list[HotUid]:
+        """See `Shifts.hottest`."""
+        await self._life.opened()
+        return await self._shifts.hottest(service, most)
+
+    async def shift(
+        self, service: str, moves: dict[str, tuple[int, int]], patience_s: float
+    ) -> dict[str, str]:
+        """See `Shifts.shift`."""
+        await self._life.opened()
+        return await self._shifts.shift(service, moves, patience_s)
 
     # Agents.
 

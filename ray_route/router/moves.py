@@ -13,6 +13,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from ray_route.clock import Deadline
 from ray_route.errors import PodUnavailableError, RouteError, StateNotMovedError
@@ -102,6 +103,25 @@ class Moves:
             link = await self._give(service, uid, held, target, persistent, deadline)
             return is_at(link, target), link
 
+    async def shift(
+        self, service: str, uid: str, epoch: int, pod: int, *, patience_s: float, timeout_s: float
+    ) -> None:
+        """Move a uid to a pod while it has no call; nobody's call is refused for that.
+
+        Raises `PodUnavailableError` if it has one all the time for `patience_s` seconds, or is not
+        under that epoch any more: then it stays.
+        """
+        deadline = Deadline.after(timeout_s)
+        target = await self._membership.target(service, pod)
+        async with self._in_move.turn(service, uid, deadline):
+            held = await self._links.read(service, uid)
+            if held is not None and held.replaced == epoch and is_at(held, target):
+                return  # it was asked for before, and the answer was lost
+            if held is None or held.epoch != epoch:
+                raise self._membership.unavailable(service, pod, "its link is another now", uid)
+            gently = Release({uid: epoch}, patience_s, closes=False)
+            await self._give(service, uid, held, target, held.persistent, deadline, gently)
+
     async def remove(
         self, service: str, uid: str, pod: int | None, *, after_s: float, timeout_s: float
     ) -> bool:
@@ -132,10 +152,11 @@ class Moves:
         target: PodRecord,
         persistent: bool,  # noqa: FBT001 - one of many facts
         deadline: Deadline,
+        how: Release | None = None,
     ) -> Link:
         """Set a link if it still is what was read, having its living owner give it up first."""
         if held is not None and not is_at(held, target):
-            if await self._release(service, uid, held, deadline):
+            if await self._release(service, uid, held, deadline, how):
                 return await self._carry(service, uid, held, target, persistent, deadline)
         elif held is not None:
             await self._end_at(service, uid, held, math.inf)
@@ -175,16 +196,19 @@ class Moves:
 
         return await asyncio.shield(self._carrier.go_on(work()))
 
-    async def _release(self, service: str, uid: str, link: Link, deadline: Deadline) -> bool:
+    async def _release(
+        self, service: str, uid: str, link: Link, deadline: Deadline, how: Release | None = None
+    ) -> bool:
         """Have a uid's living owner give it up; say, when it has, whether it keeps a state of it.
 
-        Raises `PodUnavailableError` if it kept it, or has not told in time.
+        `how` says for how long calls are waited for; else others are refused meanwhile. Raises
+        `PodUnavailableError` if it kept it, or has not told in time.
         """
         if self._membership.table.has_ended(service, link):
             return False
-        patience_s = deadline.remaining() * _FOR_CALLS
         address = (service, link.pod, link.incarnation)
-        asked = Release({uid: link.epoch}, patience_s, closes=True, replaced={uid: link.replaced})
+        asked = how or Release({uid: link.epoch}, deadline.remaining() * _FOR_CALLS, closes=True)
+        asked = replace(asked, replaced={uid: link.replaced})
         with self._mailboxes.following(address, asked) as outcomes:
             try:
                 (outcome,) = await outcomes.some(deadline.remaining())

@@ -25,6 +25,7 @@ from ray_route.router.placing_gate import PlacingGate
 from ray_route.router.recovery import Recovery
 from ray_route.router.resumption import Resumption
 from ray_route.router.shards import Shards
+from ray_route.router.shifts import Shifts
 from ray_route.runtime import telemetry
 from ray_route.runtime.draining_nodes import draining_nodes
 from ray_route.runtime.metrics import ROUTER_CACHE_LINKS
@@ -66,6 +67,7 @@ class Parts:
         self.drains = Drains(
             self.membership, self.directory, self.mailboxes, self.moves, _has_actor
         )
+        self.shifts = Shifts(self.membership, self.mailboxes, self.moves)
         gate = PlacingGate(namespace, config, self.membership)
         self.shards.may_place = gate.passed
         node: str = ray.get_runtime_context().get_node_id()

@@ -129,6 +129,12 @@ POD_UIDS = Metric("route_pod_uids", Kind.GAUGE, "uids that a pod holds", ("servi
 POD_RUNNING_CALLS = Metric(
     "route_pod_running_calls", Kind.GAUGE, "calls that run on a pod", ("service", "pod")
 )
+POD_HOTTEST_UID = Metric(
+    "route_pod_hottest_uid_share",
+    Kind.GAUGE,
+    "share of its time that the busiest uid of a pod has spent in calls lately, 0 to 1",
+    ("service", "pod"),
+)
 POD_REFUSALS = Metric(
     "route_pod_refusals",
     Kind.COUNTER,
