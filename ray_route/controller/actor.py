@@ -211,25 +211,40 @@ class Controller:
     def begin_upgrade(self, recipe: str, how: Upgrade, timeout: float) -> None:
         """Have the service brought to the generation of that recipe: see `upgrade_progress`.
 
-        A recipe of which nothing comes is let go.
+        It only answers if it has begun that before. A recipe of which nothing comes is let go.
         """
-        upgrading = self._keeping.upgrading
-        if upgrading.knows(how.request):
-            return  # asked again, since the answer was lost
         try:
-            with self._asked("", Deadline.after(timeout)):
-                self._wanted()
-                upgrading.begin(recipe, how)
-                self._wake.set()
-        finally:
-            if not upgrading.knows(how.request):
-                self._upkeep.recipes.end(recipe)
+            if not self._knows(how.request):  # else its answer was lost
+                with self._asked("", Deadline.after(timeout)):
+                    self._begin_upgrade(recipe, how)
+        except BaseException:
+            self._let_go(recipe, how.request)
+            raise
+
+    def _begin_upgrade(self, recipe: str, how: Upgrade) -> None:
+        self._wanted()
+        if not self._knows(how.request):
+            self._keeping.upgrading.begin(recipe, how)
+        self._wake.set()
 
     @ray.method(concurrency_group=STATUS_GROUP)
     def upgrade_progress(self, request: str) -> UpgradeProgress | None:
         """Say how far an upgrade has come; None if none is known by that request."""
-        self._wishes.claim()
-        return self._keeping.upgrading.progress(request)
+        return self._keeping.upgrading.progress(request) if self._knows(request) else None
+
+    def _knows(self, request: str) -> bool:
+        """True if an upgrade has been begun by that request, in an earlier life or in this one."""
+        with self._in_charge():
+            self._wishes.claim()
+        return self._keeping.upgrading.knows(request)
+
+    def _let_go(self, recipe: str, request: str) -> None:
+        """End the holder of an upgrade that has not begun; nothing is, unless that is certain."""
+        with contextlib.suppress(RouteError, DeposedError):
+            self._wishes.check()
+            wanted = self._wishes.wanted
+            if not self._knows(request) and (wanted is None or recipe not in wanted.recipes):
+                self._upkeep.recipes.end(recipe)
 
     @ray.method(concurrency_group=CONTROL_GROUP)
     def shutdown(self, grace_s: float) -> None:
@@ -253,9 +268,8 @@ class Controller:
             asked.given_up = True
             return
         self._given_up.add(request)
-        if not self._keeping.upgrading.knows(request):
-            spec = self._recipe.spec
-            self._upkeep.recipes.end(recipe_name(spec.namespace, spec.service, request))
+        spec = self._recipe.spec
+        self._let_go(recipe_name(spec.namespace, spec.service, request), request)
 
     @contextlib.contextmanager
     def _turn(self, deadline: Deadline) -> Iterator[None]:
@@ -273,13 +287,19 @@ class Controller:
         """Hold the turn for what a caller asks."""
         asked = self._requests.setdefault(request, _Request())
         try:
-            with self._turn(deadline):
+            with self._in_charge(), self._turn(deadline):
                 self._checked(asked)()
                 yield asked
-        except DeposedError as error:
-            raise ClosedError(what=f"this controller of {self._service!r}") from error
         finally:
             self._requests.pop(request, None)
+
+    @contextlib.contextmanager
+    def _in_charge(self) -> Iterator[None]:
+        """Raise `ClosedError` where another controller has taken over."""
+        try:
+            yield
+        except DeposedError as error:
+            raise ClosedError(what=f"this controller of {self._service!r}") from error
 
     def _wanted(self) -> Wanted:
         self._wishes.claim()

@@ -56,6 +56,11 @@ class Wanted:
         """The indexes of the pods."""
         return range(self.first, self.first + self.replicas)
 
+    @property
+    def recipes(self) -> set[str]:
+        """The holders of what the pods that may be there are made of."""
+        return {self.recipe, *((self.upgrade.recipe,) if self.upgrade else ())}
+
 
 @dataclass(frozen=True, slots=True)
 class WantedCalls:

@@ -21,6 +21,7 @@ from services import Counter
 
 import ray_route
 from ray_route.clock import Deadline
+from ray_route.controller.actor import Controller
 from ray_route.controller.keeping import Keeping
 from ray_route.controller.marks import note
 from ray_route.controller.recipe import Recipe
@@ -54,11 +55,12 @@ class Life:
         yield from self.upkeep.grow(wanted.indexes, wanted.recipe, {}, Deadline.after(SOON_S))
         yield from self.upkeep.shrink(wanted.indexes, SOON_S, no_check)
 
-    def upgrade(self, recipe: Recipe) -> None:
+    def upgrade(self, recipe: Recipe) -> tuple[str, Upgrade]:
         """Do what a caller's wish does."""
         self.wishes.claim()
-        holder = make_holder(recipe, [], request := unique_name())
-        self.keeping.upgrading.begin(holder, Upgrade(0, 0, "", 1, SOON_S, SOON_S, request=request))
+        asked = upgrade_to(recipe)
+        self.keeping.upgrading.begin(*asked)
+        return asked
 
     def looked_at(self, first: int) -> bool:
         """Look once more; say whether the two pods from that index on are all that there is."""
@@ -70,6 +72,19 @@ class Life:
     def looked(self, pods: int) -> bool:
         self.keeping.look(ending=False)
         return sorted(self.upkeep.named()) == list(range(pods))
+
+
+def upgrade_to(recipe: Recipe) -> tuple[str, Upgrade]:
+    """Make the holder of a recipe; return what a caller asks of a controller then."""
+    holder = make_holder(recipe, [], request := unique_name())
+    return holder, Upgrade(0, 0, "", 1, SOON_S, SOON_S, request=request)
+
+
+class Asked(Controller):
+    """A controller as it is before it has looked by itself."""
+
+    def _run(self) -> None:
+        pass
 
 
 class Service:
@@ -86,6 +101,13 @@ class Service:
 
     def life(self) -> Life:
         return Life(self.recipe, self.actor)
+
+    def asked(self, patch: pytest.MonkeyPatch) -> Asked:
+        """Return a life that is asked before its first look."""
+        with patch.context() as patched:
+            here = ray.runtime_context.RuntimeContext
+            patched.setattr(here, "get_actor_id", lambda _: self.actor)
+            return Asked(SOON_S, [], *self.recipe.pieces())
 
     def alive(self) -> list[int]:
         pods = self.client.pods(self.service).items()
@@ -138,6 +160,46 @@ def test_an_upgrade_goes_on_or_back_whichever_step_was_the_last(service: Service
         if len(steps) < last:
             break
     assert last > 6
+
+
+def is_there(actor: str) -> bool:
+    return any(it["name"] == actor for it in ray.util.list_named_actors(all_namespaces=True))
+
+
+def test_what_is_asked_again_before_the_first_look_is_not_begun_again_and_its_class_stays(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = service.life()
+    holder, how = life.upgrade(service.recipe)
+    under_way = life.wishes.wanted
+    for ask in (
+        lambda it: it.begin_upgrade(holder, how, SOON_S),
+        lambda it: it.give_up(how.request),
+    ):
+        again = service.asked(monkeypatch)
+        ask(again)
+        assert (again._wishes.wanted, is_there(holder)) == (under_way, True)
+    later = service.life()
+    eventually(lambda: later.looked_at(2), "it is brought to its end", SOON_S)
+    ended = later.wishes.wanted
+    again = service.asked(monkeypatch)
+    again.begin_upgrade(holder, how, SOON_S)
+    again.give_up(how.request)
+    assert (again._wishes.wanted, is_there(holder)) == (ended, True)
+
+
+def test_the_class_of_an_upgrade_that_did_not_begin_is_let_go_once_that_is_certain(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, (holder, how) = service.asked(monkeypatch), upgrade_to(service.recipe)
+    with asked._lock, pytest.raises(ray_route.RouteTimeoutError):
+        asked.begin_upgrade(holder, how, 0.1)
+    eventually(lambda: not is_there(holder), "it is let go", SOON_S)
+    younger, (holder, how) = service.life(), upgrade_to(service.recipe)
+    younger.upgrade(service.recipe)
+    with pytest.raises(ray_route.ClosedError):
+        asked.begin_upgrade(holder, how, SOON_S)
+    assert is_there(holder), "who is deposed ends nothing"
 
 
 def test_a_store_of_yesterday_brings_no_older_generation_back(service: Service) -> None:
