@@ -11,6 +11,9 @@ from dataclasses import replace
 
 from ray_route.store.wanted import Upgrade, Wanted
 
+# So many upgrades that have ended: whoever began one may hear of that after the next has begun.
+_REMEMBERED = 8
+
 
 def upgraded(wanted: Wanted, taken: Iterable[int], recipe: str, how: Upgrade) -> Wanted:
     """Want the next generation, of that recipe, at the lowest indexes of which none is `taken`."""
@@ -26,6 +29,7 @@ def upgraded(wanted: Wanted, taken: Iterable[int], recipe: str, how: Upgrade) ->
         first=first,
         step=wanted.step + 1,
         upgrade=leaves,
+        ended_upgrades=_ended_upgrades(wanted),
     )
 
 
@@ -49,9 +53,13 @@ def turned_back(wanted: Wanted) -> Wanted:
 def completed(wanted: Wanted) -> Wanted:
     """Want what is there once nothing of the other generation is left."""
     assert wanted.upgrade is not None
-    ended = f"{wanted.upgrade.request}{' undone' if wanted.upgrade.back else ''}"
-    cordons = wanted.cordons & set(wanted.indexes)
-    return replace(wanted, cordons=cordons, step=wanted.step + 1, upgrade=None, ended_upgrade=ended)
+    return replace(
+        wanted,
+        cordons=wanted.cordons & set(wanted.indexes),
+        step=wanted.step + 1,
+        upgrade=None,
+        ended_upgrades=_ended_upgrades(wanted),
+    )
 
 
 def newer(found: Wanted | None, planned: Wanted | None) -> Wanted | None:
@@ -65,6 +73,14 @@ def newer(found: Wanted | None, planned: Wanted | None) -> Wanted | None:
     if found is None or found.step < planned.step:
         return planned if planned.upgrade else replace(planned, replicas=1, cordons=frozenset())
     return replace(planned, replicas=found.replicas, cordons=found.cordons, ended=found.ended)
+
+
+def _ended_upgrades(wanted: Wanted) -> tuple[str, ...]:
+    """Return the last ones, that which is under way among them: it ends now."""
+    if wanted.upgrade is None:
+        return wanted.ended_upgrades
+    ended = f"{wanted.upgrade.request}{' undone' if wanted.upgrade.back else ''}"
+    return (*wanted.ended_upgrades, ended)[-_REMEMBERED:]
 
 
 def _free(taken: set[int], count: int) -> int:

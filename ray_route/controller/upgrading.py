@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ray_route.clock import Deadline, now
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _CLIENT_S = 30.0
 _AGAIN_S = 15.0
+_DIED = "its controller has died since"
 
 
 class Upgrading:
@@ -38,6 +40,8 @@ class Upgrading:
         self._stuck: RouteError | None = None
         """What stops the way back."""
         self._again_at = 0.0
+        self._ended: dict[str, UpgradeProgress] = {}
+        """How far upgrades have come that have ended."""
 
     def knows(self, request: str) -> bool:
         """True if an upgrade has been begun by that request."""
@@ -45,7 +49,7 @@ class Upgrading:
         if wanted is None:
             return False
         under_way = wanted.upgrade is not None and wanted.upgrade.request == request
-        return under_way or wanted.ended_upgrade.partition(" ")[0] == request
+        return under_way or not {request, _undone(request)}.isdisjoint(wanted.ended_upgrades)
 
     def begin(self, recipe: str, how: Upgrade) -> None:
         """Want the generation of that recipe; raise `UpgradeError` if another is under way.
@@ -62,6 +66,8 @@ class Upgrading:
                 service=self._upkeep.service,
             )
         self._upkeep.recipes.of(recipe)
+        if wanted.upgrade is not None:
+            self._ended[wanted.upgrade.request] = self._under_way(wanted, wanted.upgrade)
         self._wishes.change(upgraded(wanted, self._upkeep.others(()), recipe, how))
         if wanted.upgrade is not None:  # its pods are left, too, and none of them is made again
             self._upkeep.recipes.end(wanted.upgrade.recipe)
@@ -87,6 +93,8 @@ class Upgrading:
                 if others:
                     yield from self._leave(others[0], wanted.upgrade, check)
         yield f"want generation {wanted.generation} alone"
+        ended = replace(self._under_way(wanted, wanted.upgrade), done=True)
+        self._ended[wanted.upgrade.request] = ended
         self._wishes.change(completed(wanted), certain=True)
         self._upkeep.recipes.end(wanted.upgrade.recipe)
 
@@ -134,8 +142,11 @@ class Upgrading:
         wanted = self._wishes.wanted
         if wanted is None or not self.knows(request):
             return None
-        upgrade, is_undone = wanted.upgrade, wanted.ended_upgrade == f"{request} undone"
-        is_back = upgrade.back if upgrade else is_undone
+        if wanted.upgrade is not None and wanted.upgrade.request == request:
+            return self._under_way(wanted, wanted.upgrade)
+        return self._ended.get(request) or self._ended_before(request, wanted)
+
+    def _under_way(self, wanted: Wanted, upgrade: Upgrade) -> UpgradeProgress:
         named = self._upkeep.named().keys()  # of Ray alone: told while the store is away, too
         return UpgradeProgress(
             generation=wanted.generation,
@@ -143,14 +154,21 @@ class Upgrading:
             left=tuple(sorted(named - set(wanted.indexes))),
             moved=sum(it.moved for it in list(self._drained.values())),
             running=sum(it.running for it in list(self._drained.values()) if not it.done),
-            back=is_back,
-            done=upgrade is None or self._stuck is not None,
-            problem=self._problem(request) if is_back else None,
-            error=self._why.get(request),
+            back=upgrade.back,
+            done=self._stuck is not None,
+            problem=self._problem(upgrade.request) if upgrade.back else None,
+            error=self._why.get(upgrade.request),
         )
 
+    def _ended_before(self, request: str, wanted: Wanted) -> UpgradeProgress:
+        """Say what is known of an upgrade that has ended in an earlier life of the controller."""
+        is_undone = _undone(request) in wanted.ended_upgrades
+        pods = tuple(sorted(self._upkeep.named().keys() & set(wanted.indexes)))
+        problem = _DIED if is_undone else None
+        return UpgradeProgress(wanted.generation, pods, (), 0, 0, is_undone, True, problem)
+
     def _problem(self, request: str) -> str:
-        why = self._why.get(request, "its controller has died since")
+        why = self._why.get(request, _DIED)
         stuck = f"; the way back is tried again, and stops: {self._stuck}" if self._stuck else ""
         return f"{why}{stuck}"
 
@@ -161,3 +179,7 @@ class Upgrading:
             return {}
         other = wanted.upgrade.number if wanted.upgrade else wanted.generation
         return {pod: wanted.generation if pod in wanted.indexes else other for pod in sorted(named)}
+
+
+def _undone(request: str) -> str:
+    return f"{request} undone"

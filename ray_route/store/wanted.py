@@ -36,8 +36,8 @@ class Wanted:
 
     Those of `cordons` are closed to new uids. `generation` counts the classes that its pods were
     made of, from 1; `recipe` names the actor that holds the present one. Pods of `upgrade` are to
-    be left for these. `step` counts the changes of generations, `ended_upgrade` is the request of
-    the last upgrade that ended, with the word "undone" if it did not succeed. `ended` once the
+    be left for these. `step` counts the changes of generations, `ended_upgrades` are the requests
+    of the last upgrades that ended, with the word "undone" if one did not succeed. `ended` once the
     service's shutdown has begun.
     """
 
@@ -49,7 +49,7 @@ class Wanted:
     first: int = 0
     step: int = 0
     upgrade: Upgrade | None = None
-    ended_upgrade: str = ""
+    ended_upgrades: tuple[str, ...] = ()
 
     @property
     def indexes(self) -> range:
@@ -100,7 +100,8 @@ class WantedCalls:
         return [
             *("actor", self.actor, "replicas", wanted.replicas, "cordons", cordons),
             *("generation", wanted.generation, "recipe", wanted.recipe, "ended", int(wanted.ended)),
-            *("first", wanted.first, "step", wanted.step, "ended_upgrade", wanted.ended_upgrade),
+            *("first", wanted.first, "step", wanted.step),
+            *("ended_upgrades", ",".join(wanted.ended_upgrades)),
             *(_upgrade_fields(wanted.upgrade) if wanted.upgrade else ()),
         ]
 
@@ -142,7 +143,7 @@ def _wanted(row: Mapping[bytes, bytes]) -> Wanted | None:
         first=int(later[0]),
         step=int(later[1]),
         upgrade=_upgrade(row),
-        ended_upgrade=_text(row, b"ended_upgrade"),
+        ended_upgrades=tuple(filter(None, _text(row, b"ended_upgrades").split(","))),
     )
 
 

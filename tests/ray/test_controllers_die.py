@@ -202,6 +202,22 @@ def test_the_class_of_an_upgrade_that_did_not_begin_is_let_go_once_that_is_certa
     assert is_there(holder), "who is deposed ends nothing"
 
 
+def test_whoever_began_an_upgrade_hears_of_that_though_the_next_has_begun(service: Service) -> None:
+    life = service.life()
+    _, first = life.upgrade(service.recipe)
+    eventually(lambda: life.looked_at(2), "the first is ended", SOON_S)
+    _, second = life.upgrade(service.recipe)
+    one, other = map(life.keeping.upgrading.progress, (first.request, second.request))
+    assert (one.generation, one.done, one.back, one.left) == (2, True, False, ())
+    assert (other.generation, other.done, other.left) == (3, False, (2, 3))
+    assert life.keeping.upgrading.progress("another") is None
+    later = service.life()
+    eventually(lambda: later.looked_at(0), "the second is ended", SOON_S)
+    for request in (first.request, second.request):
+        ended = later.keeping.upgrading.progress(request)
+        assert (ended.done, ended.back, ended.problem) == (True, False, None)
+
+
 def test_a_store_of_yesterday_brings_no_older_generation_back(service: Service) -> None:
     store = service.client._session.namespace.store
     life = service.life()

@@ -12,6 +12,7 @@ from ray_route.store.scripts import plain_call
 from ray_route.store.wanted import Upgrade, Wanted, WantedCalls
 
 WANTED = Wanted(3, "ray_route:n:chat:controller", frozenset({0, 2}), generation=4, first=3, step=6)
+ENDED = replace(WANTED, ended_upgrades=("r1", "r2 undone"))
 UPGRADE = Upgrade(3, 0, "old", surge=2, start_s=9.5, drain_s=7.25, back=True, request="r1")
 
 
@@ -25,7 +26,7 @@ def claim(store: Store, calls: WantedCalls, least: int = 0) -> tuple[int, Wanted
     return int(incarnation), calls.held(held)
 
 
-@pytest.mark.parametrize("wanted", [WANTED, replace(WANTED, upgrade=UPGRADE)])
+@pytest.mark.parametrize("wanted", [WANTED, ENDED, replace(WANTED, upgrade=UPGRADE)])
 def test_what_is_written_is_read_by_the_next_life(
     store: Store, calls: WantedCalls, wanted: Wanted
 ) -> None:
@@ -39,7 +40,7 @@ def test_what_is_written_is_read_by_the_next_life(
 def test_fields_of_before_upgrades_are_read(store: Store, calls: WantedCalls) -> None:
     first, _ = claim(store, calls)
     store.one(calls.want(first, Wanted(2, "x")))
-    store.one(plain_call("HDEL", calls.keys.wanted("chat"), "first", "step", "ended_upgrade"))
+    store.one(plain_call("HDEL", calls.keys.wanted("chat"), "first", "step", "ended_upgrades"))
     assert claim(store, calls)[1] == Wanted(2, "x")
 
 

@@ -38,9 +38,18 @@ def test_the_way_back_leads_to_what_there_was() -> None:
     assert back.upgrade is not None
     assert (back.upgrade.back, back.upgrade.recipe, back.upgrade.first) == (True, "new", 3)
     done = completed(back)
-    assert done == replace(FIRST, step=3, ended_upgrade="r1 undone")
+    assert done == replace(FIRST, step=3, ended_upgrades=("r1 undone",))
     again = upgraded(back, range(6), "newer", replace(HOW, request="r2"))
     assert (again.generation, again.first) == (3, 6), "none of its pods is like those of the one"
+    assert again.ended_upgrades == ("r1 undone",), "it is given up for the next"
+
+
+def test_the_last_upgrades_that_ended_are_remembered() -> None:
+    wanted = FIRST
+    for request in map(str, range(20)):
+        wanted = completed(upgraded(wanted, (), "new", replace(HOW, request=request)))
+    assert wanted.ended_upgrades[-3:] == ("17", "18", "19")
+    assert len(wanted.ended_upgrades) < 10
 
 
 def test_ray_knows_of_generations_and_redis_of_what_came_after() -> None:
