@@ -101,10 +101,15 @@ class Keeping:
         self.done = True
 
     def want_what_is_there(self, before: Wanted) -> None:
-        """Want what there was, or what could not be ended, after a scaling that failed."""
+        """Want what there was, or what could not be ended, after a scaling that failed.
+
+        A pod that was being drained stays, too, as it was found.
+        """
         kept = max([before.indexes.stop - 1, *self._upkeep.named()]) + 1
         with contextlib.suppress(RouteError):
             self._wishes.write(replace(before, replicas=kept - before.first))
+        with contextlib.suppress(RouteError):
+            self.take(self._upkeep.stop_drains(before.indexes))
 
     def look(self, *, ending: bool, check: Check = no_check) -> None:
         """Look at what is there, and do what is missing; raise `DeposedError`, `RouteError`.

@@ -84,12 +84,12 @@ class Upgrading:
         assert wanted is not None
         assert wanted.upgrade is not None
         with self._upkeep.client(Deadline.after(_CLIENT_S)):  # held open, for all that follows
+            yield from self._take_back(wanted, wanted.upgrade)
             while not self._is_there(wanted):
                 yield from self._make(wanted, wanted.upgrade, check)
                 others = self._upkeep.others(wanted.indexes)
                 yield from self._upkeep.close(others)
-                if wanted.upgrade.back:
-                    yield from self._upkeep.reopen(set(wanted.indexes) - wanted.cordons)
+                yield from self._take_back(wanted, wanted.upgrade)
                 if others:
                     yield from self._leave(others[0], wanted.upgrade, check)
         yield f"want generation {wanted.generation} alone"
@@ -102,6 +102,15 @@ class Upgrading:
         alive = self._upkeep.alive().items()
         serving = {index for index, pod in alive if pod.state is not RoutingState.SHUTDOWN}
         return not self._upkeep.others(wanted.indexes) and serving >= set(wanted.indexes)
+
+    def _take_back(self, wanted: Wanted, upgrade: Upgrade) -> Steps:
+        """On the way back: have the pods that were being left take users again.
+
+        The router drains a pod to its end also when nobody waits for that any more.
+        """
+        if upgrade.back:
+            yield from self._upkeep.stop_drains(wanted.indexes)
+            yield from self._upkeep.reopen(set(wanted.indexes) - wanted.cordons)
 
     def _make(self, wanted: Wanted, upgrade: Upgrade, check: Callable[[], None]) -> Steps:
         """Make as many of the wanted pods as there is room for, one at least."""

@@ -10,6 +10,7 @@ from ray_route.client.session import Session
 from ray_route.client.sessions import close_session, open_session
 from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
+from ray_route.controller.draining import drain, is_draining, stop_drain
 from ray_route.controller.making import handles_of, named_pods
 from ray_route.controller.recipe import Recipe
 from ray_route.controller.recipes import Recipes
@@ -179,12 +180,6 @@ class Upkeep:
                 for _ in self.end(pod, deadline_s, no_check):
                     pass
 
-    def _lives_anew(self, index: int, pod: Pod | None) -> bool:
-        now = self.pods().get(index)
-        if now is None or now.life is not Life.ALIVE:
-            return False
-        return pod is None or now.incarnation > pod.incarnation
-
     def _drain(
         self,
         index: int,
@@ -192,22 +187,30 @@ class Upkeep:
         check: Callable[[], None],
         note: Callable[[DrainProgress], None],
     ) -> None:
+        def tell(progress: DrainProgress) -> None:
+            note(progress)
+            check()
+
         with self.client(Deadline.after(_ASK_S)) as (_, client):
-            for progress in client.drain(self.service, index, deadline_s):
-                note(progress)
-                check()
-                if progress.problem:
-                    raise PodUnavailableError(
-                        reason=f"it could not be drained: {progress.problem}",
-                        may_have_run=False,
-                        namespace=self._namespace,
-                        service=self.service,
-                        pod=index,
-                    ) from next(iter((*progress.stuck, *progress.damaged)), None)
+            drain(client, self.service, index, deadline_s, tell)
+
+    def _lives_anew(self, index: int, pod: Pod | None) -> bool:
+        now = self.pods().get(index)
+        if now is None or now.life is not Life.ALIVE:
+            return False
+        return pod is None or now.incarnation > pod.incarnation
 
     def reopen(self, indexes: Iterable[int]) -> Steps:
         """Have those of the pods that are closed take new uids again."""
         yield from self._set(indexes, RoutingState.DENY_NEW, RoutingState.READY)
+
+    def stop_drains(self, indexes: Iterable[int]) -> Steps:
+        """Stop the drains of those of the pods that are being drained."""
+        with self.client(Deadline.after(_ASK_S)) as (session, _):
+            for index in sorted(indexes):
+                if is_draining(session, self.service, index):
+                    yield f"stop the drain of pod {index}"
+                    stop_drain(session, self.service, index)
 
     def close(self, indexes: Iterable[int]) -> Steps:
         """Close those of the pods to new uids that take some."""
@@ -216,9 +219,8 @@ class Upkeep:
     def open(self, index: int) -> Steps:
         """Have a closed pod take new uids again; raise `PodUnavailableError` in its drain."""
         with self.client(Deadline.after(_ASK_S)) as (session, _):
-            ask = session.namespace.ask("drain_progress", self.service, index)
-            progress = run(ask, Deadline.after(_ASK_S))
-        if progress is not None and not progress.done:
+            drained = is_draining(session, self.service, index)
+        if drained:
             raise PodUnavailableError(
                 reason="it is being drained",
                 may_have_run=False,

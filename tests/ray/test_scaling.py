@@ -17,8 +17,10 @@ import ray
 from deploying import recipe_of
 from helpers import eventually
 from services import Counter, Gated, GatedCarrier
+from upgraded import Old
 
 import ray_route
+from ray_route.controller.draining import is_draining
 from ray_route.controller.upkeep import Upkeep
 from ray_route.protocol.names import RAY_NAMESPACE
 
@@ -146,6 +148,32 @@ def test_an_interrupted_scale_ends_what_it_made(client: Any, deploy: Any, go: Pa
         interrupted.result(SOON_S)
         eventually(lambda: deployment.status().pods == (0,), "pod 1 is ended", SOON_S)
         eventually(lambda: deployment.status().replicas == 1, "and not wanted any more", SOON_S)
+
+
+def test_an_interrupted_scale_in_gives_the_pod_back_that_was_being_drained(
+    client: Any, deploy: Any, tmp_path: Path
+) -> None:
+    deployment = deploy(Old, replicas=2, args=(str(tmp_path),), per_uid=True)
+    service, session = deployment.service, client._session
+    uid = {client.compute_linked_pod(u, service).pod: u for u in map(str, range(99))}[1]
+    held = client.service(service)[uid].hold.remote()
+    eventually((tmp_path / "held").exists, "a call runs", SOON_S)
+
+    def interrupt() -> None:
+        eventually(lambda: is_draining(session, service, 1), "pod 1 is drained", SOON_S)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool:
+        interrupted = pool.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            deployment.scale(1, timeout=2 * SOON_S)
+        interrupted.result(SOON_S)
+    eventually(lambda: deployment.status().replicas == 2, "both are wanted", SOON_S)
+    eventually(lambda: not is_draining(session, service, 1), "the drain has stopped", SOON_S)
+    (tmp_path / "go").touch()
+    held.result(timeout_s=SOON_S)
+    assert client.compute_linked_pod(uid, service).pod == 1
+    assert states(client, service) == {0: "READY", 1: "READY"}
 
 
 def test_scaling_in_ends_pods_that_are_just_being_restarted(

@@ -19,6 +19,7 @@ from ray.util import list_named_actors
 from upgraded import Count, Mended, New, Old, OneWay, Refusing, Unborn
 
 import ray_route
+from ray_route.controller.draining import is_draining
 from ray_route.protocol.names import RAY_NAMESPACE, is_recipe_of
 
 SOON_S = 120.0
@@ -103,7 +104,9 @@ def test_each_uid_moves_once_with_its_state_and_no_call_fails(
     client: Any, rooms: ray_route.Deployment
 ) -> None:
     seen: list[ray_route.UpgradeProgress] = []
+    rooms.cordon(1)
     with called(client, rooms.service) as under:
+        rooms.uncordon(1)  # old and empty: were it open, it would get uids that move again
         rooms.upgrade(New, on_progress=seen.append)
     assert under.failed == []
     assert moves(client, rooms.service) == [1]
@@ -208,17 +211,21 @@ def test_an_interrupted_upgrade_is_undone_and_one_whose_driver_died_goes_on(
     service = rooms.service
     held = client.service(service)["u0"].hold.remote()
     eventually((Path(folder) / "held").exists, "a call runs", SOON_S)
+    before = client.compute_linked_pod("u0", service)
 
-    def interrupt(progress: ray_route.UpgradeProgress) -> None:
-        if "drain" in rooms.status().doing and progress.pods:
+    def interrupt(_: ray_route.UpgradeProgress) -> None:
+        if is_draining(client._session, service, before.pod):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         rooms.upgrade(New, on_progress=interrupt)
     eventually(lambda: rooms.status().generations == {0: 1, 1: 1}, "it is undone", SOON_S)
     eventually(lambda: alive(client, service) == {0: "READY", 1: "READY"}, "as before", SOON_S)
+    assert not is_draining(client._session, service, before.pod), "that would take the pod later"
     (Path(folder) / "go").touch()
     held.result(timeout_s=SOON_S)
+    assert client.call("u0", service, "say", 0) == (1, [0])
+    assert epochs(client, service)["u0"] == before.epoch
 
 
 def test_no_second_one_begins_beside_it_and_its_controllers_death_costs_it_nothing(
