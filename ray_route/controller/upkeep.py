@@ -154,10 +154,18 @@ class Upkeep:
         check: Callable[[], None],
         note: Callable[[DrainProgress], None],
     ) -> Generator[str, None, bool]:
-        """Drain a pod and end it; False if it has begun another life, which may have users."""
+        """Drain a pod and end it; False if it has begun another life, which may have users.
+
+        Or if its life has ended in the drain: then there is no user to be moved.
+        """
         pod = self.pods().get(index)
         if pod is not None and pod.life is Life.ALIVE:
-            self._drain(index, deadline_s, check, note)
+            try:
+                self._drain(index, deadline_s, check, note)
+            except PodUnavailableError:
+                if self._lives_on(index, pod):
+                    raise
+                return False
         yield f"end pod {index}"
         check()
         actor = pod.actor if pod is not None else self.named().get(index)
@@ -193,6 +201,12 @@ class Upkeep:
 
         with self.client(Deadline.after(_ASK_S)) as (_, client):
             drain(client, self.service, index, deadline_s, tell)
+
+    def _lives_on(self, index: int, pod: Pod) -> bool:
+        now = self.pods().get(index)
+        if now is None or now.life is not Life.ALIVE:
+            return False
+        return now.incarnation == pod.incarnation
 
     def _lives_anew(self, index: int, pod: Pod | None) -> bool:
         now = self.pods().get(index)
@@ -239,7 +253,11 @@ class Upkeep:
                 deadline = Deadline.after(_ASK_S)
                 with self.client(deadline) as (session, _):
                     address = (self.service, index, pod.incarnation)
-                    run(session.namespace.ask("set_state", *address, to), deadline)
+                    try:
+                        run(session.namespace.ask("set_state", *address, to), deadline)
+                    except PodUnavailableError:
+                        if self._lives_on(index, pod):
+                            raise
 
     def known(self, index: int) -> Pod:
         """Return a pod that is there; raise `InvalidInputError`."""

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -249,3 +250,22 @@ def test_no_second_one_begins_beside_it_and_its_controllers_death_costs_it_nothi
     assert moves(client, service) == [1]
     assert client.call("u0", service, "say", 1) == (2, [0, 1])
     assert rooms.status().generations == {2: 2, 3: 2}
+
+
+def test_an_old_pod_that_dies_in_its_drain_stops_nothing(
+    client: Any, rooms: ray_route.Deployment, folder: str
+) -> None:
+    service = rooms.service
+    held = client.service(service)["u0"].hold.remote()
+    eventually((Path(folder) / "held").exists, "a call runs", SOON_S)
+    pod = client.compute_linked_pod("u0", service).pod
+    with ThreadPoolExecutor(1) as pool:
+        upgrade = pool.submit(rooms.upgrade, New)
+        eventually(lambda: is_draining(client._session, service, pod), "it is drained", SOON_S)
+        name = f"ray_route:{client.namespace}:{service}:{pod}"
+        ray.kill(ray.get_actor(name, namespace=RAY_NAMESPACE), no_restart=False)
+        with pytest.raises(ray_route.PodUnavailableError):
+            held.result(timeout_s=SOON_S)
+        upgrade.result(SOON_S)
+    assert rooms.status().generations == {2: 2, 3: 2}
+    assert client.call("u0", service, "say", 0) == (2, [0]), "it begins anew"
