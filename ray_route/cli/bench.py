@@ -11,7 +11,7 @@ import click
 
 from ray_route.bench.picture import draw
 from ray_route.bench.run import Plan, Row, run
-from ray_route.cli.output import console, print_json, table
+from ray_route.cli.output import console, output_alone, print_json, table
 from ray_route.demo.report import hushed
 from ray_route.demo.trace import read_trace
 from ray_route.runtime.bootstrap import bootstrap
@@ -59,7 +59,7 @@ def bench(
     log = read_trace(trace).recipients if trace is not None else None
     plan = Plan(trace=log, **given)
     printed = console()
-    with hushed(), bootstrap(address) as started:
+    with output_alone(), hushed(), bootstrap(address) as started:
         if not as_json:
             printed.print(f"{started}", markup=False)
         summary = run(plan, started, lambda row: None if as_json else _print(row)).summary()

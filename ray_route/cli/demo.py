@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from ray_route.cli.output import print_json
+from ray_route.cli.output import output, output_alone, print_json
 from ray_route.demo.replay import Plan, perform
 from ray_route.demo.report import bar, hushed, print_outcome
 from ray_route.demo.trace import Trace, read_trace, zipf_trace
@@ -59,8 +58,8 @@ def demo(
     if trace is not None and seed is not None:
         raise click.UsageError("--seed draws a log, --trace reads one: give one of them")
     plan = Plan(_log(trace, seed), pods, kill, scale_out)
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=as_json)
-    with hushed(), bootstrap(address) as started:
+    console = Console(file=output(), highlight=False, soft_wrap=True, quiet=as_json)
+    with output_alone(), hushed(), bootstrap(address) as started:
         console.print(f"{started}\n{plan.trace}", markup=False)
         with bar(len(plan.trace.recipients)) as (note, advance):
             outcome = perform(plan, started, note, advance)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from dataclasses import asdict, is_dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from rich.console import Console
@@ -34,7 +36,7 @@ def at_cluster(command: Callable[..., int]) -> Callable[..., int]:
     @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     @wraps(command)
     def with_cluster(address: str | None, redis_url: str | None, **given: Any) -> int:
-        with joined_cluster(address, redis_url) as cluster:
+        with output_alone(), joined_cluster(address, redis_url) as cluster:
             return command(cluster=cluster, **given)
 
     return with_cluster
@@ -56,15 +58,40 @@ def in_namespace(command: Callable[..., int]) -> Callable[..., int]:
     return with_namespace
 
 
+_output: ContextVar[TextIO | None] = ContextVar("ray_route_output", default=None)
+
+
+@contextmanager
+def output_alone() -> Iterator[None]:
+    """Have standard output for what the command itself prints.
+
+    Ray writes there what its nodes warn of, to any process that has joined it, and programs read
+    what a command prints; that, and what a user's module prints, goes to standard error.
+    """
+    was = _output.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _output.reset(was)
+
+
+def output() -> TextIO:
+    """Return what a command prints on."""
+    return _output.get() or sys.stdout
+
+
 def console() -> Console:
     """Make a console on standard output; a pipe gets whole lines."""
-    made = Console(file=sys.stdout, highlight=False)
-    return made if made.is_terminal else Console(width=_PIPE_COLUMNS, highlight=False)
+    made = Console(file=output(), highlight=False)
+    if made.is_terminal:
+        return made
+    return Console(file=output(), width=_PIPE_COLUMNS, highlight=False)
 
 
 def print_json(content: Any) -> None:
     """Print one JSON document on one line."""
-    click.echo(json.dumps(content, default=_plain))
+    click.echo(json.dumps(content, default=_plain), file=output())
 
 
 def _plain(value: Any) -> Any:

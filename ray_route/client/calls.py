@@ -35,7 +35,7 @@ from ray_route.errors import (
     RouteError,
     UnpicklableError,
 )
-from ray_route.model import Link, check_uid
+from ray_route.model import Link, check_name, check_uid
 from ray_route.protocol.calls import BatchedCall, Chain, Header, Raised, Refused, SendAgain
 from ray_route.runtime.call_context import current_chain, node_mark, time_of
 from ray_route.runtime.running_hooks import check_not_awaited
@@ -58,6 +58,8 @@ def call(
     idempotent: bool,
 ) -> Operation[Any]:
     """See `RouteClient.call`."""
+    check_uid(uid)
+    check_name("service", service)
     deadline = yield TheDeadline()
     name = session.namespace.name
     asked = arguments(args, kwargs)
@@ -70,9 +72,9 @@ def _sent(session: Session, made: Outgoing) -> Operation[None]:
     try:
         if not session.dispatcher.send(made, looks_up=True):
             return
-        link = yield from operations.compute(session, made.uid, made.service)
-        yield from session.handle(made.service, link)
-        made.link = link
+        if made.link is None:
+            made.link = yield from operations.compute(session, made.uid, made.service)
+        yield from session.handle(made.service, made.link)
     except UNDECIDED as error:
         raise made.judged(error) from error
     except NoSuchActorError:

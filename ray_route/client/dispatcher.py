@@ -97,7 +97,10 @@ class Dispatcher:
         if link is None or not lane.may_send(link.epoch):
             return False
         handle = session.known_handle(call.service, link)
-        if handle is None or (not call.is_plain and call.failed_argument() is not None):
+        if handle is None:
+            call.link = link  # who asks for the handle need not look it up again
+            return False
+        if not call.is_plain and call.failed_argument() is not None:
             return False
         self._send(lane, call, link, handle)
         return True

@@ -10,7 +10,14 @@ import pytest
 from rich.console import Console
 
 from ray_route.cli.app import main
-from ray_route.cli.output import POD_COLUMNS, pod_row, table
+from ray_route.cli.output import (
+    POD_COLUMNS,
+    console,
+    output_alone,
+    pod_row,
+    print_json,
+    table,
+)
 from ray_route.model import Life, Pod, RoutingState
 
 bench = import_module("ray_route.cli.bench")  # the package has a command of that name
@@ -70,3 +77,15 @@ def test_a_picture_that_can_not_be_drawn_is_refused_before_the_run(
     assert status == 2
     assert "pip install matplotlib" in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_others_print_meanwhile_is_not_among_what_a_program_reads(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with output_alone():
+        print("(raylet) WARNING: 13 workers have been started")
+        print_json({"pods": 2})
+        console().print("2 pods")
+    out, err = capsys.readouterr()
+    assert out == '{"pods": 2}\n2 pods\n'
+    assert "13 workers" in err
