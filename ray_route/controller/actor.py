@@ -27,7 +27,7 @@ from ray_route.errors import CallCancelledError, ClosedError, RouteError, RouteT
 from ray_route.model import Rebalance, RoutingState, ServiceStatus, UpgradeProgress
 from ray_route.pod.stopping import Actors
 from ray_route.protocol.names import RAY_NAMESPACE, controller_name, recipe_name
-from ray_route.runtime.waiting import late
+from ray_route.runtime.waiting import Pause, late
 from ray_route.store.wanted import Upgrade, Wanted
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ _HEAL_S = 60.0
 # For a shutdown that comes while something else is under way: that is told to stop first.
 _MAKE_WAY_S = 5.0
 _ANSWER_S = 0.1
+_AGAIN_S = 0.2
 _UNDO_S = 20.0
 
 
@@ -211,21 +212,30 @@ class Controller:
     def begin_upgrade(self, recipe: str, how: Upgrade, timeout: float) -> None:
         """Have the service brought to the generation of that recipe: see `upgrade_progress`.
 
-        It only answers if it has begun that before. A recipe of which nothing comes is let go.
+        It only answers if it has begun that before, and waits while another one is under way, or
+        raises `RouteTimeoutError`. A recipe of which nothing comes is let go.
         """
+        deadline = Deadline.after(timeout)
         try:
-            if not self._knows(how.request):  # else its answer was lost
-                with self._asked("", Deadline.after(timeout)):
-                    self._begin_upgrade(recipe, how)
+            while not self._has_begun(recipe, how, deadline):
+                Pause(_AGAIN_S, f"another upgrade of service {self._service!r}").wait(deadline)
         except BaseException:
             self._let_go(recipe, how.request)
             raise
 
-    def _begin_upgrade(self, recipe: str, how: Upgrade) -> None:
-        self._wanted()
-        if not self._knows(how.request):
-            self._keeping.upgrading.begin(recipe, how)
+    def _has_begun(self, recipe: str, how: Upgrade, deadline: Deadline) -> bool:
+        """Begin an upgrade, unless that is done; False while another one is under way."""
+        upgrading = self._keeping.upgrading
+        if self._knows(how.request):
+            return True  # its answer was lost
+        with self._asked("", deadline):
+            self._wanted()
+            if not self._knows(how.request):
+                if upgrading.is_under_way:
+                    return False
+                upgrading.begin(recipe, how)
         self._wake.set()
+        return True
 
     @ray.method(concurrency_group=STATUS_GROUP)
     def upgrade_progress(self, request: str) -> UpgradeProgress | None:

@@ -16,7 +16,7 @@ from ray_route.clock import Deadline, now
 from ray_route.controller.generations import completed, turned_back, upgraded
 from ray_route.controller.upkeep import Steps, Upkeep
 from ray_route.controller.wishes import Wishes
-from ray_route.errors import RouteError, UpgradeError
+from ray_route.errors import RouteError
 from ray_route.model import DrainProgress, RoutingState, UpgradeProgress
 from ray_route.pod.stopping import kill
 from ray_route.store.wanted import Upgrade, Wanted
@@ -51,20 +51,16 @@ class Upgrading:
         under_way = wanted.upgrade is not None and wanted.upgrade.request == request
         return under_way or not {request, _undone(request)}.isdisjoint(wanted.ended_upgrades)
 
-    def begin(self, recipe: str, how: Upgrade) -> None:
-        """Want the generation of that recipe; raise `UpgradeError` if another is under way.
+    @property
+    def is_under_way(self) -> bool:
+        """True while no other upgrade may begin; one that is stuck on its way back lets it."""
+        wanted = self._wishes.wanted
+        return wanted is not None and wanted.upgrade is not None and self._stuck is None
 
-        One that is stuck on its way back is given up for it.
-        """
+    def begin(self, recipe: str, how: Upgrade) -> None:
+        """Want the generation of that recipe; an upgrade that is stuck is given up for it."""
         wanted = self._wishes.wanted
         assert wanted is not None
-        if wanted.upgrade is not None and self._stuck is None:
-            raise UpgradeError(
-                reason="another one is under way",
-                undone=True,
-                left=tuple(self._upkeep.others(wanted.indexes)),
-                service=self._upkeep.service,
-            )
         self._upkeep.recipes.of(recipe)
         if wanted.upgrade is not None:
             self._ended[wanted.upgrade.request] = self._under_way(wanted, wanted.upgrade)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count, islice
 from typing import Any
@@ -200,6 +201,24 @@ def test_the_class_of_an_upgrade_that_did_not_begin_is_let_go_once_that_is_certa
     with pytest.raises(ray_route.ClosedError):
         asked.begin_upgrade(holder, how, SOON_S)
     assert is_there(holder), "who is deposed ends nothing"
+
+
+def test_a_second_upgrade_waits_for_the_first_as_long_as_its_caller_does(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.life().upgrade(service.recipe)
+    asked, (holder, how) = service.asked(monkeypatch), upgrade_to(service.recipe)
+    with pytest.raises(ray_route.RouteTimeoutError, match="another upgrade"):
+        asked.begin_upgrade(holder, how, 0.5)
+    eventually(lambda: not is_there(holder), "it is let go", SOON_S)
+    holder, how = upgrade_to(service.recipe)
+    with ThreadPoolExecutor(1) as callers:
+        begun = callers.submit(asked.begin_upgrade, holder, how, SOON_S)
+        while not begun.done():
+            asked._look()
+        begun.result()
+    assert asked._wishes.wanted.upgrade.request == how.request
+    assert asked._wishes.wanted.generation == 3
 
 
 def test_whoever_began_an_upgrade_hears_of_that_though_the_next_has_begun(service: Service) -> None:
