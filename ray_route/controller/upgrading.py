@@ -18,7 +18,6 @@ from ray_route.controller.upkeep import Steps, Upkeep
 from ray_route.controller.wishes import Wishes
 from ray_route.errors import RouteError
 from ray_route.model import DrainProgress, RoutingState, UpgradeProgress
-from ray_route.pod.stopping import kill
 from ray_route.store.wanted import Upgrade, Wanted
 
 logger = logging.getLogger(__name__)
@@ -119,12 +118,6 @@ class Upgrading:
         yield from self._upkeep.grow(some, wanted.recipe, {}, deadline, check)
 
     def _leave(self, index: int, upgrade: Upgrade, check: Callable[[], None]) -> Steps:
-        if upgrade.back and index not in self._upkeep.alive():
-            yield f"end pod {index}, which does not serve"
-            check()
-            kill(self._upkeep.handles([index]))
-            return
-
         def note(progress: DrainProgress) -> None:
             self._drained[index] = progress
 

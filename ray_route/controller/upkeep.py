@@ -17,11 +17,12 @@ from ray_route.controller.recipes import Recipes
 from ray_route.errors import InvalidInputError, PodUnavailableError
 from ray_route.model import DrainProgress, Life, Pod, RoutingState
 from ray_route.pod.starting import wait_ready
-from ray_route.pod.stopping import Actors, kill, stop
+from ray_route.pod.stopping import GRACE_S, Actors, kill, stop
 from ray_route.protocol.names import controller_name
 from ray_route.runtime.waiting import Check, no_check, run
 
 _ASK_S = 30.0
+_NO_USERS_GRACE_S = 1.0
 
 Steps = Iterator[str]
 """What is done next, in words, before each step that changes something."""
@@ -168,10 +169,12 @@ class Upkeep:
                 return False
         yield f"end pod {index}"
         check()
+        # One that serves nobody just now may begin to at any time: that life is not meant.
         actor = pod.actor if pod is not None else self.named().get(index)
         return stop(
             [actor] if actor else [],
-            incarnation=pod.incarnation if pod is not None else None,
+            GRACE_S if pod is not None and pod.life is Life.ALIVE else _NO_USERS_GRACE_S,
+            incarnation=pod.incarnation if pod is not None else 0,
             spared=lambda: self._lives_anew(index, pod),
         )
 

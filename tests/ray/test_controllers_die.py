@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count, islice
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 from deploying import recipe_of
 from helpers import eventually, unique_name
-from services import Counter
+from services import Counter, Gated
 
 import ray_route
 from ray_route.clock import Deadline
@@ -235,6 +236,23 @@ def test_whoever_began_an_upgrade_hears_of_that_though_the_next_has_begun(servic
     for request in (first.request, second.request):
         ended = later.keeping.upgrading.progress(request)
         assert (ended.done, ended.back, ended.problem) == (True, False, None)
+
+
+def test_a_pod_that_joins_just_before_it_would_be_ended_is_drained(
+    service: Service, tmp_path: Path
+) -> None:
+    life, upgrading = (made := service.life()), made.keeping.upgrading
+    life.upgrade(recipe_of(Gated, service.client, service.service, str(tmp_path)))
+    assert "wait for pods [2]" in upgrading.steps(no_check)
+    upgrading.stopped(InvalidInputError(argument="", value="", reason=""))
+    done = []
+    for step in upgrading.steps(no_check):
+        if step.startswith("end pod 2") and not done.count("end pod 2"):
+            (tmp_path / "go").touch()
+            eventually(lambda: 2 in service.alive(), "it has joined", SOON_S)
+        done.append(step)
+    assert "drain pod 2, which has begun another life" in done
+    assert service.alive() == [0, 1]
 
 
 def test_a_store_of_yesterday_brings_no_older_generation_back(service: Service) -> None:
