@@ -64,6 +64,13 @@ class OneWay(Refusing):
         super().__setstate__(_named(state))
 
 
+class OneWayForSome(OneWay):
+    """The old version can't read what it leaves of one user."""
+
+    def __getstate__(self) -> Any:
+        return super().__getstate__() if self.uid == "stuck" else self.__dict__
+
+
 class Mended(Old):
     """A version that reads the states of all others."""
 

@@ -12,18 +12,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ray_route.clock import Deadline, now
+from ray_route.clock import Deadline, backoff_s, now
 from ray_route.controller.generations import completed, turned_back, upgraded
 from ray_route.controller.upkeep import Steps, Upkeep
 from ray_route.controller.wishes import Wishes
-from ray_route.errors import RouteError
+from ray_route.errors import PodUnavailableError, RouteError, RouteTimeoutError
 from ray_route.model import DrainProgress, RoutingState, UpgradeProgress
 from ray_route.store.wanted import Upgrade, Wanted
 
 logger = logging.getLogger(__name__)
 
 _CLIENT_S = 30.0
-_AGAIN_S = 15.0
+_MAX_BACKOFF_S = 30.0
 _DIED = "its controller has died since"
 
 
@@ -38,7 +38,8 @@ class Upgrading:
         """What stopped an upgrade, by its request."""
         self._stuck: RouteError | None = None
         """What stops the way back."""
-        self._again_at = 0.0
+        self._tries, self._again_at = 0, 0.0
+        """How often the way back has failed in a row, and when it is tried again."""
         self._ended: dict[str, UpgradeProgress] = {}
         """How far upgrades have come that have ended."""
 
@@ -66,7 +67,7 @@ class Upgrading:
         self._wishes.change(upgraded(wanted, self._upkeep.others(()), recipe, how))
         if wanted.upgrade is not None:  # its pods are left, too, and none of them is made again
             self._upkeep.recipes.end(wanted.upgrade.recipe)
-        self._drained, self._stuck, self._again_at = {}, None, 0.0
+        self._drained, self._stuck, self._tries, self._again_at = {}, None, 0, 0.0
 
     @property
     def is_due(self) -> bool:
@@ -85,8 +86,7 @@ class Upgrading:
                 others = self._upkeep.others(wanted.indexes)
                 yield from self._upkeep.close(others)
                 yield from self._take_back(wanted, wanted.upgrade)
-                if others:
-                    yield from self._leave(others[0], wanted.upgrade, check)
+                yield from self._leave_one(others, wanted.upgrade, check)
         yield f"want generation {wanted.generation} alone"
         ended = replace(self._under_way(wanted, wanted.upgrade), done=True)
         self._ended[wanted.upgrade.request] = ended
@@ -117,6 +117,19 @@ class Upgrading:
         deadline = Deadline.after(upgrade.start_s)
         yield from self._upkeep.grow(some, wanted.recipe, {}, deadline, check)
 
+    def _leave_one(self, others: list[int], upgrade: Upgrade, check: Callable[[], None]) -> Steps:
+        """Drain and end the lowest of the others; on the way back, the lowest that can be."""
+        errors: list[RouteError] = []
+        for index in others if upgrade.back else others[:1]:
+            try:
+                yield from self._leave(index, upgrade, check)
+            except (PodUnavailableError, RouteTimeoutError) as error:
+                errors.append(error)
+            else:
+                return
+        if errors:
+            raise errors[0]
+
     def _leave(self, index: int, upgrade: Upgrade, check: Callable[[], None]) -> Steps:
         def note(progress: DrainProgress) -> None:
             self._drained[index] = progress
@@ -129,7 +142,8 @@ class Upgrading:
         if wanted is None or wanted.upgrade is None:
             raise error
         if wanted.upgrade.back:
-            self._stuck, self._again_at = error, now() + _AGAIN_S
+            self._stuck, self._again_at = error, now() + backoff_s(self._tries, 1.0, _MAX_BACKOFF_S)
+            self._tries += 1
             raise error
         logger.error("the upgrade of %s stops, and is undone: %s", self._upkeep.service, error)
         self._why[wanted.upgrade.request] = error

@@ -17,7 +17,7 @@ import ray
 from deploying import drive
 from helpers import eventually
 from ray.util import list_named_actors
-from upgraded import Count, Mended, New, Old, OneWay, Refusing, Unborn
+from upgraded import Count, Mended, New, Old, OneWay, OneWayForSome, Refusing, Unborn
 
 import ray_route
 from ray_route.controller.draining import is_draining
@@ -204,6 +204,24 @@ def test_states_that_cannot_come_back_are_served_where_they_are_until_another_cl
     status = rooms.status()
     assert (set(status.generations.values()), len(status.pods)) == ({3}, 2)
     assert len(holders(rooms)) == 1
+
+
+def test_one_pod_that_cannot_be_left_keeps_nobody_elses_users_from_coming_back(
+    client: Any, rooms: ray_route.Deployment
+) -> None:
+    service = rooms.service
+    for uids, other in ((["stuck"], 1), ([*UIDS, "odd"], 0)):
+        rooms.cordon(other)
+        for uid in uids:
+            client.call(uid, service, "say", 0)
+        rooms.uncordon(other)
+    with pytest.raises(ray_route.UpgradeError, match="what is this") as caught:
+        rooms.upgrade(OneWayForSome)
+    assert caught.value.left == (2,)
+    eventually(lambda: set(rooms.status().generations) == {0, 1, 2}, "pod 0 is back", SOON_S)
+    uids = [*UIDS, "odd", "stuck"]
+    said = {uid: client.call(uid, service, "say", 1) for uid in uids}
+    assert said == {uid: (3 if uid == "stuck" else 1, [0, 1]) for uid in uids}
 
 
 def test_an_interrupted_upgrade_is_undone_and_one_whose_driver_died_goes_on(
