@@ -17,12 +17,14 @@ from ray_route.controller.recipe import Recipe
 from ray_route.controller.recipes import end_holders
 from ray_route.controller.upgrading import Upgrading
 from ray_route.controller.upkeep import Steps, Upkeep
-from ray_route.controller.wishes import Wishes
+from ray_route.controller.wishes import DeposedError, Wishes
 from ray_route.errors import (
+    CallCancelledError,
     ClosedError,
     PodStartError,
     RouteError,
     RouterUnavailableError,
+    RouteTimeoutError,
     StoreUnavailableError,
 )
 from ray_route.pod.starting import readiness
@@ -35,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 # What an upgrade waits for to pass, and its service's end.
 _NO_FAULT_OF_IT = (StoreUnavailableError, RouterUnavailableError, ClosedError)
+# So often an upgrade may meet what nobody foresaw before it turns back.
+_SURPRISES = 3
+_PROBE_S = 5.0
 _MAX_BACKOFF_S = 30.0
 _HEAL_S = 60.0
 
@@ -64,6 +69,8 @@ class Keeping:
         self.doing = ""
         """What is done just now, in words."""
         self._is_taken_up = False
+        self._surprises = 0
+        """How often in a row an upgrade has met what is no `RouteError`."""
         self.done = False
         """True once the service has been ended."""
         facts = {"namespace": spec.namespace, "service": spec.service}
@@ -170,10 +177,28 @@ class Keeping:
         """Go on with an upgrade, or its way back; what stops it in its course turns it back."""
         try:
             self.take(self.upgrading.steps(check), check)
-        except _NO_FAULT_OF_IT:
+        except (*_NO_FAULT_OF_IT, DeposedError):
             raise
-        except RouteError as error:
+        except CallCancelledError as error:
             self.upgrading.stopped(error)
+        except RouteError as error:
+            self._probe()
+            self.upgrading.stopped(error)
+        except Exception as error:
+            self._surprises += 1
+            if self._surprises < _SURPRISES:
+                raise
+            self._log.exception("the upgrade of %s meets what nobody foresaw", self._service)
+            self.upgrading.stopped(self.upgrading.unforeseen(error))
+        self._surprises = 0
+
+    def _probe(self) -> None:
+        """Raise what an upgrade waits for to pass: without a store and a router all fails."""
+        self._wishes.check()
+        try:
+            self._upkeep.pods(_PROBE_S)
+        except RouteTimeoutError as error:
+            raise RouterUnavailableError(reason=str(error), service=self._service) from error
 
     def _heal(self, missing: list[int], recipe: str) -> Steps:
         """Make pods that Ray has given up; what becomes of them the next looks tell."""

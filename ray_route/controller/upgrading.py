@@ -16,7 +16,7 @@ from ray_route.clock import Deadline, backoff_s, now
 from ray_route.controller.generations import completed, turned_back, upgraded
 from ray_route.controller.upkeep import Steps, Upkeep
 from ray_route.controller.wishes import Wishes
-from ray_route.errors import PodUnavailableError, RouteError, RouteTimeoutError
+from ray_route.errors import PodUnavailableError, RouteError, RouteTimeoutError, UpgradeError
 from ray_route.model import DrainProgress, RoutingState, UpgradeProgress
 from ray_route.store.wanted import Upgrade, Wanted
 
@@ -148,6 +148,17 @@ class Upgrading:
         logger.error("the upgrade of %s stops, and is undone: %s", self._upkeep.service, error)
         self._why[wanted.upgrade.request] = error
         self._wishes.change(turned_back(wanted), certain=True)
+
+    def unforeseen(self, error: Exception) -> UpgradeError:
+        """Say that the upgrade met what is no error of ours."""
+        wanted = self._wishes.wanted
+        assert wanted is not None
+        return UpgradeError(
+            reason=repr(error),
+            undone=wanted.upgrade is None or not wanted.upgrade.back,
+            left=tuple(sorted(self._upkeep.named().keys() - set(wanted.indexes))),
+            service=self._upkeep.service,
+        )
 
     def progress(self, request: str) -> UpgradeProgress | None:
         """Say how far the upgrade of a request has come; None if none is known."""

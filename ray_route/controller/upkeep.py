@@ -56,10 +56,10 @@ class Upkeep:
         finally:
             close_session(session)
 
-    def pods(self) -> dict[int, Pod]:
+    def pods(self, timeout: float = _ASK_S) -> dict[int, Pod]:
         """Return what the pod table says, dead pods included."""
-        with self.client(Deadline.after(_ASK_S)) as (_, client):
-            return client.pods(self.service, timeout=_ASK_S)
+        with self.client(Deadline.after(timeout)) as (_, client):
+            return client.pods(self.service, timeout=timeout)
 
     def handles(self, indexes: Iterable[int]) -> Actors:
         """Return the handles of those of the pods that Ray has."""

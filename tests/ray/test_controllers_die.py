@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 import ray
 from deploying import recipe_of
-from helpers import eventually, unique_name
+from helpers import eventually, router_handle, unique_name
 from services import Counter, Gated
 
 import ray_route
@@ -30,7 +31,7 @@ from ray_route.controller.recipe import Recipe
 from ray_route.controller.recipes import make_holder
 from ray_route.controller.upkeep import Upkeep
 from ray_route.controller.wishes import DeposedError, Wishes
-from ray_route.errors import InvalidInputError
+from ray_route.errors import InvalidInputError, RouterUnavailableError, RouteTimeoutError
 from ray_route.protocol.names import RAY_NAMESPACE, controller_name
 from ray_route.runtime.waiting import no_check
 from ray_route.store.scripts import plain_call
@@ -253,6 +254,44 @@ def test_a_pod_that_joins_just_before_it_would_be_ended_is_drained(
         done.append(step)
     assert "drain pod 2, which has begun another life" in done
     assert service.alive() == [0, 1]
+
+
+def test_an_upgrade_that_meets_what_nobody_foresaw_goes_back_after_a_few_attempts(
+    service: Service,
+) -> None:
+    life = service.life()
+    life.upgrade(service.recipe)
+
+    def surprise() -> None:
+        raise ZeroDivisionError("a surprise")
+
+    for is_back in (False, False, True):
+        with pytest.raises(ZeroDivisionError) if not is_back else nullcontext():
+            life.keeping.look(ending=False, check=surprise)
+        assert life.wishes.wanted.upgrade.back is is_back
+    told = life.keeping.upgrading.progress(life.wishes.wanted.upgrade.request)
+    assert "a surprise" in str(told.error)
+    eventually(lambda: life.looked_at(0), "it is undone", SOON_S)
+    assert service.alive() == [0, 1]
+
+
+def test_an_upgrade_waits_for_a_router_that_is_away(service: Service) -> None:
+    life = service.life()
+    life.upgrade(service.recipe)
+    router, _ = ray.get(router_handle(service.client.namespace).whereabouts.remote())
+
+    def late() -> None:
+        os.kill(router, signal.SIGSTOP)
+        raise RouteTimeoutError(waiting_for="the router", timeout_s=30)
+
+    try:
+        with pytest.raises(RouterUnavailableError):
+            life.keeping.look(ending=False, check=late)
+    finally:
+        os.kill(router, signal.SIGCONT)
+    assert not life.wishes.wanted.upgrade.back
+    eventually(lambda: life.looked_at(2), "it goes on", SOON_S)
+    assert service.alive() == [2, 3]
 
 
 def test_a_store_of_yesterday_brings_no_older_generation_back(service: Service) -> None:
