@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,8 +77,11 @@ class Keeping:
         self._log = logging.LoggerAdapter(logger, facts)
 
     def problems(self) -> dict[int, str]:
-        """Return what kept pods from starting, by index."""
-        return {pod: failed.problem for pod, failed in list(self._failures.items())}
+        """Return what kept pods that are wanted from starting, by index."""
+        wanted = self._wishes.wanted
+        indexes = wanted.indexes if wanted else ()
+        failures = list(self._failures.items())
+        return {pod: failed.problem for pod, failed in failures if pod in indexes}
 
     def take(self, steps: Steps, check: Callable[[], None] = lambda: None) -> None:
         """Take some steps, and `check` before each."""
@@ -161,6 +164,7 @@ class Keeping:
         note(self._wishes.actor, BEGUN)
 
     def _keep(self, wanted: Wanted, check: Check) -> None:
+        self._forget_all_but(wanted.indexes)
         self._hear_of_starts()
         if wanted.upgrade is not None:
             if self.upgrading.is_due:
@@ -206,6 +210,12 @@ class Keeping:
         made = self._upkeep.make(missing, recipe, Deadline.after(_HEAL_S))
         for pod, handle in made.items():
             self._starting[pod] = handle._ray_route_ready.remote()  # noqa: SLF001 - our own
+
+    def _forget_all_but(self, indexes: Container[int]) -> None:
+        """Forget the starts of pods that are not wanted any more: their class may be no more."""
+        for pods in (self._failures, self._starting):
+            for pod in [pod for pod in pods if pod not in indexes]:
+                del pods[pod]
 
     def _hear_of_starts(self) -> None:
         for pod, answer in list(self._starting.items()):

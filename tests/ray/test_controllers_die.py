@@ -21,6 +21,7 @@ import ray
 from deploying import recipe_of
 from helpers import eventually, router_handle, unique_name
 from services import Counter, Gated
+from upgraded import Unborn
 
 import ray_route
 from ray_route.clock import Deadline
@@ -292,6 +293,25 @@ def test_an_upgrade_waits_for_a_router_that_is_away(service: Service) -> None:
     assert not life.wishes.wanted.upgrade.back
     eventually(lambda: life.looked_at(2), "it goes on", SOON_S)
     assert service.alive() == [2, 3]
+
+
+def test_what_kept_the_old_class_from_starting_is_not_said_of_the_new_one(
+    service: Service,
+) -> None:
+    life = Life(recipe_of(Unborn, service.client, service.service, "folder"), service.actor)
+    life.keeping.look(ending=False)
+    name = f"ray_route:{service.client.namespace}:{service.service}:1"
+    ray.kill(ray.get_actor(name, namespace=RAY_NAMESPACE), no_restart=True)
+
+    def problems() -> dict[int, str]:
+        life.keeping.look(ending=False)
+        return life.keeping.problems()
+
+    eventually(lambda: "no folder" in problems().get(1, ""), "its start has failed", SOON_S)
+    for first in (2, 0):
+        life.upgrade(service.recipe)
+        eventually(lambda at=first: life.looked_at(at), "it is upgraded", SOON_S)
+        assert life.keeping.problems() == {}
 
 
 def test_a_store_of_yesterday_brings_no_older_generation_back(service: Service) -> None:
