@@ -129,10 +129,9 @@ class Keeping:
         if ending:  # whoever asked for that has failed half-way
             self.finish(GRACE_S)
             return
-        if not self._is_taken_up:
-            self._take_up()
-            if self.done:
-                return
+        self.take_up()
+        if self.done:
+            return
         self._wishes.keep()
         if self._wishes.wanted is not None:
             self._keep(self._wishes.wanted, check)
@@ -140,12 +139,15 @@ class Keeping:
             self._log.warning("nobody has finished the deployment of %s: it ends", self._service)
             self.finish(0.0)
 
-    def _take_up(self) -> None:
-        """Take up what an earlier life of this controller has left.
+    def take_up(self) -> None:
+        """Take up, once, what an earlier life of this controller has left.
 
         What Redis has of that may be lost, or of yesterday. So no pod is ended on its word: what
-        was begun has as many pods as are wanted or there, whichever is more.
+        was begun has as many pods as are wanted or there, whichever is more. Nothing is to be done
+        with `Wishes.wanted` before.
         """
+        if self._is_taken_up:
+            return
         mark = noted(self._wishes.actor)
         if mark == ENDED:
             self.finish(GRACE_S)

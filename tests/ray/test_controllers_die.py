@@ -330,6 +330,24 @@ def test_a_store_of_yesterday_brings_no_older_generation_back(service: Service) 
         assert service.alive() == [2, 3]
 
 
+def test_a_store_that_lost_all_is_made_good_before_anybody_acts_on_what_it_says(
+    service: Service,
+) -> None:
+    first = service.life()
+    first.upgrade(service.recipe)
+    eventually(lambda: first.looked_at(2), "it is upgraded", SOON_S)
+    key = service.client._session.namespace.keys.wanted(service.service)
+    service.client._session.namespace.store.one(plain_call("DEL", key))
+    life = service.life()
+    life.keeping.take_up()
+    wanted = life.wishes.wanted
+    assert wanted is not None
+    assert (wanted.generation, tuple(wanted.indexes)) == (2, (2, 3))
+    life.wishes.write(replace(wanted, replicas=3))
+    life.keeping.take_up()
+    assert life.wishes.wanted.replicas == 3, "it is taken up once"
+
+
 def test_the_older_of_two_decides_nothing_any_more(service: Service) -> None:
     older, younger = service.life(), service.life()
     older.keeping.look(ending=False)
