@@ -91,6 +91,7 @@ class Upgrading:
         ended = replace(self._under_way(wanted, wanted.upgrade), done=True)
         self._ended[wanted.upgrade.request] = ended
         self._wishes.change(completed(wanted), certain=True)
+        self._stuck = None
         self._upkeep.recipes.end(wanted.upgrade.recipe)
 
     def _is_there(self, wanted: Wanted) -> bool:
