@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -108,6 +109,7 @@ class Deployment:
         only pods that this very call made are ended again.
         """
         _check_at_least_one("replicas", replicas)
+        _check_limits(deadline_s=deadline_s, timeout=timeout)
         deadline = Deadline.after(timeout)
         longest_s = timeout + (len(self.pods(timeout)) + 1) * (deadline_s + GRACE_S + 4 * STOP_S)
         request = uuid.uuid4().hex
@@ -140,19 +142,24 @@ class Deployment:
         be read by the new class, or an old pod can't be drained in time. Then, and after an
         interrupt, the service is brought back to its old class: the new pods hand over what they
         have, and are ended. Raises `ConfigError` or `InvalidInputError` for a class or arguments
-        that can't be deployed, having changed nothing; `RouteTimeoutError` if another caller's
-        turn takes too long.
+        that can't be deployed, and `RouteTimeoutError` if it could not begin within `timeout`, as
+        when another caller's turn or upgrade takes longer: nothing has changed then.
+
+        Once it has begun it goes on, also if `on_progress` raises, or `RouteTimeoutError` comes
+        after twice the time that all its pods together may take.
         """
         if not inspect.isclass(cls):
             raise no_class(cls, "must be a plain class, without @ray.remote")
         _check_at_least_one("max_surge", max_surge)
+        _check_limits(deadline_s=deadline_s, timeout=timeout)
+        deadline, request = Deadline.after(timeout), uuid.uuid4().hex
         pods = len(self.pods(timeout)) + max_surge
         each_s = timeout + deadline_s + GRACE_S + 4 * STOP_S
-        request = uuid.uuid4().hex
         how = Upgrade(0, 0, "", max_surge, timeout, deadline_s, request=request)
-        upgrading = self._controller.upgrade(cls, Given(args, kwargs, store), how, on_progress)
         with self._controller.giving_up(request):
-            run(upgrading, Deadline.after(2 * pods * each_s))
+            self._controller.begin_upgrade(cls, Given(args, kwargs, store), how, deadline)
+            upgraded = self._controller.upgraded(request, on_progress)
+            run(upgraded, Deadline.after(2 * pods * each_s))
 
     def drain(
         self, pod: int, deadline_s: float = DRAIN_S, *, go_on: bool = False
@@ -181,7 +188,7 @@ class Deployment:
         """
         check_duration("max_moves_per_s", max_moves_per_s)
         check_duration("tolerance", tolerance)
-        check_duration("deadline_s", deadline_s)
+        _check_limits(deadline_s=deadline_s)
         request, rate = uuid.uuid4().hex, None if dry_run else max_moves_per_s
         with self._controller.giving_up(request):
             longest = Deadline.after(deadline_s + _LATE_S)
@@ -194,6 +201,7 @@ class Deployment:
         Its later lives are closed, too, within two seconds of their start. Raises
         `InvalidInputError` for an unknown pod.
         """
+        _check_limits(timeout=timeout)
         self._ask(Deadline.after(timeout), "cordon", check_pod(pod), timeout)
 
     def uncordon(self, pod: int, timeout: float = _DEPLOY_S) -> None:
@@ -201,6 +209,7 @@ class Deployment:
 
         Raises `InvalidInputError` for an unknown pod, `PodStartError` if it fails to start.
         """
+        _check_limits(timeout=timeout)
         self._ask(Deadline.after(timeout), "uncordon", check_pod(pod), timeout)
 
     def shutdown(self, grace_s: float = GRACE_S) -> None:
@@ -335,6 +344,13 @@ def _check_at_least_one(argument: str, count: object) -> None:
         raise InvalidInputError(
             argument=argument, value=count, reason="must be an integer of at least 1"
         )
+
+
+def _check_limits(**limits: float) -> None:
+    """Raise `InvalidInputError` unless these are positive, finite numbers of seconds."""
+    for argument, seconds in limits.items():
+        if math.isinf(check_duration(argument, seconds)):
+            raise InvalidInputError(argument=argument, value=seconds, reason="must be finite")
 
 
 def deploy(

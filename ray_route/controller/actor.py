@@ -19,6 +19,7 @@ import ray
 
 from ray_route.clock import Deadline
 from ray_route.controller.keeping import Keeping
+from ray_route.controller.marks import give_up, is_given_up
 from ray_route.controller.rebalancing import Rebalancer
 from ray_route.controller.recipe import Recipe
 from ray_route.controller.upkeep import Upkeep
@@ -83,7 +84,6 @@ class Controller:
         self._rebalancer = Rebalancer(self._upkeep, self._service, self._keeping.say)
         self._lock = threading.Lock()
         self._requests: dict[str, _Request] = {}
-        self._given_up: set[str] = set()
         self._problem = ""
         self._ending, self._wake = False, threading.Event()
         threading.Thread(target=self._run, name="ray_route-controller", daemon=True).start()
@@ -231,6 +231,7 @@ class Controller:
         with self._asked("", deadline):
             self._wanted()
             if not self._knows(how.request):
+                self._check_asked(how.request)
                 if upgrading.is_under_way:
                     return False
                 upgrading.begin(recipe, how)
@@ -277,7 +278,7 @@ class Controller:
         if asked is not None:
             asked.given_up = True
             return
-        self._given_up.add(request)
+        give_up(self._wishes.actor, request)
         spec = self._recipe.spec
         self._let_go(recipe_name(spec.namespace, spec.service, request), request)
 
@@ -335,9 +336,14 @@ class Controller:
             raise ClosedError(what=f"service {self._service!r}", service=self._service)
         wanted = self._wishes.wanted
         upgrade = wanted.upgrade if wanted else None
-        if upgrade is not None and not upgrade.back and upgrade.request in self._given_up:
-            raise CallCancelledError(method="upgrade", may_have_run=True, service=self._service)
+        if upgrade is not None and not upgrade.back:
+            self._check_asked(upgrade.request)
         self._wishes.check()
+
+    def _check_asked(self, request: str) -> None:
+        """Raise `CallCancelledError` if who asked for an upgrade has given up, in any life."""
+        if is_given_up(self._wishes.actor, request):
+            raise CallCancelledError(method="upgrade", may_have_run=True, service=self._service)
 
     def _is_ended(self) -> bool:
         wanted = self._wishes.wanted

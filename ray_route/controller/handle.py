@@ -10,15 +10,16 @@ from typing import Any, cast
 
 import ray
 
-from ray_route.clock import Deadline
+from ray_route.clock import Deadline, shorter
 from ray_route.controller.actor import GROUPS, THREADS, Controller
 from ray_route.controller.making import named_pods, taken_told
+from ray_route.controller.marks import give_up
 from ray_route.controller.recipe import Given, Recipe
-from ray_route.controller.recipes import end_holders, make_holder
+from ray_route.controller.recipes import end_holder, end_holders, make_holder
 from ray_route.errors import ClosedError, StoreUnavailableError, UpgradeError
 from ray_route.model import UpgradeProgress
 from ray_route.pod.stopping import STOP_S, stop, wait_gone
-from ray_route.protocol.names import RAY_NAMESPACE, controller_name
+from ray_route.protocol.names import RAY_NAMESPACE, controller_name, recipe_name
 from ray_route.runtime.waiting import (
     Blocking,
     Operation,
@@ -103,20 +104,39 @@ class ControllerHandle:
             except ray.exceptions.RayActorError:
                 yield Pause(_PAUSE_S, what)
 
-    def upgrade(
-        self, cls: type, given: Given, how: Upgrade, told: Callable[[UpgradeProgress], object]
-    ) -> Operation[None]:
-        """Upgrade the service to a class, and tell how far that has come, again and again.
+    def begin_upgrade(self, cls: type, given: Given, how: Upgrade, deadline: Deadline) -> None:
+        """Have the service's upgrade to a class begin; raise `RouteTimeoutError`.
+
+        And what a class or arguments raise that can't be deployed. Nothing has begun then.
+        """
+        holder = run(self._make_holder(cls, given, how.request), deadline)
+        begin = self.ask("begin_upgrade", holder, how, shorter(deadline.remaining()))
+        try:
+            run(begin, deadline)
+        except Exception:
+            self._give_up(how.request)  # it may have begun all the same
+            raise
+
+    def _make_holder(self, cls: type, given: Given, request: str) -> Operation[str]:
+        present: Recipe = yield from self.ask("recipe")
+        deadline = yield TheDeadline()
+        what = f"Ray to hold the new class of service {self._service!r}"
+        work = partial(self._held, present, cls, given, request, deadline)
+        name: str = yield Blocking(work, what, math.inf)
+        return name
+
+    @staticmethod
+    def _held(present: Recipe, cls: type, given: Given, request: str, deadline: Deadline) -> str:
+        recipe, held = present.with_class(cls, given, deadline)
+        return make_holder(recipe, held, request)
+
+    def upgraded(self, request: str, told: Callable[[UpgradeProgress], object]) -> Operation[None]:
+        """Tell how far an upgrade that has begun has come, again and again, until it has ended.
 
         Raises `UpgradeError` if it was stopped.
         """
-        what = f"the upgrade of service {self._service!r}"
-        present: Recipe = yield from self.ask("recipe")
-        deadline = yield TheDeadline()
-        recipe, held = present.with_class(cls, given, deadline)
-        holder = yield Blocking(partial(make_holder, recipe, held, how.request), what, math.inf)
-        yield from self.ask("begin_upgrade", holder, how, how.start_s)
-        while not (progress := (yield from self._upgraded(how.request))).done:
+        what = f"the upgrade of service {self._service!r}, which goes on"
+        while not (progress := (yield from self._upgraded(request))).done:
             told(progress)
             yield Pause(_LOOK_S, what)
         told(progress)
@@ -152,9 +172,17 @@ class ControllerHandle:
         except Exception:
             raise
         except BaseException:
-            with contextlib.suppress(Exception):
-                run(self.ask("give_up", request), Deadline.after(_GIVE_UP_S))
+            self._give_up(request)
             raise
+
+    def _give_up(self, request: str) -> None:
+        with contextlib.suppress(Exception):
+            try:
+                run(self.ask("give_up", request), Deadline.after(_GIVE_UP_S))
+            except ClosedError:  # nobody else does
+                end_holder(recipe_name(self._namespace, self._service, request))
+            except Exception:  # noqa: BLE001 - its next life is told
+                give_up(self._actor or _id_of(self.found()), request)
 
     def end(self, grace_s: float) -> None:
         """End the service, its controller last; without one end the pods that Ray has."""

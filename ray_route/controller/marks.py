@@ -29,9 +29,29 @@ def noted(actor: str) -> bytes | None:
 
 
 def forget(actor: str) -> None:
-    """Forget a controller, and its plan."""
+    """Forget a controller, its plan, and what was given up of what it was asked for."""
     for name in (actor, plan_of(actor)):
         internal_kv._internal_kv_del(name.encode(), namespace=_KV_NAMESPACE)  # noqa: SLF001 - as above
+    given_up = _given_up(actor, "")
+    internal_kv._internal_kv_del(given_up, del_by_prefix=True, namespace=_KV_NAMESPACE)  # noqa: SLF001 - as above
+
+
+def give_up(actor: str, request: str) -> None:
+    """Note that a caller has given up what it has asked a controller for, in whichever life."""
+    name = _given_up(actor, request)
+    internal_kv._internal_kv_put(name, b"1", overwrite=True, namespace=_KV_NAMESPACE)  # noqa: SLF001 - as above
+
+
+def is_given_up(actor: str, request: str) -> bool:
+    """True if that was noted. Asks Ray's head."""
+    found: bool = internal_kv._internal_kv_exists(  # noqa: SLF001 - as above
+        _given_up(actor, request), namespace=_KV_NAMESPACE
+    )
+    return found
+
+
+def _given_up(actor: str, request: str) -> bytes:
+    return f"{actor}:given_up:{request}".encode()
 
 
 def plan_of(actor: str) -> str:

@@ -96,6 +96,7 @@ class Service:
 
     def __init__(self, client: Any, deployment: ray_route.Deployment) -> None:
         self.client, self.service = client, deployment.service
+        self.deployment = deployment
         name = controller_name(client.namespace, deployment.service)
         controller = ray.get_actor(name, namespace=RAY_NAMESPACE)
         self.actor = controller._actor_id.hex()
@@ -222,6 +223,27 @@ def test_a_second_upgrade_waits_for_the_first_as_long_as_its_caller_does(
         begun.result()
     assert asked._wishes.wanted.upgrade.request == how.request
     assert asked._wishes.wanted.generation == 3
+
+
+def test_what_its_caller_has_given_up_is_undone_by_the_next_life_too(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, how = service.life().upgrade(service.recipe)
+    service.asked(monkeypatch).give_up(how.request)
+    service.asked(monkeypatch)._look()
+    asked = service.asked(monkeypatch)
+    assert not asked._knows("another")
+    assert asked._wishes.wanted.upgrade.back
+    holder, how = upgrade_to(service.recipe)
+    asked.give_up(how.request)
+    with pytest.raises(ray_route.CallCancelledError):
+        asked.begin_upgrade(holder, how, SOON_S)
+
+
+def test_an_upgrade_waits_no_longer_to_begin_than_its_caller_allows(service: Service) -> None:
+    with pytest.raises(ray_route.RouteTimeoutError) as caught:
+        service.deployment.upgrade(Counter, timeout=1)
+    assert caught.value.timeout_s == 1
 
 
 def test_whoever_began_an_upgrade_hears_of_that_though_the_next_has_begun(service: Service) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import ray
-from deploying import drive
+from deploying import drive, driver
 from helpers import eventually
 from ray.util import list_named_actors
 from upgraded import Count, Mended, New, Old, OneWay, OneWayForSome, Refusing, Unborn
@@ -224,27 +224,55 @@ def test_one_pod_that_cannot_be_left_keeps_nobody_elses_users_from_coming_back(
     assert said == {uid: (3 if uid == "stuck" else 1, [0, 1]) for uid in uids}
 
 
-def test_an_interrupted_upgrade_is_undone_and_one_whose_driver_died_goes_on(
+def test_an_interrupted_upgrade_is_undone_and_one_whose_driver_was_killed_goes_on(
     client: Any, rooms: ray_route.Deployment, folder: str
 ) -> None:
     service = rooms.service
+    for uid in UIDS:
+        client.call(uid, service, "say", 0)
     held = client.service(service)["u0"].hold.remote()
     eventually((Path(folder) / "held").exists, "a call runs", SOON_S)
     before = client.compute_linked_pod("u0", service)
 
+    def is_under_way() -> bool:
+        return is_draining(client._session, service, before.pod)
+
+    frozen: list[int] = []
+
     def interrupt(_: ray_route.UpgradeProgress) -> None:
-        if is_draining(client._session, service, before.pod):
+        if is_under_way():
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        rooms.upgrade(New, on_progress=interrupt)
-    eventually(lambda: rooms.status().generations == {0: 1, 1: 1}, "it is undone", SOON_S)
-    eventually(lambda: alive(client, service) == {0: "READY", 1: "READY"}, "as before", SOON_S)
-    assert not is_draining(client._session, service, before.pod), "that would take the pod later"
+    def freeze_and_interrupt(_: ray_route.UpgradeProgress) -> None:
+        if is_under_way():
+            frozen.append(rooms.status().process)
+            os.kill(frozen[0], signal.SIGSTOP)
+            raise KeyboardInterrupt
+
+    for told in (interrupt, freeze_and_interrupt):  # then its next life alone hears of it
+        with pytest.raises(KeyboardInterrupt):
+            rooms.upgrade(New, on_progress=told)
+        for pid in frozen:
+            os.kill(pid, signal.SIGKILL)
+        eventually(lambda: rooms.status().generations == {0: 1, 1: 1}, "it is undone", SOON_S)
+        eventually(lambda: alive(client, service) == {0: "READY", 1: "READY"}, "as before", SOON_S)
+        assert not is_under_way(), "that would take the pod later"
+        assert epochs(client, service)["u0"] == before.epoch
+    code = """
+import upgraded
+ray_route.get_deployment(namespace, service).upgrade(upgraded.New)
+"""
+    upgrading = driver(code, client.namespace, service=service)
+    eventually(is_under_way, "it is under way", SOON_S)
+    upgrading.kill()
+    upgrading.communicate()
     (Path(folder) / "go").touch()
     held.result(timeout_s=SOON_S)
-    assert client.call("u0", service, "say", 0) == (1, [0])
-    assert epochs(client, service)["u0"] == before.epoch
+    as_wanted = {2: "READY", 3: "READY"}
+    eventually(lambda: alive(client, service) == as_wanted, "it goes on by itself", SOON_S)
+    assert client.call("u0", service, "say", 1) == (2, [0, 1])
+    eventually(lambda: rooms.status().doing == "", "it has ended", SOON_S)
+    assert len(holders(rooms)) == 1
 
 
 def test_no_second_one_begins_beside_it_and_its_controllers_death_costs_it_nothing(
