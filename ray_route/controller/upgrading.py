@@ -88,10 +88,10 @@ class Upgrading:
                 yield from self._take_back(wanted, wanted.upgrade)
                 yield from self._leave_one(others, wanted.upgrade, check)
         yield f"want generation {wanted.generation} alone"
+        self._stuck = None
         ended = replace(self._under_way(wanted, wanted.upgrade), done=True)
         self._ended[wanted.upgrade.request] = ended
         self._wishes.change(completed(wanted), certain=True)
-        self._stuck = None
         self._upkeep.recipes.end(wanted.upgrade.recipe)
 
     def _is_there(self, wanted: Wanted) -> bool:

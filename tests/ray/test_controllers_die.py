@@ -292,9 +292,14 @@ def test_an_upgrade_that_meets_what_nobody_foresaw_goes_back_after_a_few_attempt
         with pytest.raises(ZeroDivisionError) if not is_back else nullcontext():
             life.keeping.look(ending=False, check=surprise)
         assert life.wishes.wanted.upgrade.back is is_back
-    told = life.keeping.upgrading.progress(life.wishes.wanted.upgrade.request)
+    request = life.wishes.wanted.upgrade.request
+    told = life.keeping.upgrading.progress(request)
     assert "a surprise" in str(told.error)
+    with pytest.raises(ray_route.UpgradeError):
+        life.keeping.upgrading.stopped(life.keeping.upgrading.unforeseen(OSError()))
+    assert "tried again" in life.keeping.upgrading.progress(request).problem
     eventually(lambda: life.looked_at(0), "it is undone", SOON_S)
+    assert "tried again" not in life.keeping.upgrading.progress(request).problem
     assert service.alive() == [0, 1]
 
 
