@@ -6,29 +6,25 @@ import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
-from ray_route.client.session import Session
-from ray_route.client.sessions import close_session, open_session
-from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
 from ray_route.controller.draining import drain, is_draining, stop_drain
-from ray_route.controller.making import handles_of, named_pods
 from ray_route.controller.recipe import Recipe
 from ray_route.controller.recipes import Recipes
-from ray_route.errors import InvalidInputError, PodUnavailableError
+from ray_route.controller.sight import ASK_S, Sight
+from ray_route.errors import PodUnavailableError
 from ray_route.model import DrainProgress, Life, Pod, RoutingState
 from ray_route.pod.starting import wait_ready
 from ray_route.pod.stopping import GRACE_S, Actors, kill, stop
 from ray_route.protocol.names import controller_name
 from ray_route.runtime.waiting import Check, no_check, run
 
-_ASK_S = 30.0
 _NO_USERS_GRACE_S = 1.0
 
 Steps = Iterator[str]
 """What is done next, in words, before each step that changes something."""
 
 
-class Upkeep:
+class Upkeep(Sight):
     """The pods of one service. What takes several steps yields each before it is taken.
 
     Any step may be the last: the next life of a controller begins anew, and finds what is there.
@@ -36,38 +32,9 @@ class Upkeep:
 
     def __init__(self, recipe: Recipe, held: list[Any], actor: str) -> None:
         self._actor = actor
-        self._namespace = recipe.spec.namespace
-        self.service = recipe.spec.service
-        self._url = recipe.spec.url
+        super().__init__(recipe.spec)
         name = controller_name(self._namespace, self.service)
         self.recipes = Recipes(recipe, held, name)
-
-    def named(self) -> dict[int, str]:
-        """Return the names of the pods that Ray has, or is restarting, by index."""
-        return named_pods(self._namespace, self.service)
-
-    @contextlib.contextmanager
-    def client(self, deadline: Deadline) -> Iterator[tuple[Session, RouteClient]]:
-        """Provide a client for as long as something is to do: one costs a thread or two."""
-        session = open_session(self._namespace, self._url, {}, deadline)
-        client = RouteClient(session)
-        try:
-            yield session, client
-        finally:
-            close_session(session)
-
-    def pods(self, timeout: float = _ASK_S) -> dict[int, Pod]:
-        """Return what the pod table says, dead pods included."""
-        with self.client(Deadline.after(timeout)) as (_, client):
-            return client.pods(self.service, timeout=timeout)
-
-    def handles(self, indexes: Iterable[int]) -> Actors:
-        """Return the handles of those of the pods that Ray has."""
-        return handles_of(self._namespace, self.service, indexes)
-
-    def alive(self) -> dict[int, Pod]:
-        """Return the pods whose lives have not ended, as the pod table has it."""
-        return {index: pod for index, pod in self.pods().items() if pod.life is Life.ALIVE}
 
     def make(self, indexes: Iterable[int], recipe: str, deadline: Deadline) -> Actors:
         """Make pods that Ray does not have, by a recipe; return the handles of all of them."""
@@ -128,10 +95,6 @@ class Upkeep:
         for index in reversed(self.others(indexes)):
             yield from self.end(index, deadline_s, check)
 
-    def others(self, indexes: Iterable[int]) -> list[int]:
-        """Return the pods that there are but these, the lowest first."""
-        return sorted({*self.alive(), *self.named()} - set(indexes))
-
     def end(
         self,
         index: int,
@@ -164,18 +127,22 @@ class Upkeep:
             try:
                 self._drain(index, deadline_s, check, note)
             except PodUnavailableError:
-                if self._lives_on(index, pod):
+                if self.lives_on(index, pod):
                     raise
                 return False
         yield f"end pod {index}"
         check()
-        # One that serves nobody just now may begin to at any time: that life is not meant.
+        return self._stop(index, pod)
+
+    def _stop(self, index: int, pod: Pod | None) -> bool:
+        """End a pod, as it was found; False if it has begun another life, however late."""
+        serves = pod is not None and pod.life is Life.ALIVE
         actor = pod.actor if pod is not None else self.named().get(index)
         return stop(
             [actor] if actor else [],
-            GRACE_S if pod is not None and pod.life is Life.ALIVE else _NO_USERS_GRACE_S,
+            GRACE_S if serves else _NO_USERS_GRACE_S,
             incarnation=pod.incarnation if pod is not None else 0,
-            spared=lambda: self._lives_anew(index, pod),
+            spared=lambda: self.lives_anew(index, pod),
         )
 
     def undo(self, made: Actors, deadline_s: float) -> None:
@@ -202,20 +169,8 @@ class Upkeep:
             note(progress)
             check()
 
-        with self.client(Deadline.after(_ASK_S)) as (_, client):
+        with self.client(Deadline.after(ASK_S)) as (_, client):
             drain(client, self.service, index, deadline_s, tell)
-
-    def _lives_on(self, index: int, pod: Pod) -> bool:
-        now = self.pods().get(index)
-        if now is None or now.life is not Life.ALIVE:
-            return False
-        return now.incarnation == pod.incarnation
-
-    def _lives_anew(self, index: int, pod: Pod | None) -> bool:
-        now = self.pods().get(index)
-        if now is None or now.life is not Life.ALIVE:
-            return False
-        return pod is None or now.incarnation > pod.incarnation
 
     def reopen(self, indexes: Iterable[int]) -> Steps:
         """Have those of the pods that are closed take new uids again."""
@@ -223,7 +178,7 @@ class Upkeep:
 
     def stop_drains(self, indexes: Iterable[int]) -> Steps:
         """Stop the drains of those of the pods that are being drained."""
-        with self.client(Deadline.after(_ASK_S)) as (session, _):
+        with self.client(Deadline.after(ASK_S)) as (session, _):
             for index in sorted(indexes):
                 if is_draining(session, self.service, index):
                     yield f"stop the drain of pod {index}"
@@ -235,7 +190,7 @@ class Upkeep:
 
     def open(self, index: int) -> Steps:
         """Have a closed pod take new uids again; raise `PodUnavailableError` in its drain."""
-        with self.client(Deadline.after(_ASK_S)) as (session, _):
+        with self.client(Deadline.after(ASK_S)) as (session, _):
             drained = is_draining(session, self.service, index)
         if drained:
             raise PodUnavailableError(
@@ -253,23 +208,11 @@ class Upkeep:
             pod = pods.get(index)
             if pod is not None and pod.life is Life.ALIVE and pod.state is found:
                 yield f"make pod {index} {to.value}"
-                deadline = Deadline.after(_ASK_S)
+                deadline = Deadline.after(ASK_S)
                 with self.client(deadline) as (session, _):
                     address = (self.service, index, pod.incarnation)
                     try:
                         run(session.namespace.ask("set_state", *address, to), deadline)
                     except PodUnavailableError:
-                        if self._lives_on(index, pod):
+                        if self.lives_on(index, pod):
                             raise
-
-    def known(self, index: int) -> Pod:
-        """Return a pod that is there; raise `InvalidInputError`."""
-        pods = self.pods()
-        if index not in pods:
-            raise InvalidInputError(
-                argument="pod",
-                value=index,
-                reason=f"is unknown; service {self.service!r} has pods {sorted(pods)}",
-                namespace=self._namespace,
-            )
-        return pods[index]
