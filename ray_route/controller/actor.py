@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 
-from ray_route.clock import Deadline
+from ray_route.clock import Deadline, now
 from ray_route.controller.keeping import Keeping
 from ray_route.controller.marks import give_up, is_given_up
 from ray_route.controller.rebalancing import Rebalancer
@@ -45,6 +45,7 @@ _HEAL_S = 60.0
 _MAKE_WAY_S = 5.0
 _ANSWER_S = 0.1
 _AGAIN_S = 0.2
+_UNNAMED_EACH_S = 60.0
 _UNDO_S = 20.0
 
 
@@ -84,6 +85,9 @@ class Controller:
         self._rebalancer = Rebalancer(self._upkeep, self._service, self._keeping.say)
         self._lock = threading.Lock()
         self._requests: dict[str, _Request] = {}
+        self._awaited: set[str] = set()
+        """Recipes of upgrades that wait for their turn."""
+        self._unnamed_at = 0.0
         self._problem = ""
         self._ending, self._wake = False, threading.Event()
         threading.Thread(target=self._run, name="ray_route-controller", daemon=True).start()
@@ -216,12 +220,15 @@ class Controller:
         raises `RouteTimeoutError`. A recipe of which nothing comes is let go.
         """
         deadline = Deadline.after(timeout)
+        self._awaited.add(recipe)
         try:
             while not self._has_begun(recipe, how, deadline):
                 Pause(_AGAIN_S, f"another upgrade of service {self._service!r}").wait(deadline)
         except BaseException:
             self._let_go(recipe, how.request)
             raise
+        finally:
+            self._awaited.discard(recipe)
 
     def _has_begun(self, recipe: str, how: Upgrade, deadline: Deadline) -> bool:
         """Begin an upgrade, unless that is done; False while another one is under way."""
@@ -340,6 +347,13 @@ class Controller:
             self._check_asked(upgrade.request)
         self._wishes.check()
 
+    def _end_unnamed(self) -> None:
+        """End recipes of nothing, now and then; while this controller surely decides."""
+        wanted = self._wishes.wanted
+        if wanted is not None and not self._keeping.done and now() >= self._unnamed_at:
+            self._unnamed_at = now() + _UNNAMED_EACH_S
+            self._upkeep.recipes.end_unnamed({*wanted.recipes, *self._awaited})
+
     def _check_asked(self, request: str) -> None:
         """Raise `CallCancelledError` if who asked for an upgrade has given up, in any life."""
         if is_given_up(self._wishes.actor, request):
@@ -364,6 +378,7 @@ class Controller:
             return  # a caller's wish is being done
         try:
             self._keeping.look(ending=self._ending, check=self._check_upgrade)
+            self._end_unnamed()
             self._problem = ""
         except DeposedError:
             logger.warning("a younger controller has taken over: %s ends", self._name)

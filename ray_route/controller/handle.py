@@ -13,7 +13,7 @@ import ray
 from ray_route.clock import Deadline, shorter
 from ray_route.controller.actor import GROUPS, THREADS, Controller
 from ray_route.controller.making import named_pods, taken_told
-from ray_route.controller.marks import give_up
+from ray_route.controller.marks import forget, give_up
 from ray_route.controller.recipe import Given, Recipe
 from ray_route.controller.recipes import end_holder, end_holders, make_holder
 from ray_route.errors import ClosedError, StoreUnavailableError, UpgradeError
@@ -192,10 +192,11 @@ class ControllerHandle:
         is_done = handle is not None and self._has_ended(handle, grace_s)
         if handle is not None and not is_done:
             ray.kill(handle, no_restart=True)  # first: it would make anew what is ended
+            forget(_id_of(handle))
+        end_holders(self._namespace, self._service)  # they may be at it, too
         left = named_pods(self._namespace, self._service)
         if left:
             stop(list(left.values()), grace_s)
-        end_holders(self._namespace, self._service)
 
     def _has_ended(self, handle: Any, grace_s: float) -> bool:
         try:

@@ -8,13 +8,13 @@ holder for his, which makes that generation's pods for as long as it is wanted.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, TypeVar, cast
 
 import ray
 from ray.util import list_named_actors
 
-from ray_route.clock import Deadline
+from ray_route.clock import Deadline, now
 from ray_route.controller.making import make_elsewhere
 from ray_route.controller.recipe import Recipe
 from ray_route.errors import PodStartError, RouteError, RouteTimeoutError
@@ -23,6 +23,8 @@ from ray_route.protocol.names import RAY_NAMESPACE, is_recipe_of, recipe_name
 _ASK_S = 20.0
 _ANSWER_S = 5.0
 _AT_ONCE = 4
+# A driver makes the holder before it asks for the upgrade.
+_UNNAMED_S = 600.0
 
 T = TypeVar("T")
 
@@ -65,12 +67,17 @@ def end_holder(name: str) -> None:
         ray.kill(ray.get_actor(name, namespace=RAY_NAMESPACE), no_restart=True)
 
 
+def holders_of(namespace: str, service: str) -> list[str]:
+    """Return the names of a service's holders, those of upgrades that never began among them."""
+    named = list_named_actors(all_namespaces=True)
+    ours = [actor["name"] for actor in named if actor["namespace"] == RAY_NAMESPACE]
+    return [name for name in ours if is_recipe_of(namespace, service, name)]
+
+
 def end_holders(namespace: str, service: str) -> None:
-    """End all holders of a service, those of upgrades that never began among them."""
-    for actor in list_named_actors(all_namespaces=True):
-        is_ours = actor["namespace"] == RAY_NAMESPACE
-        if is_ours and is_recipe_of(namespace, service, actor["name"]):
-            end_holder(actor["name"])
+    """End all holders of a service."""
+    for name in holders_of(namespace, service):
+        end_holder(name)
 
 
 class Recipes:
@@ -82,6 +89,8 @@ class Recipes:
         self.name = name
         """Of the controller, which holds the first one."""
         self._known = {name: own}
+        self._unnamed: dict[str, float] = {}
+        """Since when no generation has named a holder."""
 
     def of(self, name: str) -> Recipe:
         """Return a recipe; raise `PodStartError` if its holder is gone, `RouteTimeoutError`."""
@@ -103,14 +112,24 @@ class Recipes:
             self._known.pop(name, None)
             end_holder(name)
 
+    def end_unnamed(self, named: Container[str]) -> None:
+        """End holders that have not been named for ten minutes: their drivers have died."""
+        spec = self.own.spec
+        unnamed = [it for it in holders_of(spec.namespace, spec.service) if it not in named]
+        self._unnamed = {name: self._unnamed.get(name, now()) for name in unnamed}
+        for name, since in self._unnamed.items():
+            if now() - since > _UNNAMED_S:
+                self.end(name)
+
     def _ask(self, name: str, ask: Callable[[Any], Any], timeout_s: float) -> Any:
         what = f"the recipe of {self.own.spec.service!r} ({name})"
         try:
             return ray.get(ask(ray.get_actor(name, namespace=RAY_NAMESPACE)), timeout=timeout_s)
-        except ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, RouteError) else error) from error
-        except ray.exceptions.GetTimeoutError as error:
-            raise RouteTimeoutError(waiting_for=what, timeout_s=timeout_s) from error
-        except (ValueError, ray.exceptions.RayError) as error:
+        except Exception as error:
+            cause = getattr(error, "cause", None)  # the holder's own
+            if isinstance(cause, RouteError):
+                raise cause from error
+            if isinstance(error, ray.exceptions.GetTimeoutError):
+                raise RouteTimeoutError(waiting_for=what, timeout_s=timeout_s) from error
             reason = f"{what} can't be had: {error!r}"
             raise PodStartError(reason=reason, may_have_run=False) from error

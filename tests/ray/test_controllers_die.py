@@ -341,6 +341,37 @@ def test_what_kept_the_old_class_from_starting_is_not_said_of_the_new_one(
         assert life.keeping.problems() == {}
 
 
+def test_a_recipe_that_nothing_has_come_of_is_ended_in_time(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, (left, _), (used, _) = (upgrade_to(service.recipe) for _ in range(3))
+    asked = service.asked(monkeypatch)
+    asked._wishes.claim()
+    asked._wishes.write(replace(asked._wishes.wanted, recipe=used))
+    with asked._lock, ThreadPoolExecutor(1) as callers:
+        begun = callers.submit(asked.begin_upgrade, *waiting, 2.0)
+        eventually(lambda: asked._awaited, "it waits", SOON_S)
+        asked._end_unnamed()
+        assert is_there(left), "its driver may be about to ask"
+        monkeypatch.setattr("ray_route.controller.recipes._UNNAMED_S", 0.0)
+        asked._unnamed_at = 0.0
+        asked._end_unnamed()
+        eventually(lambda: not is_there(left), "it is ended", SOON_S)
+        assert (is_there(waiting[0]), is_there(used)) == (True, True)
+        assert begun.exception(SOON_S) is not None
+
+
+def test_what_a_recipe_that_cannot_be_had_raises_is_told_as_a_start_that_failed(
+    service: Service,
+) -> None:
+    holder, _ = upgrade_to(service.recipe)
+    recipes = service.life().upkeep.recipes
+    handle = ray.get_actor(holder, namespace=RAY_NAMESPACE)
+    for ask in (lambda _: handle.make.remote("not", "what", "it"), lambda _: handle.nothing()):
+        with pytest.raises(ray_route.PodStartError, match="can't be had"):
+            recipes._ask(holder, ask, SOON_S)
+
+
 def test_a_store_of_yesterday_brings_no_older_generation_back(service: Service) -> None:
     store = service.client._session.namespace.store
     life = service.life()
