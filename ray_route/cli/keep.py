@@ -21,6 +21,7 @@ from ray_route.errors import UpgradeError
 from ray_route.model import ServiceStatus, UpgradeProgress
 
 _NOT_AS_WANTED = 1
+_INSTALLED = {"site-packages", "dist-packages"}
 _SECONDS = click.FloatRange(min=0, min_open=True)
 
 
@@ -132,13 +133,21 @@ def _imported(named: str) -> type:
     sys.path.insert(0, "")
     try:
         found: object = getattr(importlib.import_module(module), name)
-    except (ImportError, ValueError, AttributeError) as error:
-        raise click.BadParameter(f"{named!r} can't be imported: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise click.BadParameter(f"{named!r} can't be imported: {error!r}") from error
     if not isinstance(found, type):
         raise click.BadParameter(f"{named!r} is no class")
-    if Path(sys.modules[module].__file__ or "/").is_relative_to(Path.cwd()):
+    if _is_of_this_folder(sys.modules[module].__file__):
         cloudpickle.register_pickle_by_value(sys.modules[module.partition(".")[0]])
     return found
+
+
+def _is_of_this_folder(file: str | None) -> bool:
+    """True unless a module is installed: a virtual environment may be in the folder, too."""
+    here = Path.cwd()
+    if file is None or not Path(file).is_relative_to(here):
+        return False
+    return _INSTALLED.isdisjoint(Path(file).relative_to(here).parts)
 
 
 @click.command()
