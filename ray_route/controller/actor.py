@@ -320,8 +320,9 @@ class Controller:
             raise ClosedError(what=f"this controller of {self._service!r}") from error
 
     def _wanted(self) -> Wanted:
+        self._keeping.take_up()
         self._wishes.claim()
-        if self._wishes.wanted is None:
+        if self._wishes.wanted is None or self._keeping.done:
             raise ClosedError(what=f"service {self._service!r}, which was never whole")
         return self._wishes.wanted
 

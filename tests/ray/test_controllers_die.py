@@ -372,6 +372,16 @@ def test_what_a_recipe_that_cannot_be_had_raises_is_told_as_a_start_that_failed(
             recipes._ask(holder, ask, SOON_S)
 
 
+def test_who_asks_before_the_first_look_is_heard_though_the_store_has_lost_what_is_wanted(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = service.client._session.namespace.keys.wanted(service.service)
+    service.client._session.namespace.store.one(plain_call("DEL", key))
+    asked = service.asked(monkeypatch)
+    asked.cordon(0, SOON_S)
+    assert (asked._wishes.wanted.replicas, asked._wishes.wanted.cordons) == (2, {0})
+
+
 def test_a_store_of_yesterday_brings_no_older_generation_back(service: Service) -> None:
     store = service.client._session.namespace.store
     life = service.life()
