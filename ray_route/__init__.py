@@ -11,7 +11,8 @@ from ray_route.client.responses import Response
 from ray_route.client.streams import ResponseStream
 from ray_route.client.sync_client import RouteClient
 from ray_route.config import RouteConfig
-from ray_route.deploy import Deployment, deploy, get_deployment
+from ray_route.deploy import deploy, get_deployment
+from ray_route.deployment import Deployment
 from ray_route.errors import (
     CallCancelledError,
     ClosedError,

@@ -22,6 +22,7 @@ from ray.util import list_named_actors
 from services import Counter
 
 import ray_route
+import ray_route.deployment as deployment_module
 from ray_route.cli import cluster
 from ray_route.cli.app import main
 from ray_route.client import sessions
@@ -177,7 +178,7 @@ def test_a_head_that_hangs_holds_no_command_and_no_shutdown_beyond_its_time(
     client: Any, deploy: Any, head: int, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deployment = deploy(Counter, replicas=2)
-    for module in (sys.modules["ray_route.deploy"], stopping):
+    for module in (deployment_module, stopping):
         monkeypatch.setattr(module, "STOP_S", 0.3)
     monkeypatch.setattr(cluster, "_RAY_S", 0.5)
     os.kill(head, signal.SIGSTOP)
