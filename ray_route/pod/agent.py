@@ -157,9 +157,11 @@ class PodAgent:
         me = self._me
         self._meter.gauge(POD_UIDS, lambda: [(self._labels(), len(self._held))], me)
         self._meter.gauge(POD_RUNNING_CALLS, lambda: [(self._labels(), self._held.running)], me)
-        hottest = UidLoads(self._held).most_of_the_time
-        self._meter.gauge(POD_HOTTEST_UID, lambda: [(self._labels(), hottest())], me)
+        self._meter.gauge(POD_HOTTEST_UID, lambda: [(self._labels(), self._hottest())], me)
         telemetry.start()
+
+    def _hottest(self) -> float:
+        return UidLoads(self._held).most_of_the_time()  # of the present life's
 
     @property
     def _me(self) -> tuple[str, str]:
