@@ -44,6 +44,11 @@ _WRONG_TYPE = "WRONGTYPE"  # scripts wrap it
 DRIVER_ERRORS = (RedisError, RedisClusterException, OSError)
 
 
+# Of one process to one server: as many as it has threads that read. redis-py 8 takes 100, and has
+# whoever comes next told that there are too many, as if the store were away.
+_MAX_CONNECTIONS = 10_000
+
+
 def _options(url: StoreUrl, retry: Any) -> dict[str, Any]:
     # RESP2: every server we support speaks it, and replies look the same on all of them.
     return {
@@ -52,6 +57,7 @@ def _options(url: StoreUrl, retry: Any) -> dict[str, Any]:
         "socket_connect_timeout": SOCKET_TIMEOUT_S,
         "socket_keepalive": True,
         "socket_keepalive_options": _KEEP_ALIVE,
+        "max_connections": _MAX_CONNECTIONS,
         "retry": retry,
         "protocol": 2,
         **_DRIVER,

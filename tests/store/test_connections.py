@@ -237,3 +237,11 @@ def test_the_password_of_a_server_is_not_in_its_repr_or_its_command_line(server:
     command_line = Path(f"/proc/{server.pid}/cmdline").read_bytes()
     assert b"server" in command_line
     assert server.password.encode() not in command_line
+
+
+def test_hundreds_of_threads_of_a_process_are_not_too_many(server: EmbeddedServer) -> None:
+    client = clients.sync_client(parse_url(server.url), 0)
+    taken = [client.connection_pool.get_connection() for _ in range(300)]
+    for connection in taken:
+        client.connection_pool.release(connection)
+    client.close()
