@@ -166,7 +166,8 @@ class Deployment:
         A uid weighs what `PodAgent.set_uid_load` reports, else one, or by how long its calls take.
         Those without a call go first, at most so many a second, and no call fails; those whose
         links are persistent stay. With `dry_run` the plan is returned, and nobody moves. Pods that
-        are cordoned take no part. A run right after a run moves nobody.
+        are cordoned take no part. Who could not be moved is in `kept`; a run right after one that
+        kept nobody moves nobody.
 
         Ends early, with a `problem`, after `deadline_s` seconds, or once a pod dies or takes no new
         uids. Raises `PodUnavailableError` if a pod does not tell what it holds. If this process is

@@ -148,7 +148,9 @@ class ControllerHandle:
             try:
                 progress: UpgradeProgress | None = yield from self.ask("upgrade_progress", request)
             except StoreUnavailableError:
-                yield Pause(_LOOK_S, f"the store, of which generation {self._service!r} is")
+                yield Pause(
+                    _LOOK_S, f"the store to say how far the upgrade of {self._service!r} is"
+                )
                 continue
             if progress is None:
                 raise ClosedError(what=f"service {self._service!r}", service=self._service)
