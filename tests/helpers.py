@@ -18,7 +18,10 @@ from ray_route.protocol.names import RAY_NAMESPACE
 POLL_S = 0.02
 
 
-def eventually(condition: Callable[[], Any], what: str, within_s: float = 10.0) -> Any:
+What = str | Callable[[], str]
+
+
+def eventually(condition: Callable[[], Any], what: What, within_s: float = 10.0) -> Any:
     """Poll until `condition` is true; return what it returned, or fail with `what`.
 
     At most half of the time: to look must not take the machine from what is waited for.
@@ -31,7 +34,7 @@ def eventually(condition: Callable[[], Any], what: str, within_s: float = 10.0) 
         time.sleep(pause_s)
 
 
-async def soon(condition: Callable[[], Any], what: str, within_s: float = 10.0) -> Any:
+async def soon(condition: Callable[[], Any], what: What, within_s: float = 10.0) -> Any:
     """Poll as `eventually` does, and let other tasks of the loop run meanwhile."""
     end = time.monotonic() + within_s
     while True:
@@ -42,14 +45,14 @@ async def soon(condition: Callable[[], Any], what: str, within_s: float = 10.0) 
 
 
 def _look(
-    condition: Callable[[], Any], what: str, within_s: float, end: float
+    condition: Callable[[], Any], what: What, within_s: float, end: float
 ) -> tuple[Any, float]:
     """Return what a condition says, and the seconds until it may be asked again."""
     asked_at = time.monotonic()
     value = condition()
     now = time.monotonic()
     if not value and now >= end:
-        pytest.fail(f"not within {within_s} s: {what}")
+        pytest.fail(f"not within {within_s} s: {what if isinstance(what, str) else what()}")
     return value, max(POLL_S, now - asked_at)
 
 

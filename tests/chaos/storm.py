@@ -73,9 +73,10 @@ class Storm:
         for caller in callers:
             caller.start()
         self._faults = faults
+        self._let_them_be_served()
         self._ends = time.monotonic() + seconds
         strikes = {name: getattr(self, f"_{name}") for name in faults}
-        turn: list[str] = []
+        turn = ["move"] if "move" in faults else []  # however short it is: it carries states
         while time.monotonic() < self._ends:
             turn = turn or self.random.sample(faults, len(faults))
             if self._alive() > 2:
@@ -87,6 +88,15 @@ class Storm:
             caller.join(TIMEOUT_S + 5)
         (self.world.folder / "calm").touch()  # hooks take no more time: the pods end soon
         return self.history
+
+    def _let_them_be_served(self) -> None:
+        """Let uids have states that can be lost, before the first fault."""
+        served = self.history.acknowledged
+        try:
+            eventually(lambda: len(served) > len(self.uids), "users are served", TIMEOUT_S)
+        except BaseException:
+            self._stop.set()
+            raise
 
     def _wait(self, seconds: float) -> None:
         self._stop.wait(seconds)

@@ -27,8 +27,16 @@ def no_router_stays() -> Iterator[None]:
     """What a module leaves behind would take its share of the machine until the session's end."""
     others = {COMMON} | (namespaces_with_routers() if ray.is_initialized() else set())
     yield
-    if ray.is_initialized():
-        eventually(lambda: namespaces_with_routers() <= others, "this module's routers have ended")
+    if not ray.is_initialized():
+        return
+    left: set[str] = set()
+
+    def none_left() -> bool:
+        left.clear()
+        left.update(namespaces_with_routers() - others)
+        return not left
+
+    eventually(none_left, lambda: f"this module's routers have ended: {left}", 30)
 
 
 @contextmanager
