@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -20,22 +19,18 @@ from ray_route.clock import Deadline
 from ray_route.errors import (
     DamagedKeyError,
     NoAvailablePodError,
-    PodUnavailableError,
     StateNotMovedError,
     StoreUnavailableError,
 )
-from ray_route.model import DrainProgress, Life, Link, PodRecord, RoutingState
-from ray_route.protocol.commands import Address, Close, Command, Open, Show, Shown
+from ray_route.model import DrainProgress, RoutingState
+from ray_route.protocol.commands import Close, Show, Shown
 from ray_route.router.directory import Directory
+from ray_route.router.drained_pod import RETRY_S, DrainedPod
 from ray_route.router.hand_over import Damages, Step
-from ray_route.router.mailbox import Mailboxes, NoAnswerError
-from ray_route.router.membership import Membership
+from ray_route.router.mailbox import NoAnswerError
 from ray_route.router.moves import Moves
 
-logger = logging.getLogger(__name__)
-
 _UIDS_PER_RELEASE = 1_000
-_ANSWER_S = 5.0
 # Before its deadline, for so long (a third of it, if that is less), a drain refuses calls of uids
 # that were never idle; past it, one that goes on does so for a second in every five.
 _CLOSING_S = 5.0
@@ -44,11 +39,8 @@ _GO_ON_CLOSED_S = 1.0
 _PAUSE_S = 0.1
 # An earlier deadline by less is the same one, told again.
 _SLACK_S = 0.5
-_RETRY_S = 0.5
-_GIVE_BACK_S = 10.0
 _NAMED = 10
 
-IsRestarting = Callable[[str], Awaitable[bool]]
 Note = Callable[[DrainProgress], None]
 
 
@@ -68,15 +60,10 @@ class Drain:
     drain gives the pod back as it was found.
     """
 
-    membership: Membership
+    pod: DrainedPod
     directory: Directory
-    mailboxes: Mailboxes
     moves: Moves
-    is_restarting: IsRestarting
     deciding: asyncio.Lock
-    service: str
-    pod: PodRecord
-    before: RoutingState
     deadline: Deadline
     go_on: bool
     note: Note
@@ -90,20 +77,19 @@ class Drain:
     """What a later drain has changed."""
     left: int = 0
     closes: bool = False
-    denying: bool = False
-    """True once the pod may have been told to take no new uids."""
     ends: bool = False
     """True once it may have been written that the pod is shut down."""
 
     async def run(self) -> None:
         """Drain the pod; raise `StoppedError` at the deadline if not told to go on."""
-        self.denying = self.pod.state is not self.before  # by an earlier router
         try:
             await self._in_time(self._work())
         except Exception:  # whatever stops it: the pod is given back
-            await self._give_back()
+            await self.pod.give_back()
             raise
-        self._note(DrainProgress(self.pod.pod, left=0, moved=self.moved, running=0, done=True))
+        self._note(
+            DrainProgress(self.pod.record.pod, left=0, moved=self.moved, running=0, done=True)
+        )
 
     def take_over(self, deadline: Deadline, *, go_on: bool) -> None:
         """Go by another deadline from now on: that of a later drain of the same pod."""
@@ -137,8 +123,8 @@ class Drain:
 
     async def _work(self) -> None:
         await self._begin()
-        await self.directory.quiet(self.service)
-        await self.moves.quiet(self.service, self.pod.pod)
+        await self.directory.quiet(self.pod.service)
+        await self.moves.quiet(self.pod.service, self.pod.record.pod)
         await self._empty(await self._show())
         await self._finish()
 
@@ -147,7 +133,7 @@ class Drain:
         while not await self._decide():
             shown = await self._show()
             if not (shown.held or shown.undecided):  # nothing to move, so nobody is needed
-                await self._deny_new()
+                await self.pod.deny_new()
                 return
             await self._wait_for_target()
 
@@ -157,23 +143,15 @@ class Drain:
         Drains of one service decide one after the other: of the last two pods one stays.
         """
         async with self.deciding:
-            await self.membership.refresh(self.service)
-            if not self._targets():
+            await self.pod.membership.refresh(self.pod.service)
+            if not self.pod.has_others():
                 return False
-            await self._deny_new()
+            await self.pod.deny_new()
             return True
-
-    async def _deny_new(self) -> None:
-        self.denying = True
-        await self._set_state(RoutingState.DENY_NEW)
-
-    def _targets(self) -> bool:
-        available = self.membership.table.available(self.service)
-        return any(pod.pod != self.pod.pod for pod in available)
 
     async def _wait_for_target(self) -> None:
         """Wait a moment for a pod that can take uids; raise `StoppedError` if none is to come."""
-        if not await self._any_restarting():
+        if not await self.pod.waits_for_others():
             raise StoppedError("no other pod is READY; the pod serves what it has, as before")
         if self.deadline.remaining() == 0 and not self.go_on:
             raise StoppedError(
@@ -181,14 +159,7 @@ class Drain:
                 "being restarted; the pod serves what it has, as before"
             )
         await asyncio.sleep(_PAUSE_S)
-        await self.membership.refresh(self.service)
-
-    async def _any_restarting(self) -> bool:
-        for other in list(self.membership.table.pods(self.service).values()):
-            gone = other.pod != self.pod.pod and other.life is Life.GONE
-            if gone and other.actor and await self.is_restarting(other.actor):
-                return True
-        return self._targets()
+        await self.pod.membership.refresh(self.pod.service)
 
     async def _empty(self, shown: Shown) -> None:
         """Move all that can be moved, and wait for states whose uids are nobody's just now.
@@ -207,10 +178,10 @@ class Drain:
     async def _finish(self) -> None:
         """Close the pod, move what slipped in meanwhile, and write that it is shut down."""
         try:
-            await self._empty(await self._ask(Close()))
+            await self._empty(await self.pod.ask(Close()))
         except BaseException:
             # Refused by a closed pod and moved by nobody: better served where they are.
-            self.mailboxes.post(self._address, Open())
+            self.pod.open()
             raise
         await self._shut_down()
 
@@ -223,37 +194,18 @@ class Drain:
         self.ends = True
         while True:
             try:
-                await self._set_state(RoutingState.SHUTDOWN)
+                await self.pod.set_state(RoutingState.SHUTDOWN)
             except StoreUnavailableError as error:
                 if self.deadline.remaining() == 0 and not self.go_on:
                     problem = f"the pod is empty and closed, but that can't be written: {error}"
                     self._note(
-                        DrainProgress(self.pod.pod, 0, self.moved, 0, done=True, problem=problem)
+                        DrainProgress(
+                            self.pod.record.pod, 0, self.moved, 0, done=True, problem=problem
+                        )
                     )
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(RETRY_S)
             else:
                 return
-
-    async def _give_back(self) -> None:
-        """Let the pod take new uids again, if it did before and still lives."""
-        deadline = Deadline.after(_GIVE_BACK_S)
-        while self.denying:
-            try:
-                await self.membership.refresh(self.service)
-                record = self.membership.table.get(self.service, self.pod.pod)
-                if record is not None and record.state is RoutingState.DENY_NEW:
-                    await self._set_state(self.before)
-            except StoreUnavailableError:
-                if deadline.remaining() == 0:
-                    raise
-                await asyncio.sleep(_RETRY_S)
-            except PodUnavailableError:
-                return  # its life has ended
-            else:
-                return
-
-    async def _set_state(self, state: RoutingState) -> None:
-        await self.membership.set_state(self.service, self.pod, state)
 
     def _check(self, left: int) -> None:
         if self.deadline.remaining() == 0 and not self.go_on:
@@ -264,7 +216,7 @@ class Drain:
 
     async def _movable(self, holdings: dict[str, int]) -> dict[str, int]:
         """Return what can be moved: looked at before anything is taken from a uid."""
-        damaged = await self.moves.damaged(self.service, holdings)
+        damaged = await self.moves.damaged(self.pod.service, holdings)
         kept = {uid: error for uid, error in self.damaged.items() if uid not in holdings}
         self.damaged = {**kept, **damaged}
         stays = damaged.keys() | self.stuck.keys()
@@ -289,9 +241,9 @@ class Drain:
     async def _move(self, holdings: dict[str, int]) -> None:
         """Move what can be moved in this phase of the drain, all uids side by side."""
         self._check(len(holdings))
-        while not self._targets():  # before anything is taken
+        while not self.pod.has_others():  # before anything is taken
             await self._wait_for_target()
-        moved, links = self.moved, iter(self._links(holdings).items())
+        moved, links = self.moved, iter(self.pod.links(holdings).items())
         lefts: dict[int, int] = {}
         patience_s, closes = self._phase()
         releases: list[Coroutine[Any, Any, list[str]]] = []
@@ -299,20 +251,13 @@ class Drain:
             note = partial(self._note_moved, lefts, len(releases))
             lefts[len(releases)] = len(some)
             releases.append(
-                self.moves.hand_over(self.service, some, patience_s, closes=closes, note=note)
+                self.moves.hand_over(self.pod.service, some, patience_s, closes=closes, note=note)
             )
         # Without a target: looked for again before the next release.
         with contextlib.suppress(_NoTargetError, NoAvailablePodError):
             await _all_of(releases)
         if self.moved == moved:
             await asyncio.sleep(_PAUSE_S)
-
-    def _links(self, holdings: dict[str, int]) -> dict[str, Link]:
-        pod, incarnation = self.pod.pod, self.pod.incarnation
-        return {
-            uid: Link(pod, incarnation, epoch, persistent=False, lease_s=0)
-            for uid, epoch in holdings.items()
-        }
 
     def _phase(self) -> tuple[float, bool]:
         """Return for how long to wait for busy uids, and whether to refuse their calls meanwhile.
@@ -334,36 +279,23 @@ class Drain:
         self.stuck.update(step.stuck)
         left = lefts[release] = step.left
         total = sum(lefts.values())
-        self._note(DrainProgress(self.pod.pod, total, self.moved, self.running))
+        self._note(DrainProgress(self.pod.record.pod, total, self.moved, self.running))
         self._check(total)
-        if left and not self._targets():
+        if left and not self.pod.has_others():
             raise _NoTargetError
-
-    @property
-    def _address(self) -> Address:
-        return self.service, self.pod.pod, self.pod.incarnation
 
     async def _show(self) -> Shown:
         """Return what the pod has; a slow answer is asked for again, until the deadline."""
         while True:
             try:
-                shown = await self._ask(Show())
+                shown = await self.pod.ask(Show())
             except NoAnswerError:
-                dead = self.membership.table.is_dead(self.service, self._any_link)
-                if dead or (self.deadline.remaining() == 0 and not self.go_on):
+                if self.pod.is_dead() or (self.deadline.remaining() == 0 and not self.go_on):
                     raise
                 continue
             self.running, left = shown.running, len(shown.held) + shown.undecided
-            self._note(DrainProgress(self.pod.pod, left, self.moved, self.running))
+            self._note(DrainProgress(self.pod.record.pod, left, self.moved, self.running))
             return shown
-
-    @property
-    def _any_link(self) -> Link:
-        return Link(self.pod.pod, self.pod.incarnation, 0, persistent=False, lease_s=0)
-
-    async def _ask(self, command: Command) -> Shown:
-        answer: Shown = await self.mailboxes.ask(self._address, command, _ANSWER_S)
-        return answer
 
 
 async def _all_of(works: Sequence[Coroutine[Any, Any, Any]]) -> None:

@@ -12,7 +12,8 @@ from ray_route.clock import Deadline
 from ray_route.errors import RouteError
 from ray_route.model import DrainProgress, PodRecord, RoutingState
 from ray_route.router.directory import Directory
-from ray_route.router.drain import Drain, IsRestarting, StoppedError
+from ray_route.router.drain import Drain, StoppedError
+from ray_route.router.drained_pod import DrainedPod, IsRestarting
 from ray_route.router.mailbox import Mailboxes, NoAnswerError
 from ray_route.router.membership import Membership
 from ray_route.router.moves import Moves
@@ -32,7 +33,8 @@ class Drains:
         moves: Moves,
         is_restarting: IsRestarting,
     ) -> None:
-        self._parts = (membership, directory, mailboxes, moves, is_restarting)
+        self._of_pod = (membership, mailboxes, is_restarting)
+        self._parts = (directory, moves)
         self._meter = membership.meter
         self._deciding: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tasks: dict[tuple[str, int], asyncio.Task[Any]] = {}
@@ -63,7 +65,7 @@ class Drains:
             running.hasten(deadline)
         else:
             running.take_over(deadline, go_on=go_on)
-        return running.before
+        return running.pod.before
 
     def _begin(
         self,
@@ -78,8 +80,8 @@ class Drains:
             self._progress[key] = progress
 
         note(DrainProgress(pod.pod, left=0, moved=0, running=0))
-        deciding = self._deciding[key[0]]
-        drain = Drain(*self._parts, deciding, key[0], pod, before, deadline, go_on, note)
+        drained = DrainedPod(*self._of_pod, key[0], pod, before)
+        drain = Drain(drained, *self._parts, self._deciding[key[0]], deadline, go_on, note)
         self._running[key] = drain
         task = self._tasks[key] = asyncio.get_running_loop().create_task(self._run(key, drain))
         task.add_done_callback(lambda _: (self._tasks.pop(key), self._running.pop(key)))

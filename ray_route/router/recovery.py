@@ -12,39 +12,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
 
 from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import (
     DamagedKeyError,
     LostWritesError,
-    RouteError,
     StoreUnavailableError,
 )
 from ray_route.model import Link
-from ray_route.protocol.commands import Address, Memory, Recall
+from ray_route.protocol.commands import Address, Recall
 from ray_route.router.comparison import Compared, Comparison
+from ray_route.router.credible import Credible
 from ray_route.router.link_table import LinkTable
 from ray_route.router.mailbox import Mailboxes
 from ray_route.router.membership import Membership
 from ray_route.router.memories import Memories
+from ray_route.router.restoration import Restoration
 from ray_route.router.shards import Shards, SupersededError
 from ray_route.router.shared_run import SharedRun
-from ray_route.runtime.metrics import LOST_SHARDS, RECOVERED_LINKS
+from ray_route.runtime.metrics import RECOVERED_LINKS
 from ray_route.store.circuit import PROBE_S
 from ray_route.store.connect import AsyncStore
-from ray_route.store.links import MAX_UIDS, LinkCalls, RememberedLink
 from ray_route.store.namespaces import (
     parse_looked,
     read_looked,
-    restore_meta,
-    seal,
 )
-from ray_route.store.scripts import Call
 
 logger = logging.getLogger(__name__)
 
@@ -53,26 +48,8 @@ T = TypeVar("T")
 # How long whoever meets a loss waits for the recovery; a frozen pod has its lease to answer.
 _PATIENCE_S = 20.0
 _PAUSE_S = 0.05
-_CALLS_PER_TRIP = 20
-_TOKENS = 2**31
 # A pod that Redis has forgotten writes itself back within a heartbeat.
 _BEATS = 2
-# Another machine's clock may go that much faster.
-_CLOCKS_APART = 1.01
-
-_Names = dict[tuple[str, str], RememberedLink]
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Some links of one shard and service, for one script call."""
-
-    shard: int
-    service: str
-    uids: list[str]
-    kept: list[RememberedLink]
-    first: bool
-    last: bool
 
 
 class Recovery:
@@ -97,12 +74,12 @@ class Recovery:
         self._shards = shards
         self._table = links
         self._memories = Memories(membership, shards, mailboxes)
-        self._interrupt = interrupt
-        self._links = LinkCalls(links.keys, config)
-        self._logger = logging.LoggerAdapter(logger, {"namespace": links.keys.namespace})
-        self.is_proven = False
-        """True if nothing was lost since an earlier router's last seal: its pod tables are ours."""
+        self.credible = Credible(membership, shards, links.keys)
         self.comparison = Comparison(config, store, links.keys, shards)
+        self.restoration = Restoration(
+            *(config, store, membership, shards, links),
+            *(self._memories, self.credible, self.comparison, interrupt),
+        )
         self._looks = SharedRun(self._look)
         self._cures = SharedRun(self._cure)
 
@@ -166,158 +143,10 @@ class Recovery:
     async def _cure(self) -> None:
         try:
             while not (found := await self.compared()).is_whole:
-                await self.restore(found.lost, found.servers, found.steps)
+                await self.restoration.restore(found.lost, found.servers, found.steps)
         except SupersededError:
             self._table.superseded.set()
             raise
-
-    # One recovery.
-
-    async def restore(
-        self, lost: Collection[int], servers: str, steps: Sequence[float | None] = ()
-    ) -> None:
-        """Write back the pod tables and what is known of some shards, and seal the namespace.
-
-        `servers` were there before the loss was looked for: the seal names no later ones, nor
-        any with shards that are set aside. `steps`
-        are those of clocks that were found then. Raises `RouteError` where Redis fails. What is
-        lost meanwhile is lost again afterwards.
-        """
-        token = random.randrange(1, _TOKENS)  # noqa: S311 - no secret
-        await self._restore_tables(token)
-        if lost:
-            await self._restore_links(lost, token)
-        self._shards.clocks.believe(steps)
-        whole = self.comparison.without_aside(servers)
-        await self._store.one(seal(self._table.keys, token, whole))
-
-    async def _restore_links(self, lost: Collection[int], token: int) -> None:
-        began = now()
-        self._table.meter.count(LOST_SHARDS, by=len(lost))
-        self._logger.error("Redis has lost links of %d shards: they are being recovered", len(lost))
-        self._interrupt()
-        memories = await self._memories.recall(self._memories.living(), Recall(frozenset(lost)))
-        names = self._union(lost, memories, began)
-        await self._write(lost, names, token)
-        self._table.meter.count(RECOVERED_LINKS, by=len(names))
-        took_s = now() - began
-        self._logger.error(
-            "%d links of %d shards recovered in %.2f s", len(names), len(lost), took_s
-        )
-
-    async def _restore_tables(self, token: int) -> None:
-        """Write back meta and the pod tables."""
-        keys, table = self._table.keys, self._membership.table
-        meta = restore_meta(keys, self._config, self._shards.incarnation, token)
-        if await self._store.one(meta) == b"deposed":
-            raise self._shards.deposed()
-        services = table.services()
-        await self._membership.write_back(
-            (service, pod) for service in services for pod in list(table.pods(service).values())
-        )
-
-    async def _run(self, calls: list[Call]) -> list[Any]:
-        replies = []
-        for start in range(0, len(calls), _CALLS_PER_TRIP):
-            replies += await self._store.run(calls[start : start + _CALLS_PER_TRIP])
-        for reply in replies:
-            if isinstance(reply, RouteError):
-                raise reply
-        return replies
-
-    def _union(
-        self, lost: Collection[int], memories: dict[Address, Memory], asked_at: float
-    ) -> _Names:
-        """Gather what everybody remembers; the highest epoch wins, then our own word."""
-        names: _Names = {}
-        shards = frozenset(lost)
-        for service, uid, kept in self._table.memory(shards):
-            held = names.get((service, uid))
-            if held is None or kept.link.epoch >= held.link.epoch:
-                names[service, uid] = kept
-        for address, memory in memories.items():
-            service, pod, incarnation = address
-            for uid, (epoch, persistent) in self._credible(address, memory, asked_at):
-                held = names.get((service, uid))
-                if held is None or epoch > held.link.epoch:
-                    names[service, uid] = RememberedLink(
-                        Link(pod, incarnation, epoch, persistent, 0)
-                    )
-        return names
-
-    async def _write(self, lost: Collection[int], names: _Names, token: int) -> None:
-        parts = self._parts(lost, names)
-        calls = [
-            self._links.restore(
-                self._shards.writer(part.shard),
-                part.shard,
-                part.service,
-                part.uids,
-                part.kept,
-                token=token,
-                first=part.first,
-                last=part.last,
-            )
-            for part in parts
-        ]
-        with self.comparison.restoring(lost):
-            replies = await self._run(calls)
-        for part, reply in zip(parts, replies, strict=True):
-            parsed = self._links.parse(reply)
-            if parsed.status == "superseded":
-                raise SupersededError(self._table.keys.namespace)
-            if parsed.status == "ok" and part.last:
-                self._shards.remember([(part.shard, parsed.counter)])
-                self._shards.aside.discard(part.shard)
-
-    def _parts(self, lost: Collection[int], names: _Names) -> list[_Part]:
-        """Cut each shard's links into script calls, in order."""
-        by_shard: dict[int, dict[str, list[str]]] = {shard: {} for shard in lost}
-        for service, uid in names:
-            by_shard[self._table.keys.shard(uid)].setdefault(service, []).append(uid)
-        parts = []
-        for shard, services in by_shard.items():
-            some = [
-                (service, uids[start : start + MAX_UIDS])
-                for service, uids in services.items()
-                for start in range(0, len(uids), MAX_UIDS)
-            ] or [("", [])]
-            for number, (service, uids) in enumerate(some):
-                kept = [names[service, uid] for uid in uids]
-                first, last = number == 0, number == len(some) - 1
-                parts.append(_Part(shard, service, uids, kept, first, last))
-        return parts
-
-    # What is believed of what agents remember.
-
-    def spans(self, under: int) -> bool:
-        """True if this router knows of every end of a life since a renewal under that router.
-
-        If that was itself, each later end was written by itself: older routers' ends fail. Else it
-        knows the ends that stood in the pod tables when it began, and those were whole.
-        """
-        return under == self._shards.incarnation or self.is_proven
-
-    def _credible(
-        self, address: Address, memory: Memory, asked_at: float
-    ) -> Iterator[tuple[str, tuple[int, bool]]]:
-        """Yield what may be written back of what a pod holds.
-
-        Nothing of a lapsed life that may have been ended. A uid whose own lease had ended may have
-        been another's since: only if nothing was placed in its shard.
-        """
-        final = self._membership.denied.is_final(address)
-        if memory.lapsed and (final or not self.spans(memory.under)):
-            return
-        for uid, (epoch, persistent) in memory.held.items():
-            ago_s = max(0.0, memory.ago_s.get(uid, 0.0))
-            if persistent or not ago_s or self._stood_still(uid, asked_at, ago_s):
-                yield uid, (epoch, persistent)
-
-    def _stood_still(self, uid: str, asked_at: float, ago_s: float) -> bool:
-        """True if nothing was placed in the uid's shard since its lease ended, `ago_s` ago."""
-        placed_at = self._shards.placed_at[self._table.keys.shard(uid)]
-        return placed_at <= asked_at - _CLOCKS_APART * ago_s
 
     # Links that have run out.
 
@@ -335,7 +164,7 @@ class Recovery:
             service, pod, incarnation = address
             links = {
                 uid: Link(pod, incarnation, epoch, persistent=False, lease_s=0)
-                for uid, (epoch, persistent) in self._credible(address, memory, asked_at)
+                for uid, (epoch, persistent) in self.credible.links(address, memory, asked_at)
                 if uid in memory.ago_s
                 and not persistent
                 and not self._table.was_removed(service, uid, epoch)
@@ -354,10 +183,10 @@ class Recovery:
         """
         # Again, now that the pod tables have been read: nothing may have been lost in between.
         servers = await self.comparison.servers()
-        self.is_proven = self.is_proven and await self._is_proven()
+        self.credible.is_proven = self.credible.is_proven and await self._is_proven()
         if not await self.comparison.is_sealed(servers):
             await self._recollect(_BEATS * self._config.heartbeat_s if pods_expected else 0)
-        await self.restore(await self._shards.take_over(), servers)
+        await self.restoration.restore(await self._shards.take_over(), servers)
         await self._cures.begun_now()
 
     async def look_for_proof(self) -> None:
@@ -365,7 +194,7 @@ class Recovery:
 
         And what the server's clock showed then, so that a step of it meanwhile is noticed.
         """
-        self.is_proven = await self._is_proven()
+        self.credible.is_proven = await self._is_proven()
         with contextlib.suppress(DamagedKeyError):  # it has been told, and is written anew
             looked_us = parse_looked(await self._store.one(read_looked(self._table.keys)))
             if looked_us is not None:

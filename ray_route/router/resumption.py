@@ -69,7 +69,7 @@ class Resumption:
         word = await self._known(address)
         if word is not None:
             return word
-        if not self._recovery.spans(under):
+        if not self._recovery.credible.spans(under):
             await self._end(address)
             return Word.ENDED
         await self._fence.begun_now()

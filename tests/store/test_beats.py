@@ -127,7 +127,7 @@ def test_a_loss_is_told_before_it_is_made_up_for(store: Store) -> None:
             shard = await world.link("u")
             counter = world.router.shards.seen[shard]
             await world.more_beats()
-            restored = world.router.recovery.restore
+            restored = world.router.recovery.restoration.restore
             told: list[Any] = []
             told_by_then: list[Any] = []
 
@@ -141,7 +141,7 @@ def test_a_loss_is_told_before_it_is_made_up_for(store: Store) -> None:
 
             world.router.recovery.comparison.tell_lost = noted_as_told
 
-            world.router.recovery.restore = noted  # type: ignore[method-assign]
+            world.router.recovery.restoration.restore = noted  # type: ignore[method-assign]
             await world.store.one(plain_call("DEL", world.keys.counter(shard)))
 
             async def written() -> bool:
@@ -202,7 +202,7 @@ def test_a_shard_that_is_lost_again_is_told_again(store: Store, namespace: str) 
             found = await look()
             assert found.lost == (await look()).lost == {3}
             assert len(told) == times
-            await router.recovery.restore(found.lost, found.servers, found.steps)
+            await router.recovery.restoration.restore(found.lost, found.servers, found.steps)
         await close_all()
 
     run(story())
@@ -345,18 +345,18 @@ def test_a_loss_right_after_a_shard_is_back_is_news_also_if_the_rest_of_the_reco
             shard, router = await world.link("u"), world.router
             counter, comparison = world.keys.counter(shard), router.recovery.comparison
             told: list[Any] = []
-            send = router.recovery._run
+            send = router.recovery.restoration._run
 
             async def fails_afterwards(calls: Any) -> Any:
                 await send(calls)
                 assert await world.store.one(plain_call("GET", counter))
                 await world.store.one(plain_call("DEL", counter))
-                router.recovery._run = send  # type: ignore[method-assign]
+                router.recovery.restoration._run = send  # type: ignore[method-assign]
                 await comparison.look()
                 raise StoreUnavailableError(address="", reason="it is gone again")
 
             comparison.tell_lost = told.append
-            router.recovery._run = fails_afterwards  # type: ignore[method-assign]
+            router.recovery.restoration._run = fails_afterwards  # type: ignore[method-assign]
             await world.store.one(plain_call("DEL", counter))
             await world.eventually(lambda: recovered(router))
             assert sum(shard in news for news in told) >= 2

@@ -129,7 +129,7 @@ def test_a_lapsed_life_that_may_have_ended_brings_nothing_back(run: Run, why: st
         router.outage()
         router.run_out("u")
         router.remembers(link, "u", 30.0)
-        router.recovery.is_proven = False
+        router.recovery.credible.is_proven = False
         if why == "its end is certain":
             router.membership.denied.deny((SERVICE, link.pod, link.incarnation), None)
         else:

@@ -342,7 +342,7 @@ def test_a_record_that_redis_has_lost_is_asked_for_again(run: Run) -> None:
 def test_a_later_router_lets_go_on_what_a_whole_redis_tells(run: Run) -> None:
     async def story(world: World) -> None:
         later = await world.another_router()
-        assert later.recovery.is_proven
+        assert later.recovery.credible.is_proven
         world.pod.renew()
         assert world.pod.under != later.incarnation
         assert await world.ask(later) is Word.SERVE
@@ -361,7 +361,7 @@ def test_a_later_router_on_another_server_lets_nobody_go_on(run: Run) -> None:
         lose_the_seal(world)
         later = Router.on(world.url, world.keys)
         await later.begin()
-        assert not later.recovery.is_proven
+        assert not later.recovery.credible.is_proven
         world.pod.renew()
         assert await world.ask(later) is Word.ENDED
         assert world.pod.renew() == b"gone", "it is written before it is said"
@@ -386,10 +386,10 @@ def test_a_loss_between_the_looks_of_a_starting_router_is_no_proof(run: Run) -> 
     async def story(world: World) -> None:
         later = Router.on(world.url, world.keys)
         await later.recovery.look_for_proof()
-        assert later.recovery.is_proven
+        assert later.recovery.credible.is_proven
         lose_the_seal(world)
         await later.begin_after_its_look()
-        assert not later.recovery.is_proven
+        assert not later.recovery.credible.is_proven
 
     run(story)
 
@@ -404,7 +404,7 @@ def test_a_seal_that_came_after_a_routers_claim_is_no_proof(run: Run) -> None:
         await later.recovery.look_for_proof()
         world.store.one(plain_call("HSET", world.keys.meta, "sealed", whole))
         await later.begin_after_its_look()
-        assert not later.recovery.is_proven
+        assert not later.recovery.credible.is_proven
 
     run(story)
 
@@ -745,7 +745,7 @@ def test_a_failover_that_lost_nothing_is_sealed_anew(run: Run) -> None:
         await world.router.recovery.recover()
         assert world.store.one(read_seal(world.keys)) == before
         later = await world.another_router()
-        assert later.recovery.is_proven
+        assert later.recovery.credible.is_proven
 
     run(story)
 
