@@ -7,30 +7,23 @@ that nobody has ended its life, and the router vouches for it. A life that was e
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import threading
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain, count
-from typing import Any
-
-import ray
 
 from ray_route.clock import Deadline, now
-from ray_route.errors import PodUnavailableError, RayGoneError, RouteError, StoreUnavailableError
-from ray_route.model import Life, RoutingState
+from ray_route.errors import PodUnavailableError, RayGoneError, RouteError
+from ray_route.model import RoutingState
 from ray_route.pod.hooks import Hooks
 from ray_route.pod.incarnations import Incarnations
+from ray_route.pod.own_record import OwnRecord
 from ray_route.pod.pod_lease import PodLease
 from ray_route.protocol.commands import Word
 from ray_route.runtime.metrics import POD_FENCINGS, meter
 from ray_route.runtime.namespace import Namespace
-from ray_route.runtime.process_ids import identify
 from ray_route.runtime.waiting import run
-from ray_route.store.pods import Identity, PodCalls, parse_table
 
 # An agent's records have one name, which its users filter by.
 logger = logging.getLogger("ray_route.pod.agent")
@@ -122,21 +115,20 @@ class IndexLease:
         Raises `RouteTimeoutError` if it is not to be had by the deadline.
         """
         self._namespace = namespace
-        self._calls = PodCalls(namespace.keys)
-        self._process = identify()
+        self._record = OwnRecord(namespace, self._service, self._actor)
         self._logger = self._logger_of(self.index)
         self._claim(deadline)
         if self.stopping:
             return
         self._thread.start()
-        self._ask_router("records", self._service)
+        self._record.ask_router("records", self._service)
 
     def begin_anew(self, state: RoutingState, deadline: Deadline) -> None:
         """End this incarnation and begin another, in that state."""
-        self._resign()
+        self._record.resign(self._serving.address)
         self._state = state
         self._claim(deadline)
-        self._ask_router("records", self._service)
+        self._record.ask_router("records", self._service)
 
     def _logger_of(self, pod: int | None) -> logging.LoggerAdapter[logging.Logger]:
         ids = {"namespace": self._namespace.name, "service": self._service, "pod": pod}
@@ -152,11 +144,11 @@ class IndexLease:
                 return
             if status == b"unsealed":
                 deadline.check("the router to write back what Redis has lost")
-                self._ask_router("recover", {})
+                self._record.ask_router("recover", {})
             else:
                 deadline.check(f"the present owner of pod {index} of {self._service} to end")
                 # A crashed owner need not be waited for: the router looks for its process.
-                self._ask_router("look_for", self._service, index)
+                self._record.ask_router("look_for", self._service, index)
             self._leaving.wait(min(_CLAIM_RETRY_S, wait_ms / 1000))
 
     def _end_unreached(self) -> None:
@@ -172,43 +164,30 @@ class IndexLease:
 
     def _try_to_claim(self) -> tuple[int, bytes, int]:
         """Begin a life, or return an index, why it was refused, and the ms to wait."""
-        for index in self._free_indexes():
+        fixed = None if self._floats else self.index
+        for index in self._record.free_indexes(fixed):
             asked_at = now()
-            who = Identity(self._service, index, self._process, self._namespace.node, self._actor)
-            call = self._calls.claim(who, self._state)
-            status, number, *told = self._namespace.store.one(call)
+            status, number, *told = self._record.claim(index, self._state)
             if status == b"ok":
                 self._seq, self._under = int(told[0]), int(told[1])
-                self._become(who, int(number), asked_at)
+                self._become(index, int(number), asked_at)
             elif status == b"held" and self._floats:
                 continue
             return index, status, int(number)
         raise AssertionError("there is always an index to try")
 
-    def _free_indexes(self) -> Iterable[int]:
-        """Return the indexes to try to claim: the fixed one, or all that are free, own ones first.
-
-        Others may take one of these meanwhile: the claim itself decides.
-        """
-        if self.index is not None and not self._floats:
-            return [self.index]
-        table = parse_table(self._namespace.store.one(self._calls.table(self._service)))
-        alive = {record.pod: record.process for record in table if record.life is Life.ALIVE}
-        own = [pod for pod, process in alive.items() if process == self._process]
-        return chain(own, (pod for pod in count() if pod not in alive))
-
-    def _become(self, who: Identity, incarnation: int, asked_at: float) -> None:
+    def _become(self, index: int, incarnation: int, asked_at: float) -> None:
         namespace = self._namespace
         lease = PodLease(incarnation, namespace.config.pod_lease_s, asked_at)
-        self.index, self._who, self._lapsed = who.pod, who, False
+        self.index, self._lapsed = index, False
         self._heard = max(self._heard, self._under)
-        self._logger = self._logger_of(who.pod)
+        self._logger = self._logger_of(index)
         if self.serving is None:
-            self.serving = Incarnations(namespace, self._service, who.pod, lease, self._hooks)
+            self.serving = Incarnations(namespace, self._service, index, lease, self._hooks)
         else:
-            self.serving.begin(who.pod, lease)
+            self.serving.begin(index, lease)
         self._vouched(self._under)
-        self._logger.info("pod %d of %s is incarnation %d", who.pod, self._service, incarnation)
+        self._logger.info("pod %d of %s is incarnation %d", index, self._service, incarnation)
 
     @property
     def _serving(self) -> Incarnations:
@@ -217,11 +196,6 @@ class IndexLease:
                 reason="it has not claimed an index", may_have_run=False, service=self._service
             )
         return self.serving
-
-    def _ask_router(self, method: str, *args: Any) -> None:
-        """Have the router look now; if it can't, it will by itself within a heartbeat."""
-        with contextlib.suppress(RouteError, ray.exceptions.RayError):
-            run(self._namespace.ask(method, *args), Deadline.after(_ASK_S))
 
     # Renewing.
 
@@ -269,15 +243,9 @@ class IndexLease:
         self._look_for_lapse()
         held = self._serving.held
         term, asked_at = held.term, now()
-        call = self._calls.renew(
-            self._who,
-            held.lease.incarnation,
-            self._load(),
-            self.state,
-            self._seq,
-            lapsed=self._lapsed,
+        status, *told = self._record.renew(
+            self._serving.address, self._load(), self.state, self._seq, lapsed=self._lapsed
         )
-        status, *told = self._namespace.store.one(call)
         if status != b"ok":
             self._life_ended(f"the directory says {status.decode()}")
             return
@@ -376,23 +344,6 @@ class IndexLease:
             self._thread.join(_STOP_S)
         if self.serving is not None:
             self.serving.end()
-            self._resign_patiently()
-            self._ask_router("records", self._service)
+            self._record.resign_patiently(self._serving.address)
+            self._record.ask_router("records", self._service)
         return left
-
-    def _resign_patiently(self) -> None:
-        """Give the index back; a store that is just coming back gets a few seconds."""
-        deadline = Deadline.after(_STOP_S)
-        while True:
-            try:
-                self._resign()
-            except StoreUnavailableError:
-                if not deadline.remaining():
-                    raise
-                time.sleep(_POLL_S)
-            else:
-                return
-
-    def _resign(self) -> None:
-        incarnation = self._serving.held.lease.incarnation
-        self._namespace.store.one(self._calls.resign(self._who, incarnation))

@@ -14,12 +14,12 @@ from ray_route.config import RouteConfig
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
 from ray_route.pod.index_lease import IndexLease
+from ray_route.pod.own_record import OwnRecord
 from ray_route.pod.pod_lease import PodLease
 from ray_route.protocol.commands import Word
 from ray_route.runtime.waiting import Operation
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
-from ray_route.store.pods import PodCalls
 from ray_route.store.scripts import plain_call, script_call
 
 S = "chat"
@@ -39,18 +39,20 @@ class Agent:
         self.held = Holdings(0, PodLease(0, self.config.pod_lease_s, 0.0), 60.0)
         self.commands = SimpleNamespace(router=0, under=0, state=None)
         self.lease = IndexLease(S, 0, actor="", hooks=Hooks(), load=lambda: 0.0)
-        self.lease.serving = SimpleNamespace(  # type: ignore[assignment]
-            held=self.held,
-            commands=self.commands,
-            address=(S, 0, 0),
-            begin=lambda pod, lease: self.held.begin(lease, pod),
-        )
-        self.lease._namespace = SimpleNamespace(  # type: ignore[assignment]
+        self.lease.serving = self  # type: ignore[assignment]
+        namespace: Any = SimpleNamespace(
             store=self.store, keys=self.keys, config=self.config, name="ns", node="", ask=self.ask
         )
-        self.lease._calls = PodCalls(self.keys)
-        self.lease._process = "process"
+        self.lease._namespace = namespace
+        self.lease._record = OwnRecord(namespace, S, actor="")
         self.lease._logger = logging.LoggerAdapter(logging.getLogger(__name__))
+
+    @property
+    def address(self) -> tuple[str, int, int]:
+        return S, self.held.pod, self.held.lease.incarnation
+
+    def begin(self, pod: int, lease: PodLease) -> None:
+        self.held.begin(lease, pod)
 
     def ask(self, _: str, *args: Any) -> Operation[tuple[Word, int]]:
         yield from ()
