@@ -155,8 +155,7 @@ class Controller:
             before = self._wanted()
             if before.upgrade is not None:
                 raise RouteTimeoutError(waiting_for="an upgrade to end", timeout_s=timeout)
-            wanted = replace(before, replicas=replicas)
-            wanted = replace(wanted, cordons=before.cordons & set(wanted.indexes))
+            wanted = before.scaled(replicas)
             self._wishes.write(wanted)
             try:
                 self._scale(wanted, deadline_s, deadline, asked)

@@ -21,7 +21,7 @@ def upgraded(wanted: Wanted, taken: Iterable[int], recipe: str, how: Upgrade) ->
         how, number=wanted.generation, first=wanted.first, recipe=wanted.recipe, back=False
     )
     left = wanted.upgrade
-    first = _free({*taken, *wanted.indexes}, wanted.replicas)
+    first = _free({*taken, *wanted.indexes, *wanted.gaps}, wanted.replicas)
     return replace(
         wanted,
         generation=max(wanted.generation, left.number if left else 0) + 1,
@@ -54,8 +54,7 @@ def completed(wanted: Wanted) -> Wanted:
     """Want what is there once nothing of the other generation is left."""
     assert wanted.upgrade is not None
     return replace(
-        wanted,
-        cordons=wanted.cordons & set(wanted.indexes),
+        wanted.of(wanted.indexes),
         step=wanted.step + 1,
         upgrade=None,
         ended_upgrades=_ended_upgrades(wanted),
@@ -71,8 +70,10 @@ def newer(found: Wanted | None, planned: Wanted | None) -> Wanted | None:
     if planned is None or (found is not None and found.step > planned.step):
         return found
     if found is None or found.step < planned.step:
-        return planned if planned.upgrade else replace(planned, replicas=1, cordons=frozenset())
-    return replace(planned, replicas=found.replicas, cordons=found.cordons, ended=found.ended)
+        least = replace(planned.of([planned.first]), cordons=frozenset())
+        return planned if planned.upgrade else least
+    later = {name: getattr(found, name) for name in ("replicas", "gaps", "cordons", "ended")}
+    return replace(planned, **later)
 
 
 def _ended_upgrades(wanted: Wanted) -> tuple[str, ...]:

@@ -115,9 +115,8 @@ class Keeping:
 
         A pod that was being drained stays, too, as it was found.
         """
-        kept = max([before.indexes.stop - 1, *self._upkeep.named()]) + 1
         with contextlib.suppress(RouteError):
-            self._wishes.write(replace(before, replicas=kept - before.first))
+            self._wishes.write(before.including(self._upkeep.named()))
         with contextlib.suppress(RouteError):
             self.take(self._upkeep.stop_drains(before.indexes))
 
@@ -155,8 +154,7 @@ class Keeping:
             self._wishes.claim()
             wanted = self._wishes.wanted or Wanted(1, self._name)
             if wanted.upgrade is None:
-                there = max(self._upkeep.named(), default=wanted.first) + 1 - wanted.first
-                wanted = replace(wanted, replicas=max(wanted.replicas, there))
+                wanted = wanted.including(self._upkeep.named())
             self._wishes.write(wanted)
         self._is_taken_up = True
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count, islice
 
 from ray_route.model import MAX_POD
 from ray_route.store.damage import is_number
@@ -32,13 +33,13 @@ class Upgrade:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a service is to be: `replicas` pods from index `first` on.
+    """What a service is to be: `replicas` pods, at the lowest indexes from `first` on.
 
-    Those of `cordons` are closed to new uids. `generation` counts the classes that its pods were
-    made of, from 1; `recipe` names the actor that holds the present one. Pods of `upgrade` are to
-    be left for these. `step` counts the changes of generations, `ended_upgrades` are the requests
-    of the last upgrades that ended, with the word "undone" if one did not succeed. `ended` once the
-    service's shutdown has begun.
+    Those of `gaps` are left out, of the generation of `upgrade`, too. Those of `cordons` are closed
+    to new uids. `generation` counts the classes that its pods were made of, from 1; `recipe` names
+    the actor that holds the present one. Pods of `upgrade` are to be left for these. `step` counts
+    the changes of generations, `ended_upgrades` are the requests of the last upgrades that ended,
+    with the word "undone" if one did not succeed. `ended` once the service's shutdown has begun.
     """
 
     replicas: int
@@ -50,11 +51,34 @@ class Wanted:
     step: int = 0
     upgrade: Upgrade | None = None
     ended_upgrades: tuple[str, ...] = ()
+    gaps: frozenset[int] = frozenset()
 
     @property
-    def indexes(self) -> range:
-        """The indexes of the pods."""
-        return range(self.first, self.first + self.replicas)
+    def indexes(self) -> tuple[int, ...]:
+        """The indexes of the pods, in order."""
+        free = (index for index in count(self.first) if index not in self.gaps)
+        return tuple(islice(free, self.replicas))
+
+    def of(self, indexes: Iterable[int]) -> Wanted:
+        """Want pods at these indexes, one at least, all from `first` on; while none are left."""
+        some = frozenset(indexes)
+        return replace(
+            self,
+            replicas=len(some),
+            gaps=frozenset(range(self.first, max(some))) - some,
+            cordons=self.cordons & some,
+        )
+
+    def scaled(self, replicas: int) -> Wanted:
+        """Want so many pods: more at the lowest indexes that are free, fewer from the highest."""
+        wanted = self.indexes
+        free = (index for index in count(self.first) if index not in wanted)
+        return self.of([*wanted[:replicas], *islice(free, max(0, replicas - self.replicas))])
+
+    def including(self, there: Iterable[int]) -> Wanted:
+        """Want the pods that are there, too, and all below them but for gaps."""
+        some = {*self.indexes, *(index for index in there if index >= self.first)}
+        return self.of(some | (set(range(self.first, max(some))) - self.gaps))
 
     @property
     def recipes(self) -> set[str]:
@@ -96,11 +120,12 @@ class WantedCalls:
 
     def fields(self, wanted: Wanted) -> list[object]:
         """Return what is wanted as fields and values, in turn."""
-        cordons = ",".join(map(str, sorted(wanted.cordons)))
         return [
-            *("actor", self.actor, "replicas", wanted.replicas, "cordons", cordons),
+            *("actor", self.actor, "replicas", wanted.replicas),
+            *("cordons", _numbers(wanted.cordons)),
             *("generation", wanted.generation, "recipe", wanted.recipe, "ended", int(wanted.ended)),
             *("first", wanted.first, "step", wanted.step),
+            *("gaps", _numbers(wanted.gaps)),
             *("ended_upgrades", ",".join(wanted.ended_upgrades)),
             *(_upgrade_fields(wanted.upgrade) if wanted.upgrade else ()),
         ]
@@ -117,6 +142,10 @@ class WantedCalls:
         return _wanted(row)
 
 
+def _numbers(some: Iterable[int]) -> str:
+    return ",".join(map(str, sorted(some)))
+
+
 def _upgrade_fields(upgrade: Upgrade) -> list[object]:
     return [
         *("leaves", upgrade.number, "leaves_first", upgrade.first),
@@ -129,8 +158,10 @@ def _upgrade_fields(upgrade: Upgrade) -> list[object]:
 def _wanted(row: Mapping[bytes, bytes]) -> Wanted | None:
     numbers = [row.get(name, b"") for name in (b"replicas", b"generation")]
     later = [row.get(name, b"0") for name in (b"first", b"step")]  # not in older ones' fields
-    cordons = [part for part in row.get(b"cordons", b"").split(b",") if part]
-    if not all(map(is_number, [*numbers, *later, *cordons])):
+    cordons, gaps = (
+        [part for part in row.get(name, b"").split(b",") if part] for name in (b"cordons", b"gaps")
+    )
+    if not all(map(is_number, [*numbers, *later, *cordons, *gaps])):
         return None
     if not 0 < int(numbers[0]) <= MAX_POD + 1:
         return None
@@ -144,6 +175,7 @@ def _wanted(row: Mapping[bytes, bytes]) -> Wanted | None:
         step=int(later[1]),
         upgrade=_upgrade(row),
         ended_upgrades=tuple(filter(None, _text(row, b"ended_upgrades").split(","))),
+        gaps=frozenset(map(int, gaps)),
     )
 
 

@@ -12,6 +12,7 @@ from ray_route.store.scripts import plain_call
 from ray_route.store.wanted import Upgrade, Wanted, WantedCalls
 
 WANTED = Wanted(3, "ray_route:n:chat:controller", frozenset({0, 2}), generation=4, first=3, step=6)
+GAPS = Wanted(3, "r", first=3, gaps=frozenset({3, 5}))
 ENDED = replace(WANTED, ended_upgrades=("r1", "r2 undone"))
 UPGRADE = Upgrade(3, 0, "old", surge=2, start_s=9.5, drain_s=7.25, back=True, request="r1")
 
@@ -26,7 +27,7 @@ def claim(store: Store, calls: WantedCalls, least: int = 0) -> tuple[int, Wanted
     return int(incarnation), calls.held(held)
 
 
-@pytest.mark.parametrize("wanted", [WANTED, ENDED, replace(WANTED, upgrade=UPGRADE)])
+@pytest.mark.parametrize("wanted", [WANTED, ENDED, GAPS, replace(WANTED, upgrade=UPGRADE)])
 def test_what_is_written_is_read_by_the_next_life(
     store: Store, calls: WantedCalls, wanted: Wanted
 ) -> None:
@@ -40,7 +41,8 @@ def test_what_is_written_is_read_by_the_next_life(
 def test_fields_of_before_upgrades_are_read(store: Store, calls: WantedCalls) -> None:
     first, _ = claim(store, calls)
     store.one(calls.want(first, Wanted(2, "x")))
-    store.one(plain_call("HDEL", calls.keys.wanted("chat"), "first", "step", "ended_upgrades"))
+    later = ("first", "step", "ended_upgrades", "gaps")
+    store.one(plain_call("HDEL", calls.keys.wanted("chat"), *later))
     assert claim(store, calls)[1] == Wanted(2, "x")
 
 
@@ -74,7 +76,7 @@ def test_what_is_forgotten_or_anothers_is_nobodys_wish(store: Store, calls: Want
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("replicas", "x"), ("replicas", "0"), ("cordons", "1,y"), ("generation", "")],
+    [("replicas", "x"), ("replicas", "0"), ("cordons", "1,y"), ("gaps", "1,y"), ("generation", "")],
 )
 def test_a_damaged_field_is_no_wish(
     store: Store, calls: WantedCalls, field: str, value: str

@@ -23,6 +23,39 @@ def test_a_generation_gets_indexes_that_nobody_has(taken: set[int], first: int, 
     assert all(block & {*taken, *wanted.indexes} for block in lower)
 
 
+INDEXES = st.sets(st.integers(0, 30), min_size=1)
+
+
+@given(INDEXES, st.sets(st.integers(0, 30)))
+def test_each_generation_keeps_its_gaps_through_an_upgrade(some: set[int], there: set[int]) -> None:
+    wanted = FIRST.of(some)
+    assert (wanted.indexes, wanted.replicas) == (tuple(sorted(some)), len(some))
+    forth = upgraded(wanted, there, "new", HOW)
+    block = range(forth.first, forth.first + len(some))
+    assert forth.indexes == tuple(block)
+    assert turned_back(forth).indexes == wanted.indexes
+    assert completed(turned_back(forth)).gaps == wanted.gaps
+    assert (completed(forth).gaps, completed(forth).indexes) == (frozenset(), tuple(block))
+
+
+@given(INDEXES, st.integers(1, 40), st.sets(st.integers(0, 40)))
+def test_gaps_are_filled_first_and_what_is_there_is_wanted(
+    some: set[int], replicas: int, there: set[int]
+) -> None:
+    wanted = replace(FIRST.of(some), cordons=frozenset({min(some), max(some)}))
+    scaled = wanted.scaled(replicas)
+    assert scaled.replicas == len(scaled.indexes) == replicas
+    kept, new = set(scaled.indexes) & some, set(scaled.indexes) - some
+    assert sorted(kept) == sorted(some)[: len(kept)], "the highest go"
+    assert not (new and kept < some), "none goes while others come"
+    free = set(range(max(new, default=0))) - some
+    assert free <= new, "the lowest come"
+    assert scaled.cordons == wanted.cordons & set(scaled.indexes)
+    more = wanted.including(there)
+    assert set(more.indexes) >= some | there
+    assert set(more.indexes) & wanted.gaps <= there, "no gap is filled by itself"
+
+
 def test_indexes_take_turns_when_all_goes_well() -> None:
     wanted, firsts = FIRST, []
     for _ in range(4):
