@@ -18,6 +18,7 @@ import ray
 from ray_route.config import RouteConfig
 from ray_route.model import DrainProgress, Explanation, HotUid, Link, Pod, PodRecord, RoutingState
 from ray_route.protocol.commands import Address, Fetched, Outcome, Settlement, Taken, Weighed, Word
+from ray_route.protocol.decided import Decided
 from ray_route.protocol.welcome import Vouched, Welcome
 from ray_route.protocol.wire import pack_answers, unpack_question
 from ray_route.store.url import StoreUrl
@@ -161,6 +162,16 @@ class Router:
             age_s=max(0, time_us - found.epoch) / 1e6 if found else None,
             decisions=self._links.decisions.about(service, uid),
         )
+
+    async def decided(self, router: int, count: int, most: int) -> Decided:
+        """Return what was decided since that router had made so many decisions, the last of it.
+
+        Of another router's than this nothing is known: all are new.
+        """
+        await self._life.opened()
+        decisions, mine = self._links.decisions, self._life.incarnation
+        new = decisions.after(count if router == mine else 0, most)
+        return Decided(mine, decisions.count, new)
 
     async def report_failure(
         self, service: str, pod: int, incarnation: int, *, died: bool = False

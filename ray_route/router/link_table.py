@@ -98,7 +98,7 @@ class LinkTable:
         )
         assert outcome.link is not None
         self._left(service, held if outcome.written else None)
-        return self._counted(service, uid, outcome, "set:")
+        return self._counted(service, uid, outcome, "set")
 
     async def remove(self, service: str, uid: str, held: Link, after_s: float) -> bool:
         """Remove exactly that link, now or later; say whether it was there."""
@@ -115,7 +115,7 @@ class LinkTable:
         self._left(service, held if outcome.written and not after_s else None)
         self._removals[service, uid] = (held, now() + after_s)
         when = f" in {after_s:g} s" if after_s else ""
-        self.decisions.note(service, {uid: held}, f"removed{when} from")
+        self.decisions.note(service, {uid: held}, f"removed{when}", {uid: held.pod})
         self.meter.count(LINKS, service, "removed", by=int(outcome.written))
         return outcome.written
 
@@ -145,7 +145,7 @@ class LinkTable:
             if isinstance(outcome, Outcome) and outcome.written and outcome.link
         }
         if placed:
-            self._count(service, placed, "placed:")
+            self._count(service, placed, "placed")
         return outcomes
 
     async def relink(
@@ -170,7 +170,7 @@ class LinkTable:
         return {
             uid: outcome
             if isinstance(outcome, RouteError)
-            else self._counted(service, uid, outcome, f"{reason} from pod {lost[uid].pod}:")
+            else self._counted(service, uid, outcome, reason, lost[uid].pod)
             for uid, outcome in outcomes.items()
         }
 
@@ -196,7 +196,7 @@ class LinkTable:
             self._left(service, links[uid] if _written(outcome) else None)
             answers[uid] = outcome if isinstance(outcome, RouteError) else outcome.link
             if isinstance(outcome, Outcome) and outcome.link is not None:
-                self._counted(service, uid, outcome, f"moved from pod {links[uid].pod}:")
+                self._counted(service, uid, outcome, "moved", links[uid].pod)
         return answers
 
     async def may_place(self) -> None:
@@ -219,7 +219,7 @@ class LinkTable:
             links[uid] = linked(outcome)
             if isinstance(outcome, Outcome) and outcome.link is not None:
                 self._left(service, outcome.link if outcome.written else None)
-                self._counted(service, uid, outcome, "given back to")
+                self._counted(service, uid, outcome, "given back")
         return links
 
     async def refresh(self, service: str, uids: Mapping[str, int]) -> dict[str, int]:
@@ -258,7 +258,7 @@ class LinkTable:
             if not self._shards.set_aside_if_away(self.keys.shard(uid), outcome):
                 raise outcome
         written = {uid: link for uid in links if (link := _written(outcomes[uid]))}
-        self.decisions.note(service, written, "brought back to")
+        self.decisions.note(service, written, "brought back")
         return len(written)
 
     def memory(self, shards: Collection[int]) -> Iterator[tuple[str, str, RememberedLink]]:
@@ -333,11 +333,14 @@ class LinkTable:
 
     # Counting.
 
-    def _counted(self, service: str, uid: str, outcome: Outcome, decision: str) -> Link:
+    def _counted(
+        self, service: str, uid: str, outcome: Outcome, decision: str, source: int | None = None
+    ) -> Link:
         """Return the link that holds; if this call wrote it, count it and remember why."""
         assert outcome.link is not None
         if outcome.written:
-            self._count(service, {uid: outcome.link}, decision)
+            sources = None if source is None else {uid: source}
+            self._count(service, {uid: outcome.link}, decision, sources)
         return outcome.link
 
     def _left(self, service: str, held: Link | None) -> None:
@@ -345,7 +348,13 @@ class LinkTable:
         if held is not None:
             self._membership.loads.left(service, held.pod, held.incarnation, held.epoch)
 
-    def _count(self, service: str, written: Mapping[str, Link], decision: str) -> None:
+    def _count(
+        self,
+        service: str,
+        written: Mapping[str, Link],
+        decision: str,
+        sources: Mapping[str, int] | None = None,
+    ) -> None:
         """Count links that were just written, and remember why they were."""
         if self._removals:
             for uid in written:
@@ -357,8 +366,8 @@ class LinkTable:
             record = self._membership.table.get(service, pod)
             if record is not None and record.incarnation == incarnation:
                 self._membership.loads.placed(service, record, placed)
-        self.decisions.note(service, written, decision)
-        self.meter.count(LINKS, service, decision.partition(" ")[0].rstrip(":"), by=len(written))
+        self.decisions.note(service, written, decision, sources)
+        self.meter.count(LINKS, service, decision.partition(" ")[0], by=len(written))
 
 
 def _not_held(uids: Mapping[str, int], outcomes: Outcomes) -> dict[str, int]:

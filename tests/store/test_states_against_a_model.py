@@ -88,7 +88,9 @@ class Router:
         self.shards.may_place, self.shards.recover = self.gate.passed, self.recovery.recover
         self.serves = False
 
-    def _decided(self, _: str, links: Mapping[str, Link], decision: str) -> None:
+    def _decided(
+        self, _: str, links: Mapping[str, Link], decision: str, _from: object = None
+    ) -> None:
         self.diary += [
             (uid, f"{decision} {it.pod}:{it.incarnation}, epoch {it.epoch} of {it.replaced}")
             for uid, it in links.items()
