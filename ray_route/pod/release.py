@@ -52,8 +52,9 @@ class Releases:
     ) -> None:
         """Have uids given up when their calls have ended; each has its `Outcome`.
 
-        A uid that is still busy after `patience_s` seconds is kept as it was. With `closes` its
-        calls are refused meanwhile. `replaced` names the epochs that the uids' links replaced.
+        A uid that is still busy after `patience_s` seconds is kept as it was; one that only waits
+        for its hook's turn is not busy, and is waited for until `cancel`. With `closes` its calls
+        are refused meanwhile. `replaced` names the epochs that the uids' links replaced.
         """
         with self._held.lock:
             until, term = self._held.clock() + patience_s, self._held.term
@@ -191,13 +192,17 @@ class Releases:
             if uid not in held.due:
                 held.timed.discard(uid)
             return
-        if entry.phase is not Phase.ENDING:
-            for number in [n for n, wish in entry.wishes.items() if at >= wish.until]:
-                wish = entry.wishes.pop(number)
-                held.outcomes.append(Outcome(number, uid, wish.epoch, given=False))
+        if entry.phase is not Phase.ENDING and not self._may_end(entry):
+            self._lose_patience(uid, entry, at)
         held.look_at(uid, entry)
         if not entry.wishes and uid not in held.due:
             held.timed.discard(uid)
+
+    def _lose_patience(self, uid: str, entry: Entry, at: float) -> None:
+        """Keep a busy uid after all, if it is time."""
+        for number in [n for n, wish in entry.wishes.items() if at >= wish.until]:
+            wish = entry.wishes.pop(number)
+            self._held.outcomes.append(Outcome(number, uid, wish.epoch, given=False))
 
     def look_for_idle(self) -> None:
         """Look whether nobody has used some uids for long."""

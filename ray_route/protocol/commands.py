@@ -33,8 +33,9 @@ class Release:
     """Give up uids up to an epoch, each when its calls have ended, and run `on_release`.
 
     Answered uid by uid, by an `Outcome`. A uid that is still busy after `patience_s` seconds is
-    kept as it was; with `closes`, its calls are refused meanwhile. `replaced` names the epochs that
-    their links replaced, as far as the router has read them.
+    kept as it was; one that only waits for its hook's turn is not busy. With `closes`, its calls
+    are refused meanwhile. `replaced` names the epochs that their links replaced, as far as the
+    router has read them.
     """
 
     uids: dict[str, int]

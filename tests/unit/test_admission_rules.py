@@ -467,6 +467,24 @@ class TestRelease:
         pod.admission.leave("u")
         assert pod.take() == []
 
+    @pytest.mark.parametrize("is_called", [False, True])
+    def test_one_without_a_call_waits_for_its_hooks_turn_beyond_that(
+        self, pod: Pod, clock: ManualClock, *, is_called: bool
+    ):
+        pod.release(patience_s=3, closes=False)
+        clock.tick(4)
+        pod.releases.tick()
+        assert pod.releases.outcomes() == [], "it is not busy: other uids' hooks are"
+        if is_called:
+            pod.enter()
+            pod.releases.tick()
+            assert pod.releases.outcomes() == [Outcome(1, "u", 100, given=False)]
+            pod.admission.leave("u")
+            assert pod.take() == []
+        else:
+            assert pod.run_hook() is Kind.RELEASE
+            assert pod.releases.outcomes() == [Outcome(1, "u", 100, given=True)]
+
     def test_a_hook_that_has_begun_has_no_patience_to_keep(self, pod: Pod, clock: ManualClock):
         pod.release(patience_s=3)
         pod.begin_hook()
