@@ -7,6 +7,7 @@ has arrived for a link that never comes is dropped (see `Releases.settled`).
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 import queue
 import threading
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # So many large states are fetched at a time: each takes its size in memory, more than once.
 _LARGE_AT_ONCE = 4
+# An owner that answers at all answers sooner: it puts off what takes long.
+_ANSWER_S = 10.0
 # One that is read more slowly than so many bytes a second is not waited for.
 _READ_RATE = 20 << 20
 
@@ -97,7 +100,7 @@ class _Fetch:
     def _fetch_all(self, owner: Any) -> None:
         while self._left:
             asked = owner._ray_route_export.remote(self._left)  # noqa: SLF001 - a pod of ours
-            sent = pickle.loads(self._answer(asked))  # noqa: S301 - as above
+            sent = pickle.loads(self._answer(asked, _ANSWER_S))  # noqa: S301 - as above
             self._end({uid: it for uid, it in sent.items() if _is_why_not(it)})
             self._read({uid: it for uid, it in sent.items() if isinstance(it, bytes)}, SOON_S)
             for uid in [uid for uid, found in sent.items() if found == LARGE]:
@@ -116,8 +119,8 @@ class _Fetch:
         finally:
             self._large.release()
 
-    def _answer(self, asked: Any) -> Any:
-        return ray.get(asked, timeout=self._deadline.remaining())
+    def _answer(self, asked: Any, longest_s: float = math.inf) -> Any:
+        return ray.get(asked, timeout=min(longest_s, self._deadline.remaining()))
 
     # Reading.
 
@@ -137,7 +140,7 @@ class _Fetch:
     def _taken_in(self, uid: str, packed: Bytes) -> Taken:
         try:
             state: State = arrival(uid, packed, self._hooks.prepare)
-        except Exception as error:  # the user's own code
+        except BaseException as error:  # the user's own code, whatever it raises
             logger.exception("the state of %r can't be read", uid)
             problem = f"its state can't be read there: {error!r}"
             return Taken(self._number, uid, problem, is_final=True)

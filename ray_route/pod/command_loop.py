@@ -29,7 +29,6 @@ from ray_route.protocol.commands import (
     Release,
     Settled,
     Take,
-    Taken,
     Weigh,
 )
 from ray_route.runtime.namespace import Namespace
@@ -61,6 +60,8 @@ class CommandLoop:
         self._held = held
         self._releases = releases
         self._arrivals = arrivals
+        self._had: list[int] = []
+        """The commands that came last, which the router must not send again."""
         self._ended = threading.Event()
         threading.Thread(target=self._run, name="ray_route-commands", daemon=True).start()
 
@@ -71,7 +72,7 @@ class CommandLoop:
     def _run(self) -> None:
         while not self._ended.is_set():
             try:
-                fetched: Fetched = self._ask("fetch_commands", self._address, _FETCH_S)
+                fetched: Fetched = self._ask("fetch_commands", self._address, _FETCH_S, self._had)
             except RayGoneError as error:
                 self._log(logging.WARNING, "no commands come any more", error)
                 return
@@ -82,6 +83,7 @@ class CommandLoop:
                 if not self._ended.wait(_RETRY_S):
                     self._find_router()
             else:
+                self._had = [number for number, _ in fetched.commands]
                 self._namespace.hear_of_servers(fetched.servers)
                 self._follow(fetched.router, fetched.state)
                 for number, command in fetched.commands:
@@ -144,17 +146,11 @@ class CommandLoop:
                 replaced=command.replaced,
             )
         elif isinstance(command, Take):
-            self._arrivals.begin(number, command, self._tell_taken)
+            self._arrivals.begin(number, command, self._releases.tell)
         elif isinstance(command, Cancel):
             self._releases.cancel(command.release)
         else:
             self._answer(number, self._carry_out(command))
-
-    def _tell_taken(self, taken: list[Taken]) -> None:
-        try:
-            self._ask("take_outcomes", self._address, taken)
-        except (RouteError, ray.exceptions.RayError) as error:  # it asks the next time, or settles
-            logger.warning("what has arrived could not be told: %r", error)
 
     def _answer(self, number: int, result: Any) -> None:
         try:

@@ -127,7 +127,7 @@ class Exports:
     def _as_bytes(self, value: Any) -> bytes | Unsent:
         try:
             return pack(value)
-        except Exception as error:  # noqa: BLE001 - the user's own code, or a value of any kind
+        except BaseException as error:  # noqa: BLE001 - the user's own code: till it ends all wait
             reason = f"its state can't be pickled: {error!r}"
             return DROPPED if self._drops else Unsent(reason, is_final=True)
 

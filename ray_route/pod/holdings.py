@@ -31,7 +31,7 @@ from ray_route.pod.entries import UNHELD, Entry, Phase
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.states import State
 from ray_route.pod.use_order import UseOrder
-from ray_route.protocol.commands import Outcome, Shown
+from ray_route.protocol.commands import Outcome, Shown, Taken
 
 # No read of a link takes longer; one that does is asked for again.
 _ANY_READ_S = 60.0
@@ -65,7 +65,7 @@ class Holdings:
         self.confirming: set[str] = set()
         self.due: dict[str, tuple[int, float]] = {}
         """Epochs of uids, and when they are to be given up."""
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[Outcome | Taken] = []
         self.given_up: set[str] = set()
         """Uids that are nobody's, as far as this pod knows."""
         self.kept: set[str] = set()
@@ -78,7 +78,7 @@ class Holdings:
         self._idle_s = idle_s
         self._work = threading.Condition(self.lock)
         self._idle = threading.Condition(self.lock)
-        self._woken = False
+        self._wakings = 0
 
     def __len__(self) -> int:
         """Number of uids that are this pod's load: not those given up."""
@@ -230,14 +230,17 @@ class Holdings:
 
     def wake(self) -> None:
         """Let whoever waits for something to do go on."""
-        self._woken = True
+        self._wakings += 1
         self._work.notify_all()
 
-    def wait_for_work(self, seconds: float) -> None:
-        """Return when something is to be done or told, or so many seconds later."""
+    def wait_for_work(self, known: int, seconds: float) -> int:
+        """Return when something is to be done or told, or so many seconds later.
+
+        Returns how often there has been by then; whoever comes again names that as `known`.
+        """
         with self.lock:
-            self._work.wait_for(lambda: self._woken, seconds)
-            self._woken = False
+            self._work.wait_for(lambda: self._wakings != known, seconds)
+            return self._wakings
 
     def ended_call(self) -> None:
         """Let whoever waits for the last one go on."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ray_route.pod.entries import UNHELD, Entry, Phase, Wish
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.states import State
-from ray_route.protocol.commands import Outcome, Settlement
+from ray_route.protocol.commands import Outcome, Settlement, Taken
 
 # As many uids may wait for their next owner to fetch their states: nobody serves them meanwhile.
 _KEPT_AT_ONCE = 64
@@ -203,6 +203,7 @@ class Releases:
         for number in [n for n, wish in entry.wishes.items() if at >= wish.until]:
             wish = entry.wishes.pop(number)
             self._held.outcomes.append(Outcome(number, uid, wish.epoch, given=False))
+            self._held.wake()
 
     def look_for_idle(self) -> None:
         """Look whether nobody has used some uids for long."""
@@ -310,11 +311,22 @@ class Releases:
                 self._held.forget(uid)
             self._held.wake()
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[Outcome | Taken]:
         """Return the outcomes since the last time."""
         with self._held.lock:
             some, self._held.outcomes = self._held.outcomes, []
             return some
+
+    def not_told(self, outcomes: list[Outcome | Taken]) -> None:
+        """Take in that some outcomes may have reached nobody: they are to be told again."""
+        with self._held.lock:
+            self._held.outcomes[:0] = outcomes
+
+    def tell(self, taken: list[Taken]) -> None:
+        """Have the router told what became of states that were to be fetched."""
+        with self._held.lock:
+            self._held.outcomes += taken
+            self._held.wake()
 
     def settled(self, uids: Mapping[str, Settlement]) -> None:
         """Take in whose uids are now that were given up under these epochs.

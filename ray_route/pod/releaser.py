@@ -1,7 +1,8 @@
-"""Carries releases out: runs the hooks, tells the router what became of each, and of uids in use.
+"""Carries releases out: runs the hooks, and tells the router of uids in use.
 
-Lives as long as its agent, through all incarnations. One thread looks for what is to be done,
-another reports the uids in use, and neither waits for a hook.
+Lives as long as its agent, through all incarnations. One thread looks for what is to be done, and
+asks nobody; another reports the uids in use. Neither waits for a hook. What became of releases is
+told by `telling`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from ray_route.pod.gate import Gate
 from ray_route.pod.hooks import Hooks
 from ray_route.pod.in_use import in_use
 from ray_route.pod.release import Kind, Releases, Work
-from ray_route.protocol.commands import Address, Settlement
+from ray_route.pod.telling import Telling
+from ray_route.protocol.commands import Address
 from ray_route.runtime.metrics import POD_UNRELEASED, meter
 from ray_route.runtime.namespace import Namespace
 from ray_route.runtime.waiting import run
@@ -38,10 +40,6 @@ _REVIEW_SHARE = 1 / 10
 _KEEP_SHARE = 1 / 3
 _AT_A_TIME = 5_000
 _CONFIRMERS = 8
-_ASK_S = 10.0
-# A uid that was given up, and whose link still names this pod then, is nobody's move: the router
-# is asked to give it back, or to remove its link.
-_SETTLE_S = 1.0
 
 _HOOKS = {Kind.RELEASE: "on_release", Kind.LOSE: "on_lost"}
 
@@ -68,7 +66,8 @@ class Releaser:
         self._lock = threading.Lock()
         self._confirmers = ThreadPoolExecutor(_CONFIRMERS, thread_name_prefix="ray_route-confirm")
         self._hookers = ThreadPoolExecutor(hooks.at_once, thread_name_prefix="ray_route-hook")
-        self._looked_at = self._settle_at = now()
+        self._looked_at = now()
+        self._telling = Telling(namespace, self._held, releases, address)
         for work in (self._give_up, self._report_use):
             threading.Thread(target=work, name="ray_route-release", daemon=True).start()
 
@@ -101,12 +100,14 @@ class Releaser:
     def end(self) -> None:
         """Stop; hooks that run go on."""
         self._ended.set()
+        self._telling.end()
         self._confirmers.shutdown(wait=False)
         self._hookers.shutdown(wait=False)
 
     # Giving up.
 
     def _give_up(self) -> None:
+        known = 0
         while not self._ended.is_set():
             try:
                 self._look()
@@ -114,7 +115,7 @@ class Releaser:
                 service, pod, _ = self._address()
                 logger.exception("releases of pod %d of %s can't go on now", pod, service)
                 self._ended.wait(_LOOK_S)
-            self._held.wait_for_work(_LOOK_S)
+            known = self._held.wait_for_work(known, _LOOK_S)
 
     def _look(self) -> None:
         self._releases.tick()
@@ -127,9 +128,6 @@ class Releaser:
         for work in self._releases.to_acquire():
             self._confirmers.submit(self._acquire, work)
         self._begin_hooks()
-        self._tell_outcomes()
-        if at >= self._settle_at:
-            self._settle(self._held.unsettled(at - _SETTLE_S))
 
     def _confirm(self, work: Work) -> None:
         with suppress(RouteError, ray.exceptions.RayError):  # it is asked for again
@@ -202,35 +200,7 @@ class Releaser:
         self._releases.ended(work.uid, work.epoch, state if self._hooks.carries else None)
         done()
 
-    # Telling.
-
-    def _tell_outcomes(self) -> None:
-        outcomes = self._releases.outcomes()
-        if outcomes:
-            try:
-                self._ask("take_outcomes", self._address(), outcomes)
-            except (RouteError, ray.exceptions.RayError) as error:
-                # Whoever waits for them gives up; what was given up is settled below.
-                logger.warning("outcomes did not reach the router: %r", error)
-
-    def _settle(self, given: dict[str, tuple[int, bool]]) -> None:
-        if self._held.leaving:  # what has no state is settled by the end of this life
-            unfinished = set(self._held.unfinished())
-            given = {uid: it for uid, it in given.items() if uid in unfinished}
-        if not given:
-            return
-        try:
-            settled: dict[str, Settlement] = self._ask("settle", self._address(), given)
-        except (RouteError, ray.exceptions.RayError) as error:
-            logger.debug("uids given up can't be settled: %r", error)
-            settled = {}
-        self._releases.settled(settled)
-        if settled.keys() < given.keys():  # those of somebody's move, or of damaged links
-            self._settle_at = now() + _SETTLE_S
-
-    def _ask(self, method: str, *args: Any) -> Any:
-        ref = getattr(self._namespace.router, method).remote(*args)
-        return ray.get(ref, timeout=_ASK_S)
+    # Uids in use.
 
     def _report_use(self) -> None:
         ttl_s = self._namespace.config.ttl_s

@@ -235,8 +235,11 @@ class Router:
 
     # Agents.
 
-    async def fetch_commands(self, address: Address, wait_s: float) -> Fetched:
-        """Return commands for an agent, waiting for some, or for news of the servers."""
+    async def fetch_commands(self, address: Address, wait_s: float, had: list[int]) -> Fetched:
+        """Return commands for an agent, waiting for some, or for news of the servers.
+
+        All but those that it says it `had`, by their numbers: an answer may have been lost.
+        """
         service, pod, incarnation = address
         record = self._membership.table.get(service, pod)
         if record is None or record.incarnation < incarnation:
@@ -245,7 +248,7 @@ class Router:
         mine = record is not None and record.incarnation == incarnation
         if mine:
             self._failures.hear(service, pod)
-        commands = await self._mailboxes.fetch(address, wait_s) if mine else []
+        commands = await self._mailboxes.fetch(address, wait_s, had) if mine else []
         record = self._membership.table.get(service, pod)
         state = record.state if record and mine else RoutingState.READY
         if not mine:

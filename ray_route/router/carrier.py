@@ -120,7 +120,8 @@ class Carrier:
                     some: list[Taken] = await told.some(deadline.remaining())
                 except NoAnswerError as error:
                     some = [Taken(0, uid, f"pod {target.pod}: {error}") for uid in waiting]
-                some = [taken for taken in some if taken.uid in waiting]
+                told_once = {taken.uid: taken for taken in some if taken.uid in waiting}
+                some = list(told_once.values())
                 waiting -= {taken.uid for taken in some}
                 yield some
 

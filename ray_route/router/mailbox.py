@@ -1,14 +1,15 @@
 """Orders to agents, and their answers.
 
 An agent may live in any process that has joined Ray, which nothing can call. So it fetches its
-commands, by a call to the router that returns when there are some.
+commands, by a call to the router that returns when there are some. A connection may break under
+that call, and its answer is lost; so each command comes again until its agent says that it has it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -75,6 +76,11 @@ class _Box:
     answers: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
     outcomes: dict[int, Followed] = field(default_factory=dict)
 
+    def drop(self, numbers: Collection[int]) -> None:
+        """Send some commands no more."""
+        if numbers:
+            self.commands = [item for item in self.commands if item[0] not in numbers]
+
 
 class Mailboxes:
     """One box per living agent. Belongs to one event loop."""
@@ -84,17 +90,22 @@ class Mailboxes:
         # Another router's numbers differ: an answer to one must not pass for one to another.
         self._numbers = count(random.getrandbits(48))
 
-    async def fetch(self, address: Address, wait_s: float) -> list[Numbered]:
-        """Return the commands for an agent, waiting up to `wait_s` seconds for some."""
+    async def fetch(
+        self, address: Address, wait_s: float, had: Collection[int] = ()
+    ) -> list[Numbered]:
+        """Return the commands for an agent, waiting up to `wait_s` seconds for some.
+
+        `had` are the numbers of those that it has; all others come, again if need be.
+        """
         box = self._boxes.setdefault(address, _Box())
+        box.drop(had)
         if not box.commands:
             try:
                 await asyncio.wait_for(box.wake.wait(), wait_s)
             except asyncio.TimeoutError:
                 return []
-        commands, box.commands = box.commands, []
         box.wake.clear()
-        return commands
+        return list(box.commands)
 
     async def ask(self, address: Address, command: Command, timeout_s: float) -> Any:
         """Post a command and return its answer; raise `NoAnswerError`."""
@@ -108,7 +119,7 @@ class Mailboxes:
             raise NoAnswerError(f"no answer within {timeout_s:g} s") from None
         finally:
             box.answers.pop(number, None)
-            box.commands = [item for item in box.commands if item[0] != number]
+            box.drop((number,))
 
     @contextmanager
     def following(
@@ -117,7 +128,10 @@ class Mailboxes:
         command: Release | Take,
         hears: Callable[[Any], None] = lambda _: None,
     ) -> Iterator[Followed]:
-        """Post a command that is answered uid by uid, and provide what becomes of each."""
+        """Post a command that is answered uid by uid, and provide what becomes of each.
+
+        What has been told may be told again. Afterwards nobody need carry it out who has not yet.
+        """
         number = self.post(address, command)
         box = self._boxes[address]
         outcomes = box.outcomes[number] = Followed(number, hears)
@@ -125,6 +139,7 @@ class Mailboxes:
             yield outcomes
         finally:
             box.outcomes.pop(number, None)
+            box.drop((number,))
 
     def take_outcomes(self, address: Address, outcomes: Iterable[Outcome | Taken]) -> None:
         """Take in what an agent tells; what nobody waits for any more is dropped."""

@@ -211,7 +211,7 @@ class Moves:
         asked = replace(asked, replaced={uid: link.replaced})
         with self._mailboxes.following(address, asked) as outcomes:
             try:
-                (outcome,) = await outcomes.some(deadline.remaining())
+                outcome, *_ = await outcomes.some(deadline.remaining())
             except NoAnswerError as error:
                 if self._membership.table.has_ended(service, link):
                     return False

@@ -43,8 +43,11 @@ class Played:
     async def serve(self) -> None:
         boxes = self.space.mailboxes
         address = ("svc", 0, self.space.membership.table.pods("svc")[0].incarnation)
+        had: list[int] = []
         while True:
-            for number, command in await boxes.fetch(address, 10):
+            commands = await boxes.fetch(address, 10, had)
+            had = [number for number, _ in commands]
+            for number, command in commands:
                 if self.is_silent or (self.is_slow and isinstance(command, Release)):
                     continue
                 if isinstance(command, Release):

@@ -50,8 +50,11 @@ class Space:
 
     async def carry_out(self, pod: int, incarnation: int) -> None:
         address = ("svc", pod, incarnation)
+        had: list[int] = []
         while True:
-            for number, command in await self.mailboxes.fetch(address, 10):
+            commands = await self.mailboxes.fetch(address, 10, had)
+            had = [number for number, _ in commands]
+            for number, command in commands:
                 if isinstance(command, Release):
                     self.asked += [(pod, uid, epoch) for uid, epoch in command.uids.items()]
                     await asyncio.sleep(0)

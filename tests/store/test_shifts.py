@@ -79,8 +79,11 @@ def test_a_pod_that_does_not_say_what_it_holds_is_an_error_and_hides_no_hot_uid_
 
         async def answer(pod: int) -> None:
             address: Any = ("svc", pod, pods[pod])
+            had: list[int] = []
             while True:
-                for number, command in await space.mailboxes.fetch(address, 10):
+                commands = await space.mailboxes.fetch(address, 10, had)
+                had = [number for number, _ in commands]
+                for number, command in commands:
                     if pod not in silent:
                         assert isinstance(command, Weigh)
                         said = [hot] if command.hottest else weighed

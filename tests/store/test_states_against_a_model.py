@@ -148,10 +148,14 @@ class Pod:
     # Commands.
 
     async def fetch(self) -> None:
-        heard = 0
+        heard, had = 0, []
         while True:
             router = self.world.router
-            for number, command in await router.mailboxes.fetch(self.address, 0.05):
+            commands = await router.mailboxes.fetch(self.address, 0.05, had)
+            if self.world.loses():
+                continue
+            had = [number for number, _ in commands]
+            for number, command in commands:
                 if router.serves and router.shards.incarnation > heard:
                     heard = router.shards.incarnation
                     self.releases.follow(heard)

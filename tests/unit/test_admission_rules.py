@@ -592,9 +592,9 @@ class TestRelease:
         assert {first.uid, second.uid} == {"u", "v"}
 
     def test_one_that_waits_is_found_by_whoever_waits_for_work(self, pod: Pod):
-        pod.held.wait_for_work(0)
+        known = pod.held.wait_for_work(0, 0)
         with ThreadPoolExecutor(1) as threads:
-            waiting = threads.submit(pod.held.wait_for_work, 60)
+            waiting = threads.submit(pod.held.wait_for_work, known, 60)
             pod.release()
             waiting.result(10)
 

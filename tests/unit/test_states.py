@@ -277,6 +277,19 @@ class TestExports:
             assert "pickle" in found.reason
 
     @pytest.mark.timeout(60)
+    def test_code_that_would_end_its_process_ends_only_the_way_of_its_uid(self, pod: Pod):
+        class Ends:
+            def __reduce__(self) -> tuple[object, ...]:
+                raise SystemExit("the user's own code")
+
+        give_up(pod, state=Ends())
+        exports = Exports(pod.held, drops_unpicklable=False)
+        sent = pickle.loads(exports.some({"u": 100}))
+        assert sent["u"].is_final
+        assert "SystemExit" in sent["u"].reason
+        pod.releases.settled({"u": (100, 101)})
+        assert confirm(pod, "u", 101, 100) is Told.ACQUIRE, "given back, it is served again"
+
     def test_one_that_hangs_while_it_is_written_holds_up_only_itself(self, pod: Pod):
         slow = Slow()
         for uid in ("a", "b", "c"):
