@@ -40,6 +40,7 @@ _REVIEW_SHARE = 1 / 10
 _KEEP_SHARE = 1 / 3
 _AT_A_TIME = 5_000
 _CONFIRMERS = 8
+_ASK_S = 10.0
 
 _HOOKS = {Kind.RELEASE: "on_release", Kind.LOSE: "on_lost"}
 
@@ -67,7 +68,7 @@ class Releaser:
         self._confirmers = ThreadPoolExecutor(_CONFIRMERS, thread_name_prefix="ray_route-confirm")
         self._hookers = ThreadPoolExecutor(hooks.at_once, thread_name_prefix="ray_route-hook")
         self._looked_at = now()
-        self._telling = Telling(namespace, self._held, releases, address)
+        self._telling = Telling(self._ask, self._held, releases, address)
         for work in (self._give_up, self._report_use):
             threading.Thread(target=work, name="ray_route-release", daemon=True).start()
 
@@ -199,6 +200,10 @@ class Releaser:
             self._failed(_HOOKS[work.kind], work.uid, then, error)
         self._releases.ended(work.uid, work.epoch, state if self._hooks.carries else None)
         done()
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        ref = getattr(self._namespace.router, method).remote(*args)
+        return ray.get(ref, timeout=_ASK_S)
 
     # Uids in use.
 

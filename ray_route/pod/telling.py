@@ -18,28 +18,26 @@ from ray_route.errors import RouteError
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.release import Releases
 from ray_route.protocol.commands import Address, Settlement
-from ray_route.runtime.namespace import Namespace
 
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.2
-_ASK_S = 10.0
 # A uid that was given up, and whose link still names this pod then, is nobody's move: the router
 # is asked to give it back, or to remove its link.
 _SETTLE_S = 1.0
 
 
+Ask = Callable[..., Any]
+"""Calls a method of the router, by its name; returns what it does."""
+
+
 class Telling:
-    """Tells and asks, for one agent."""
+    """Tells and asks, for one agent, by `ask`."""
 
     def __init__(
-        self,
-        namespace: Namespace,
-        held: Holdings,
-        releases: Releases,
-        address: Callable[[], Address],
+        self, ask: Ask, held: Holdings, releases: Releases, address: Callable[[], Address]
     ) -> None:
-        self._namespace = namespace
+        self._ask = ask
         self._held = held
         self._releases = releases
         self._address = address
@@ -95,7 +93,3 @@ class Telling:
         self._releases.settled(settled)
         if settled.keys() < given.keys():  # those of somebody's move, or of damaged links
             self._settle_at = now() + _SETTLE_S
-
-    def _ask(self, method: str, *args: Any) -> Any:
-        ref = getattr(self._namespace.router, method).remote(*args)
-        return ray.get(ref, timeout=_ASK_S)

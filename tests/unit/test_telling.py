@@ -1,0 +1,97 @@
+"""What a pod tells the router of uids that it has given up, and asks about them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import ray
+from helpers import ManualClock, eventually
+from test_admission_rules import Pod
+from test_states import arrive, give_up
+
+from ray_route.clock import now
+from ray_route.pod.telling import Telling
+from ray_route.protocol.commands import Outcome, Taken
+
+
+class Router:
+    """Plays the router that a pod reaches, or does not."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+        """So many answers are lost."""
+        self.told: list[Any] = []
+        self.asked: list[dict[str, Any]] = []
+        self.settles = threading.Event()
+        self.settles.set()
+
+    def ask(self, method: str, _: object, what: Any) -> Any:
+        if method == "settle":
+            self.asked.append(dict(what))
+            assert self.settles.wait(60)
+            return {uid: (epoch, 0) for uid, (epoch, _) in what.items()}
+        self.told += what
+        if self.lost:
+            self.lost -= 1
+            raise ray.exceptions.ActorUnavailableError("its connection broke", None)
+        return None
+
+
+@pytest.fixture
+def pod() -> Pod:
+    return Pod(ManualClock())
+
+
+@contextmanager
+def telling(pod: Pod, router: Router) -> Iterator[None]:
+    one = Telling(router.ask, pod.held, pod.releases, lambda: ("svc", 0, 7))
+    try:
+        yield
+    finally:
+        one.end()
+
+
+def keep_a_state(pod: Pod, uid: str) -> None:
+    """Have a uid given up, with a state, long ago."""
+    give_up(pod, uid)
+    pod.held.entries[uid].given_at = now() - 10
+
+
+def test_an_outcome_whose_telling_failed_is_told_again(pod: Pod) -> None:
+    router = Router()
+    router.lost = 2
+    with telling(pod, router):
+        pod.releases.tell([Taken(1, "u")])
+        pod.release(2, "never here", 100)
+        wanted = [Taken(1, "u"), Outcome(2, "never here", 100, given=True)]
+        eventually(lambda: not router.lost and router.told[-2:] == wanted, "all are told")
+
+
+def test_what_the_router_lets_one_wait_for_keeps_no_outcome_waiting(pod: Pod) -> None:
+    router = Router()
+    router.settles.clear()
+    keep_a_state(pod, "u")
+    try:
+        with telling(pod, router):
+            eventually(lambda: router.asked, "it asks whose the uid is")
+            pod.releases.tell([Taken(1, "other")])
+            eventually(lambda: router.told == [Taken(1, "other")], "it tells of another")
+    finally:
+        router.settles.set()
+
+
+def test_a_pod_that_leaves_asks_about_what_has_arrived_and_no_more_about_the_rest(pod: Pod) -> None:
+    router = Router()
+    arrive(pod, "came")
+    pod.give_up("u")
+    for uid in ("came", "u"):
+        pod.held.entries[uid].given_at = now() - 10
+    pod.releases.leave_all()
+    assert pod.held.unfinished() == ["came"], "it would be lost with this pod"
+    with telling(pod, router):
+        eventually(lambda: not pod.held.unfinished(), "it is known to be another's")
+    assert router.asked[0] == {"came": (50, False)}
