@@ -1,11 +1,9 @@
-"""The manifests under deploy/kuberay use fields that KubeRay's v1 resources have.
-
-The schema below states those fields alone: any other is refused, so a misspelt one is noticed.
-"""
+"""The manifests under deploy/kuberay are what KubeRay's published resources allow, and no more."""
 
 from __future__ import annotations
 
 import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,43 +17,28 @@ from ray_route.store.namespaces import check_safe
 from ray_route.store.url import parse_url
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kuberay"
-TEXT = {"type": "string"}
-COUNT = {"type": "integer", "minimum": 0}
+CRDS = Path(__file__).resolve().parents[3] / "shared" / "data" / "kuberay"
+FILES = {"RayCluster": "ray.io_rayclusters.yaml", "RayService": "ray.io_rayservices.yaml"}
 
 
-def fixed(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": {**required, **optional},
-        "required": list(required),
-        "additionalProperties": False,
-    }
+def closed(schema: Any) -> Any:
+    """Refuse fields that a schema does not name: a misspelt one would be dropped in silence."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    parts = {name: closed(part) for name, part in schema.items()}
+    if "properties" in schema and "additionalProperties" not in schema:
+        parts["additionalProperties"] = False
+    return parts
 
 
-def some(item: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "items": item, "minItems": 1}
-
-
-STRINGS = {"type": "object", "additionalProperties": TEXT}
-SECRET = fixed({"secretKeyRef": fixed({"name": TEXT, "key": TEXT})})
-CONTAINER = fixed(
-    {"name": TEXT, "image": TEXT},
-    env=some(fixed({"name": TEXT}, value=TEXT, valueFrom=SECRET)),
-    ports=some(fixed({"containerPort": COUNT}, name=TEXT)),
-    resources=fixed({"requests": STRINGS, "limits": STRINGS}),
-)
-TEMPLATE = fixed(
-    {"spec": fixed({"containers": some(CONTAINER)}, terminationGracePeriodSeconds=COUNT)}
-)
-GROUP: dict[str, Any] = {"rayStartParams": STRINGS, "template": TEMPLATE}
-WORKERS = fixed(
-    {**GROUP, "groupName": TEXT, "minReplicas": COUNT, "maxReplicas": COUNT}, replicas=COUNT
-)
-CLUSTER = fixed({"headGroupSpec": fixed(GROUP)}, rayVersion=TEXT, workerGroupSpecs=some(WORKERS))
-SPECS = {
-    "RayCluster": CLUSTER,
-    "RayService": fixed({"serveConfigV2": TEXT, "rayClusterConfig": CLUSTER}),
-}
+@cache
+def published(kind: str) -> Draft7Validator:
+    """Read the schema of a resource's version v1."""
+    whole = yaml.load((CRDS / FILES[kind]).read_text(), yaml.CSafeLoader)
+    (v1,) = [each for each in whole["spec"]["versions"] if each["name"] == "v1"]
+    return Draft7Validator(closed(v1["schema"]["openAPIV3Schema"]))
 
 
 def load(name: str) -> Any:
@@ -63,35 +46,32 @@ def load(name: str) -> Any:
 
 
 def validate(manifest: dict[str, Any]) -> None:
-    whole = fixed(
-        {
-            "apiVersion": {"const": "ray.io/v1"},
-            "kind": {"enum": list(SPECS)},
-            "metadata": fixed({"name": TEXT}),
-            "spec": SPECS[manifest["kind"]],
-        }
-    )
-    Draft7Validator(whole).validate(manifest)
+    assert manifest["apiVersion"] == "ray.io/v1"
+    assert set(manifest["metadata"]) == {"name"}
+    published(manifest["kind"]).validate(manifest)
 
 
 def clusters() -> list[dict[str, Any]]:
     return [load("raycluster.yaml")["spec"], load("rayservice.yaml")["spec"]["rayClusterConfig"]]
 
 
+@pytest.mark.shared_data
 @pytest.mark.parametrize("name", ["raycluster.yaml", "rayservice.yaml"])
 def test_the_fields_are_kuberays(name: str) -> None:
     validate(load(name))
 
 
+@pytest.mark.shared_data
 @pytest.mark.parametrize(
     "mistake",
     [
         lambda spec: spec["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}),
-        lambda spec: spec["workerGroupSpecs"][0].pop("maxReplicas"),
+        lambda spec: spec["workerGroupSpecs"][0].pop("groupName"),
         lambda spec: spec.update(workerGroupSpec=[]),
         lambda spec: spec["workerGroupSpecs"][0].update(replicas="2"),
+        lambda spec: spec["headGroupSpec"]["template"]["spec"]["containers"][0].update(imaje="x"),
     ],
-    ids=["number for a string", "missing", "misspelt", "string for a number"],
+    ids=["number for a string", "missing", "misspelt", "string for a number", "misspelt deep"],
 )
 def test_this_test_would_notice_a_mistake(mistake: Any) -> None:
     manifest = copy.deepcopy(load("raycluster.yaml"))
