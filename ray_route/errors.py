@@ -33,64 +33,19 @@ call, `may_have_run` is False only where it provably never started.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from typing import Any
 
-_SHOWN_CHARACTERS = 80
+from ray_route.error_root import RouteError as RouteError  # noqa: PLC0414 - it is one of them
+from ray_route.error_root import shown
+
 _REPEAT = "repeat it only if that is harmless (idempotent=True)"
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
-
-
-class RouteError(Exception):
-    """Root of all errors of ray_route.
-
-    Attributes that every error has, `None` where they do not apply: `namespace`, `service`,
-    `uid`, `pod`.
-    """
-
-    namespace: str | None = None
-    service: str | None = None
-    uid: str | None = None
-    pod: int | None = None
-    hint: str = ""
-
-    def __init__(self, **facts: Any) -> None:
-        super().__init__()
-        self._facts = facts
-        self.__dict__.update(facts)
-
-    def _what(self) -> str:
-        return "routing failed"
-
-    def _where(self) -> str:
-        ids = ((name, getattr(self, name)) for name in ("namespace", "service", "uid", "pod"))
-        shown = ", ".join(f"{name}={_shown(value)}" for name, value in ids if value is not None)
-        return f" ({shown})" if shown else ""
-
-    def __str__(self) -> str:
-        hint = f"; {self.hint}" if self.hint else ""
-        return f"{self._what()}{self._where()}{hint}"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Without its constructor, which would shorten again what was shortened.
-        return type(self).__new__, (type(self),), {"_facts": self._facts, **self._facts}
-
-    def about(self, **ids: Any) -> RouteError:
-        """Return the same error with these ids, for one of many whom it concerns."""
-        told = copy(self)
-        told.__dict__.update(ids, _facts={**self._facts, **ids})
-        return told
 
 
 class InvalidInputError(RouteError, ValueError):
     """An argument can never work. Nothing was changed."""
 
     def __init__(self, *, argument: str, value: object, reason: str, **ids: Any) -> None:
-        super().__init__(argument=argument, value=_shown(value), reason=reason, **ids)
+        super().__init__(argument=argument, value=shown(value), reason=reason, **ids)
 
     argument: str
     value: str
@@ -145,7 +100,7 @@ class DamagedKeyError(RouteError):
     hint = "`ray-route doctor` says how to mend it"
 
     def _what(self) -> str:
-        return f"the key {_shown(self.key)} is damaged: it holds {self.reason}"
+        return f"the key {shown(self.key)} is damaged: it holds {self.reason}"
 
 
 class NoAvailablePodError(RouteError):

@@ -21,6 +21,7 @@ from ray_route.model import (
     check_pod,
     check_routing_state,
 )
+from ray_route.pod.agent_gauges import AgentGauges
 from ray_route.pod.gate import Gate
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hook, Hooks
@@ -32,7 +33,7 @@ from ray_route.pod.load_state import LoadState, checked_load
 from ray_route.pod.surely_left import surely_left
 from ray_route.pod.uid_loads import UidLoads
 from ray_route.runtime import telemetry
-from ray_route.runtime.metrics import POD_HOTTEST_UID, POD_RUNNING_CALLS, POD_UIDS, meter
+from ray_route.runtime.metrics import meter
 from ray_route.runtime.namespace import Namespace, namespace_within
 from ray_route.runtime.waiting import Operation, Pause, run
 from ray_route.store.url import StoreUrl
@@ -105,7 +106,9 @@ class PodAgent:
         self._redis_url = redis_url
         self._load = LoadState(cpu_factor)
         self._options = options
-        self._meter = meter(namespace)
+        self._gauges = AgentGauges(
+            meter(namespace), service, pod=lambda: self.pod, held=lambda: self._held
+        )
         self._namespace_or_none: Namespace | None = None
         self._joiner: Joiner | None = None
         self._links = LinkWrites(service, self._ask, lambda: self.pod)
@@ -126,7 +129,8 @@ class PodAgent:
             given = (self.namespace, self._redis_url, self._options)
             self._namespace_or_none = namespace_within(deadline, *given)
         self._index_lease.begin(self._namespace, deadline)
-        self._measure()
+        self._gauges.begin()
+        telemetry.start()
         return self
 
     def join_in_background(self) -> None:
@@ -152,23 +156,6 @@ class PodAgent:
     def problem(self) -> RouteError | None:
         """Why the last attempt to join in the background failed; None once it has joined."""
         return self._joiner.problem if self._joiner is not None else None
-
-    def _measure(self) -> None:
-        me = self._me
-        self._meter.gauge(POD_UIDS, lambda: [(self._labels(), len(self._held))], me)
-        self._meter.gauge(POD_RUNNING_CALLS, lambda: [(self._labels(), self._held.running)], me)
-        self._meter.gauge(POD_HOTTEST_UID, lambda: [(self._labels(), self._hottest())], me)
-        telemetry.start()
-
-    def _hottest(self) -> float:
-        return UidLoads(self._held).most_of_the_time()  # of the present life's
-
-    @property
-    def _me(self) -> tuple[str, str]:
-        return self.service, str(id(self))
-
-    def _labels(self) -> tuple[str, str]:
-        return self.service, str(self.pod)  # one that floats may get another index
 
     @property
     def _namespace(self) -> Namespace:
@@ -235,7 +222,7 @@ class PodAgent:
         if self._namespace_or_none is None:
             self._index_lease.leave(deadline)
             return []
-        self._meter.forget(POD_UIDS, POD_RUNNING_CALLS, POD_HOTTEST_UID, owner=self._me)
+        self._gauges.end()
         try:
             return self._index_lease.leave(deadline)
         finally:

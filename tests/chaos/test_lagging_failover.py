@@ -69,7 +69,7 @@ class Caller:
                 told = call_patiently(self._client, uid, call, CALL_S)
                 seen.acknowledged.append(Acknowledged(call, uid, asked, time.monotonic(), told))
             except ray_route.StoreUnavailableError:
-                time.sleep(0.02)
+                time.sleep(0.02)  # the pace of a caller
             except (ray_route.RouteError, ray.exceptions.RayError) as error:
                 seen.problems.append(f"{uid} of process {name}: {error!r} {error}")
         counts = self._session.meter.counts
@@ -95,7 +95,7 @@ def move_on(client: ray_route.RouteClient, stop: threading.Event) -> None:
 def fail_over(store: Replicated) -> Fault:
     """Have a replica take over that has heard nothing for a second."""
     store.cut_off()
-    time.sleep(LAG_S)
+    time.sleep(LAG_S)  # how much the replica misses
     at = time.monotonic()
     store.take_over()
     return Fault("cut", at, until=at + TAKES_S)
@@ -143,7 +143,7 @@ def strike(
     mover.start()
     until = time.monotonic() + BEFORE_S + LAG_S + AFTER_S
     running = [caller.run.remote(number, until) for number, caller in enumerate(callers)]
-    time.sleep(BEFORE_S)
+    time.sleep(BEFORE_S)  # the load before the fault
     history.faults.append(fail_over(store))
     seen: list[Seen] = ray.get(running, timeout=120)
     stop.set()

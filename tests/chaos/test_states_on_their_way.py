@@ -79,7 +79,7 @@ def cut_off() -> Iterator[Struck]:
 
         def strike(choose: random.Random) -> None:
             choose.choice([proxy.cut, proxy.stall])()
-            time.sleep(choose.uniform(0.1, 1.5) * LEASE_S)
+            time.sleep(choose.uniform(0.1, 1.5) * LEASE_S)  # how long the fault lasts
             proxy.heal()
 
         yield Struck(server.url.replace(str(server.port), str(proxy.port)), strike)

@@ -90,7 +90,7 @@ def pass_time(seconds: float, meanwhile: Callable[[], Any] = lambda: None) -> No
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         meanwhile()
-        time.sleep(0.1)
+        time.sleep(0.1)  # the pace of what goes on meanwhile
 
 
 def cut_off(world: World) -> None:

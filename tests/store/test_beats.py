@@ -54,7 +54,7 @@ class Beating:
         end = now() + within_s
         while not await condition():
             assert now() < end
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # polls, within a deadline
 
     async def more_beats(self, count: int = 2) -> None:
         before = len(await self.beats())

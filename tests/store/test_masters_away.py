@@ -85,7 +85,7 @@ async def in_the_end(work: Callable[[], Awaitable[Link]]) -> Link:
             return await work()
         except RouteError:
             assert now() < end
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # polls, within a deadline
 
 
 async def recovered(router: Router) -> None:

@@ -189,7 +189,7 @@ async def placed_in_the_end(router: Router, uid: str) -> Link:
     while True:
         with contextlib.suppress(StoreUnavailableError):
             return await router.place(uid)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # polls, until the test ends
 
 
 def test_a_pod_that_does_not_answer_is_named_no_longer_than_patience(

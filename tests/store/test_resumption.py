@@ -98,7 +98,7 @@ class Router:
                 for number, command in list(box.commands):
                     assert isinstance(command, Recall)
                     self.mailboxes.answer(address, number, Memory([0] * CONFIG.shards, {}))
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # polls for commands
 
     async def begin(self) -> None:
         """Take over as `Lifecycle` does; no pod is asked for what it remembers."""
@@ -518,9 +518,9 @@ def test_a_run_serves_only_those_who_asked_before_it_began() -> None:
 
         shared = SharedRun(work)
         early = [asyncio.create_task(shared.begun_now()) for _ in range(5)]
-        await asyncio.sleep(0.01)
+        await soon(lambda: begun == 1, "the first run has begun")
         late = [asyncio.create_task(shared.begun_now()) for _ in range(5)]
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)  # they have asked
         assert begun == 1
         may_end.set()
         await asyncio.gather(*early)
@@ -534,16 +534,20 @@ def test_a_run_serves_only_those_who_asked_before_it_began() -> None:
 def test_a_run_that_fails_fails_for_its_own_callers_alone() -> None:
     async def main() -> None:
         outcomes = iter([StoreUnavailableError(address="here", reason="away"), None])
+        begun, may_end = asyncio.Event(), asyncio.Event()
 
         async def work() -> None:
-            await asyncio.sleep(0.01)
+            begun.set()
+            await may_end.wait()
             if error := next(outcomes):
                 raise error
 
         shared = SharedRun(work)
         first = asyncio.create_task(shared.begun_now())
-        await asyncio.sleep(0.005)
+        await begun.wait()
         second = asyncio.create_task(shared.begun_now())
+        await asyncio.sleep(0)  # it has asked
+        may_end.set()
         with pytest.raises(StoreUnavailableError):
             await first
         await second
@@ -617,7 +621,7 @@ async def eventually_said(router: Router, pod: Pod, asked: dict[str, int]) -> Wo
             word = Word.AGAIN
         if word is not Word.AGAIN:
             return word
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # polls, until the test ends
 
 
 def test_an_end_that_came_too_late_is_forgotten(run: Run) -> None:
@@ -687,10 +691,10 @@ def test_silence_counts_only_while_redis_takes_the_routers_own_look(run: Run) ->
             while asyncio.get_running_loop().time() < end:
                 with pytest.raises(StoreUnavailableError):
                     pod.renew()
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.2)  # the pace of renewals
         finally:
             world.store._client.config_set("min-replicas-to-write", 0)
-        await asyncio.sleep(2 * CONFIG.heartbeat_s)
+        await asyncio.sleep(2 * CONFIG.heartbeat_s)  # so many beats that change nothing
         assert pod.record().life is Life.ALIVE, "it could not renew"
         assert pod.renew(lapsed=True) == b"ok"
         assert await world.ask() is Word.SERVE
@@ -706,13 +710,13 @@ def test_a_pod_that_reaches_redis_and_no_router_is_given_up_after_a_lease(run: R
         for _ in range(int(CONFIG.pod_lease_s / 0.2)):  # its agent is heard, if nothing else
             assert world.pod.renew() == b"ok"
             world.router.failures.hear(SERVICE, 0)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # the pace of renewals
         renewals = 0
         for _ in range(100):
             if world.pod.renew() != b"ok":
                 break
             renewals += 1
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # the pace of renewals
         assert 0.2 * renewals > CONFIG.pod_lease_s / 2
         assert world.pod.record().life is Life.GONE
         watching.cancel()
@@ -761,7 +765,7 @@ def test_a_server_that_was_a_replica_meanwhile_is_another(run: Run) -> None:
             for _ in range(200):
                 if client.info("replication").get("master_link_status") == "up":
                     break
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # polls
             client.replicaof("no", "one")
         client.config_set("masterauth", "")
         after = await world.router.recovery.comparison.servers()

@@ -231,7 +231,7 @@ class Pod:
                         for uid, it in settled.items():
                             self.note(uid, f"hears {it}")
                         self.releases.settled(settled)
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # the pace of an agent
 
     async def run_hook(self, work: Any) -> None:
         await self.world.lag()
@@ -288,7 +288,7 @@ class Pod:
                 break
             if verdict is Verdict.CONFIRM:
                 await self.confirm(uid, link.epoch)
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.002)  # the pace of a caller
         raise FencedError(reason="refused", may_have_run=False)
 
     def note(self, uid: str, what: str) -> None:
@@ -326,7 +326,7 @@ class World:
     async def lag(self) -> None:
         """Let others go first, now and then for long."""
         chance = self.random.random()
-        await asyncio.sleep(0 if chance < 0.6 else 0.03 * chance)
+        await asyncio.sleep(0 if chance < 0.6 else 0.03 * chance)  # a message on its way
 
     def loses(self) -> bool:
         """True if a message is lost on its way."""
@@ -470,7 +470,7 @@ async def history(world: World, steps: int) -> None:
         work = getattr(world, name)
         is_fault = name in ("kill_pod", "kill_router", "lose_everything")
         running.add(asyncio.create_task(alone(work) if is_fault else work()))
-        await asyncio.sleep(0.004)
+        await asyncio.sleep(0.004)  # the pace of the story
         while len(running) > 12 or any(task.done() for task in running):
             done, running = await asyncio.wait(running, return_when="FIRST_COMPLETED")
             for task in done:
@@ -481,7 +481,7 @@ async def history(world: World, steps: int) -> None:
         await task
     for _ in range(200):
         await world.call()
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.002)  # the pace of a caller
     for pod in world.pods.values():
         pod.end()
     for router in world.routers:

@@ -345,7 +345,7 @@ class TestHooksOfALoop:
 
         async def hook(_: str) -> None:
             try:
-                await asyncio.sleep(60)
+                await asyncio.sleep(60)  # never ends by itself
             except asyncio.CancelledError:
                 if not swallows:
                     raise error from None
@@ -359,7 +359,8 @@ class TestHooksOfALoop:
         hooks = measured(Hooks(steps.coroutine, loop=loop, release_s=0.01), meter)
         acquiring = start(hooks, "on_acquire")
         assert steps.begun.wait(WITHIN_S)
-        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.03), loop).result(WITHIN_S)
+        over = asyncio.sleep(0.03)  # past the limit, which is none of it
+        asyncio.run_coroutine_threadsafe(over, loop).result(WITHIN_S)
         assert not acquiring.yet
         steps.go_on.set()
         assert acquiring.error() is None

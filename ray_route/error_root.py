@@ -1,0 +1,55 @@
+"""The root of the errors of `ray_route.errors`: what all of them have and do alike."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Any
+
+_SHOWN_CHARACTERS = 80
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: on one line, and not much of a long one."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
+
+
+class RouteError(Exception):
+    """Root of all errors of ray_route.
+
+    Attributes that every error has, `None` where they do not apply: `namespace`, `service`,
+    `uid`, `pod`.
+    """
+
+    namespace: str | None = None
+    service: str | None = None
+    uid: str | None = None
+    pod: int | None = None
+    hint: str = ""
+
+    def __init__(self, **facts: Any) -> None:
+        super().__init__()
+        self._facts = facts
+        self.__dict__.update(facts)
+
+    def _what(self) -> str:
+        return "routing failed"
+
+    def _where(self) -> str:
+        ids = ((name, getattr(self, name)) for name in ("namespace", "service", "uid", "pod"))
+        listed = ", ".join(f"{name}={shown(value)}" for name, value in ids if value is not None)
+        return f" ({listed})" if listed else ""
+
+    def __str__(self) -> str:
+        hint = f"; {self.hint}" if self.hint else ""
+        return f"{self._what()}{self._where()}{hint}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without its constructor, which would shorten again what was shortened.
+        return type(self).__new__, (type(self),), {"_facts": self._facts, **self._facts}
+
+    def about(self, **ids: Any) -> RouteError:
+        """Return the same error with these ids, for one of many whom it concerns."""
+        told = copy(self)
+        told.__dict__.update(ids, _facts={**self._facts, **ids})
+        return told

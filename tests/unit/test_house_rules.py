@@ -1,0 +1,83 @@
+"""Rules that every file keeps: short files, small classes, and tests that wait for something."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MOST_LINES = 400
+MOST_METHODS = 20
+SLEEPS = {"asyncio.sleep", "time.sleep"}
+FACES = {"AsyncRouteClient", "PodAgent", "RouteClient", "Router"}
+"""What others call by name: as many methods as there is to ask for."""
+LARGE = {
+    "Belief": 23,
+    "Controller": 32,
+    "Holdings": 36,
+    "IndexLease": 24,
+    "LinkTable": 26,
+    "Releaser": 21,
+    "Releases": 27,
+    "ResponseStream": 27,
+    "Shards": 22,
+}
+"""Classes that are larger than they may be, and may only shrink."""
+
+
+def files(folder: str, pattern: str = "*.py") -> list[Path]:
+    return sorted((ROOT / folder).rglob(pattern))
+
+
+@cache
+def classes() -> dict[str, int]:
+    """Return how many methods each class of the package has, properties and all."""
+    found = {}
+    for file in files("ray_route"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef):
+                own = [each for each in node.body if isinstance(each, FUNCTIONS)]
+                found[node.name] = max(len(own), found.get(node.name, 0))
+    return found
+
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def test_no_file_is_long() -> None:
+    lines = {file: len(file.read_text().splitlines()) for file in files("ray_route")}
+    assert lines
+    assert [f"{file}: {count}" for file, count in lines.items() if count > MOST_LINES] == []
+
+
+def test_no_class_is_large() -> None:
+    allowed = {name: LARGE.get(name, MOST_METHODS) for name in classes() if name not in FACES}
+    assert {name: classes()[name] for name in allowed if classes()[name] > allowed[name]} == {}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_class_that_has_shrunk_does_not_grow_again(name: str) -> None:
+    count = classes().get(name, 0)
+    assert count > MOST_METHODS, f"{name} is no longer large: take it out"
+    assert count == LARGE[name], f"{name} has {count} methods now: say so"
+
+
+def sleeps(file: Path) -> Iterator[int]:
+    """Give the lines on which somebody sleeps; to yield by `sleep(0)` is none."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in SLEEPS:
+            yield from [] if ast.unparse(node.args[0]) == "0" else [node.lineno]
+
+
+def test_a_test_that_sleeps_says_why() -> None:
+    """What is waited for is waited for by `eventually` or `soon`; the rest says what it is."""
+    found = []
+    for file in files("tests", "test_*.py"):
+        lines = file.read_text().splitlines()
+        silent = (number for number in sleeps(file) if "  # " not in lines[number - 1])
+        found += [f"{file.relative_to(ROOT)}:{number}" for number in silent]
+    assert found == []
