@@ -7,28 +7,19 @@ for (see `protocol.welcome.Vouched`), and belief ends with the connection.
 
 from __future__ import annotations
 
-import logging
 import os
-import random
 import threading
-import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 
-from ray_route.clock import backoff_s, now
 from ray_route.errors import ClosedError, RouteError
 from ray_route.protocol.welcome import Vouched
-from ray_route.store.circuit import PROBE_S
+from ray_route.runtime.renewals import Renewals
 from ray_route.store.connect import Store
 from ray_route.store.lanes import Lane, lanes_to_all, unsettled
 from ray_route.store.sync_masters import Homes
 
-logger = logging.getLogger(__name__)
-
 _TRIES = 5
-# A failover sends every process of a namespace to its router at once.
-_JITTER_S = 0.1
-_MAX_BACKOFF_S = 1.0
 # Whose connection is broken off under his hands lets go of it at once.
 _LAST_S = 0.1
 
@@ -48,10 +39,7 @@ class Belief:
         self._lanes: dict[str, Lane] = {}
         self._homes = store.homes()
         self._term = 0
-        self._failures = 0
-        self._failed_at = 0.0
-        self._is_new = True
-        self._renewal: Future[None] | None = None
+        self._renewals = Renewals(self._try_to_renew)
         self._closed = False
         self._pid = os.getpid()
 
@@ -154,51 +142,9 @@ class Belief:
         all who ask; after a failure with growing pauses. Shortly after it the same failure is told
         at once, since each attempt at a store that is away takes seconds.
         """
-        with self._lock:
-            if self._closed:
-                return _failed(ClosedError(what=f"the connection to {self._store.url.address}"))
-            if self._renewal is None or self._is_to_be_tried_again(self._renewal):
-                self._renewal = self._begun()
-            return self._renewal
-
-    def _is_to_be_tried_again(self, renewal: Future[None]) -> bool:
-        if not renewal.done():
-            return False
-        return not self._failures or now() >= self._failed_at + PROBE_S
-
-    def _begun(self) -> Future[None]:
-        renewal: Future[None] = Future()
-        renewal.set_running_or_notify_cancel()  # nobody who waits for it can cancel it
-        name = "ray_route-belief"
-        thread = threading.Thread(target=self._renew, args=(renewal,), name=name, daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:  # the system has no more threads for us, now
-            self._fail(renewal, error)
-        return renewal
-
-    def _renew(self, renewal: Future[None]) -> None:
-        try:
-            time.sleep(self._pause_s())
-            self._try_to_renew()
-        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
-            self._fail(renewal, error)
-        else:
-            self._failures = 0
-            renewal.set_result(None)
-
-    def _fail(self, renewal: Future[None], error: BaseException) -> None:
-        self._failures += 1
-        self._failed_at = now()
-        logger.debug("no server can be vouched for: %s", error)
-        renewal.set_exception(error)
-
-    def _pause_s(self) -> float:
-        if self._is_new:
-            self._is_new = False
-            return 0.0
-        most_s = backoff_s(self._failures, _JITTER_S, _MAX_BACKOFF_S)
-        return random.uniform(0, most_s)  # noqa: S311 - no secret
+        if self._closed:
+            return _failed(ClosedError(what=f"the connection to {self._store.url.address}"))
+        return self._renewals.begun_or_told()
 
     def _try_to_renew(self) -> None:
         for _ in range(_TRIES):

@@ -415,7 +415,7 @@ def test_after_the_end_nobody_waits_for_what_nobody_reads_any_more(
 
 
 def test_belief_comes_back_however_often_nobody_could_vouch(process: Process) -> None:
-    process.belief._failures = 5_000
+    process.belief._renewals._failures = 5_000
     process.believe()
     assert process.belief.is_ready()
 
@@ -524,7 +524,7 @@ def test_in_a_cluster_one_master_that_is_lost_costs_the_others_nothing(
         others = [uid for uid, reading in zip(uids, first, strict=True) if reading is not None]
         assert others
         assert process.belief.renewed().exception(WAIT_S) is not None
-        process.belief._failed_at -= WAIT_S  # it is some time later, and is tried again
+        process.belief._renewals._failed_at -= WAIT_S  # it is some time later, and is tried again
         process.belief.end()  # the stream was cut for a moment
         compared, asked = process.vouch, process.asked
 
