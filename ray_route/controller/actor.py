@@ -19,7 +19,7 @@ import ray
 
 from ray_route.clock import Deadline, now
 from ray_route.controller.keeping import Keeping
-from ray_route.controller.marks import give_up, is_given_up
+from ray_route.controller.marks import GivenUp, give_up, is_given_up
 from ray_route.controller.rebalancing import Rebalancer
 from ray_route.controller.recipe import Recipe
 from ray_route.controller.upkeep import Upkeep
@@ -82,14 +82,17 @@ class Controller:
         self._upkeep = Upkeep(self._recipe, held, actor)
         self._wishes = Wishes(self._recipe, actor)
         self._keeping = Keeping(self._recipe, self._upkeep, self._wishes, patience_s)
-        self._rebalancer = Rebalancer(self._upkeep, self._service, self._keeping.say)
+        figures = self._keeping.figures
+        self._rebalancer = Rebalancer(self._upkeep, self._service, self._keeping.say, figures)
         self._lock = threading.Lock()
         self._requests: dict[str, _Request] = {}
         self._awaited: set[str] = set()
         """Recipes of upgrades that wait for their turn."""
         self._unnamed_at = 0.0
+        self._given_up = GivenUp(actor)
         self._problem = ""
         self._ending, self._wake = False, threading.Event()
+        figures.begin(self._wishes, lambda: len(self._keeping.problems()) + bool(self._problem))
         threading.Thread(target=self._run, name="ray_route-controller", daemon=True).start()
 
     # What is asked of it.
@@ -171,7 +174,8 @@ class Controller:
             growing = self._upkeep.grow(indexes, wanted.recipe, asked.made, deadline, check)
             self._keeping.take(growing, check)
             asked.made = {}  # whatever comes, they are wanted
-            self._keeping.take(self._upkeep.shrink(indexes, deadline_s, check), check)
+            healing = self._keeping.healing(check)
+            self._keeping.take(self._upkeep.shrink(indexes, deadline_s, healing), check)
 
     def _undo(self, before: Wanted, made: Actors) -> None:
         """End what a scaling that failed has made, and want what there is then."""
@@ -348,11 +352,12 @@ class Controller:
         self._wishes.check()
 
     def _end_unnamed(self) -> None:
-        """End recipes of nothing, now and then; while this controller surely decides."""
+        """End recipes of nothing, forget old marks; while this controller surely decides."""
         wanted = self._wishes.wanted
         if wanted is not None and not self._keeping.done and now() >= self._unnamed_at:
             self._unnamed_at = now() + _UNNAMED_EACH_S
             self._upkeep.recipes.end_unnamed({*wanted.recipes, *self._awaited})
+            self._given_up.forget_old(wanted.upgrade.request if wanted.upgrade else "")
 
     def _check_asked(self, request: str) -> None:
         """Raise `CallCancelledError` if who asked for an upgrade has given up, in any life."""
@@ -385,7 +390,8 @@ class Controller:
             os._exit(0)
         except Exception as error:  # noqa: BLE001 - whatever it was, the next look begins anew
             if str(error) != self._problem:
-                logger.warning("%s: not as it is wanted: %s", self._name, error)
+                told = ("%s: not as it is wanted: %s", self._name, error)
+                self._keeping.figures.log(logger, logging.WARNING, *told)
             self._problem = str(error)
         finally:
             self._keeping.doing = ""

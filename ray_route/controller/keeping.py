@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from ray_route.clock import Deadline, backoff_s, now
+from ray_route.controller.figures import Figures
 from ray_route.controller.marks import BEGUN, ENDED, forget, note, noted
 from ray_route.controller.recipe import Recipe
 from ray_route.controller.recipes import end_holders
@@ -27,6 +28,7 @@ from ray_route.errors import (
     RouteTimeoutError,
     StoreUnavailableError,
 )
+from ray_route.model import RoutingState
 from ray_route.pod.starting import readiness
 from ray_route.pod.stopping import GRACE_S, stop
 from ray_route.protocol.names import controller_name
@@ -42,6 +44,7 @@ _SURPRISES = 3
 _PROBE_S = 5.0
 _MAX_BACKOFF_S = 30.0
 _HEAL_S = 60.0
+_HEAL_EACH_S = 2.0
 
 
 @dataclass(slots=True)
@@ -62,19 +65,22 @@ class Keeping:
         self._name = controller_name(spec.namespace, spec.service)
         self._upkeep = upkeep
         self._wishes = wishes
-        self.upgrading = Upgrading(upkeep, wishes)
         self._begin_by = Deadline.after(patience_s)
         self._failures: dict[int, _Failures] = {}
         self._starting: dict[int, Any] = {}
         self.doing = ""
         """What is done just now, in words."""
         self._is_taken_up = False
+        self._left: frozenset[int] = frozenset()
+        """Pods that an earlier life was told to end, and which may be there yet."""
+        self._heal_at = 0.0
         self._surprises = 0
         """How often in a row an upgrade has met what is no `RouteError`."""
         self.done = False
         """True once the service has been ended."""
-        facts = {"namespace": spec.namespace, "service": spec.service}
-        self._log = logging.LoggerAdapter(logger, facts)
+        self.figures = Figures(recipe)
+        self.upgrading = Upgrading(upkeep, wishes, self.figures)
+        self._log = logging.LoggerAdapter(logger, self.figures.facts)
 
     def problems(self) -> dict[int, str]:
         """Return what kept pods that are wanted from starting, by index."""
@@ -141,9 +147,9 @@ class Keeping:
     def take_up(self) -> None:
         """Take up, once, what an earlier life of this controller has left.
 
-        What Redis has of that may be lost, or of yesterday. So no pod is ended on its word: what
-        was begun has as many pods as are wanted or there, whichever is more. Nothing is to be done
-        with `Wishes.wanted` before.
+        What Redis has of that may be lost, or of yesterday. So no pod with users is ended on its
+        word: what was begun has as many pods as are wanted or there, whichever is more. Nothing is
+        to be done with `Wishes.wanted` before.
         """
         if self._is_taken_up:
             return
@@ -154,7 +160,10 @@ class Keeping:
             self._wishes.claim()
             wanted = self._wishes.wanted or Wanted(1, self._name)
             if wanted.upgrade is None:
+                before = frozenset(wanted.indexes)
                 wanted = wanted.including(self._upkeep.named())
+                if self._wishes.is_held:
+                    self._left = frozenset(wanted.indexes) - before
             self._wishes.write(wanted)
         self._is_taken_up = True
 
@@ -170,17 +179,54 @@ class Keeping:
             if self.upgrading.is_due:
                 self._upgrade(check)
             return
-        missing = set(wanted.indexes) - self._upkeep.named().keys() - self._starting.keys()
-        due = [pod for pod in sorted(missing) if self._may_start(pod)]
-        if due:
-            self.take(self._heal(due, wanted.recipe))
+        self._settle_scale_in(wanted)
+        self.take(self._heal())
         if wanted.cordons:
             self.take(self._upkeep.close(wanted.cordons))
+
+    def _settle_scale_in(self, wanted: Wanted) -> None:
+        """Settle what an earlier life has left of a scale-in whose caller does not ask again.
+
+        Pods that were drained have no users, and are ended. One that is being drained goes on to
+        serve.
+        """
+        if not self._left:
+            return
+        alive = self._upkeep.alive()
+        shut = {index for index, it in alive.items() if it.state is RoutingState.SHUTDOWN}
+        drained = sorted(self._left & shut)
+        if drained:
+            self._wishes.write(wanted.of(set(wanted.indexes) - set(drained)))
+        for index in drained:
+            self.take(self._upkeep.end_drained(index, alive[index]))
+        self.take(self._upkeep.stop_drains(self._left - shut))
+        self._left = frozenset()
+
+    def healing(self, check: Check) -> Check:
+        """Return a check that makes, now and then, what is missing: for what lasts, as a drain."""
+
+        def both() -> None:
+            check()
+            if now() >= self._heal_at:
+                self._heal_at = now() + _HEAL_EACH_S
+                self._heal_meanwhile()
+
+        return both
+
+    def _heal_meanwhile(self) -> None:
+        self._hear_of_starts()
+        doing = self.doing
+        try:
+            self.take(self._heal())
+        except RouteError as error:  # what lasts goes on; the next look meets it again
+            self._log.warning("not as it is wanted: %s", error)
+        finally:
+            self.doing = doing
 
     def _upgrade(self, check: Check) -> None:
         """Go on with an upgrade, or its way back; what stops it in its course turns it back."""
         try:
-            self.take(self.upgrading.steps(check), check)
+            self.take(self.upgrading.steps(check, self.healing(check)), check)
         except (*_NO_FAULT_OF_IT, DeposedError):
             raise
         except CallCancelledError as error:
@@ -204,10 +250,23 @@ class Keeping:
         except RouteTimeoutError as error:
             raise RouterUnavailableError(reason=str(error), service=self._service) from error
 
-    def _heal(self, missing: list[int], recipe: str) -> Steps:
-        """Make pods that Ray has given up; what becomes of them the next looks tell."""
-        yield f"make pods {missing}, which Ray does not have"
-        made = self._upkeep.make(missing, recipe, Deadline.after(_HEAL_S))
+    def _heal(self) -> Steps:
+        """Make pods that Ray has given up; what becomes of them the next looks tell.
+
+        In an upgrade, as many as there is room for.
+        """
+        wanted = self._wishes.wanted
+        assert wanted is not None
+        named = self._upkeep.named().keys()
+        missing = set(wanted.indexes) - named - self._starting.keys()
+        due = [pod for pod in sorted(missing) if self._may_start(pod)]
+        if wanted.upgrade is not None:
+            due = due[: max(0, wanted.replicas + wanted.upgrade.surge - len(named))]
+        if not due:
+            return
+        yield f"make pods {due}, which Ray does not have"
+        made = self._upkeep.make(due, wanted.recipe, Deadline.after(_HEAL_S))
+        self.figures.made_anew(len(due))
         for pod, handle in made.items():
             self._starting[pod] = handle._ray_route_ready.remote()  # noqa: SLF001 - our own
 
@@ -237,4 +296,6 @@ class Keeping:
         pause_s = backoff_s(failed.count, 1.0, _MAX_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311
         failed.count += 1
         failed.problem, failed.again_at = str(error), now() + pause_s
-        self._log.error("next attempt in %.1f s: %s", pause_s, error, extra={"pod": pod})
+        self.figures.start_failed(pod)
+        told = ("next attempt in %.1f s: %s", pause_s, error)
+        self.figures.log(logger, logging.ERROR, *told, pod=pod)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import ray
 from ray.experimental import internal_kv
 
+from ray_route.clock import now
 from ray_route.protocol.names import RAY_NAMESPACE
 
 BEGUN = b"begun"
 ENDED = b"ended"
 
 _KV_NAMESPACE = b"ray_route"
+_OLD_S = 3600.0
 
 
 def note(actor: str, mark: bytes) -> None:
@@ -48,6 +50,26 @@ def is_given_up(actor: str, request: str) -> bool:
         _given_up(actor, request), namespace=_KV_NAMESPACE
     )
     return found
+
+
+class GivenUp:
+    """Forgets what callers of one controller have given up, once nobody can ask for that again.
+
+    A caller that asks again, since an answer was lost, does so at once.
+    """
+
+    def __init__(self, actor: str) -> None:
+        self._actor = actor
+        self._seen_at: dict[bytes, float] = {}
+
+    def forget_old(self, under_way: str) -> None:
+        """Forget all but that of what is under way, an hour after they were seen first."""
+        prefix = _given_up(self._actor, "")
+        found: list[bytes] = internal_kv._internal_kv_list(prefix, namespace=_KV_NAMESPACE)  # noqa: SLF001 - as above
+        self._seen_at = {name: self._seen_at.get(name, now()) for name in found}
+        for name, seen_at in self._seen_at.items():
+            if now() >= seen_at + _OLD_S and name != _given_up(self._actor, under_way):
+                internal_kv._internal_kv_del(name, namespace=_KV_NAMESPACE)  # noqa: SLF001 - as above
 
 
 def _given_up(actor: str, request: str) -> bytes:

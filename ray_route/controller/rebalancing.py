@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from ray_route.client.session import Session
 from ray_route.clock import Deadline, now
 from ray_route.controller.balance import loads_after, loads_of, plan, weights
+from ray_route.controller.figures import Figures
 from ray_route.controller.upkeep import Upkeep
 from ray_route.errors import RouteError
 from ray_route.model import PodRecord, Rebalance, UidMove
@@ -47,11 +48,14 @@ class _Found:
 class Rebalancer:
     """Rebalances one service; whoever calls `run` holds the controller's turn.
 
-    `say` is told what is done, in words.
+    `say` is told what is done, in words, and `figures` how many have moved.
     """
 
-    def __init__(self, upkeep: Upkeep, service: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, upkeep: Upkeep, service: str, say: Callable[[str], None], figures: Figures
+    ) -> None:
         self._upkeep = upkeep
+        self._figures = figures
         self._service = service
         self._say = say
         self._moved: dict[str, tuple[float, float]] = {}
@@ -129,6 +133,7 @@ class Rebalancer:
             raise _StoppedError(str(error)) from error
         moved = [it for it in some if not told[it.uid]]
         self._moved |= {it.uid: (it.weight, now()) for it in moved}
+        self._figures.moved(len(moved))
         kept = {uid: why for uid, why in told.items() if why}
         return replace(result, moved=result.moved + len(moved), kept=result.kept | kept)
 

@@ -8,16 +8,17 @@ alone, and only those of the wanted generation are. So none moves twice.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from ray_route.clock import Deadline, backoff_s, now
+from ray_route.controller.figures import Figures
 from ray_route.controller.generations import completed, turned_back, upgraded
 from ray_route.controller.upkeep import Steps, Upkeep
 from ray_route.controller.wishes import Wishes
 from ray_route.errors import PodUnavailableError, RouteError, RouteTimeoutError, UpgradeError
 from ray_route.model import DrainProgress, RoutingState, UpgradeProgress
+from ray_route.runtime.waiting import Check
 from ray_route.store.wanted import Upgrade, Wanted
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ _DIED = "its controller has died since"
 class Upgrading:
     """The upgrades of one service; who calls holds its controller's turn, but to see progress."""
 
-    def __init__(self, upkeep: Upkeep, wishes: Wishes) -> None:
+    def __init__(self, upkeep: Upkeep, wishes: Wishes, figures: Figures) -> None:
+        self._figures = figures
         self._upkeep = upkeep
         self._wishes = wishes
         self._drained: dict[int, DrainProgress] = {}
@@ -74,8 +76,8 @@ class Upgrading:
         """True unless the way back has just failed: that is tried again later."""
         return now() >= self._again_at
 
-    def steps(self, check: Callable[[], None]) -> Steps:
-        """Bring the service to the generation that is wanted."""
+    def steps(self, check: Check, in_drains: Check | None = None) -> Steps:
+        """Bring the service to the generation that is wanted; drains have a check of their own."""
         wanted = self._wishes.wanted
         assert wanted is not None
         assert wanted.upgrade is not None
@@ -86,12 +88,13 @@ class Upgrading:
                 others = self._upkeep.others(wanted.indexes)
                 yield from self._upkeep.close(others)
                 yield from self._take_back(wanted, wanted.upgrade)
-                yield from self._leave_one(others, wanted.upgrade, check)
+                yield from self._leave_one(others, wanted.upgrade, in_drains or check)
         yield f"want generation {wanted.generation} alone"
         self._stuck = None
         ended = replace(self._under_way(wanted, wanted.upgrade), done=True)
         self._ended[wanted.upgrade.request] = ended
         self._wishes.change(completed(wanted), certain=True)
+        self._figures.upgrade_ended(is_undone=wanted.upgrade.back)
         self._upkeep.recipes.end(wanted.upgrade.recipe)
 
     def _is_there(self, wanted: Wanted) -> bool:
@@ -108,7 +111,7 @@ class Upgrading:
             yield from self._upkeep.stop_drains(wanted.indexes)
             yield from self._upkeep.reopen(set(wanted.indexes) - wanted.cordons)
 
-    def _make(self, wanted: Wanted, upgrade: Upgrade, check: Callable[[], None]) -> Steps:
+    def _make(self, wanted: Wanted, upgrade: Upgrade, check: Check) -> Steps:
         """Make as many of the wanted pods as there is room for, one at least."""
         named = self._upkeep.named()
         there = [index for index in wanted.indexes if index in named]
@@ -118,7 +121,7 @@ class Upgrading:
         deadline = Deadline.after(upgrade.start_s)
         yield from self._upkeep.grow(some, wanted.recipe, {}, deadline, check)
 
-    def _leave_one(self, others: list[int], upgrade: Upgrade, check: Callable[[], None]) -> Steps:
+    def _leave_one(self, others: list[int], upgrade: Upgrade, check: Check) -> Steps:
         """Drain and end the lowest of the others; on the way back, the lowest that can be."""
         errors: list[RouteError] = []
         for index in others if upgrade.back else others[:1]:
@@ -131,7 +134,7 @@ class Upgrading:
         if errors:
             raise errors[0]
 
-    def _leave(self, index: int, upgrade: Upgrade, check: Callable[[], None]) -> Steps:
+    def _leave(self, index: int, upgrade: Upgrade, check: Check) -> Steps:
         def note(progress: DrainProgress) -> None:
             self._drained[index] = progress
 
@@ -146,7 +149,8 @@ class Upgrading:
             self._stuck, self._again_at = error, now() + backoff_s(self._tries, 1.0, _MAX_BACKOFF_S)
             self._tries += 1
             raise error
-        logger.error("the upgrade of %s stops, and is undone: %s", self._upkeep.service, error)
+        told = ("the upgrade of %s stops, and is undone: %s", self._upkeep.service, error)
+        self._figures.log(logger, logging.ERROR, *told)
         self._why[wanted.upgrade.request] = error
         self._wishes.change(turned_back(wanted), certain=True)
 

@@ -70,8 +70,13 @@ class Upkeep(Sight):
 
     def _end_drained(self, drained: Iterable[int], pods: dict[int, Pod]) -> Steps:
         for index in sorted(drained):
-            yield f"end drained pod {index}, which is wanted again"
-            stop([pods[index].actor], incarnation=pods[index].incarnation)
+            yield from self.end_drained(index, pods[index])
+
+    @staticmethod
+    def end_drained(index: int, pod: Pod) -> Steps:
+        """End a pod that was drained, as it was found; a later life of it is spared."""
+        yield f"end drained pod {index}"
+        stop([pod.actor], incarnation=pod.incarnation)
 
     def _make_and_wait(
         self, indexes: list[int], recipe: str, made: Actors, deadline: Deadline, check: Check

@@ -39,6 +39,8 @@ class Wishes:
         self._lock = threading.Lock()
         self.incarnation = 0
         self.wanted: Wanted | None = None
+        self.is_held = False
+        """True if Redis had what an earlier life wanted."""
 
     @cached_property
     def _store(self) -> Store:
@@ -52,7 +54,9 @@ class Wishes:
                 self.check_name()
                 incarnation, held = self._store.one(self._calls.claim(0))
                 self.incarnation = int(incarnation)
-                self.wanted = self.wanted or newer(self._calls.held(held), self._planned())
+                found = self._calls.held(held)
+                self.wanted = self.wanted or newer(found, self._planned())
+                self.is_held = found is not None
 
     def _planned(self) -> Wanted | None:
         plan = noted(plan_of(self.actor))

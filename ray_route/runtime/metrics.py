@@ -125,6 +125,30 @@ POD_DEATHS = Metric(
 DRAINS = Metric(
     "route_drains", Kind.COUNTER, "drains that ended: done or stopped", ("service", "outcome")
 )
+CONTROLLER_STARTS = Metric(
+    "route_controller_starts", Kind.COUNTER, "controllers of a service that began", ("service",)
+)
+PODS_WANTED = Metric(
+    "route_pods_wanted", Kind.GAUGE, "pods that a deployed service is to have", ("service",)
+)
+SERVICE_PROBLEMS = Metric(
+    "route_service_problems",
+    Kind.GAUGE,
+    "what keeps a deployed service from being as it is wanted: `ray-route service` says it",
+    ("service",),
+)
+PODS_MADE_ANEW = Metric(
+    "route_pods_made_anew",
+    Kind.COUNTER,
+    "pods that Ray had given up, and that the controller made again",
+    ("service",),
+)
+REBALANCED_UIDS = Metric(
+    "route_rebalanced_uids", Kind.COUNTER, "uids that a rebalancing moved", ("service",)
+)
+UPGRADES = Metric(
+    "route_upgrades", Kind.COUNTER, "upgrades that ended: done or undone", ("service", "outcome")
+)
 POD_UIDS = Metric("route_pod_uids", Kind.GAUGE, "uids that a pod holds", ("service", "pod"))
 POD_RUNNING_CALLS = Metric(
     "route_pod_running_calls", Kind.GAUGE, "calls that run on a pod", ("service", "pod")
@@ -150,7 +174,7 @@ POD_FENCINGS = Metric(
 POD_START_FAILURES = Metric(
     "route_pod_start_failures",
     Kind.COUNTER,
-    "restarts of a pod whose constructor failed; it is made again after a back-off",
+    "starts of a pod whose constructor failed; it is made again after a back-off",
     ("service", "pod"),
 )
 

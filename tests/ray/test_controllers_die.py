@@ -26,13 +26,15 @@ from upgraded import Unborn
 import ray_route
 from ray_route.clock import Deadline
 from ray_route.controller.actor import Controller
+from ray_route.controller.draining import drain
 from ray_route.controller.keeping import Keeping
-from ray_route.controller.marks import note
+from ray_route.controller.marks import is_given_up, note
 from ray_route.controller.recipe import Recipe
 from ray_route.controller.recipes import make_holder
 from ray_route.controller.upkeep import Upkeep
 from ray_route.controller.wishes import DeposedError, Wishes
 from ray_route.errors import InvalidInputError, RouterUnavailableError, RouteTimeoutError
+from ray_route.model import DrainProgress
 from ray_route.protocol.names import RAY_NAMESPACE, controller_name
 from ray_route.runtime.waiting import no_check
 from ray_route.store.scripts import plain_call
@@ -475,3 +477,75 @@ def test_what_was_never_begun_ends_by_itself(service: Service) -> None:
     impatient.keeping.look(ending=False)
     assert impatient.keeping.done
     assert not impatient.upkeep.named()
+
+
+def drained_slowly(life: Life, patch: pytest.MonkeyPatch, victim: int) -> list[int]:
+    """Have pods drained only once a victim that Ray is told to give up meanwhile lives anew."""
+    healed: list[int] = []
+
+    def slow(client: Any, service: str, pod: int, deadline_s: float, note: Any) -> None:
+        if not healed:
+            before = life.upkeep.pods()[victim]
+            ray.kill(ray.get_actor(before.actor, namespace=RAY_NAMESPACE), no_restart=True)
+
+            def lives_anew() -> bool:
+                note(DrainProgress(pod, left=1, moved=0, running=1))
+                return life.upkeep.lives_anew(victim, before)
+
+            eventually(lives_anew, f"pod {victim} is made anew in the drain of pod {pod}", SOON_S)
+            healed.append(victim)
+        drain(client, service, pod, deadline_s, note)
+
+    patch.setattr("ray_route.controller.upkeep.drain", slow)
+    return healed
+
+
+def test_pods_are_made_anew_while_others_are_drained(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = service.life()
+    life.upgrade(service.recipe)
+    with monkeypatch.context() as patched:
+        healed = drained_slowly(life, patched, victim=2)
+        eventually(lambda: life.looked_at(2), "it is upgraded", SOON_S)
+    assert healed == [2]
+    asked = service.asked(monkeypatch)
+    healed = drained_slowly(life, monkeypatch, victim=2)
+    asked.scale("r", 1, SOON_S, SOON_S)
+    assert (healed, service.alive()) == ([2], [2])
+
+
+def test_a_scale_in_that_nobody_asks_for_again_is_settled(service: Service) -> None:
+    list(islice(service.life().scaling(3), 4))
+    stopped = service.life()
+    for step in stopped.scaling(1):
+        if step == "end pod 2":  # it is drained
+            break
+    client, name = service.client, service.service
+    client.compute_linked_pod("u", name)
+    client.move("u", name, 1)
+    pid = client.call("u", name, "pid")
+    busy = client.service(name)["u"].sleep.remote(SOON_S)
+    ray.get(router_handle(client.namespace).drain.remote(name, 1, SOON_S, go_on=False))
+    last = service.life()
+    last.keeping.look(ending=False)
+    assert last.wishes.wanted.replicas == 2, "pod 1 has a user yet, and serves on"
+    assert sorted(last.upkeep.named()) == [0, 1]
+    assert {it.state for it in last.upkeep.alive().values()} == {ray_route.RoutingState.READY}
+    assert not busy.done()
+    os.kill(pid, signal.SIGKILL)  # it sleeps yet
+
+
+def test_what_was_given_up_long_ago_is_forgotten_but_for_what_is_under_way(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, how = service.life().upgrade(service.recipe)
+    asked = service.asked(monkeypatch)
+    for request in (how.request, "another"):
+        asked.give_up(request)
+    for old_s in (3600.0, 0.0):
+        monkeypatch.setattr("ray_route.controller.marks._OLD_S", old_s)
+        asked._unnamed_at = 0.0
+        asked._end_unnamed()
+        assert is_given_up(service.actor, how.request)
+        assert is_given_up(service.actor, "another") == (old_s > 0)

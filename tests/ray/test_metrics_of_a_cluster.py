@@ -98,6 +98,9 @@ def test_all_arrives_where_rays_own_metrics_do(client: Any, deploy: Any) -> None
         "ray_route_drains_total{",
         "ray_route_store_seconds_bucket{",
         "ray_route_router_starts_total{",
+        'ray_route_controller_starts_total{.*namespace="',
+        f"ray_route_pods_wanted{{.*}} {len(deployment.pods())}.0",
+        "ray_route_service_problems{.*} 0.0",
     ]
     eventually(
         lambda: all(_has(exported(), want, deployment.service) for want in wanted), "all", 60

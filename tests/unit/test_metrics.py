@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import threading
 from pathlib import Path
 from timeit import repeat
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from ray_route.controller.figures import Figures
 from ray_route.runtime.metrics import (
     CALL_REPEATS,
     CALL_SECONDS,
     LOOKUPS,
     METRICS,
     NEAR_CACHE_LINKS,
+    PODS_WANTED,
+    SERVICE_PROBLEMS,
     Kind,
     Meter,
+    meter,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -125,3 +131,27 @@ def test_a_count_is_cheap():
     meter = Meter("n")
     best = min(repeat(lambda: meter.count(LOOKUPS, "router", "link"), number=10_000, repeat=5))
     assert best / 10_000 < 2e-6
+
+
+def test_what_a_controller_keeps_is_counted_and_its_records_say_of_what(caplog):
+    name = "figures-of-a-controller"
+    spec = SimpleNamespace(namespace=name, service="svc")
+    figures, counted = Figures(SimpleNamespace(spec=spec)), meter(name)
+    wishes = SimpleNamespace(wanted=None)
+    figures.begin(wishes, lambda: 2)
+    gauges = [counted.gauges[it.name, ("svc",)] for it in (PODS_WANTED, SERVICE_PROBLEMS)]
+    assert [gauge() for gauge in gauges] == [[(("svc",), 0)], [(("svc",), 2)]]
+    wishes.wanted = SimpleNamespace(replicas=4)
+    assert gauges[0]() == [(("svc",), 4)]
+    figures.made_anew(2)
+    figures.start_failed(3)
+    figures.upgrade_ended(is_undone=True)
+    assert counted.counts["route_pods_made_anew", ("svc",)] == 2
+    assert counted.counts["route_pod_start_failures", ("svc", "3")] == 1
+    assert counted.counts["route_upgrades", ("svc", "undone")] == 1
+    figures.log(logging.getLogger("ray_route"), logging.ERROR, "it is %s", "late", pod=3)
+    (record,) = caplog.records
+    assert (record.getMessage(), record.namespace, record.service, record.pod) == (
+        *("it is late", name, "svc"),
+        3,
+    )
