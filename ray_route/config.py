@@ -40,7 +40,8 @@ class RouteConfig:
     staleness_s: float = 10.0
     """How long near caches serve hits without having heard from the change stream."""
     placement: str | Strategy = "least_loaded"
-    """`least_loaded`, `round_robin`, `prefer_node`, or a callable (see `ray_route.placement`)."""
+    """`least_loaded`, `round_robin`, `prefer_node`, `together` (uids like `group/rest` of one group
+    on one pod), or a callable (see `ray_route.placement`)."""
     load_tolerance: float = 0.0
     """Pods whose load is within this of the least loaded one take turns."""
     ramp_s: float = 30.0

@@ -76,7 +76,8 @@ class LoadBook:
 
     def _rank(self, service: str, pods: Sequence[PodRecord]) -> _Ranked:
         nodes = {pod.pod: pod.node for pod in pods}
-        return _Ranked(pods, Loads(self.load(service, pods), nodes), {pod.pod: pod for pod in pods})
+        loads = Loads(self.load(service, pods), nodes, service)
+        return _Ranked(pods, loads, {pod.pod: pod for pod in pods})
 
     def links(self, service: str, pod: PodRecord) -> int:
         """Links placed on this incarnation by this router, less those that it took away."""

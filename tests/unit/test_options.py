@@ -91,7 +91,7 @@ def test_an_unknown_placement_is_refused(placement: object):
     assert refused(placement=placement).option == "placement"
 
 
-@pytest.mark.parametrize("placement", ["least_loaded", "round_robin", "prefer_node"])
+@pytest.mark.parametrize("placement", ["least_loaded", "round_robin", "prefer_node", "together"])
 def test_a_known_placement_makes_a_strategy(placement: str):
     assert RouteConfig(placement=placement).strategy()([POD], {4: 0.0}, "u", None) == 4
 

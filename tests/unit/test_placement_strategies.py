@@ -98,7 +98,7 @@ def test_prefer_node_has_a_tolerance():
     assert {place(pods(0, 1), load, "u", "node-1") for _ in range(4)} == {0, 1}
 
 
-@pytest.mark.parametrize("name", ["least_loaded", "round_robin", "prefer_node"])
+@pytest.mark.parametrize("name", ["least_loaded", "round_robin", "prefer_node", "together"])
 def test_a_single_pod_is_always_chosen(name: str):
     place = strategy_named(name, 0.0)
     assert {place(pods(0), {0: 7.0}, "u", "node-1") for _ in range(3)} == {0}
