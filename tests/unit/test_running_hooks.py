@@ -359,8 +359,8 @@ class TestHooksOfALoop:
         hooks = measured(Hooks(steps.coroutine, loop=loop, release_s=0.01), meter)
         acquiring = start(hooks, "on_acquire")
         assert steps.begun.wait(WITHIN_S)
-        past = asyncio.sleep(0.03)  # past the limit, which is none of it
-        asyncio.run_coroutine_threadsafe(past, loop).result(WITHIN_S)
+        beyond = asyncio.sleep(0.03)  # past the limit, which is none of it
+        asyncio.run_coroutine_threadsafe(beyond, loop).result(WITHIN_S)
         assert not acquiring.yet
         steps.go_on.set()
         assert acquiring.error() is None
