@@ -16,12 +16,14 @@ from ray.util import list_named_actors
 from ray_route.protocol.names import RAY_NAMESPACE
 
 POLL_S = 0.02
+# Far longer than anything takes: only what fails waits for so long, and a busy machine is none.
+WITHIN_S = 30.0
 
 
 What = str | Callable[[], str]
 
 
-def eventually(condition: Callable[[], Any], what: What, within_s: float = 10.0) -> Any:
+def eventually(condition: Callable[[], Any], what: What, within_s: float = WITHIN_S) -> Any:
     """Poll until `condition` is true; return what it returned, or fail with `what`.
 
     At most half of the time: to look must not take the machine from what is waited for.
@@ -34,7 +36,7 @@ def eventually(condition: Callable[[], Any], what: What, within_s: float = 10.0)
         time.sleep(pause_s)
 
 
-async def soon(condition: Callable[[], Any], what: What, within_s: float = 10.0) -> Any:
+async def soon(condition: Callable[[], Any], what: What, within_s: float = WITHIN_S) -> Any:
     """Poll as `eventually` does, and let other tasks of the loop run meanwhile."""
     end = time.monotonic() + within_s
     while True:

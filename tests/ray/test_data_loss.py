@@ -128,7 +128,7 @@ def test_a_loss_is_noticed_without_anyone_asking(world: World) -> None:
     def restored() -> bool:
         return all(redis.run([plain_call("GET", name) for name in names]))
 
-    eventually(restored, "the replay", 10)
+    eventually(restored, "the replay")
     redis.close()
 
 

@@ -308,8 +308,8 @@ def test_a_pod_told_to_end_with_nobody_to_take_over_releases_all_it_holds(
     assert {add(uid) for uid in uids} == {1}
     pid = client.call(uids[0], service, "pid")
     os.kill(pid, signal.SIGTERM)
-    eventually(lambda: book.count("release-end") == len(uids), "every hook has run", 15)
-    eventually(lambda: not Path(f"/proc/{pid}").exists(), "and the process ends", 10)
+    eventually(lambda: book.count("release-end") == len(uids), "every hook has run")
+    eventually(lambda: not Path(f"/proc/{pid}").exists(), "and the process ends")
     alive = ray_route.Life.ALIVE
     eventually(lambda: client.pods(service)[0].life is alive, "it is made again", 30)
     assert {add(uid, timeout=40, idempotent=True) for uid in uids} == {2}

@@ -151,7 +151,7 @@ def test_a_removal_after_a_delay_ends_every_lease_with_the_link(client: Any, age
         lambda: client.get_linked_in_cache("u", first.service) is None, "caches hear of it", 0.9
     )
     admit(first, link)
-    eventually(lambda: refused(first, link), "the owner gives it up", 3)
+    eventually(lambda: refused(first, link), "the owner gives it up")
     assert time.monotonic() - asked_at > 0.5
     eventually(
         lambda: client.get_linked_pod_not_cache("u", first.service) is None, "and its link goes"
@@ -233,7 +233,7 @@ def test_links_in_use_never_end_and_unused_ones_are_released(ray_session: None) 
             admit(agent, used, "used")
             return bool(released) and client.get_linked_pod_not_cache("unused", service) is None
 
-        eventually(unused_has_ended, "the unused uid is released, then its link ends", 5)
+        eventually(unused_has_ended, "the unused uid is released, then its link ends")
         assert released == ["unused"]
         assert client.get_linked_pod_not_cache("used", service) == used
         admit(agent, used, "used")

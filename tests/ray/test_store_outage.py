@@ -94,7 +94,7 @@ def test_an_outage_is_an_error_at_once_and_never_a_miss_and_ends_by_itself(
         except ray_route.RouteError:
             return False
 
-    eventually(works_again, "the service, without any restart", 15)
+    eventually(works_again, "the service, without any restart")
     assert client.compute_linked_pods(USERS, "svc") == world.links
     stored = {uid: client.get_linked_pod_not_cache(uid, "svc") for uid in USERS}
     assert stored == world.links, "an outage moved somebody"

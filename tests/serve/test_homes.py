@@ -142,8 +142,8 @@ def test_a_moved_session_is_served_at_its_new_home(chat: App) -> None:
     replica, pod = next((name, pod) for name, pod in chat.alive().items() if name != old)
     link = chat.client.move(name, chat.service, pod)
     assert link.pod == pod
-    eventually(lambda: chat.say(name)["replica"] == replica, "this process follows", 2)
-    eventually(lambda: chat.get(name)["replica"] == replica, "the proxy follows", 2)
+    eventually(lambda: chat.say(name)["replica"] == replica, "this process follows")
+    eventually(lambda: chat.get(name)["replica"] == replica, "the proxy follows")
     assert "SERVE_REPLICA" in str(chat.client.pods(chat.service)[pod].actor)
     assert f"pod {pod}" in str(chat.client.explain(name, chat.service))
 

@@ -68,7 +68,7 @@ def test_a_replica_that_is_stopped_serves_its_sessions_while_it_runs_something(r
     slow = {name: app.saying(name, 4.0) for name in names}
     with ThreadPoolExecutor(1) as pool:
         scaling = pool.submit(app.redeploy, 1)
-        stayed = eventually(lambda: len(app.alive()) == 1 and app.alive(), "one stops", 10)
+        stayed = eventually(lambda: len(app.alive()) == 1 and app.alive(), "one stops")
         gone = next(home for home in homes.values() if home not in stayed)
         theirs = next(name for name in names if homes[name] == gone)
         assert app.say(theirs)["replica"] == app.get(theirs)["replica"] == gone, "not gone yet"

@@ -246,7 +246,7 @@ def test_a_promoted_replica_takes_the_place_of_its_master():
             except StoreUnavailableError:
                 return False
 
-        eventually(answered, "all keys are served again", within_s=15)
+        eventually(answered, "all keys are served again")
 
         async def ask() -> Any:
             asynchronous = AsyncStore(store.url)

@@ -140,7 +140,7 @@ def test_a_store_works_again_after_its_server_was_away():
                 return bool(store.one(PING))
             return False
 
-        eventually(answers, "the circuit's next look", 2)
+        eventually(answers, "the circuit's next look")
         store.close()
 
 

@@ -75,7 +75,7 @@ def test_a_promoted_replica_takes_the_place_of_its_primary(servers: SentinelServ
         except StoreUnavailableError:
             return False
 
-    eventually(writes, "the same store writes to the promoted replica", within_s=15)
+    eventually(writes, "the same store writes to the promoted replica")
     reader = BulkReader(store, keys, "chat", [0] * 4)
     owned = reader.read([b"a", b"b", b"c", b"d"], Deadline.after(10))
     assert [code > FAILED for code in owned.codes] == [True, True, True, False]
