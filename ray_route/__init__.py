@@ -57,10 +57,13 @@ from ray_route.pod.current_link import CurrentLink, current_link
 from ray_route.pod.instances import StateStore
 from ray_route.pod.methods import interleave
 from ray_route.pod.pod_actor import current_agent
+from ray_route.policies import Autoscale, Autoscaling
 from ray_route.runtime.call_context import current_chain, in_chain
 
 __all__ = [
     "AsyncRouteClient",
+    "Autoscale",
+    "Autoscaling",
     "CallCancelledError",
     "ClosedError",
     "ConfigError",

@@ -11,11 +11,11 @@ from typing import Any
 from ray_route.client.session import Session
 from ray_route.client.sessions import close_session, open_session
 from ray_route.clock import Deadline
-from ray_route.controller.actor import Description
 from ray_route.controller.handle import ControllerHandle, make_controller
 from ray_route.controller.making import NameTakenError, PodMaker, named_pods
 from ray_route.controller.recipe import Recipe, differing
-from ray_route.deployment import DEPLOY_S, Deployment, check_at_least_one
+from ray_route.controller.requests import Description
+from ray_route.deployment import DEPLOY_S, Deployment
 from ray_route.errors import ClosedError, ConfigError, InvalidInputError
 from ray_route.model import (
     check_name,
@@ -28,6 +28,7 @@ from ray_route.pod.pod_actor import PodSpec
 from ray_route.pod.starting import wait_ready
 from ray_route.pod.stopping import GRACE_S, Actors, ended_at_failure, kill
 from ray_route.pod.user_threads import AT_ONCE
+from ray_route.policies import Autoscale, size_facts, sized
 from ray_route.runtime.given_up import check_wanted
 from ray_route.runtime.waiting import Pause, Stage, run, within
 from ray_route.store.url import StoreUrl
@@ -49,6 +50,7 @@ class _Making:
     held: list[Any]
     cls: type
     replicas: int
+    autoscale: Autoscale | None
     deadline: Deadline
 
     @property
@@ -75,8 +77,8 @@ class _Making:
         try:
             while True:
                 held: Description = run(self.controller.ask("describe"), self.deadline)
-                if held.replicas is not None and not held.ended:
-                    self._check_same(held, held.replicas)
+                if held.size is not None and not held.ended:
+                    self._check_same({**held.facts, **held.size})
                     within(self.deadline, Stage("Ray"), self.controller.bound)
                     return True
                 self._wait("ends" if held.ended else "deploys")
@@ -87,9 +89,9 @@ class _Making:
         what = f"another process, which {doing} service {self._service!r}"
         Pause(_LOOK_S, what).wait(self.deadline)
 
-    def _check_same(self, held: Description, replicas: int) -> None:
-        facts = {**held.facts, "replicas": str(replicas)}
-        others = differing(facts, {**self.recipe.facts, "replicas": str(self.replicas)})
+    def _check_same(self, held: dict[str, str]) -> None:
+        size = size_facts(self.replicas, self.autoscale)
+        others = differing(held, {**self.recipe.facts, **size})
         if others:
             as_deployed = ", ".join(map(" ".join, others.items()))
             raise ConfigError(
@@ -108,7 +110,7 @@ class _Making:
         wait_ready(pods, what, self.deadline, self.recipe.options)
         # The router must know them before anyone places a uid on the strength of this.
         run(self.session.refresh(self._service), self.deadline)
-        run(self.controller.ask("begin", self.replicas), self.deadline)
+        run(self.controller.ask("begin", self.replicas, self.autoscale), self.deadline)
 
     def _make_actors(self, made: Actors) -> None:
         try:
@@ -146,7 +148,10 @@ def deploy(
     *,
     namespace: str,
     service: str,
-    replicas: int,
+    replicas: int | tuple[int, int],
+    target_uids: float | None = None,
+    target_load: float | None = None,
+    down_s: float | None = None,
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     ray_actor_options: Mapping[str, Any] | None = None,
@@ -194,6 +199,11 @@ def deploy(
     meanwhile: then it exits, so that its memory serves nobody. With `exit_when_fenced=True` it
     exits as soon as its lease has run out.
 
+    With `replicas=(min, max)` the service has as many pods as it needs, within these limits: one
+    for every `target_uids` uids, or for every `target_load` of the load that pods report. More are
+    made at once; once `down_s` seconds (300) have needed fewer, the emptiest pod is drained, which
+    hands states over, and ended, one after the other. See `docs/howto/autoscale.md`.
+
     A service that is deployed already with the same class, arguments and options is returned as it
     is (see `get_deployment`); one that another process is just deploying is waited for.
 
@@ -211,7 +221,7 @@ def deploy(
     pod meets it.
     """
     check_name("service", service)
-    check_at_least_one("replicas", replicas)
+    least, autoscale = sized(replicas, target_uids, target_load, down_s)
     if not inspect.isclass(cls):
         raise no_class(cls, "must be a plain class, without @ray.remote")
     how = PodOptions(
@@ -249,7 +259,7 @@ def deploy(
         init, held = pack(args, kwargs or {}, store, deadline)
         recipe = Recipe.of(cls, init, actor_options, spec)
         controller = ControllerHandle(namespace, service, session.namespace.check_here)
-        making = _Making(session, controller, recipe, held, cls, replicas, deadline)
+        making = _Making(session, controller, recipe, held, cls, least, autoscale, deadline)
         return making.deployment()
     except BaseException:
         close_session(session)

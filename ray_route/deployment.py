@@ -27,6 +27,7 @@ from ray_route.model import (
 from ray_route.pod.instances import StateStore
 from ray_route.pod.options import no_class
 from ray_route.pod.stopping import GRACE_S, STOP_S
+from ray_route.policies import check_at_least_one, sized
 from ray_route.runtime.waiting import run
 from ray_route.store.wanted import Upgrade
 
@@ -80,27 +81,41 @@ class Deployment:
         asked: ServiceStatus = self._ask(Deadline.after(timeout), "status")
         return asked
 
-    def scale(self, replicas: int, deadline_s: float = DRAIN_S, timeout: float = DEPLOY_S) -> None:
+    def scale(
+        self,
+        replicas: int | tuple[int, int],
+        deadline_s: float = DRAIN_S,
+        timeout: float = DEPLOY_S,
+        *,
+        target_uids: float | None = None,
+        target_load: float | None = None,
+        down_s: float | None = None,
+    ) -> None:
         """Add pods, which moves no uid, or drain and end those of the highest indexes.
 
-        Afterwards indexes 0 … `replicas` - 1 are alive, and no others; after an `upgrade` those
-        from another first index on. Missing ones and those that
-        were drained before are made first, within `timeout` seconds; only when they serve are
-        others drained. Callers that scale one service at once do so one after the other. What has
-        begun is brought to its end also if this process dies.
+        Afterwards so many are alive, and no others: those of indexes from 0 on, or after an
+        `upgrade` from another one, without those that autoscaling has left out. Missing ones and
+        those that were drained before are made first, within `timeout` seconds; only when they
+        serve are others drained.
+
+        With `(min, max)` and a target the number is left to the load from then on, as by `deploy`:
+        this returns once `min` of them serve. A plain number ends that.
+
+        Callers that scale one service at once do so one after the other. What has begun is brought
+        to its end also if this process dies.
 
         Raises `PodUnavailableError` if a pod could not be drained within `deadline_s` seconds (it
         and those below it stay), `PodStartError` if one fails to start, `RouteTimeoutError` if the
         turn did not come or the pods did not serve within `timeout`. Then, and after an interrupt,
         only pods that this very call made are ended again.
         """
-        check_at_least_one("replicas", replicas)
+        least, autoscale = sized(replicas, target_uids, target_load, down_s)
         _check_limits(deadline_s=deadline_s, timeout=timeout)
         deadline = Deadline.after(timeout)
         longest_s = timeout + (len(self.pods(timeout)) + 1) * (deadline_s + GRACE_S + 4 * STOP_S)
         request = uuid.uuid4().hex
         with self._controller.giving_up(request):
-            asked = (request, replicas, deadline_s, max(deadline.remaining(), _LEAST_S))
+            asked = (request, least, autoscale, deadline_s, max(deadline.remaining(), _LEAST_S))
             self._ask(Deadline.after(longest_s), "scale", *asked)
 
     def upgrade(
@@ -222,14 +237,6 @@ class Deployment:
 
     def __exit__(self, *_: object) -> None:
         self.shutdown()
-
-
-def check_at_least_one(argument: str, count: object) -> None:
-    """Raise `InvalidInputError` unless this is an integer of at least 1."""
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise InvalidInputError(
-            argument=argument, value=count, reason="must be an integer of at least 1"
-        )
 
 
 def _check_limits(**limits: float) -> None:

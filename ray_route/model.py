@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 from ray_route.errors import DamagedKeyError, InvalidInputError, RouteError, StateNotMovedError
+from ray_route.policies import Autoscaling
 
 MAX_UID_BYTES = 512
 MAX_NAME = 64
@@ -197,7 +198,8 @@ class ServiceStatus:
     two while an upgrade is under way. `code` is a hash of the present class's text. `problem` keeps
     the service as a whole from being as it is wanted; `problems` has what the start of a pod raised
     last, by index.
-    `controller` is the incarnation of the controller, `process` its process id.
+    `controller` is the incarnation of the controller, `process` its process id. `autoscaling` says
+    how many pods the load needs; None: their number is fixed.
     """
 
     namespace: str
@@ -214,6 +216,7 @@ class ServiceStatus:
     problems: dict[int, str]
     controller: int
     process: int
+    autoscaling: Autoscaling | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,7 @@ def service(namespace: NamespaceView, service: str, *, as_json: bool) -> int:
         closed = ", ".join(map(str, status.cordons)) or "none"
         rows: list[tuple[object, ...]] = [
             ("pods wanted", status.replicas),
+            *_scaled(status),
             ("pods that Ray has", len(status.pods)),
             ("closed to new uids", closed),
             ("class", f"generation {status.generation}, code {status.code}"),
@@ -82,6 +83,14 @@ def service(namespace: NamespaceView, service: str, *, as_json: bool) -> int:
     return 0 if is_well and not status.problem else _NOT_AS_WANTED
 
 
+def _scaled(status: ServiceStatus) -> list[tuple[object, ...]]:
+    """Return a row that says what the load needs, if that decides how many pods there are."""
+    scaled = status.autoscaling
+    if scaled is None:
+        return []
+    return [("autoscaled", f"{scaled.policy.least} to {scaled.policy.most}: {scaled.why}")]
+
+
 def _older(status: ServiceStatus) -> list[tuple[object, ...]]:
     """Return a row that says which pods are of another generation than is wanted, if any is."""
     others = {pod: it for pod, it in status.generations.items() if it != status.generation}
@@ -89,9 +98,22 @@ def _older(status: ServiceStatus) -> list[tuple[object, ...]]:
     return [("to be left", f"pods {text}")] if others else []
 
 
+def _replicas(context: object, parameter: object, value: str) -> int | tuple[int, int]:
+    """Return a number of pods, or both limits of a range."""
+    del context, parameter
+    try:
+        numbers = [int(number) for number in value.split("-", 1)]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no number, and no range as 2-8") from None
+    return (numbers[0], numbers[1]) if len(numbers) > 1 else numbers[0]
+
+
 @click.command()
 @click.argument("service")
-@click.argument("replicas", type=click.IntRange(min=1))
+@click.argument("replicas", metavar="REPLICAS|MIN-MAX", callback=_replicas)
+@click.option("--target-uids", type=_SECONDS, help="With MIN-MAX: a pod for every so many uids.")
+@click.option("--target-load", type=_SECONDS, help="With MIN-MAX: a pod for every so much load.")
+@click.option("--down", type=_SECONDS, help="With MIN-MAX: seconds of less load until a pod goes.")
 @click.option(
     "--deadline",
     type=_SECONDS,
@@ -106,23 +128,29 @@ def _older(status: ServiceStatus) -> list[tuple[object, ...]]:
 def scale(
     namespace: NamespaceView,
     service: str,
-    replicas: int,
+    replicas: int | tuple[int, int],
     deadline: float,
     timeout: float,
     *,
     as_json: bool,
+    **policy: float | None,
 ) -> int:
     """Have a deployed service run so many pods: new ones move no uid, surplus ones are drained.
+
+    With MIN-MAX its load decides how many, from now on: a plain number ends that.
 
     \b
     Examples:
       ray-route scale rooms 5
+      ray-route scale rooms 2-8 --target-uids 500 --down 600
       ray-route scale rooms 3 --deadline 600 --json
     """  # noqa: D301 - click's mark for text that is not wrapped
     with held(namespace, service) as deployment:
-        deployment.scale(replicas, deadline, timeout)
+        how = {"target_uids": policy["target_uids"], "target_load": policy["target_load"]}
+        deployment.scale(replicas, deadline, timeout, **how, down_s=policy["down"])
     said = {"service": service, "replicas": replicas}
-    return _say(f"{service} has {replicas} pods", said, as_json=as_json)
+    many = f"{replicas[0]} to {replicas[1]}" if isinstance(replicas, tuple) else replicas
+    return _say(f"{service} has {many} pods", said, as_json=as_json)
 
 
 def _imported(named: str) -> type:

@@ -12,7 +12,8 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -22,11 +23,13 @@ from ray_route.controller.keeping import Keeping
 from ray_route.controller.marks import GivenUp, give_up, is_given_up
 from ray_route.controller.rebalancing import Rebalancer
 from ray_route.controller.recipe import Recipe
+from ray_route.controller.requests import Description, Request, give_way
 from ray_route.controller.upkeep import Upkeep
 from ray_route.controller.wishes import DeposedError, Wishes
 from ray_route.errors import CallCancelledError, ClosedError, RouteError, RouteTimeoutError
 from ray_route.model import Rebalance, RoutingState, ServiceStatus, UpgradeProgress
 from ray_route.pod.stopping import Actors
+from ray_route.policies import Autoscale
 from ray_route.protocol.names import RAY_NAMESPACE, controller_name, recipe_name
 from ray_route.runtime.waiting import Pause, late
 from ray_route.store.wanted import Upgrade, Wanted
@@ -49,23 +52,6 @@ _UNNAMED_EACH_S = 60.0
 _UNDO_S = 20.0
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What a controller says: `facts` are the recipe's, `replicas` is None until it has begun."""
-
-    facts: dict[str, str]
-    replicas: int | None
-    ended: bool
-
-
-@dataclass(slots=True)
-class _Request:
-    """What one caller has asked for, until it is done or given up."""
-
-    made: Actors = field(default_factory=dict)
-    given_up: bool = False
-
-
 class Controller:
     """The actor class. Its arguments are the recipe's pieces: no restart needs its maker.
 
@@ -85,7 +71,7 @@ class Controller:
         figures = self._keeping.figures
         self._rebalancer = Rebalancer(self._upkeep, self._service, self._keeping.say, figures)
         self._lock = threading.Lock()
-        self._requests: dict[str, _Request] = {}
+        self._requests: dict[str, Request] = {}
         self._awaited: set[str] = set()
         """Recipes of upgrades that wait for their turn."""
         self._unnamed_at = 0.0
@@ -101,8 +87,8 @@ class Controller:
     def describe(self) -> Description:
         """Say what is deployed here."""
         wanted = self._wishes.wanted
-        replicas = wanted.replicas if wanted else None
-        return Description(dict(self._present().facts), replicas, self._is_ended())
+        size = wanted.facts() if wanted else None
+        return Description(dict(self._present().facts), size, self._is_ended())
 
     @ray.method(concurrency_group=STATUS_GROUP)
     def recipe(self) -> Recipe:
@@ -136,6 +122,7 @@ class Controller:
             doing="end the service" if self._is_ended() else self._keeping.doing,
             problem=self._problem,
             problems=self._keeping.problems(),
+            autoscaling=self._keeping.autoscaler.told(),
             controller=self._wishes.incarnation,
             process=os.getpid(),
         )
@@ -145,30 +132,40 @@ class Controller:
         """Undo what a caller that was interrupted has asked for, as far as that is not done."""
         self._give_up(request)
 
-    def begin(self, replicas: int) -> None:
+    def begin(self, replicas: int, autoscale: Autoscale | None) -> None:
         """Keep the service so from now on: its pods serve."""
         with self._turn(Deadline.after(_HEAL_S)):
-            self._keeping.begin(replicas)
+            self._keeping.begin(replicas, autoscale)
             self._wake.set()
 
-    def scale(self, request: str, replicas: int, deadline_s: float, timeout: float) -> None:
-        """See `Deployment.scale`; callers do so one after the other."""
+    def scale(
+        self,
+        request: str,
+        replicas: int,
+        autoscale: Autoscale | None,
+        deadline_s: float,
+        timeout: float,
+    ) -> None:
+        """See `Deployment.scale`; callers do so one after the other.
+
+        Who decides how many pods there are changes last: a scaling that fails changes nothing.
+        """
         deadline = Deadline.after(timeout)
         with self._asked(request, deadline) as asked:
             before = self._wanted()
             if before.upgrade is not None:
                 raise RouteTimeoutError(waiting_for="an upgrade to end", timeout_s=timeout)
-            wanted = before.scaled(replicas)
+            # Those that an autoscaled service has above its most go one by one, later.
+            wanted = before.scaled(max(replicas, before.replicas) if autoscale else replicas)
             self._wishes.write(wanted)
             try:
                 self._scale(wanted, deadline_s, deadline, asked)
+                self._keeping.autoscale_by(autoscale)
             except BaseException:
                 self._undo(before, asked.made)
                 raise
 
-    def _scale(
-        self, wanted: Wanted, deadline_s: float, deadline: Deadline, asked: _Request
-    ) -> None:
+    def _scale(self, wanted: Wanted, deadline_s: float, deadline: Deadline, asked: Request) -> None:
         check, indexes = self._checked(asked), wanted.indexes
         with self._upkeep.client(deadline):  # held open, for all that follows
             growing = self._upkeep.grow(indexes, wanted.recipe, asked.made, deadline, check)
@@ -304,9 +301,9 @@ class Controller:
             self._lock.release()
 
     @contextlib.contextmanager
-    def _asked(self, request: str, deadline: Deadline) -> Iterator[_Request]:
+    def _asked(self, request: str, deadline: Deadline) -> Iterator[Request]:
         """Hold the turn for what a caller asks."""
-        asked = self._requests.setdefault(request, _Request())
+        asked = self._requests.setdefault(request, Request())
         try:
             with self._in_charge(), self._turn(deadline):
                 self._checked(asked)()
@@ -329,7 +326,7 @@ class Controller:
             raise ClosedError(what=f"service {self._service!r}, which was never whole")
         return self._wishes.wanted
 
-    def _checked(self, asked: _Request) -> Callable[[], None]:
+    def _checked(self, asked: Request) -> Callable[[], None]:
         """Return what raises once a caller has given up, or another controller decides."""
 
         def check() -> None:
@@ -382,7 +379,8 @@ class Controller:
         if not self._lock.acquire(blocking=False):
             return  # a caller's wish is being done
         try:
-            self._keeping.look(ending=self._ending, check=self._check_upgrade)
+            gives_way = partial(give_way, self._check_upgrade, self._requests)
+            self._keeping.look(self._check_upgrade, gives_way, ending=self._ending)
             self._end_unnamed()
             self._problem = ""
         except DeposedError:

@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
-from collections.abc import Callable, Container
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
-import ray
-
-from ray_route.clock import Deadline, backoff_s, now
+from ray_route.clock import Deadline, now
+from ray_route.controller.autoscaling import Autoscaler
 from ray_route.controller.figures import Figures
 from ray_route.controller.marks import BEGUN, ENDED, forget, note, noted
 from ray_route.controller.recipe import Recipe
 from ray_route.controller.recipes import end_holders
+from ray_route.controller.requests import StoppedError
+from ray_route.controller.starts import Starts
 from ray_route.controller.upgrading import Upgrading
 from ray_route.controller.upkeep import Steps, Upkeep
 from ray_route.controller.wishes import DeposedError, Wishes
 from ray_route.errors import (
     CallCancelledError,
     ClosedError,
-    PodStartError,
     RouteError,
     RouterUnavailableError,
     RouteTimeoutError,
     StoreUnavailableError,
 )
 from ray_route.model import RoutingState
-from ray_route.pod.starting import readiness
 from ray_route.pod.stopping import GRACE_S, stop
+from ray_route.policies import Autoscale
 from ray_route.protocol.names import controller_name
 from ray_route.runtime.waiting import Check, no_check
 from ray_route.store.wanted import Wanted
@@ -42,18 +40,8 @@ _NO_FAULT_OF_IT = (StoreUnavailableError, RouterUnavailableError, ClosedError)
 # So often an upgrade may meet what nobody foresaw before it turns back.
 _SURPRISES = 3
 _PROBE_S = 5.0
-_MAX_BACKOFF_S = 30.0
 _HEAL_S = 60.0
 _HEAL_EACH_S = 2.0
-
-
-@dataclass(slots=True)
-class _Failures:
-    """How often a pod has failed to start in a row, what it raised, and when it is tried again."""
-
-    count: int = 0
-    again_at: float = 0.0
-    problem: str = ""
 
 
 class Keeping:
@@ -65,9 +53,8 @@ class Keeping:
         self._name = controller_name(spec.namespace, spec.service)
         self._upkeep = upkeep
         self._wishes = wishes
+        self.autoscaler = Autoscaler(upkeep, wishes)
         self._begin_by = Deadline.after(patience_s)
-        self._failures: dict[int, _Failures] = {}
-        self._starting: dict[int, Any] = {}
         self.doing = ""
         """What is done just now, in words."""
         self._is_taken_up = False
@@ -79,6 +66,7 @@ class Keeping:
         self.done = False
         """True once the service has been ended."""
         self.figures = Figures(recipe)
+        self._starts = Starts(spec.service, self.figures)
         self.upgrading = Upgrading(upkeep, wishes, self.figures)
         self._log = logging.LoggerAdapter(logger, self.figures.facts)
 
@@ -86,8 +74,7 @@ class Keeping:
         """Return what kept pods that are wanted from starting, by index."""
         wanted = self._wishes.wanted
         indexes = wanted.indexes if wanted else ()
-        failures = list(self._failures.items())
-        return {pod: failed.problem for pod, failed in failures if pod in indexes}
+        return self._starts.problems(indexes)
 
     def take(self, steps: Steps, check: Callable[[], None] = lambda: None) -> None:
         """Take some steps, and `check` before each."""
@@ -126,10 +113,11 @@ class Keeping:
         with contextlib.suppress(RouteError):
             self.take(self._upkeep.stop_drains(before.indexes))
 
-    def look(self, *, ending: bool, check: Check = no_check) -> None:
+    def look(self, check: Check = no_check, gives_way: Check = no_check, *, ending: bool) -> None:
         """Look at what is there, and do what is missing; raise `DeposedError`, `RouteError`.
 
-        `check` raises what ends an upgrade that is under way.
+        `check` raises what ends an upgrade that is under way; `gives_way` raises `StoppedError`
+        once there is something else to be done than what nobody has asked for just now.
         """
         if ending:  # whoever asked for that has failed half-way
             self.finish(GRACE_S)
@@ -139,7 +127,7 @@ class Keeping:
             return
         self._wishes.keep()
         if self._wishes.wanted is not None:
-            self._keep(self._wishes.wanted, check)
+            self._keep(self._wishes.wanted, check, gives_way)
         elif not self._begin_by.remaining():
             self._log.warning("nobody has finished the deployment of %s: it ends", self._service)
             self.finish(0.0)
@@ -167,15 +155,22 @@ class Keeping:
             self._wishes.write(wanted)
         self._is_taken_up = True
 
-    def begin(self, replicas: int) -> None:
+    def begin(self, replicas: int, autoscale: Autoscale | None) -> None:
         """Keep the service so from now on."""
-        self._wishes.write(Wanted(replicas, self._name))
+        self._wishes.change(Wanted(replicas, self._name, autoscale=autoscale))
         note(self._wishes.actor, BEGUN)
 
-    def _keep(self, wanted: Wanted, check: Check) -> None:
-        self._forget_all_but(wanted.indexes)
-        self._hear_of_starts()
+    def autoscale_by(self, policy: Autoscale | None) -> None:
+        """Leave it to the load how many pods there are from now on; None: to whoever scales."""
+        wanted = self._wishes.wanted
+        if wanted is not None and wanted.autoscale != policy:
+            self._wishes.change(replace(wanted, autoscale=policy, step=wanted.step + 1))
+
+    def _keep(self, wanted: Wanted, check: Check, gives_way: Check) -> None:
+        self._starts.forget_all_but(wanted.indexes)
+        self._starts.hear()
         if wanted.upgrade is not None:
+            self.autoscaler.forget()
             if self.upgrading.is_due:
                 self._upgrade(check)
             return
@@ -183,6 +178,25 @@ class Keeping:
         self.take(self._heal())
         if wanted.cordons:
             self.take(self._upkeep.close(wanted.cordons))
+        if wanted.autoscale is not None:
+            self._autoscale(gives_way)
+
+    def _autoscale(self, check: Check) -> None:
+        """Scale the service by its load; a pod that could not be left is wanted as before."""
+        before = self._wishes.wanted
+        assert before is not None
+        try:
+            self.take(self.autoscaler.steps(self.problems(), self.healing(check)), check)
+        except (DeposedError, ClosedError):
+            raise
+        except Exception as error:
+            if self._wishes.wanted != before:
+                self.want_what_is_there(before)
+            if not isinstance(error, StoppedError):
+                self.autoscaler.forget()
+                raise
+            self._log.info("service %s: %s", self._service, error)
+        self.take(self._heal(anew=False))
 
     def _settle_scale_in(self, wanted: Wanted) -> None:
         """Settle what an earlier life has left of a scale-in whose caller does not ask again.
@@ -214,7 +228,7 @@ class Keeping:
         return both
 
     def _heal_meanwhile(self) -> None:
-        self._hear_of_starts()
+        self._starts.hear()
         doing = self.doing
         try:
             self.take(self._heal())
@@ -250,52 +264,22 @@ class Keeping:
         except RouteTimeoutError as error:
             raise RouterUnavailableError(reason=str(error), service=self._service) from error
 
-    def _heal(self) -> Steps:
+    def _heal(self, *, anew: bool = True) -> Steps:
         """Make pods that Ray has given up; what becomes of them the next looks tell.
 
-        In an upgrade, as many as there is room for.
+        In an upgrade, as many as there is room for. Not `anew`: the load needs them.
         """
         wanted = self._wishes.wanted
         assert wanted is not None
         named = self._upkeep.named().keys()
-        missing = set(wanted.indexes) - named - self._starting.keys()
-        due = [pod for pod in sorted(missing) if self._may_start(pod)]
+        missing = set(wanted.indexes) - named - set(self._starts.under_way)
+        due = [pod for pod in sorted(missing) if self._starts.may_begin(pod)]
         if wanted.upgrade is not None:
             due = due[: max(0, wanted.replicas + wanted.upgrade.surge - len(named))]
         if not due:
             return
         yield f"make pods {due}, which Ray does not have"
         made = self._upkeep.make(due, wanted.recipe, Deadline.after(_HEAL_S))
-        self.figures.made_anew(len(due))
-        for pod, handle in made.items():
-            self._starting[pod] = handle._ray_route_ready.remote()  # noqa: SLF001 - our own
-
-    def _forget_all_but(self, indexes: Container[int]) -> None:
-        """Forget the starts of pods that are not wanted any more: their class may be no more."""
-        for pods in (self._failures, self._starting):
-            for pod in [pod for pod in pods if pod not in indexes]:
-                del pods[pod]
-
-    def _hear_of_starts(self) -> None:
-        for pod, answer in list(self._starting.items()):
-            if not ray.wait([answer], timeout=0)[0]:
-                continue
-            del self._starting[pod]
-            try:
-                readiness(answer, pod, f"pod {pod} of service {self._service!r}")
-                self._failures.pop(pod, None)
-            except PodStartError as error:
-                self._note_failure(pod, error)
-
-    def _may_start(self, pod: int) -> bool:
-        failed = self._failures.get(pod)
-        return failed is None or failed.again_at <= now()
-
-    def _note_failure(self, pod: int, error: PodStartError) -> None:
-        failed = self._failures.setdefault(pod, _Failures())
-        pause_s = backoff_s(failed.count, 1.0, _MAX_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311
-        failed.count += 1
-        failed.problem, failed.again_at = str(error), now() + pause_s
-        self.figures.start_failed(pod)
-        told = ("next attempt in %.1f s: %s", pause_s, error)
-        self.figures.log(logger, logging.ERROR, *told, pod=pod)
+        if anew:
+            self.figures.made_anew(len(due))
+        self._starts.begun(made)

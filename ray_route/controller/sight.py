@@ -14,6 +14,7 @@ from ray_route.errors import InvalidInputError
 from ray_route.model import Life, Pod
 from ray_route.pod.pod_actor import PodSpec
 from ray_route.pod.stopping import Actors
+from ray_route.runtime.waiting import run
 
 ASK_S = 30.0
 """How long Redis and the router may take for an answer."""
@@ -45,6 +46,13 @@ class Sight:
         """Return what the pod table says, dead pods included."""
         with self.client(Deadline.after(timeout)) as (_, client):
             return client.pods(self.service, timeout=timeout)
+
+    def counts(self) -> dict[int, int]:
+        """Ask the pods that serve how many uids they hold; raise `PodUnavailableError`."""
+        deadline = Deadline.after(ASK_S)
+        with self.client(deadline) as (session, _):
+            counts: dict[int, int] = run(session.namespace.ask("count", self.service), deadline)
+            return counts
 
     def handles(self, indexes: Iterable[int]) -> Actors:
         """Return the handles of those of the pods that Ray has."""

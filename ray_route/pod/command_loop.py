@@ -21,6 +21,7 @@ from ray_route.protocol.commands import (
     Cancel,
     Close,
     Command,
+    Count,
     EndAt,
     Fetched,
     Memory,
@@ -163,6 +164,8 @@ class CommandLoop:
             at = now() + command.after_s if command.after_s < math.inf else math.inf
             uids = command.uids.items()
             return [uid for uid, epoch in uids if not self._releases.end_at(uid, epoch, at)]
+        if isinstance(command, Count):
+            return len(self._held)
         if isinstance(command, Weigh):
             loads = UidLoads(self._held)
             return loads.hottest(command.hottest) if command.hottest else loads.weighed()

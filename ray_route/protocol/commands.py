@@ -149,6 +149,11 @@ class Weigh:
 
 
 @dataclass(frozen=True, slots=True)
+class Count:
+    """Answer: how many uids the pod holds."""
+
+
+@dataclass(frozen=True, slots=True)
 class Show:
     """Answer: what the pod has, as `Shown`."""
 
@@ -190,7 +195,7 @@ class Memory:
     ago_s: dict[str, float] = field(default_factory=dict)
 
 
-Command = Release | Cancel | Take | Settled | EndAt | Show | Weigh | Close | Open | Recall
+Command = Release | Cancel | Take | Settled | EndAt | Show | Count | Weigh | Close | Open | Recall
 
 Numbered = tuple[int, Command]
 """A command, and the number under which its answer is expected."""

@@ -221,6 +221,11 @@ class Router:
         await self._life.opened()
         return await self._shifts.weigh(service)
 
+    async def count(self, service: str) -> dict[int, int]:
+        """See `Shifts.count`."""
+        await self._life.opened()
+        return await self._shifts.count(service)
+
     async def hottest(self, service: str, most: int) -> list[HotUid]:
         """See `Shifts.hottest`."""
         await self._life.opened()

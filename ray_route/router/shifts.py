@@ -1,4 +1,4 @@
-"""What a rebalancing asks of a router: what pods' uids weigh, and that some change their pod."""
+"""What evens out and scales a service asks of a router: of pods' uids, and that some move."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ray_route.errors import RouteError
 from ray_route.model import HotUid, PodRecord
-from ray_route.protocol.commands import Weigh, Weighed
+from ray_route.protocol.commands import Count, Weigh, Weighed
 from ray_route.router.mailbox import Mailboxes, NoAnswerError
 from ray_route.router.membership import Membership
 from ray_route.router.moves import Moves
@@ -19,7 +19,7 @@ _MOVE_S = 60.0
 
 
 class Shifts:
-    """Weighs uids and moves some, as it is told. Belongs to one event loop."""
+    """Counts and weighs uids and moves some, as it is told. Belongs to one event loop."""
 
     def __init__(self, membership: Membership, mailboxes: Mailboxes, moves: Moves) -> None:
         self._membership = membership
@@ -36,6 +36,13 @@ class Shifts:
         return {
             (pod.pod, pod.incarnation): Weighed(*it) for pod, it in zip(pods, told, strict=True)
         }
+
+    async def count(self, service: str) -> dict[int, int]:
+        """Ask each pod that serves how many uids it holds; raise `PodUnavailableError`."""
+        await self._membership.refresh(service)
+        pods = [pod for pod in self._membership.table.pods(service).values() if pod.routable]
+        told = await asyncio.gather(*(self._ask(service, pod, Count()) for pod in pods))
+        return {pod.pod: uids for pod, uids in zip(pods, told, strict=True)}
 
     async def hottest(self, service: str, most: int) -> list[HotUid]:
         """Ask each pod for its hottest uids; what a pod does not answer is left out."""
@@ -68,10 +75,10 @@ class Shifts:
         await self._membership.refresh(service)
         return list(self._membership.table.available(service))
 
-    async def _ask(self, service: str, pod: PodRecord, command: Weigh) -> Any:
+    async def _ask(self, service: str, pod: PodRecord, command: Weigh | Count) -> Any:
         address = (service, pod.pod, pod.incarnation)
         try:
             return await self._mailboxes.ask(address, command, _ANSWER_S)
         except NoAnswerError as error:
-            why = f"it does not tell what its uids weigh: {error}"
+            why = f"it does not tell of its uids: {error}"
             raise self._membership.unavailable(service, pod.pod, why) from error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import count, islice
 
 from ray_route.model import MAX_POD
+from ray_route.policies import Autoscale, size_facts
 from ray_route.store.damage import is_number
 from ray_route.store.keys import Keys
 from ray_route.store.scripts import Call, plain_call, script_call
@@ -40,6 +42,7 @@ class Wanted:
     the actor that holds the present one. Pods of `upgrade` are to be left for these. `step` counts
     the changes of generations, `ended_upgrades` are the requests of the last upgrades that ended,
     with the word "undone" if one did not succeed. `ended` once the service's shutdown has begun.
+    `replicas` is up to the controller by `autoscale`; None: to whoever scales the service.
     """
 
     replicas: int
@@ -52,6 +55,11 @@ class Wanted:
     upgrade: Upgrade | None = None
     ended_upgrades: tuple[str, ...] = ()
     gaps: frozenset[int] = frozenset()
+    autoscale: Autoscale | None = None
+
+    def facts(self) -> dict[str, str]:
+        """Return what is compared where a service that is there is deployed again."""
+        return size_facts(self.replicas, self.autoscale)
 
     @property
     def indexes(self) -> tuple[int, ...]:
@@ -127,6 +135,7 @@ class WantedCalls:
             *("first", wanted.first, "step", wanted.step),
             *("gaps", _numbers(wanted.gaps)),
             *("ended_upgrades", ",".join(wanted.ended_upgrades)),
+            *(_autoscale_fields(wanted.autoscale) if wanted.autoscale else ()),
             *(_upgrade_fields(wanted.upgrade) if wanted.upgrade else ()),
         ]
 
@@ -144,6 +153,13 @@ class WantedCalls:
 
 def _numbers(some: Iterable[int]) -> str:
     return ",".join(map(str, sorted(some)))
+
+
+def _autoscale_fields(policy: Autoscale) -> list[object]:
+    return [
+        *("least", policy.least, "most", policy.most, f"target_{policy.unit}", policy.target),
+        *("down_ms", round(policy.down_s * 1_000)),
+    ]
 
 
 def _upgrade_fields(upgrade: Upgrade) -> list[object]:
@@ -176,7 +192,25 @@ def _wanted(row: Mapping[bytes, bytes]) -> Wanted | None:
         upgrade=_upgrade(row),
         ended_upgrades=tuple(filter(None, _text(row, b"ended_upgrades").split(","))),
         gaps=frozenset(map(int, gaps)),
+        autoscale=_autoscale(row),
     )
+
+
+def _autoscale(row: Mapping[bytes, bytes]) -> Autoscale | None:
+    numbers = [row.get(name, b"") for name in (b"least", b"most", b"down_ms")]
+    uids, load = (_target(row, name) for name in (b"target_uids", b"target_load"))
+    if not all(map(is_number, numbers)) or (uids is None) == (load is None):
+        return None
+    least, most, down_ms = map(int, numbers)
+    return Autoscale(least, most, uids, load, down_ms / 1_000) if 0 < least <= most else None
+
+
+def _target(row: Mapping[bytes, bytes], name: bytes) -> float | None:
+    try:
+        target = float(row.get(name, b""))
+    except ValueError:
+        return None
+    return target if target > 0 and math.isfinite(target) else None
 
 
 def _upgrade(row: Mapping[bytes, bytes]) -> Upgrade | None:

@@ -10,7 +10,7 @@ from test_moves_race import Space, opened, run
 
 from ray_route.errors import PodUnavailableError
 from ray_route.model import HotUid
-from ray_route.protocol.commands import Release, Weigh, Weighed
+from ray_route.protocol.commands import Count, Release, Weigh, Weighed
 from ray_route.router import shifts
 from ray_route.router.shifts import Shifts
 from ray_route.store.connect import Store
@@ -85,17 +85,22 @@ def test_a_pod_that_does_not_say_what_it_holds_is_an_error_and_hides_no_hot_uid_
                 had = [number for number, _ in commands]
                 for number, command in commands:
                     if pod not in silent:
-                        assert isinstance(command, Weigh)
-                        said = [hot] if command.hottest else weighed
+                        assert isinstance(command, Weigh | Count)
+                        said: Any = 7
+                        if isinstance(command, Weigh):
+                            said = [hot] if command.hottest else weighed
                         space.mailboxes.answer(address, number, said)
 
         answering = [asyncio.create_task(answer(pod)) for pod in pods]
         told = await shifts_of(space).weigh("svc")
         assert told == dict.fromkeys(pods.items(), weighed)
+        assert await shifts_of(space).count("svc") == dict.fromkeys(pods, 7)
         silent.add(1)
-        with pytest.raises(PodUnavailableError, match="does not tell what its uids weigh") as error:
+        with pytest.raises(PodUnavailableError, match="does not tell of its uids") as error:
             await shifts_of(space).weigh("svc")
         assert error.value.pod == 1
+        with pytest.raises(PodUnavailableError):
+            await shifts_of(space).count("svc")
         assert await shifts_of(space).hottest("svc", 3) == [hot, hot]
         for task in answering:
             task.cancel()

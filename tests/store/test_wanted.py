@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from ray_route.policies import Autoscale
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
 from ray_route.store.scripts import plain_call
@@ -13,6 +14,8 @@ from ray_route.store.wanted import Upgrade, Wanted, WantedCalls
 
 WANTED = Wanted(3, "ray_route:n:chat:controller", frozenset({0, 2}), generation=4, first=3, step=6)
 GAPS = Wanted(3, "r", first=3, gaps=frozenset({3, 5}))
+BY_UIDS = replace(GAPS, autoscale=Autoscale(1, 8, 500.0, None, 0.25))
+BY_LOAD = replace(GAPS, autoscale=Autoscale(2, 2, None, 0.1, 300.0))
 ENDED = replace(WANTED, ended_upgrades=("r1", "r2 undone"))
 UPGRADE = Upgrade(3, 0, "old", surge=2, start_s=9.5, drain_s=7.25, back=True, request="r1")
 
@@ -27,7 +30,10 @@ def claim(store: Store, calls: WantedCalls, least: int = 0) -> tuple[int, Wanted
     return int(incarnation), calls.held(held)
 
 
-@pytest.mark.parametrize("wanted", [WANTED, ENDED, GAPS, replace(WANTED, upgrade=UPGRADE)])
+ALL = [WANTED, ENDED, GAPS, BY_UIDS, BY_LOAD, replace(WANTED, upgrade=UPGRADE)]
+
+
+@pytest.mark.parametrize("wanted", ALL)
 def test_what_is_written_is_read_by_the_next_life(
     store: Store, calls: WantedCalls, wanted: Wanted
 ) -> None:
@@ -85,6 +91,17 @@ def test_a_damaged_field_is_no_wish(
     store.one(calls.want(first, WANTED))
     store.one(plain_call("HSET", calls.keys.wanted("chat"), field, value))
     assert claim(store, calls)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("least", "0"), ("least", "9"), ("down_ms", ""), ("target_uids", "nan"), ("target_load", "1")],
+)
+def test_a_damaged_policy_is_none(store: Store, calls: WantedCalls, field: str, value: str) -> None:
+    first, _ = claim(store, calls)
+    store.one(calls.want(first, BY_UIDS))
+    store.one(plain_call("HSET", calls.keys.wanted("chat"), field, value))
+    assert claim(store, calls)[1] == GAPS
 
 
 def test_a_key_of_another_type_is_made_anew(store: Store, calls: WantedCalls) -> None:

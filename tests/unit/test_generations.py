@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_route.controller.generations import completed, newer, turned_back, upgraded
+from ray_route.policies import Autoscale
 from ray_route.store.wanted import Upgrade, Wanted
 
 FIRST = Wanted(3, "old", frozenset({1}))
@@ -97,3 +98,16 @@ def test_ray_knows_of_generations_and_redis_of_what_came_after() -> None:
     found = newer(FIRST, done)
     assert found is not None
     assert (found.first, found.generation, found.replicas) == (3, 2, 1), "as many as are there"
+
+
+def test_who_decides_how_many_pods_there_are_outlives_redis() -> None:
+    begun = replace(FIRST, autoscale=Autoscale(1, 4, 500.0, None, 60.0), step=1)
+    for found in (None, replace(begun, autoscale=None), FIRST):
+        held = newer(found, begun)
+        assert held is not None
+        assert held.autoscale == begun.autoscale
+    later = replace(begun.of([1, 3, 4]), cordons=frozenset({3}))
+    assert newer(later, begun) == later
+    assert newer(replace(begun, autoscale=None, step=2), begun) == replace(
+        begun, autoscale=None, step=2
+    )
