@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shlex
+import subprocess
 import sys
+import sysconfig
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,7 +21,6 @@ import ray_route
 from ray_route.store.embedded import EmbeddedServer
 
 LEASE_S = 3.0
-_PREEMPTION = 2  # of Ray's reasons to drain a node, the one that it can't refuse
 # Nobody reads the logs, and there is no cloud to ask for nodes.
 UNWATCHED = {"include_log_monitor": False, "no_monitor": True, "include_dashboard": False}
 QUICK = {
@@ -94,13 +97,20 @@ def a_node_that_is_drained_gives_its_users_away(cluster: Any, url: str) -> None:
         uids = [f"u{number}" for number in range(30)]
         assert {client.call(uid, "svc", "add", uid) for uid in uids} == {1}
         node = next(node for node in nodes if node.node_id == client.pods("svc")[0].node)
-        due_ms = time.time_ns() // 1_000_000 + 30_000
-        gcs = ray._raylet.GcsClient(address=cluster.address)
-        assert gcs.drain_node(node.node_id, _PREEMPTION, "it is to go", due_ms)[0]
+        drain_by_command(cluster, node.node_id)
         eventually(lambda: pods_of(client, uids) == {1}, "its uids have moved", 25)
         cluster.remove_node(node, allow_graceful=False)
         assert {client.call(uid, "svc", "add", uid) for uid in uids} == {2}
         print("a node that Ray had drained was removed: no uid has lost its state")
+
+
+def drain_by_command(cluster: Any, node: str) -> None:
+    """Run the line of the page, for half a minute."""
+    page = (Path(__file__).parents[2] / "docs/howto/remove_node.md").read_text()
+    line = next(line for line in page.splitlines() if line.startswith("ray drain-node"))
+    words = shlex.split(line.replace("NODE_ID", node).replace("300", "30"))
+    program = Path(sysconfig.get_path("scripts")) / "ray"
+    subprocess.run([program, *words[1:], "--address", cluster.address], check=True, timeout=120)
 
 
 def pods_of(client: Any, uids: list[str]) -> set[int]:
