@@ -133,8 +133,9 @@ class PodRecord:
 class Pod:
     """A pod as operators see it.
 
-    `links` counts what the present router has placed there, less what it has taken away; a pod that
-    has been drained, or whose life has ended, has none.
+    `links` counts what the present router has placed there, less what it has taken away, and begins
+    with the load that the router found; a pod that has been drained, or whose life has ended, has
+    none.
     """
 
     pod: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 
 from ray_route.model import PodRecord
 from ray_route.placement import Loads
@@ -80,12 +81,14 @@ class LoadBook:
         return _Ranked(pods, loads, {pod.pod: pod for pod in pods})
 
     def links(self, service: str, pod: PodRecord) -> int:
-        """Links placed on this incarnation by this router, less those that it took away."""
+        """Links of this incarnation: its load when this router first saw it, and all since."""
         return self._of(service, pod).links
 
     def report(self, service: str, pod: PodRecord) -> None:
         """Take in the load that came with a heartbeat."""
         count = self._of(service, pod)
+        if not count.heartbeat_us and isfinite(pod.load):  # an earlier router placed those
+            count.links = max(count.links, round(pod.load))
         count.placed.sort()  # shards count for themselves, so it is only almost sorted
         before = bisect_right(count.placed, pod.heartbeat_us)
         late = before - bisect_right(count.placed, pod.heartbeat_us - _ARRIVAL_US, hi=before)

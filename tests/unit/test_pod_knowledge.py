@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -158,6 +159,23 @@ class TestLoadBook:
     def test_a_pod_that_nobody_reported_is_idle(self):
         assert LoadBook().load(S, [POD, replace(POD, pod=1)]) == {0: 0.0, 1: 0.0}
 
+    @pytest.mark.parametrize(("load", "links"), [(4.2, 4), (0.0, 0), (math.inf, 0), (math.nan, 0)])
+    def test_the_links_of_a_life_that_an_earlier_router_knew_begin_with_its_load(self, load, links):
+        book = LoadBook()
+        book.report(S, replace(POD, load=load, heartbeat_us=1_000))
+        assert book.links(S, POD) == links
+        book.placed(S, POD, [1_001])
+        book.report(S, replace(POD, load=9.0, heartbeat_us=1_002))
+        assert book.links(S, POD) == links + 1, "it is counted from there"
+        book.left(S, POD.pod, POD.incarnation, 1_001)
+        assert book.links(S, POD) == links
+
+    def test_what_is_placed_before_a_report_is_heard_counts_once(self):
+        book = LoadBook()
+        book.placed(S, POD, [1, 2])
+        book.report(S, replace(POD, load=2.0, heartbeat_us=1_000))
+        assert book.links(S, POD) == 2
+
     def test_load_is_the_report_and_what_was_placed_since(self):
         book = LoadBook()
         book.report(S, replace(POD, load=4.0))
@@ -236,7 +254,7 @@ class TestLoadBook:
         assert self.load(book) == 4.0
         book.left(S, POD.pod, POD.incarnation, 900)
         assert self.load(book) == 3.0
-        assert book.links(S, POD) == 0
+        assert book.links(S, POD) == 3
         book.left(S, POD.pod, POD.incarnation + 1, 900)
         assert self.load(book) == 3.0, "another life's"
 
