@@ -63,7 +63,7 @@ class Admission:
             if verdict is Verdict.ADMIT:
                 entry = self._held.entries[uid]
                 self._held.order.busy.add(uid)
-                self._held.used(uid, entry)
+                self._held.used(entry)
                 if not entry.calls:
                     entry.calls = []
                     entry.call_time.begin(entry.used_at)
@@ -135,7 +135,7 @@ class Admission:
             entry = self._held.entries.get(uid)
             if entry is None or entry.phase is not Phase.HELD:  # none runs
                 return
-            self._held.used(uid, entry)
+            self._held.used(entry)
             if entry.calls and call in entry.calls:
                 entry.calls.remove(call)
                 if not entry.calls:
@@ -168,9 +168,7 @@ class Admission:
                 return Told.VOID
             if entry.phase is Phase.ACQUIRING:
                 return Told.WAIT
-            self._confirm(
-                uid, entry, until, link
-            )  # an ENDING one, too: its link lives on meanwhile
+            self._confirm(entry, until, link)  # an ENDING one, too: its link lives on meanwhile
             self._held.look_at(uid, entry)
             return Told.HELD if entry.phase is Phase.HELD else Told.VOID
 
@@ -188,7 +186,7 @@ class Admission:
                 return Told.WAIT
             if state is not None:
                 state.arrived = False  # it is this pod's from here on, whatever on_acquire does
-            new = Entry(epoch, Phase.ACQUIRING, term, until, at, link.persistent, state=state)
+            new = Entry(uid, epoch, Phase.ACQUIRING, term, until, at, link.persistent, state=state)
             self._add(uid, new)
             return Told.ACQUIRE
         if entry.phase is Phase.HELD:  # its link ended without a release
@@ -202,14 +200,14 @@ class Admission:
             entry.due_at = due_at
         self._held.entries[uid] = entry
         self._held.nobodys_no_more(uid)
-        self._held.used(uid, entry)
+        self._held.used(entry)
         self._held.order.leased(uid)
         self._held.order.changing.add(uid)
 
-    def _confirm(self, uid: str, entry: Entry, until: float, link: Link) -> None:
+    def _confirm(self, entry: Entry, until: float, link: Link) -> None:
         if entry.persistent and not link.persistent:
-            self._held.used(uid, entry)  # from now on it may end for want of use
-        self._held.order.leased(uid)
+            self._held.used(entry)  # from now on it may end for want of use
+        self._held.order.leased(entry.uid)
         entry.until = max(until, entry.until) if entry.term == self._held.term else until
         entry.term, entry.persistent = self._held.term, link.persistent
 
@@ -222,7 +220,7 @@ class Admission:
             entry.phase = Phase.HELD
             self._held.order.changing.discard(uid)
             entry.state = None  # only now: until here it may have to be handed on
-            self._held.used(uid, entry)
+            self._held.used(entry)
             self._held.look_at(uid, entry)
 
     def state_of(self, uid: str) -> State | None:
@@ -274,7 +272,7 @@ class Admission:
                     continue
                 if term == entry.term == self._held.term and not entry.lost:
                     entry.until = max(entry.until, until)
-                    self._held.order.leased(uid)
+                    self._held.order.leased(entry.uid)
 
     def unread(self, uid: str) -> None:
         """Take in that a link could not be read: the confirmation is asked for again."""
@@ -294,15 +292,14 @@ class Admission:
         if entry is None and link.epoch <= self._held.forgotten_epoch(uid):
             return  # old news of one that has left
         if entry is None or (link.epoch > entry.epoch and entry.phase is Phase.GIVEN):
-            self._add(
-                uid, Entry(link.epoch, Phase.HELD, self._held.term, until, at, link.persistent)
-            )
+            entry = Entry(uid, link.epoch, Phase.HELD, self._held.term, until, at, link.persistent)
+            self._add(uid, entry)
         elif link.epoch > entry.epoch and entry.phase is Phase.HELD:
             entry.lost = True
             self._held.look_at(uid, entry)
         elif link.epoch == entry.epoch and entry.phase is Phase.HELD and not entry.lost:
-            self._confirm(uid, entry, until, link)
-            self._held.used(uid, entry)
+            self._confirm(entry, until, link)
+            self._held.used(entry)
 
 
 def _state_of(entry: Entry | None, epoch: int, link: Link) -> State | None:

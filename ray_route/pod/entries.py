@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -37,10 +38,18 @@ class Wish:
     """It was taken back, or its router superseded, after the hook had been taken out to be run."""
 
 
+_NO_WISHES: Mapping[int, Wish] = {}
+
+
 @dataclass(slots=True)
 class Entry:
-    """What is known of one uid."""
+    """What is known of one uid.
 
+    A pod has 100,000 and more: what most have not they share.
+    """
+
+    uid: str
+    """The one string that is kept of it: each call brings another."""
     epoch: int
     phase: Phase
     term: int
@@ -59,7 +68,8 @@ class Entry:
     removes: bool = False
     """It is given up by the pod itself: its link is to go."""
     given_at: float = math.inf
-    wishes: dict[int, Wish] = field(default_factory=dict)
+    wishes: Mapping[int, Wish] = field(default_factory=lambda: _NO_WISHES)
+    """By the numbers of who asks; replaced, never changed."""
     state: State | None = None
     """What its owner under the next epoch is to have of it; none while it is held."""
     load: float | None = None
@@ -67,6 +77,17 @@ class Entry:
     call_time: CallTime = field(default_factory=CallTime)
     tried: bool = False
     """It has arrived, and `on_acquire` has failed: it waits for its next call."""
+
+    def wish(self, number: int, wish: Wish) -> None:
+        """Have it given up, as one more asks for."""
+        self.wishes = {**self.wishes, number: wish}
+
+    def drop_wish(self, number: int) -> Wish | None:
+        """Take a wish back; return it, if there was one."""
+        dropped = self.wishes.get(number)
+        if dropped is not None:
+            self.wishes = {n: wish for n, wish in self.wishes.items() if n != number}
+        return dropped
 
     @property
     def running(self) -> int:

@@ -90,10 +90,10 @@ class Holdings:
         busy = [self.entries.get(uid) for uid in list(self.order.busy)]
         return sum(entry.running for entry in busy if entry is not None)
 
-    def used(self, uid: str, entry: Entry) -> None:
+    def used(self, entry: Entry) -> None:
         """Take in that a uid is used now."""
         entry.used_at = self.clock()
-        self.order.used(uid)
+        self.order.used(entry.uid)
 
     def is_confirmed(self, entry: Entry) -> bool:
         """True while Redis' word on a uid, given in this term, holds."""
@@ -152,7 +152,7 @@ class Holdings:
 
     def bar(self, uid: str, epoch: int, *, removes: bool = False) -> Entry:
         """Refuse a uid up to an epoch, of which nothing is held; return its entry."""
-        entry = Entry(epoch, Phase.GIVEN, self.term, removes=removes, given_at=self.clock())
+        entry = Entry(uid, epoch, Phase.GIVEN, self.term, removes=removes, given_at=self.clock())
         self.entries[uid] = entry
         self._nobodys(uid, entry)
         return entry

@@ -75,7 +75,7 @@ class Releases:
         held, epoch = self._held, wish.epoch
         entry = held.entries.get(uid)
         if entry is not None and entry.phase is Phase.ARRIVED and entry.epoch <= epoch:
-            entry.wishes[number] = wish  # nothing was acquired, so no hook runs: its state goes on
+            entry.wish(number, wish)  # nothing was acquired, so no hook runs: its state goes on
             held.give(uid, entry)
             return
         if entry is None or (entry.epoch < epoch and entry.phase is Phase.GIVEN):
@@ -85,7 +85,7 @@ class Releases:
             given = held.given(uid, entry, number, epoch)
             held.outcomes.append(given._replace(given=entry.epoch == epoch))
             return
-        entry.wishes[number] = wish
+        entry.wish(number, wish)
         if entry.epoch < epoch and entry.phase is Phase.HELD:
             entry.lost = True  # its link ended without a release
         held.timed.add(uid)
@@ -99,7 +99,7 @@ class Releases:
                 if entry is None:
                     continue
                 if entry.phase is not Phase.ENDING:
-                    entry.wishes.pop(number, None)
+                    entry.drop_wish(number)
                 elif number in entry.wishes:
                     entry.wishes[number].void = True
 
@@ -200,8 +200,8 @@ class Releases:
 
     def _lose_patience(self, uid: str, entry: Entry, at: float) -> None:
         """Keep a busy uid after all, if it is time."""
-        for number in [n for n, wish in entry.wishes.items() if at >= wish.until]:
-            wish = entry.wishes.pop(number)
+        for number, wish in [it for it in entry.wishes.items() if at >= it[1].until]:
+            entry.drop_wish(number)
             self._held.outcomes.append(Outcome(number, uid, wish.epoch, given=False))
             self._held.wake()
 

@@ -145,3 +145,19 @@ def test_what_is_nobodys_is_in_no_order(pod: Pod) -> None:
         assert pod.releases.may_begin(work)
         pod.releases.ended(work.uid, work.epoch, None)
     assert len(pod.held.order) == len(pod.held.order.busy) == len(pod.held.order.changing) == 0
+
+
+def test_each_has_one_string_and_no_table_of_wishes_of_its_own(pod: Pod) -> None:
+    for _ in range(2):
+        another = b"17".decode()
+        pod.call(another)
+        pod.confirm(b"17".decode())
+    pod.releases.release(1, {"18": 7}, 3, closes=False, router=1)
+    pod.releases.cancel(1)
+    entry = dict.get(pod.entries, "17")
+    assert entry is not None
+    order = pod.held.order
+    kept = [next(uid for uid in uids if uid == "17") for uids in (order.latest(), order.soonest())]
+    assert all(uid is entry.uid for uid in kept)
+    assert not entry.wishes
+    assert entry.wishes is dict.__getitem__(pod.entries, "19").wishes
