@@ -22,6 +22,7 @@ from ray_route.model import (
     check_routing_state,
 )
 from ray_route.pod.agent_gauges import AgentGauges
+from ray_route.pod.current_link import current_link
 from ray_route.pod.gate import Gate
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hook, Hooks
@@ -366,10 +367,14 @@ class PodAgent:
 
         Raises `FencedError` if it does not, `StoreUnavailableError` if that can't be confirmed.
         The user's code must not run in either case. `serving` also covers the time that it runs.
+
+        Within a call that this pod serves it waits until that call's caller gives up, and then
+        raises `PodUnavailableError`: where calls run one at a time, `on_acquire` of another uid
+        waits for that very call.
         """
         call = object()
         with surely_left(self, uid, call):
-            self.gate.enter(uid, epoch, incarnation, call)
+            self.gate.enter(uid, epoch, incarnation, call, due=_due_here())
             self.gate.leave(uid, call)
 
     @contextlib.contextmanager
@@ -381,7 +386,7 @@ class PodAgent:
         """
         gate, call = self.gate, object()
         with surely_left(self, uid, call):
-            gate.enter(uid, epoch, incarnation, call)
+            gate.enter(uid, epoch, incarnation, call, due=_due_here())
             yield
             gate.recheck(uid, epoch)
             gate.leave(uid, call)
@@ -394,6 +399,12 @@ class PodAgent:
             service=self.service,
             pod=self._index_lease.index,
         )
+
+
+def _due_here() -> Deadline | None:
+    """Return when the caller of the running call gives up, if there is one, and it says so."""
+    serving = current_link()
+    return None if serving is None else serving.deadline
 
 
 def _pause(what: str) -> Operation[None]:

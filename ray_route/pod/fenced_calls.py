@@ -43,7 +43,7 @@ def _served(pod: Any, place: Place, header: Header, args: Any, kwargs: Any) -> A
         check_due(due, agent.service, uid, method)
         check_not_awaited(chain_of(header), agent.namespace, agent.service, uid)
         gate, function = agent.gate, method_of(pod, method)
-        gate.enter(uid, epoch, incarnation, place)
+        gate.enter(uid, epoch, incarnation, place, due=due)
     except RouteError as error:
         return place.refused(error)
     finally:
@@ -85,7 +85,7 @@ async def _call_async(pod: Any, header: Header, /, *args: Any, **kwargs: Any) ->
         check_due(due, agent.service, uid, method)
         check_not_awaited(chain_of(header), agent.namespace, agent.service, uid)
         gate, function = agent.gate, method_of(pod, method)
-        await gate.enter_async(uid, epoch, incarnation)
+        await gate.enter_async(uid, epoch, incarnation, due=due)
     except RouteError as error:
         return place.refused(error)
     finally:

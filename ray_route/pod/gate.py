@@ -46,17 +46,25 @@ class Gate:
 
     # Entering.
 
-    def enter(self, uid: str, epoch: int, incarnation: int, call: object = None) -> None:
+    def enter(
+        self,
+        uid: str,
+        epoch: int,
+        incarnation: int,
+        call: object = None,
+        *,
+        due: Deadline | None = None,
+    ) -> None:
         """Begin to serve a call, asking Redis if need be; end it with `leave`.
 
         Where it may be interrupted in here, see `surely_left`.
 
         Raises `FencedError` if this pod does not own the uid, `StoreUnavailableError` if that can't
-        be confirmed, and what `on_acquire` raises.
+        be confirmed, what `on_acquire` raises, and past `due` `PodUnavailableError`.
         """
         deadline: Deadline | None = None
         while (verdict := self._verdict(uid, epoch, incarnation, call)) is not Verdict.ADMIT:
-            deadline = deadline or Deadline.after(_PATIENCE_S)
+            deadline = deadline or _patience(due)
             if verdict is Verdict.WAIT:
                 time.sleep(POLL_S)
             else:
@@ -74,8 +82,7 @@ class Gate:
     ) -> None:
         """Do the same without blocking the event loop; see `Admission.enter` for `in_turn`.
 
-        What is shared goes on if this call is cancelled; the call is counted by itself alone. Past
-        `due` it raises `PodUnavailableError`.
+        What is shared goes on if this call is cancelled; the call is counted by itself alone.
         """
         deadline: Deadline | None = None
         while True:

@@ -37,7 +37,7 @@ def _served(pod: Any, call: object, header: Header, args: Any, kwargs: Any) -> I
         check_due(due_of(header), agent.service, uid, method)
         check_not_awaited(chain_of(header), agent.namespace, agent.service, uid)
         function = stream_of(pod, method)
-        gate.enter(uid, epoch, incarnation, call)
+        gate.enter(uid, epoch, incarnation, call, due=due_of(header))
     except RouteError as error:
         yield Refused(error)
         return

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import unique_name
+from helpers import eventually, unique_name
 
-from ray_route.clock import now
-from ray_route.errors import FencedError
+from ray_route.clock import Deadline, now
+from ray_route.errors import FencedError, PodUnavailableError
 from ray_route.model import Link
 from ray_route.pod import confirming
+from ray_route.pod.agent import PodAgent
+from ray_route.pod.current_link import under
 from ray_route.pod.entries import Phase
 from ray_route.pod.gate import Gate
 from ray_route.pod.holdings import Holdings
@@ -113,3 +117,33 @@ def test_an_acquisition_that_meets_another_is_asked_for_again(
     assert releases.to_acquire() == [work]
     gate.acquire(work.uid, work.epoch)
     assert held.entries["u"].phase is Phase.HELD
+
+
+@pytest.mark.parametrize("way", ["serving", "admit", "a call"])
+def test_what_a_call_waits_for_that_waits_for_it_ends_with_its_callers_patience(
+    namespace: Namespace, way: str
+) -> None:
+    held, turn = Holdings(0, PodLease(7, 600.0, now()), 600.0), threading.Lock()
+    there: Any = namespace
+    gate = Gate(there, "chat", held, Hooks(lambda _: None, turn=turn))
+    agent: Any = SimpleNamespace(gate=gate, namespace="ns", service="chat", pod=0, joined=True)
+    due = Deadline.after(0.3)
+
+    def ask() -> None:
+        if way == "a call":
+            gate.enter("new", EPOCH, 7, due=due)
+        elif way == "admit":
+            PodAgent.admit(agent, "new", EPOCH, 7)
+        else:
+            with PodAgent.serving(agent, "new", EPOCH, 7):
+                pass
+
+    # Calls run one at a time, so that `on_acquire` of another uid waits for the one that runs.
+    with turn, under(agent, ["u", EPOCH, 7, "say"], due):
+        began = now()
+        with pytest.raises(PodUnavailableError, match="'new' is still being acquired") as caught:
+            ask()
+        assert now() < began + WITHIN_S
+    assert not caught.value.may_have_run
+    eventually(lambda: held.entries["new"].phase is Phase.HELD, "it is acquired afterwards")
+    assert held.running == 0
