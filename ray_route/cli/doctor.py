@@ -218,7 +218,7 @@ def _probes(keys: Keys) -> Iterator[Call]:
     yield script_call("open_namespace", [keys.meta], [1, 1, "{}"])
     yield script_call("claim_router", [keys.meta], [0])
     yield restore_meta(keys, config, router=1, token=1)
-    yield seal(keys, 1, "doctor")
+    yield seal(keys, 1, "doctor", "doctor")
     yield pods.claim(who, RoutingState.READY)
     yield pods.renew(who, 1, 0.0, RoutingState.READY, 0, lapsed=False)
     yield pods.table(_SERVICE)

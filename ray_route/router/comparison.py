@@ -117,6 +117,11 @@ class Comparison:
         apart = {self._servers.get(self._store.server_of(key) or "") for key in keys}
         return named(set(servers.split(",")).difference(filter(None, apart)))
 
+    @property
+    def home(self) -> str:
+        """Name the server that has the namespace's own keys, as they were looked at; else ""."""
+        return self._servers.get(self._store.server_of(self._keys.meta) or "", "")
+
     async def is_sealed(self, servers: str, *, others_away: bool = False) -> bool:
         """True if the namespace was whole on these servers; others come after a failover.
 
@@ -128,8 +133,9 @@ class Comparison:
         except DamagedKeyError as error:
             tell(error)
             return False
-        names = servers.split(",")
-        return is_whole(self._keys, reply, self._config, names, others_away=others_away)
+        # Where they are is known better once they have been read.
+        names, home = servers.split(","), self.home
+        return is_whole(self._keys, reply, self._config, names, home, others_away=others_away)
 
 
 def named(identities: Iterable[str]) -> str:

@@ -204,11 +204,10 @@ class Recovery:
         """True if the pod tables are as an earlier router left them.
 
         Of a Cluster's masters the namespace's own says so, whatever became of others: it has lost
-        nothing since it was named in a seal.
+        nothing since it was named in a seal, and the tables have been there since.
         """
-        servers = await self._store.servers()
-        home = self._store.server_of(self._table.keys.meta)
-        return home in servers and await self.comparison.is_sealed(servers[home], others_away=True)
+        await self.comparison.servers()
+        return await self.comparison.is_sealed(self.comparison.home, others_away=True)
 
     async def _recollect(self, patience_s: float) -> None:
         """Hear every living agent; wait for those that Redis has forgotten to show up."""

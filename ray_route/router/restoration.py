@@ -76,12 +76,13 @@ class Restoration:
         lost meanwhile is lost again afterwards.
         """
         token = random.randrange(1, _TOKENS)  # noqa: S311 - no secret
+        home = self.comparison.home  # before the pod tables are written there
         await self._restore_tables(token)
         if lost:
             await self._restore_links(lost, token)
         self.shards.clocks.believe(steps)
         whole = self.comparison.without_aside(servers)
-        await self.store.one(seal(self.table.keys, token, whole))
+        await self.store.one(seal(self.table.keys, token, whole, home))
 
     async def _restore_links(self, lost: Collection[int], token: int) -> None:
         began = now()

@@ -98,7 +98,7 @@ class Masters:
         """
         replies = await self._exchange(name, messages)
         return [
-            await self._followed(words) if isinstance(reply, _ELSEWHERE) else reply
+            await self._followed(name, words) if isinstance(reply, _ELSEWHERE) else reply
             for words, reply in zip(messages, replies, strict=True)
         ]
 
@@ -127,9 +127,12 @@ class Masters:
             raise NoConnectionError("no master holds the slot now")
         return node
 
-    async def _followed(self, words: Words) -> Any:
+    async def _followed(self, name: str | None, words: Words) -> Any:
         """Do as a server says that is not the one to ask, or not yet."""
+        parser = self._client.commands_parser
         try:
+            if not parser.commands:  # redis-py 8 reads a command's keys before it asks for these
+                await parser.initialize(self._node(name))
             return await self._client.execute_command(*words)
         except DRIVER_ERRORS as error:
             return error

@@ -61,14 +61,14 @@ def look(keys: Keys, router: int, *, settled: bool = True) -> Call:
     return script_call("look", [keys.meta], [router, int(settled)])
 
 
-def seal(keys: Keys, token: int, servers: str) -> Call:
+def seal(keys: Keys, token: int, servers: str, home: str) -> Call:
     """Note that the namespace is whole on these servers (see `AsyncStore.servers`).
 
-    After a recovery's last write; `servers` were read before it began. Pods claim their indexes
-    only in a sealed namespace, and a router that starts on the same servers knows that nothing is
-    lost. Replies "ok", or "lost": begin anew.
+    After a recovery's last write; `servers` were read before it began, `home` of them had the
+    namespace's own keys. Pods claim their indexes only in a sealed namespace, and a router that
+    starts on the same servers knows that nothing is lost. Replies "ok", or "lost": begin anew.
     """
-    return script_call("seal", [keys.meta], [token, servers])
+    return script_call("seal", [keys.meta], [token, servers, home])
 
 
 def read_seal(keys: Keys) -> Call:
@@ -88,7 +88,7 @@ def parse_looked(stored: bytes | None) -> int | None:
 
 def read_whole(keys: Keys) -> Call:
     """Read what `is_whole` needs."""
-    return plain_call("HMGET", keys.meta, "sealed", "layout", "shards", "options")
+    return plain_call("HMGET", keys.meta, "sealed", "home", "layout", "shards", "options")
 
 
 def is_whole(
@@ -96,18 +96,20 @@ def is_whole(
     reply: list[bytes | None],
     config: RouteConfig,
     servers: Collection[str],
+    home: str,
     *,
     others_away: bool = False,
 ) -> bool:
     """True if the namespace is sealed on these servers, and says what its router runs with.
 
-    With `others_away` it may be sealed on more.
+    With `others_away` it may be sealed on more. Its own keys must be where they were: in a Cluster
+    they may have been lost by a failover, and then have moved to one of these.
     """
-    sealed, layout, shards, options = reply
-    if sealed is None:
+    sealed, sealed_home, layout, shards, options = reply
+    if sealed is None or sealed_home != home.encode():
         return False
-    named = set(sealed.decode(errors="replace").split(","))
-    if not named.issuperset(servers) or (len(named) != len(set(servers)) and not others_away):
+    named, there = set(sealed.decode(errors="replace").split(",")), {*servers, home}
+    if not named.issuperset(there) or (len(named) != len(there) and not others_away):
         return False
     try:
         says = parse_options(keys, shards, options)

@@ -132,6 +132,24 @@ def test_an_async_script_waits_too(moving: Moving):
     assert {link.pod for link in moving.calls.parse(results[0]).links if link} == {3}
 
 
+def test_a_plain_command_follows_a_slot_that_has_moved(moving: Moving):
+    """Its keys are not told apart by their place, as a script's are."""
+
+    async def read_before_and_after() -> list[Any]:
+        store, read = AsyncStore(moving.store.url), plain_call("GET", moving.keys.counter(0))
+        try:
+            before = await store.one(read)
+            moving.begin()
+            moving.end()
+            return [before, await store.one(read)]
+        finally:
+            await store.close()
+
+    before, after = asyncio.run(asyncio.wait_for(read_before_and_after(), 30))
+    assert before is not None
+    assert after == before
+
+
 def test_a_slot_that_never_arrives_is_an_error_in_bounded_time(
     moving: Moving, monkeypatch: pytest.MonkeyPatch
 ):

@@ -170,7 +170,7 @@ META = {
 # Only routers read these, and write them anew.
 META_OF_ROUTERS = {
     f"{name}-{kind}": meta(name, value)
-    for name in ("router", "sealed", "replay", "looked")
+    for name in ("router", "sealed", "home", "replay", "looked")
     for kind, value in _VALUES.items()
 }
 SERVICES = {

@@ -121,7 +121,7 @@ def test_a_router_starts_and_recovers(store: Store, keys: Keys, fill: Fill):
     config = RouteConfig(shards=4)
     router = int(store.one(script_call("claim_router", [keys.meta], [0])))
     store.one(restore_meta(keys, config, router, token=7))
-    assert store.one(seal(keys, 7, "this-server")) == b"ok"
+    assert store.one(seal(keys, 7, "this-server", "this-server")) == b"ok"
     assert store.one(read_seal(keys)) == b"this-server"
 
 

@@ -14,7 +14,7 @@ import pytest
 from bare_router import CONFIG, SERVICE, Router, tell
 from helpers import eventually, unique_name
 from servers import ClusterServers
-from test_resumption import Pod, close_all
+from test_resumption import WHO, Pod, close_all
 from test_resumption import Router as Resuming
 
 from ray_route.clock import now
@@ -225,6 +225,82 @@ def lose_the_writes(place: Place) -> list[str]:
 
 async def nothing(_: Recovery) -> None:
     """Make up for nothing."""
+
+
+class Owning:
+    """A pod of a namespace whose own keys can move to another master of the cluster."""
+
+    def __init__(self, cluster: ClusterServers, store: Store) -> None:
+        self.cluster, self.store, self.url = cluster, store, cluster.store_url()
+        self.keys = Keys(unique_name(), 16)
+        self.pod = Pod(store, PodCalls(self.keys))
+
+    async def router(self) -> Resuming:
+        router = Resuming.on(self.url, self.keys)
+        await router.begin()
+        return router
+
+    def move(self) -> None:
+        """Move the pod tables, and what else lies with them, to another master."""
+        slot = self.cluster.slot(self.keys.meta)
+        source = self.cluster.owner(slot)
+        to = next(node for node in self.cluster.nodes if node is not source)
+        self.cluster.begin_move(slot, to)
+        while self.cluster.move_keys(slot, source, to, 100):
+            pass
+        self.cluster.end_move(slot, to)
+        eventually(lambda: self.cluster.owner(slot) is to, "it has arrived")
+
+    async def ask(self, router: Resuming) -> Word:
+        self.pod.renew()
+        return await router.resumption.confirm(self.pod.address, self.pod.seq, self.pod.under, 0)
+
+
+def in_the_cluster(cluster: ClusterServers, story: Callable[[Owning], Awaitable[None]]) -> None:
+    async def main(store: Store) -> None:
+        try:
+            await story(Owning(cluster, store))
+        finally:
+            await close_all()
+
+    with closing(Store(cluster.store_url())) as store:
+        asyncio.run(asyncio.wait_for(main(store), 60))
+
+
+def test_pod_tables_that_were_lost_and_then_moved_to_a_server_of_the_seal_are_no_proof(
+    cluster: ClusterServers,
+) -> None:
+    """Each master has lost nothing; but what came to this one had, on its way."""
+
+    async def story(place: Owning) -> None:
+        await place.router()
+        place.pod.claim()
+        before = place.pod.copy()
+        place.store.one(place.pod.calls.resign(WHO, place.pod.incarnation))
+        place.pod.put_back(before)  # a replica that lagged has taken over
+        place.move()  # and is emptied, to be taken away
+        later = await place.router()
+        assert not later.recovery.credible.is_proven
+        assert await place.ask(later) is Word.ENDED
+
+    in_the_cluster(cluster, story)
+
+
+def test_pod_tables_that_have_moved_are_sealed_where_they_are(cluster: ClusterServers) -> None:
+    async def story(place: Owning) -> None:
+        router = await place.router()
+        place.pod.claim()
+        place.move()
+        found = await router.recovery.comparison.look()
+        assert not found.is_whole
+        assert not found.lost
+        await router.recovery.recover()
+        assert (await router.recovery.comparison.look()).is_whole
+        later = await place.router()
+        assert later.recovery.credible.is_proven
+        assert await place.ask(later) is Word.SERVE
+
+    in_the_cluster(cluster, story)
 
 
 Servers = dict[str, str]

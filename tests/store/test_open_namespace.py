@@ -65,12 +65,12 @@ def test_a_namespace_is_sealed_only_if_nothing_was_lost_since_its_replay_began(
     keys, config = Keys(namespace, 8), RouteConfig(shards=8)
     store.one(restore_meta(keys, config, router=5, token=17))
     assert store.one(read_seal(keys)) is None
-    assert store.one(seal(keys, 18, "server")) == b"lost"
+    assert store.one(seal(keys, 18, "server", "server")) == b"lost"
     assert store.one(read_seal(keys)) is None
-    assert store.one(seal(keys, 17, "server")) == b"ok"
+    assert store.one(seal(keys, 17, "server", "server")) == b"ok"
     assert store.one(read_seal(keys)) == b"server"
-    assert store.one(seal(keys, 17, "other")) == b"lost"
+    assert store.one(seal(keys, 17, "other", "other")) == b"lost"
     store.one(restore_meta(keys, config, router=5, token=19))
     store.one(plain_call("DEL", keys.meta))
-    assert store.one(seal(keys, 19, "server")) == b"lost"
+    assert store.one(seal(keys, 19, "server", "server")) == b"lost"
     assert store.one(plain_call("EXISTS", keys.meta)) == 0
