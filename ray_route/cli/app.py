@@ -23,6 +23,7 @@ from ray_route.cli.doctor import doctor
 from ray_route.cli.keep import cordon, scale, service, shutdown, uncordon, upgrade
 from ray_route.cli.look import explain, pods, status, top, where
 from ray_route.cli.rebalance import rebalance
+from ray_route.cli.ui import ui
 from ray_route.demo.replay import DemoError
 from ray_route.demo.trace import TraceError
 from ray_route.errors import RouteError
@@ -60,7 +61,7 @@ def app() -> None:
 
 
 _COMMANDS = (
-    *(status, where, explain, pods, service, top, doctor),
+    *(status, where, explain, pods, service, top, ui, doctor),
     *(scale, upgrade, rebalance, drain, cordon, uncordon, move, remove, shutdown),
     *(bench, demo),
 )

@@ -29,6 +29,7 @@ from ray_route.errors import (
     StoreUnavailableError,
 )
 from ray_route.model import HotUid, Link, Pod, PodRecord, check_name, check_uid
+from ray_route.protocol.decided import Decided
 from ray_route.protocol.names import (
     EMBEDDED_SERVER,
     RAY_NAMESPACE,
@@ -270,9 +271,20 @@ class NamespaceView:
         """Return so many of the hottest uids of each of a service's pods; none without a router."""
         if self.router is None:
             return []
-        asked = self.client._session.namespace.ask("hottest", service, most)  # noqa: SLF001
-        hottest: list[HotUid] = run(asked, Deadline.after(TIMEOUT_S))
+        hottest: list[HotUid] = self._ask("hottest", service, most)
         return hottest
+
+    def decided(self, router: int, count: int, most: int) -> Decided | None:
+        """Return what was decided since that router had decided so much; None without a router."""
+        if self.router is None:
+            return None
+        decided: Decided = self._ask("decided", router, count, most)
+        return decided
+
+    def _ask(self, question: str, *arguments: Any) -> Any:
+        """Ask the router what clients have no method for."""
+        asked = self.client._session.namespace.ask(question, *arguments)  # noqa: SLF001
+        return run(asked, Deadline.after(TIMEOUT_S))
 
     def links(self, uid: str) -> dict[str, Link]:
         """Return the links of a uid by service, straight from the store."""

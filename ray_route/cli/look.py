@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
-from heapq import nlargest
 from typing import Any
 
 import click
@@ -17,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ray_route.cli.cluster import Cluster, NamespaceView
+from ray_route.cli.glance import Glance, glance, pods_of
 from ray_route.cli.output import (
     POD_COLUMNS,
     at_cluster,
@@ -187,18 +187,13 @@ def pods(namespace: NamespaceView, service: str | None, *, as_json: bool) -> int
       ray-route pods rooms
       ray-route pods --json | jq '.rooms[] | select(.life == "alive") | .pod'
     """  # noqa: D301 - click's mark for text that is not wrapped
-    found = _pods(namespace, service)
+    found = pods_of(namespace, service)
     if as_json:
         print_json(found)
     else:
         rows = [pod_row(name, pod) for name, pods in found.items() for pod in pods]
         console().print(table(POD_COLUMNS, rows))
     return 0
-
-
-def _pods(namespace: NamespaceView, service: str | None) -> dict[str, list[Pod]]:
-    names = namespace.services() if service is None else [namespace.service(service)]
-    return {name: namespace.pods(name) for name in names}
 
 
 @click.command()
@@ -228,25 +223,17 @@ def top(
       ray-route top
       ray-route top rooms --interval 5 --json --count 3
     """  # noqa: D301 - click's mark for text that is not wrapped
-    views = _views(namespace, service, interval, count)
+    views = _views(namespace, service, interval, count, uids)
     with suppress(KeyboardInterrupt):
         if as_json:
             for found, _ in views:
-                hottest = _hottest(namespace, service, uids)
-                print_json({"at": time.time(), "pods": found, "hottest": hottest})
+                print_json(found)
         else:
             with Live(console=console(), auto_refresh=False) as live:
                 for found, new in views:
-                    hot = _hot_table(_hottest(namespace, service, uids))
-                    live.update(Group(_busiest(found, new, interval), *hot), refresh=True)
+                    hot = _hot_table(found.hottest)
+                    live.update(Group(_busiest(found.pods, new, interval), *hot), refresh=True)
     return 0
-
-
-def _hottest(namespace: NamespaceView, service: str | None, most: int) -> list[HotUid]:
-    if service is None or not most:
-        return []
-    found = namespace.hottest(service, most)
-    return nlargest(most, found, key=lambda one: (one.load or 0.0, one.call_share))
 
 
 def _hot_table(hottest: list[HotUid]) -> list[Table]:
@@ -262,13 +249,13 @@ _Key = tuple[str, int, int]
 
 
 def _views(
-    namespace: NamespaceView, service: str | None, interval: float, count: int | None
-) -> Iterator[tuple[dict[str, list[Pod]], dict[_Key, int]]]:
+    namespace: NamespaceView, service: str | None, interval: float, count: int | None, uids: int
+) -> Iterator[tuple[Glance, dict[_Key, int]]]:
     """Yield the pods, and the links that each got since the time before."""
     before: dict[_Key, int] = {}
     for number in itertools.count(1):
-        found = _pods(namespace, service)
-        links = {_key(name, pod): pod.links for name, pods in found.items() for pod in pods}
+        found = glance(namespace, service, uids)
+        links = {_key(name, pod): pod.links for name, pods in found.pods.items() for pod in pods}
         yield found, {key: now - before.get(key, now) for key, now in links.items()}
         if number == count:
             return

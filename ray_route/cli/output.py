@@ -91,7 +91,12 @@ def console() -> Console:
 
 def print_json(content: Any) -> None:
     """Print one JSON document on one line."""
-    click.echo(json.dumps(content, default=_plain), file=output())
+    click.echo(as_json(content), file=output())
+
+
+def as_json(content: Any) -> str:
+    """Write a document as JSON, values of ours by their fields."""
+    return json.dumps(content, default=_plain)
 
 
 def _plain(value: Any) -> Any:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 class Decision:
     """What a router has decided about a uid, and when, by its own clock in seconds.
 
-    `what` is placed, relinked (its pod had died), moved (its pod gave it up), set, given back,
-    brought back or removed, the last perhaps "in 5 s". `source` is the pod that had the uid before.
+    `what` is placed, relinked (its pod had died), moved (its pod gave it up), set, set if absent,
+    given back, brought back or removed, the last perhaps "in 5 s". `source` is the pod that had
+    the uid before.
     """
 
     at: float

@@ -73,7 +73,7 @@ class LinkTable:
         )
         if outcome.link is None:
             raise self._shards.problems.full()
-        return self._counted(service, uid, outcome, "set if absent:")
+        return self._counted(service, uid, outcome, "set if absent")
 
     async def set(
         self, service: str, uid: str, target: PodRecord, held: Link | None, *, persistent: bool
@@ -98,7 +98,7 @@ class LinkTable:
         )
         assert outcome.link is not None
         self._left(service, held if outcome.written else None)
-        return self._counted(service, uid, outcome, "set")
+        return self._counted(service, uid, outcome, "set", held.pod if held else None)
 
     async def remove(self, service: str, uid: str, held: Link, after_s: float) -> bool:
         """Remove exactly that link, now or later; say whether it was there."""

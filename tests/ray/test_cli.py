@@ -155,7 +155,7 @@ def test_where_explain_and_move(run: Run, client: Any, svc: Any, u: str) -> None
     explained = run("explain", u, "svc")
     assert explained.status == 0, explained
     assert f"placed: pod {link.pod}" in explained.out
-    assert f"set: pod {target}" in explained.out
+    assert f"set from pod {link.pod}: pod {target}" in explained.out
     assert shown(run("where", u, "--json"))["svc"]["pod"] == target
 
 
