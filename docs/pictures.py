@@ -1,7 +1,8 @@
 """The pictures of the architecture page and of the README, as SVG: `python docs/pictures.py`.
 
-What a picture says stands here as data; where it is drawn is worked out, so that a change of the
-words needs no drawing. The files in `pictures/` are what this program writes, and a test says so.
+What a picture says stands as data here and in `stories.py`; where it is drawn is worked out, so
+that a change of the words needs no drawing. The files in `pictures/` are what this program writes,
+and a test says so.
 """
 # ruff: noqa: INP001 - a program beside the pages, and no package
 
@@ -10,8 +11,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
+
+from stories import STORIES, Chapter, Note, Step
 
 FOLDER = Path(__file__).parent / "pictures"
 
@@ -47,34 +51,6 @@ class Flow:
     at: tuple[int, int]
     anchor: str = "middle"
     both: bool = False
-
-
-@dataclass(frozen=True)
-class Chapter:
-    """The beginning of a part of a story."""
-
-    title: str
-
-
-@dataclass(frozen=True)
-class Message:
-    """What one party sends to another; an answer is dashed."""
-
-    source: str
-    target: str
-    text: str
-    answer: bool = False
-
-
-@dataclass(frozen=True)
-class Note:
-    """What a party does by itself."""
-
-    party: str
-    text: str
-
-
-Step = Chapter | Message | Note
 
 
 PARTS = (
@@ -158,83 +134,6 @@ FLOWS = (
     ),
 )
 
-_CLIENT, _ROUTER, _REDIS = "Client process", "Router", "Redis"
-_OLD, _NEW, _PODS = "Pod 3", "Pod 1", "Pods"
-
-CALL: tuple[Step, ...] = (
-    Chapter("Hit: the process knows the link"),
-    Note(_CLIENT, "near cache: the lease runs, and the change stream is heard"),
-    Message(_CLIENT, _OLD, "call: uid, epoch, incarnation, method"),
-    Note(_OLD, "gate: own lease alive, uid held under this epoch"),
-    Message(_OLD, _CLIENT, "result", answer=True),
-    Chapter("New uid: neither the process nor Redis has a link"),
-    Message(_CLIENT, _ROUTER, "compute: all new uids of this moment"),
-    Note(_ROUTER, "not in its cache: the placer chooses a pod"),
-    Message(_ROUTER, _REDIS, "set_if_absent.lua, one script for each shard"),
-    Message(_REDIS, _ROUTER, "the link that holds, and its epoch", answer=True),
-    Message(_ROUTER, _CLIENT, "link, with what is left of its lease", answer=True),
-    Chapter("Admission: the uid's first call at this pod"),
-    Message(_CLIENT, _OLD, "call"),
-    Message(_OLD, _REDIS, "read.lua: whose is the uid?"),
-    Message(_REDIS, _OLD, "this pod's, under this epoch", answer=True),
-    Note(_OLD, "on_acquire(uid), the method, then: does it still own the uid?"),
-    Message(_OLD, _CLIENT, "result", answer=True),
-    Chapter("Refusal: the uid has moved meanwhile"),
-    Message(_CLIENT, _OLD, "call, under the old epoch"),
-    Message(_OLD, _CLIENT, "refused: it has not run", answer=True),
-    Note(_CLIENT, "drops the link"),
-    Message(_CLIENT, _ROUTER, "compute: an epoch above that one"),
-    Message(_ROUTER, _CLIENT, "the link to pod 1", answer=True),
-    Message(_CLIENT, _NEW, "call, under the new epoch"),
-    Message(_NEW, _CLIENT, "result", answer=True),
-)
-
-DEATH: tuple[Step, ...] = (
-    Chapter("Its process has ended"),
-    Message(_CLIENT, _ROUTER, "report_failure: a call did not arrive"),
-    Note(_ROUTER, "looks at the process table of the pod's node"),
-    Message(_ROUTER, _REDIS, "end_life.lua: gone"),
-    Chapter("Or it is silent: frozen, cut off, its node lost"),
-    Note(_OLD, "0.9 of its lease without a renewal: it refuses every call"),
-    Message(_ROUTER, _REDIS, "reads all pod tables, once per heartbeat"),
-    Note(_ROUTER, "the same heartbeat for a whole lease, while Redis answered"),
-    Message(_ROUTER, _REDIS, "end_life.lua: gone, if that heartbeat still stands"),
-    Chapter("Everybody hears of it"),
-    Message(_ROUTER, _REDIS, "change stream: pod 3 is gone"),
-    Message(_REDIS, _CLIENT, "change reader: its links are misses from now on", answer=True),
-    Chapter("Each of its uids moves at its next touch"),
-    Message(_CLIENT, _ROUTER, "compute: the uid"),
-    Note(_ROUTER, "the new life of index 3 if it is there, else a pod by the placer"),
-    Message(_ROUTER, _REDIS, "relink.lua: if the epoch is still the dead pod's"),
-    Message(_REDIS, _ROUTER, "a new epoch", answer=True),
-    Message(_ROUTER, _CLIENT, "the link to pod 1", answer=True),
-    Message(_CLIENT, _NEW, "call"),
-    Note(_NEW, "on_acquire(uid): with empty memory"),
-    Message(_NEW, _CLIENT, "result", answer=True),
-)
-
-LOSS: tuple[Step, ...] = (
-    Chapter("Writes are lost: Redis restarted empty, or a lagging replica took over"),
-    Message(_CLIENT, _REDIS, "a script, with the highest counter that the caller has seen"),
-    Message(_REDIS, _CLIENT, "lost: its own counter is lower. It has changed nothing", answer=True),
-    Message(_CLIENT, _ROUTER, "recover, and wait"),
-    Note(_ROUTER, "compares all counters, as it does once per heartbeat too"),
-    Chapter("Recovery, step by step"),
-    Message(_ROUTER, _REDIS, "1. options and pod tables; until 5., no index can be claimed"),
-    Note(_ROUTER, "counts every pod's silence anew"),
-    Message(_ROUTER, _PODS, "2. Recall: what do you hold in these shards?"),
-    Message(_PODS, _ROUTER, "uids, epochs, counters", answer=True),
-    Note(_ROUTER, "waits for each living pod; of each uid the highest epoch wins"),
-    Message(_ROUTER, _REDIS, "3. restore.lua: the links of a shard"),
-    Message(_ROUTER, _REDIS, "4. with the last of them, the shard's counter"),
-    Message(_ROUTER, _REDIS, "5. seal.lua: the namespace, and which servers these are"),
-    Chapter("All go on"),
-    Message(_ROUTER, _CLIENT, "recovered", answer=True),
-    Message(_CLIENT, _REDIS, "the same script again"),
-    Message(_REDIS, _CLIENT, "ok", answer=True),
-)
-
-
 # How it is drawn.
 
 
@@ -307,7 +206,7 @@ def _wrapped(text: str, width: float) -> list[str]:
 
 
 def _head(name: str, x: int) -> Iterator[str]:
-    kind = {"Redis": "redis", "Router": "ray"}.get(name, "user")
+    kind = {"Redis": "redis", "Router": "ray", "Controller": "ray"}.get(name, "user")
     yield _rect(x - 80, 12, 160, 34, kind)
     yield _text(x, 34, name, size=15, weight="bold")
 
@@ -368,9 +267,7 @@ def _svg(width: int, height: int, title: str, shapes: Sequence[str]) -> str:
 
 PICTURES: dict[str, Callable[[], str]] = {
     "overview": overview,
-    "call": lambda: story("The life of a call", [_CLIENT, _ROUTER, _REDIS, _OLD, _NEW], CALL),
-    "death": lambda: story("The death of a pod", [_CLIENT, _ROUTER, _REDIS, _OLD, _NEW], DEATH),
-    "loss": lambda: story("A loss of Redis", [_CLIENT, _ROUTER, _REDIS, _PODS], LOSS),
+    **{name: partial(story, *told) for name, told in STORIES.items()},
 }
 
 

@@ -21,7 +21,9 @@ def loaded() -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "docs"))  # as for a program that is run from there
+        spec.loader.exec_module(module)
     return module
 
 
