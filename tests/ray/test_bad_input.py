@@ -158,7 +158,7 @@ def test_a_server_that_is_not_there_is_named(ray_session: None) -> None:
     started = time.monotonic()
     with pytest.raises(ray_route.StoreUnavailableError) as caught:
         ray_route.connect(unique_name(), f"redis://u:s3cret@127.0.0.1:{port}")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 20
     assert f"127.0.0.1:{port}" in str(caught.value)
     assert "s3cret" not in str(caught.value)
 

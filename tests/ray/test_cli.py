@@ -92,7 +92,7 @@ def test_status_shows_router_store_and_pods(
     assert [pod["pod"] for pod in pods] == [0, 1, 2]
     assert sum(pod["links"] for pod in pods) >= 1
     assert {pod["node"] for pod in pods} == {node}
-    assert all(pod["heartbeat_age_s"] < 5 for pod in pods)
+    assert all(pod["heartbeat_age_s"] < 30 for pod in pods)
 
 
 def test_a_mistyped_namespace_makes_nothing(run: Run, client: Any, svc: Any) -> None:

@@ -257,7 +257,7 @@ def test_pods_show_state_load_and_links(client: Any, u: str) -> None:
     assert set(pods) == {0, 1, 2}
     assert sum(pod.links for pod in pods.values()) == before + 100
     assert all(pod.state is ray_route.RoutingState.READY for pod in pods.values())
-    assert all(pod.heartbeat_age_s < 5 for pod in pods.values())
+    assert all(pod.heartbeat_age_s < 30 for pod in pods.values())
     assert all(pod.actor.endswith(f":svc:{index}") for index, pod in pods.items())
 
 

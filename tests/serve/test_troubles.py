@@ -64,7 +64,7 @@ def test_an_outage_of_the_store_moves_nobody_and_fails_fresh_sessions_in_time(
         began = time.monotonic()
         with pytest.raises(ray_route.RouterUnavailableError, match="patience_s"):
             app.say(sessions(1)[0])
-        assert 1.0 < time.monotonic() - began < 10, "a request waits for so long"
+        assert 1.0 < time.monotonic() - began < 30, "a request waits for so long"
         # As long as the leases of all replicas.
         eventually(lambda: not answers(app, names[0]), "near caches are believed no more")
     finally:
