@@ -279,24 +279,13 @@ class PodAgent:
         wanted = check_routing_state(state)
         deadline = Deadline.after(timeout)
         if wanted is RoutingState.SHUTDOWN:
-            self._shut(deadline)
+            self._serving.shut(deadline)
         elif self.get_routing_state() is RoutingState.SHUTDOWN:
             self._index_lease.begin_anew(wanted, deadline)
             return
         args = (self.service, self.pod, self.incarnation, wanted)
         run(self._namespace.ask("set_state", *args), deadline)
         self._index_lease.state = wanted
-
-    def _shut(self, deadline: Deadline) -> None:
-        serving = self._serving
-        serving.releases.close("the pod is being shut down")
-        if not serving.held.wait_idle(deadline):
-            serving.releases.open()
-            deadline.check("the calls that run on this pod")
-        if serving.release_all(deadline):
-            serving.releases.stay()
-            deadline.check("on_release of the uids on this pod")
-        serving.releases.shut("the pod has been shut down")
 
     def get_routing_state(self) -> RoutingState:
         """Return what this pod accepts; a drain changes it too."""

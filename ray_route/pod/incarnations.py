@@ -58,6 +58,17 @@ class Incarnations:
         self.held.begin(lease, pod)
         self.commands = self._commands()
 
+    def shut(self, deadline: Deadline) -> None:
+        """End calls, release every uid and admit nothing more; take all back if time runs out."""
+        self.releases.close("the pod is being shut down")
+        if not self.held.wait_idle(deadline):
+            self.releases.open()
+            deadline.check("the calls that run on this pod")
+        if self.release_all(deadline):
+            self.releases.stay()
+            deadline.check("on_release of the uids on this pod")
+        self.releases.shut("the pod has been shut down")
+
     def release_all(self, deadline: Deadline) -> list[str]:
         """Release every uid, with its hook; return those that could not be in time."""
         return self._releaser.release_all(deadline)
