@@ -115,7 +115,7 @@ class Deployment:
         longest_s = timeout + (len(self.pods(timeout)) + 1) * (deadline_s + GRACE_S + 4 * STOP_S)
         request = uuid.uuid4().hex
         with self._controller.giving_up(request):
-            asked = (request, least, autoscale, deadline_s, max(deadline.remaining(), _LEAST_S))
+            asked = (request, least, deadline_s, max(deadline.remaining(), _LEAST_S), autoscale)
             self._ask(Deadline.after(longest_s), "scale", *asked)
 
     def upgrade(

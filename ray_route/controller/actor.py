@@ -142,9 +142,9 @@ class Controller:
         self,
         request: str,
         replicas: int,
-        autoscale: Autoscale | None,
         deadline_s: float,
         timeout: float,
+        autoscale: Autoscale | None = None,
     ) -> None:
         """See `Deployment.scale`; callers do so one after the other.
 
