@@ -28,7 +28,7 @@ from ray_route.pod.pod_actor import PodSpec
 from ray_route.pod.starting import wait_ready
 from ray_route.pod.stopping import GRACE_S, Actors, ended_at_failure, kill
 from ray_route.pod.user_threads import AT_ONCE
-from ray_route.policies import Autoscale, size_facts, sized
+from ray_route.policies import Autoscale, check_tolerance, size_facts, sized
 from ray_route.runtime.given_up import check_wanted
 from ray_route.runtime.waiting import Pause, Stage, run, within
 from ray_route.store.url import StoreUrl
@@ -51,6 +51,7 @@ class _Making:
     cls: type
     replicas: int
     autoscale: Autoscale | None
+    tolerance: float | None
     deadline: Deadline
 
     @property
@@ -90,7 +91,7 @@ class _Making:
         Pause(_LOOK_S, what).wait(self.deadline)
 
     def _check_same(self, held: dict[str, str]) -> None:
-        size = size_facts(self.replicas, self.autoscale)
+        size = size_facts(self.replicas, self.autoscale, self.tolerance)
         others = differing(held, {**self.recipe.facts, **size})
         if others:
             as_deployed = ", ".join(map(" ".join, others.items()))
@@ -110,7 +111,8 @@ class _Making:
         wait_ready(pods, what, self.deadline, self.recipe.options)
         # The router must know them before anyone places a uid on the strength of this.
         run(self.session.refresh(self._service), self.deadline)
-        run(self.controller.ask("begin", self.replicas, self.autoscale), self.deadline)
+        wanted = (self.replicas, self.autoscale, self.tolerance)
+        run(self.controller.ask("begin", *wanted), self.deadline)
 
     def _make_actors(self, made: Actors) -> None:
         try:
@@ -152,6 +154,7 @@ def deploy(
     target_uids: float | None = None,
     target_load: float | None = None,
     down_s: float | None = None,
+    rebalance: float | None = None,
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     ray_actor_options: Mapping[str, Any] | None = None,
@@ -204,6 +207,10 @@ def deploy(
     made at once; once `down_s` seconds (300) have needed fewer, the emptiest pod is drained, which
     hands states over, and ended, one after the other. See `docs/howto/autoscale.md`.
 
+    With `rebalance=0.2` loads are evened out by themselves, as `Deployment.rebalance` does, when a
+    pod's has been above the mean by more than a fifth for a minute: 20 uids a second at the most,
+    and only while all pods are as they are wanted.
+
     A service that is deployed already with the same class, arguments and options is returned as it
     is (see `get_deployment`); one that another process is just deploying is waited for.
 
@@ -222,6 +229,7 @@ def deploy(
     """
     check_name("service", service)
     least, autoscale = sized(replicas, target_uids, target_load, down_s)
+    tolerance = check_tolerance("rebalance", rebalance)
     if not inspect.isclass(cls):
         raise no_class(cls, "must be a plain class, without @ray.remote")
     how = PodOptions(
@@ -259,7 +267,9 @@ def deploy(
         init, held = pack(args, kwargs or {}, store, deadline)
         recipe = Recipe.of(cls, init, actor_options, spec)
         controller = ControllerHandle(namespace, service, session.namespace.check_here)
-        making = _Making(session, controller, recipe, held, cls, least, autoscale, deadline)
+        making = _Making(
+            session, controller, recipe, held, cls, least, autoscale, tolerance, deadline
+        )
         return making.deployment()
     except BaseException:
         close_session(session)

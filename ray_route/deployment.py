@@ -27,7 +27,7 @@ from ray_route.model import (
 from ray_route.pod.instances import StateStore
 from ray_route.pod.options import no_class
 from ray_route.pod.stopping import GRACE_S, STOP_S
-from ray_route.policies import check_at_least_one, sized
+from ray_route.policies import check_at_least_one, check_tolerance, sized
 from ray_route.runtime.waiting import run
 from ray_route.store.wanted import Upgrade
 
@@ -196,6 +196,15 @@ class Deployment:
             longest = Deadline.after(deadline_s + _LATE_S)
             done: Rebalance = self._ask(longest, "rebalance", request, tolerance, rate, deadline_s)
         return done
+
+    def keep_even(self, tolerance: float | None, timeout: float = DEPLOY_S) -> None:
+        """Have loads evened out by themselves from now on, as by `deploy(rebalance=…)`; None: not.
+
+        Raises `RouteTimeoutError` if the turn did not come within `timeout` seconds.
+        """
+        _check_limits(timeout=timeout)
+        tolerance = check_tolerance("tolerance", tolerance)
+        self._ask(Deadline.after(timeout), "keep_even", tolerance, timeout)
 
     def cordon(self, pod: int, timeout: float = DEPLOY_S) -> None:
         """Have a pod take no new uids; it keeps those that it has.

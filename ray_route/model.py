@@ -198,9 +198,9 @@ class ServiceStatus:
     the indexes of those that are to be, and `generations` has the generation of each that is there:
     two while an upgrade is under way. `code` is a hash of the present class's text. `problem` keeps
     the service as a whole from being as it is wanted; `problems` has what the start of a pod raised
-    last, by index.
-    `controller` is the incarnation of the controller, `process` its process id. `autoscaling` says
-    how many pods the load needs; None: their number is fixed.
+    last, by index. `controller` is the incarnation of the controller, `process` its process id.
+    `autoscaling` says how many pods the load needs; None: their number is fixed. Loads above the
+    mean by more than `tolerance` are evened out; None: when somebody asks.
     """
 
     namespace: str
@@ -218,6 +218,7 @@ class ServiceStatus:
     controller: int
     process: int
     autoscaling: Autoscaling | None
+    tolerance: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,13 +80,16 @@ def sized(
     return least, Autoscale(least, most, uids, load, down)
 
 
-def size_facts(replicas: int, autoscale: Autoscale | None) -> dict[str, str]:
+def size_facts(
+    replicas: int, autoscale: Autoscale | None, tolerance: float | None
+) -> dict[str, str]:
     """Return what is compared where a service that is there is deployed again, as it is given."""
+    even = {"rebalance": f"{tolerance:g}"} if tolerance else {}
     if autoscale is None:
-        return {"replicas": str(replicas)}
+        return {"replicas": str(replicas), **even}
     target = {f"target_{autoscale.unit}": f"{autoscale.target:g}"}
     limits = {"replicas": f"({autoscale.least}, {autoscale.most})"}
-    return {**limits, **target, "down_s": f"{autoscale.down_s:g}"}
+    return {**limits, **target, "down_s": f"{autoscale.down_s:g}", **even}
 
 
 def check_at_least_one(argument: str, count: object) -> int:

@@ -69,6 +69,7 @@ def service(namespace: NamespaceView, service: str, *, as_json: bool) -> int:
         rows: list[tuple[object, ...]] = [
             ("pods wanted", status.replicas),
             *_scaled(status),
+            *_evened(status),
             ("pods that Ray has", len(status.pods)),
             ("closed to new uids", closed),
             ("class", f"generation {status.generation}, code {status.code}"),
@@ -89,6 +90,13 @@ def _scaled(status: ServiceStatus) -> list[tuple[object, ...]]:
     if scaled is None:
         return []
     return [("autoscaled", f"{scaled.policy.least} to {scaled.policy.most}: {scaled.why}")]
+
+
+def _evened(status: ServiceStatus) -> list[tuple[object, ...]]:
+    """Return a row that says which loads are evened out by themselves, if any are."""
+    if status.tolerance is None:
+        return []
+    return [("evened out", f"pods with {status.tolerance:.0%} more than the mean")]
 
 
 def _older(status: ServiceStatus) -> list[tuple[object, ...]]:

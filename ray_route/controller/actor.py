@@ -21,9 +21,8 @@ import ray
 from ray_route.clock import Deadline, now
 from ray_route.controller.keeping import Keeping
 from ray_route.controller.marks import GivenUp, give_up, is_given_up
-from ray_route.controller.rebalancing import Rebalancer
 from ray_route.controller.recipe import Recipe
-from ray_route.controller.requests import Description, Request, give_way
+from ray_route.controller.requests import Description, Request, code_of, give_way
 from ray_route.controller.upkeep import Upkeep
 from ray_route.controller.wishes import DeposedError, Wishes
 from ray_route.errors import CallCancelledError, ClosedError, RouteError, RouteTimeoutError
@@ -69,7 +68,6 @@ class Controller:
         self._wishes = Wishes(self._recipe, actor)
         self._keeping = Keeping(self._recipe, self._upkeep, self._wishes, patience_s)
         figures = self._keeping.figures
-        self._rebalancer = Rebalancer(self._upkeep, self._service, self._keeping.say, figures)
         self._lock = threading.Lock()
         self._requests: dict[str, Request] = {}
         self._awaited: set[str] = set()
@@ -95,12 +93,6 @@ class Controller:
         """Return the recipe of the present generation."""
         return self._present()
 
-    def _code(self) -> str:
-        try:
-            return self._present().facts["code"]
-        except RouteError as error:  # its holder is away, which is not all that there is to say
-            return f"unknown: {error}"
-
     def _present(self) -> Recipe:
         wanted = self._wishes.wanted
         return self._upkeep.recipes.of(wanted.recipe) if wanted else self._recipe
@@ -115,7 +107,7 @@ class Controller:
             replicas=wanted.replicas if wanted else 0,
             cordons=tuple(sorted(wanted.cordons)) if wanted else (),
             generation=wanted.generation if wanted else 0,
-            code=self._code(),
+            code=code_of(self._present),
             pods=tuple(sorted(named)),
             wanted=tuple(wanted.indexes) if wanted else (),
             generations=self._keeping.upgrading.generations(named),
@@ -123,6 +115,7 @@ class Controller:
             problem=self._problem,
             problems=self._keeping.problems(),
             autoscaling=self._keeping.autoscaler.told(),
+            tolerance=wanted.tolerance if wanted else None,
             controller=self._wishes.incarnation,
             process=os.getpid(),
         )
@@ -132,10 +125,10 @@ class Controller:
         """Undo what a caller that was interrupted has asked for, as far as that is not done."""
         self._give_up(request)
 
-    def begin(self, replicas: int, autoscale: Autoscale | None) -> None:
+    def begin(self, replicas: int, autoscale: Autoscale | None, tolerance: float | None) -> None:
         """Keep the service so from now on: its pods serve."""
         with self._turn(Deadline.after(_HEAL_S)):
-            self._keeping.begin(replicas, autoscale)
+            self._keeping.begin(replicas, autoscale, tolerance)
             self._wake.set()
 
     def scale(
@@ -160,7 +153,7 @@ class Controller:
             self._wishes.write(wanted)
             try:
                 self._scale(wanted, deadline_s, deadline, asked)
-                self._keeping.autoscale_by(autoscale)
+                self._keeping.decide_by(autoscale=autoscale)
             except BaseException:
                 self._undo(before, asked.made)
                 raise
@@ -188,10 +181,16 @@ class Controller:
         """See `Deployment.rebalance`; at no rate it only says what it would do."""
         deadline = Deadline.after(deadline_s)
         if max_moves_per_s is None:
-            return self._rebalancer.planned(tolerance, deadline)
+            return self._keeping.rebalancer.planned(tolerance, deadline)
         with self._asked(request, deadline) as asked:
             check = self._checked(asked)
-            return self._rebalancer.run(tolerance, max_moves_per_s, deadline, check)
+            return self._keeping.rebalancer.run(tolerance, max_moves_per_s, deadline, check)
+
+    def keep_even(self, tolerance: float | None, timeout: float) -> None:
+        """See `Deployment.keep_even`."""
+        with self._asked("", Deadline.after(timeout)):
+            self._wanted()
+            self._keeping.decide_by(tolerance=tolerance)
 
     def cordon(self, pod: int, timeout: float) -> None:
         """See `Deployment.cordon`."""

@@ -6,11 +6,14 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from ray_route.clock import Deadline, now
 from ray_route.controller.autoscaling import Autoscaler
+from ray_route.controller.evenness import Evenness
 from ray_route.controller.figures import Figures
 from ray_route.controller.marks import BEGUN, ENDED, forget, note, noted
+from ray_route.controller.rebalancing import Rebalancer
 from ray_route.controller.recipe import Recipe
 from ray_route.controller.recipes import end_holders
 from ray_route.controller.requests import StoppedError
@@ -67,6 +70,8 @@ class Keeping:
         """True once the service has been ended."""
         self.figures = Figures(recipe)
         self._starts = Starts(spec.service, self.figures)
+        self.rebalancer = Rebalancer(upkeep, spec.service, self.say, self.figures)
+        self.evenness = Evenness(self.rebalancer)
         self.upgrading = Upgrading(upkeep, wishes, self.figures)
         self._log = logging.LoggerAdapter(logger, self.figures.facts)
 
@@ -155,16 +160,19 @@ class Keeping:
             self._wishes.write(wanted)
         self._is_taken_up = True
 
-    def begin(self, replicas: int, autoscale: Autoscale | None) -> None:
+    def begin(self, replicas: int, autoscale: Autoscale | None, tolerance: float | None) -> None:
         """Keep the service so from now on."""
-        self._wishes.change(Wanted(replicas, self._name, autoscale=autoscale))
+        wanted = Wanted(replicas, self._name, autoscale=autoscale, tolerance=tolerance)
+        self._wishes.change(wanted)
         note(self._wishes.actor, BEGUN)
 
-    def autoscale_by(self, policy: Autoscale | None) -> None:
-        """Leave it to the load how many pods there are from now on; None: to whoever scales."""
+    def decide_by(self, **policy: Any) -> None:
+        """Change a policy: a field of what is wanted that outlives Redis, too."""
         wanted = self._wishes.wanted
-        if wanted is not None and wanted.autoscale != policy:
-            self._wishes.change(replace(wanted, autoscale=policy, step=wanted.step + 1))
+        assert wanted is not None
+        changed = replace(wanted, **policy)
+        if changed != wanted:
+            self._wishes.change(replace(changed, step=wanted.step + 1))
 
     def _keep(self, wanted: Wanted, check: Check, gives_way: Check) -> None:
         self._starts.forget_all_but(wanted.indexes)
@@ -180,6 +188,8 @@ class Keeping:
             self.take(self._upkeep.close(wanted.cordons))
         if wanted.autoscale is not None:
             self._autoscale(gives_way)
+        if wanted.tolerance is not None and self.evenness.is_due:
+            self._even_out(wanted, wanted.tolerance, gives_way)
 
     def _autoscale(self, check: Check) -> None:
         """Scale the service by its load; a pod that could not be left is wanted as before."""
@@ -197,6 +207,22 @@ class Keeping:
                 raise
             self._log.info("service %s: %s", self._service, error)
         self.take(self._heal(anew=False))
+
+    def _even_out(self, wanted: Wanted, tolerance: float, check: Check) -> None:
+        """Even loads out, as far as nothing else is to be done."""
+        if wanted != self._wishes.wanted or not self._is_whole(wanted):
+            self.evenness.forget()
+            return
+        try:
+            self.evenness.look(tolerance, check)
+        except StoppedError as error:
+            self._log.info("service %s: %s", self._service, error)
+
+    def _is_whole(self, wanted: Wanted) -> bool:
+        """True if all pods that are wanted serve, and no others are there."""
+        alive = self._upkeep.alive().items()
+        serving = {index for index, pod in alive if pod.state is not RoutingState.SHUTDOWN}
+        return serving == set(wanted.indexes) and not self._starts.under_way
 
     def _settle_scale_in(self, wanted: Wanted) -> None:
         """Settle what an earlier life has left of a scale-in whose caller does not ask again.

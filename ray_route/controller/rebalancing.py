@@ -28,6 +28,8 @@ _IDLE_S, _BUSY_S = 0.3, 5.0
 _ANSWER_S = 90.0
 # At its new pod, nothing is known yet of the load of a uid: it weighs what it did, for so long.
 _REMEMBERED_S = 300.0
+# Nor is it there, until its first call: it counts as if it were, for so long.
+_ON_ITS_WAY_S = 3_600.0
 
 Check = Callable[[], None]
 
@@ -45,6 +47,15 @@ class _Found:
     result: Rebalance
 
 
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """What is known of a uid that has changed its pod: its weight, when, and where it is now."""
+
+    weight: float
+    at: float
+    target: int
+
+
 class Rebalancer:
     """Rebalances one service; whoever calls `run` holds the controller's turn.
 
@@ -58,7 +69,7 @@ class Rebalancer:
         self._figures = figures
         self._service = service
         self._say = say
-        self._moved: dict[str, tuple[float, float]] = {}
+        self._moved: dict[str, _Moved] = {}
 
     def planned(self, tolerance: float, deadline: Deadline) -> Rebalance:
         """Return what a run would do; nothing is changed."""
@@ -100,6 +111,7 @@ class Rebalancer:
         }
         busy = {uid for it in by_pod.values() for uid in it.busy}
         fixed = {uid for it in by_pod.values() for uid in it.persistent}
+        fixed |= self._with_those_on_their_way(pods)
         moves = tuple(plan(pods, busy, fixed, tolerance))
         epochs = {uid: epoch for it in by_pod.values() for uid, epoch in it.epochs.items()}
         result = Rebalance(loads_of(pods), loads_after(pods, moves), moves)
@@ -108,9 +120,22 @@ class Rebalancer:
     def _remembered(self, uids: dict[str, float], told: Collection[str]) -> dict[str, float]:
         """Return weights; of uids that have moved lately no less than before, unless it is told."""
         since = now() - _REMEMBERED_S
-        self._moved = {uid: it for uid, it in self._moved.items() if it[1] > since}
-        some = (self._moved.keys() & uids.keys()) - set(told)
-        return uids | {uid: max(uids[uid], self._moved[uid][0]) for uid in some}
+        lately = {uid for uid, it in self._moved.items() if it.at > since}
+        some = (lately & uids.keys()) - set(told)
+        return uids | {uid: max(uids[uid], self._moved[uid].weight) for uid in some}
+
+    def _with_those_on_their_way(self, pods: dict[int, dict[str, float]]) -> set[str]:
+        """Have uids that have moved, and had no call since, weigh at their new pods; return them.
+
+        Else what was evened out would look uneven again until they are called.
+        """
+        since = now() - _ON_ITS_WAY_S
+        self._moved = {uid: it for uid, it in self._moved.items() if it.at > since}
+        held = {uid for uids in pods.values() for uid in uids}
+        awaited = {uid for uid in self._moved.keys() - held if self._moved[uid].target in pods}
+        for uid in awaited:
+            pods[self._moved[uid].target][uid] = self._moved[uid].weight
+        return awaited
 
     def _check(self, session: Session, found: _Found, deadline: Deadline) -> None:
         """Raise `_StoppedError` unless all pods are as they were, and there is time left."""
@@ -132,7 +157,7 @@ class Rebalancer:
         except RouteError as error:
             raise _StoppedError(str(error)) from error
         moved = [it for it in some if not told[it.uid]]
-        self._moved |= {it.uid: (it.weight, now()) for it in moved}
+        self._moved |= {it.uid: _Moved(it.weight, now(), it.target) for it in moved}
         self._figures.moved(len(moved))
         kept = {uid: why for uid, why in told.items() if why}
         return replace(result, moved=result.moved + len(moved), kept=result.kept | kept)

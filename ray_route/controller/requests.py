@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 
+from ray_route.controller.recipe import Recipe
+from ray_route.errors import RouteError
 from ray_route.pod.stopping import Actors
 from ray_route.runtime.waiting import Check
 
@@ -27,6 +29,14 @@ class Request:
 
     made: Actors = field(default_factory=dict)
     given_up: bool = False
+
+
+def code_of(present: Callable[[], Recipe]) -> str:
+    """Return the hash of a class's text, or why it is not known."""
+    try:
+        return present().facts["code"]
+    except RouteError as error:  # its holder is away, which is not all that there is to say
+        return f"unknown: {error}"
 
 
 class StoppedError(Exception):

@@ -43,6 +43,7 @@ class Wanted:
     the changes of generations, `ended_upgrades` are the requests of the last upgrades that ended,
     with the word "undone" if one did not succeed. `ended` once the service's shutdown has begun.
     `replicas` is up to the controller by `autoscale`; None: to whoever scales the service.
+    Loads are evened out that exceed the mean by more than `tolerance`; None: when somebody asks.
     """
 
     replicas: int
@@ -56,10 +57,11 @@ class Wanted:
     ended_upgrades: tuple[str, ...] = ()
     gaps: frozenset[int] = frozenset()
     autoscale: Autoscale | None = None
+    tolerance: float | None = None
 
     def facts(self) -> dict[str, str]:
         """Return what is compared where a service that is there is deployed again."""
-        return size_facts(self.replicas, self.autoscale)
+        return size_facts(self.replicas, self.autoscale, self.tolerance)
 
     @property
     def indexes(self) -> tuple[int, ...]:
@@ -135,6 +137,7 @@ class WantedCalls:
             *("first", wanted.first, "step", wanted.step),
             *("gaps", _numbers(wanted.gaps)),
             *("ended_upgrades", ",".join(wanted.ended_upgrades)),
+            *(("tolerance", wanted.tolerance) if wanted.tolerance else ()),
             *(_autoscale_fields(wanted.autoscale) if wanted.autoscale else ()),
             *(_upgrade_fields(wanted.upgrade) if wanted.upgrade else ()),
         ]
@@ -193,19 +196,20 @@ def _wanted(row: Mapping[bytes, bytes]) -> Wanted | None:
         ended_upgrades=tuple(filter(None, _text(row, b"ended_upgrades").split(","))),
         gaps=frozenset(map(int, gaps)),
         autoscale=_autoscale(row),
+        tolerance=_positive(row, b"tolerance"),
     )
 
 
 def _autoscale(row: Mapping[bytes, bytes]) -> Autoscale | None:
     numbers = [row.get(name, b"") for name in (b"least", b"most", b"down_ms")]
-    uids, load = (_target(row, name) for name in (b"target_uids", b"target_load"))
+    uids, load = (_positive(row, name) for name in (b"target_uids", b"target_load"))
     if not all(map(is_number, numbers)) or (uids is None) == (load is None):
         return None
     least, most, down_ms = map(int, numbers)
     return Autoscale(least, most, uids, load, down_ms / 1_000) if 0 < least <= most else None
 
 
-def _target(row: Mapping[bytes, bytes], name: bytes) -> float | None:
+def _positive(row: Mapping[bytes, bytes], name: bytes) -> float | None:
     try:
         target = float(row.get(name, b""))
     except ValueError:

@@ -282,6 +282,15 @@ def test_who_decides_is_said_and_changed_as_replicas_are(
     ray_route.deploy(Tally, **how).close()  # as it is, however many pods there are
     with pytest.raises(ray_route.ConfigError, match=r"replicas \(1, 4\)"):
         ray_route.deploy(Tally, **{**how, "replicas": (1, 5)})
+    with pytest.raises(ray_route.ConfigError, match="rebalance not set"):
+        ray_route.deploy(Tally, **how, rebalance=0.5)
+    tallies.keep_even(0.5)
+    ray_route.deploy(Tally, **how, rebalance=0.5).close()
+    assert tallies.status().tolerance == 0.5
+    with pytest.raises(ray_route.ConfigError, match=r"rebalance 0\.5"):
+        ray_route.deploy(Tally, **how)
+    tallies.keep_even(None)
+    ray_route.deploy(Tally, **how).close()
     where = ["-n", tallies.namespace, "--json"]
     assert status_of("scale", tallies.service, "2", *where) == 0
     assert tallies.status().autoscaling is None, "a number that somebody asks for stands"

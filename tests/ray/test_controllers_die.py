@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import ray
 from deploying import recipe_of
-from helpers import eventually, router_handle, unique_name
+from helpers import ManualClock, eventually, router_handle, unique_name
 from services import Counter, Gated
 from upgraded import Unborn
 
@@ -27,10 +27,13 @@ import ray_route
 from ray_route.clock import Deadline
 from ray_route.controller.actor import Controller
 from ray_route.controller.draining import drain
+from ray_route.controller.evenness import Evenness
 from ray_route.controller.keeping import Keeping
+from ray_route.controller.making import PodMaker
 from ray_route.controller.marks import is_given_up, note
 from ray_route.controller.recipe import Recipe
 from ray_route.controller.recipes import make_holder
+from ray_route.controller.requests import StoppedError
 from ray_route.controller.upkeep import Upkeep
 from ray_route.controller.wishes import DeposedError, Wishes
 from ray_route.errors import InvalidInputError, RouterUnavailableError, RouteTimeoutError
@@ -549,3 +552,48 @@ def test_what_was_given_up_long_ago_is_forgotten_but_for_what_is_under_way(
         asked._end_unnamed()
         assert is_given_up(service.actor, how.request)
         assert is_given_up(service.actor, "another") == (old_s > 0)
+
+
+def test_loads_are_evened_out_by_themselves_once_they_were_uneven_for_a_while(
+    service: Service,
+) -> None:
+    client, uids, clock = service.client, [f"u{number}" for number in range(20)], ManualClock()
+    for uid in uids:
+        client.set_linked_pod_if_absent(uid, service.service, 0)
+        client.call(uid, service.service, "add", uid)
+    life = service.life()
+    life.looked(2)
+    keeping = life.keeping
+    keeping.evenness = Evenness(keeping.rebalancer, clock)
+    asks = 0
+
+    def crowd() -> int:
+        links = client.compute_linked_pods(uids, service.service).values()
+        return sum(link.pod == 0 for link in links)
+
+    def looked(later_s: float, gives_way: Any = no_check) -> int:
+        clock.tick(later_s)
+        keeping.look(ending=False, gives_way=gives_way)
+        return crowd()
+
+    def gives_way() -> None:
+        nonlocal asks
+        asks += 1
+        raise StoppedError("somebody asks for something else")
+
+    assert looked(0) == 20, "nobody has asked for it"
+    keeping.decide_by(tolerance=0.2)
+    assert looked(0) == 20, "it may pass"
+    assert looked(59) == 20, "it is not time yet"
+    assert (looked(1, gives_way), asks) == (20, 1), "it gives way"
+    assert looked(60) == 20, "seen again"
+    stray = PodMaker(service.recipe, Counter, []).make(5)
+    eventually(lambda: 5 in service.alive(), "another pod", SOON_S)
+    assert looked(60) == 20, "not all is as it is wanted"
+    ray.kill(stray)
+    eventually(lambda: 5 not in service.alive(), "it is gone", SOON_S)
+    assert looked(60) == 20
+    even = looked(60)
+    assert even <= 12
+    assert [looked(60) for _ in range(3)] == [even] * 3, "and nobody moves any more"
+    keeping.decide_by(tolerance=None)

@@ -15,7 +15,7 @@ from ray_route.store.wanted import Upgrade, Wanted, WantedCalls
 WANTED = Wanted(3, "ray_route:n:chat:controller", frozenset({0, 2}), generation=4, first=3, step=6)
 GAPS = Wanted(3, "r", first=3, gaps=frozenset({3, 5}))
 BY_UIDS = replace(GAPS, autoscale=Autoscale(1, 8, 500.0, None, 0.25))
-BY_LOAD = replace(GAPS, autoscale=Autoscale(2, 2, None, 0.1, 300.0))
+BY_LOAD = replace(GAPS, tolerance=0.25, autoscale=Autoscale(2, 2, None, 0.1, 300.0))
 ENDED = replace(WANTED, ended_upgrades=("r1", "r2 undone"))
 UPGRADE = Upgrade(3, 0, "old", surge=2, start_s=9.5, drain_s=7.25, back=True, request="r1")
 

@@ -15,6 +15,7 @@ ASKED: list[tuple[Callable[..., object], tuple[object, ...], str]] = [
     (Deployment.scale, (1,), "deadline_s"),
     (Deployment.scale, (1,), "timeout"),
     (Deployment.rebalance, (), "deadline_s"),
+    (Deployment.keep_even, (0.2,), "timeout"),
     (Deployment.cordon, (0,), "timeout"),
     (Deployment.uncordon, (0,), "timeout"),
 ]
