@@ -188,7 +188,7 @@ def storm(lab: Lab, cuts: list[Cut], seed: int, users: int, hook_leases: float) 
             ray_actor_options={"num_cpus": 0, "resources": {"pod": 1}, "max_concurrency": 16},
         )
         with deployments as deployment:
-            world = World(None, None, None, client, deployment, logs, lab.url)  # type: ignore[arg-type]
+            world = World(None, None, None, client, deployment, logs, lab.url, object)  # type: ignore[arg-type]
             one = NetStorm(world, lab, seed, users)
             one.run_cuts(cuts, clients=4)
             placed = sorted({host for host, _ in one._lives()})

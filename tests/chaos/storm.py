@@ -61,6 +61,8 @@ class Storm:
         self._lock = threading.Lock()
         self._ends = 0.0
         self._faults: list[str] = []
+        self.first: list[str] = []
+        """What strikes before all else, however short the storm; the last of these first."""
         self.lease_s = world.client._session.namespace.config.pod_lease_s
 
     def run(self, seconds: float, clients: int, faults: list[str]) -> History:
@@ -76,9 +78,9 @@ class Storm:
         self._let_them_be_served()
         self._ends = time.monotonic() + seconds
         strikes = {name: getattr(self, f"_{name}") for name in faults}
-        turn = ["move"] if "move" in faults else []  # however short it is: it carries states
-        while time.monotonic() < self._ends:
-            turn = turn or self.random.sample(faults, len(faults))
+        turn: list[str] = []
+        while self.first or time.monotonic() < self._ends:
+            turn = self.first or turn or self.random.sample(faults, len(faults))
             if self._alive() > 2:
                 self._strike(turn.pop(), strikes)
             self._wait(self.random.uniform(0.2, 0.8))
@@ -191,7 +193,8 @@ class Storm:
     def _move_some(self, kind: str, timeout_s: Callable[[], float]) -> None:
         uids = self.random.sample(self.uids, 20)
         fault = self._note(kind, uids=uids)
-        plans = [(uid, self.random.randrange(4), timeout_s()) for uid in uids]
+        pods = self._indexes()
+        plans = [(uid, self.random.choice(pods), timeout_s()) for uid in uids]
 
         def move(plan: tuple[str, int, float]) -> None:
             uid, pod, patience_s = plan
@@ -241,10 +244,11 @@ class Storm:
 
     def _scale(self) -> None:
         """Drain the highest pod and end it, then bring it back."""
-        fault = self._note("scale", self._life(3))
+        highest = self._indexes()[-1]
+        fault = self._note("scale", self._life(highest))
         with contextlib.suppress(ray_route.PodUnavailableError):  # it died while it was drained
             self.deployment.scale(3)
-        drained = self._life(3).incarnation
+        drained = self._life(highest).incarnation
         if drained != fault.incarnation:  # a pod that had just died had come back meanwhile
             self.history.faults.append(replace(fault, incarnation=drained))
         self.deployment.scale(4)
@@ -252,12 +256,16 @@ class Storm:
 
     def _drain(self) -> None:
         """Drain a pod, whose users are busy, for so short a time that it may not succeed."""
-        pod = self.random.randrange(4)
+        pod = self.random.choice(self._indexes())
         fault = self._note("drain", self._life(pod))
         for _ in self.deployment.drain(pod, self.random.uniform(0.3, 2.0) * self.lease_s):
             pass
         self.deployment.scale(4)
         self._over(fault)
+
+    def _indexes(self) -> list[int]:
+        """The pods that there are to be, in order."""
+        return [0, 1, 2, 3]
 
     def _life(self, pod: int) -> ray_route.Link:
         life = self.client.pods(SERVICE)[pod].incarnation

@@ -40,6 +40,7 @@ def test_no_fault_makes_two_owners_or_loses_a_call_or_a_state(
     print(f"seed {SEED}, {SECONDS:g} s")
     with deployed(CarryingWitness, name, tmp_path, SEED, LEASE_S) as world:
         storm = Storm(world, SEED)
+        storm.first = ["move"] if "move" in FAULTS else []  # it carries states
         history = storm.run(SECONDS, clients=6, faults=FAULTS)
     read_logs(tmp_path, history)
     history.shut_down = True

@@ -144,7 +144,7 @@ def test_no_state_is_lost_or_goes_back_while_no_pod_dies(
         deployed_on(store.url, Unsaved, unique_name(), tmp_path, SEED, LEASE_S) as made,
     ):
         (tmp_path / "calm").touch()  # hooks take no time: it is the states that do
-        moving = Moving(World(None, None, None, *made, tmp_path, store.url), SEED)  # type: ignore[arg-type]
+        moving = Moving(World(None, None, None, *made, tmp_path, store.url, Unsaved), SEED)  # type: ignore[arg-type]
         history = moving.run_for(SECONDS, store.strike)
         made[1].shutdown()
     read_logs(tmp_path, history)

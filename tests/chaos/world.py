@@ -37,6 +37,7 @@ class World:
     deployment: ray_route.Deployment
     folder: Path
     url: str
+    cls: type
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def deployed(
         server = clock.server
         url = server.url.replace(str(server.port), str(proxy.port))
         with deployed_on(url, cls, namespace, folder, seed, lease_s, **options) as made:
-            yield World(clock, server, proxy, *made, folder, url)
+            yield World(clock, server, proxy, *made, folder, url, cls)
 
 
 @contextmanager
