@@ -148,6 +148,7 @@ class Controller:
             before = self._wanted()
             if before.upgrade is not None:
                 raise RouteTimeoutError(waiting_for="an upgrade to end", timeout_s=timeout)
+            before = self._keeping.before(request, before)
             # Those that an autoscaled service has above its most go one by one, later.
             wanted = before.scaled(max(replicas, before.replicas) if autoscale else replicas)
             self._wishes.write(wanted)

@@ -12,7 +12,7 @@ from ray_route.clock import Deadline, now
 from ray_route.controller.autoscaling import Autoscaler
 from ray_route.controller.evenness import Evenness
 from ray_route.controller.figures import Figures
-from ray_route.controller.marks import BEGUN, ENDED, forget, note, noted
+from ray_route.controller.marks import BEGUN, ENDED, first_found, forget, note, noted
 from ray_route.controller.rebalancing import Rebalancer
 from ray_route.controller.recipe import Recipe
 from ray_route.controller.recipes import end_holders
@@ -107,6 +107,14 @@ class Keeping:
         end_holders(self._namespace, self._service)
         forget(self._wishes.actor)
         self.done = True
+
+    def before(self, request: str, wanted: Wanted) -> Wanted:
+        """Return what was wanted when a request was begun first: in an earlier life, perhaps.
+
+        What such a life has written for it is not to outlast its failure.
+        """
+        found = first_found(self._wishes.actor, request, wanted.indexes)
+        return wanted.of(found) if min(found) >= wanted.first else wanted
 
     def want_what_is_there(self, before: Wanted) -> None:
         """Want what there was, or what could not be ended, after a scaling that failed.

@@ -6,6 +6,9 @@ that they speak of.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+
 import ray
 from ray.experimental import internal_kv
 
@@ -32,7 +35,7 @@ def noted(actor: str) -> bytes | None:
 
 def forget(actor: str) -> None:
     """Forget a controller, its plan, and what was given up of what it was asked for."""
-    for name in (actor, plan_of(actor)):
+    for name in (actor, plan_of(actor), _before(actor)):
         internal_kv._internal_kv_del(name.encode(), namespace=_KV_NAMESPACE)  # noqa: SLF001 - as above
     given_up = _given_up(actor, "")
     internal_kv._internal_kv_del(given_up, del_by_prefix=True, namespace=_KV_NAMESPACE)  # noqa: SLF001 - as above
@@ -79,6 +82,23 @@ def _given_up(actor: str, request: str) -> bytes:
 def plan_of(actor: str) -> str:
     """Return under which name the plan of a controller is noted: which generation it wants."""
     return f"{actor}:plan"
+
+
+def first_found(actor: str, request: str, indexes: Iterable[int]) -> list[int]:
+    """Return which pods were wanted when a request was begun first, in whichever life.
+
+    That is noted now for a request that is not the last one: these are they.
+    """
+    mark = noted(_before(actor))
+    last, found = json.loads(mark) if mark else ("", [])
+    if last != request:
+        found = list(indexes)
+        note(_before(actor), json.dumps([request, found]).encode())
+    return list(map(int, found))
+
+
+def _before(actor: str) -> str:
+    return f"{actor}:before"
 
 
 def leads_to(name: str, actor: str) -> bool:

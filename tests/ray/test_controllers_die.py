@@ -514,7 +514,7 @@ def test_pods_are_made_anew_while_others_are_drained(
     assert healed == [2]
     asked = service.asked(monkeypatch)
     healed = drained_slowly(life, monkeypatch, victim=2)
-    asked.scale("r", 1, SOON_S, SOON_S)
+    asked.scale("r", 1, None, SOON_S, SOON_S)
     assert (healed, service.alive()) == ([2], [2])
 
 
@@ -597,3 +597,17 @@ def test_loads_are_evened_out_by_themselves_once_they_were_uneven_for_a_while(
     assert even <= 12
     assert [looked(60) for _ in range(3)] == [even] * 3, "and nobody moves any more"
     keeping.decide_by(tolerance=None)
+
+
+def test_a_scaling_that_fails_in_a_later_life_leaves_what_there_was_before_the_first(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = service.life()
+    life.wishes.claim()
+    before = life.keeping.before("r", life.wishes.wanted)
+    life.wishes.write(before.scaled(4))  # and it dies
+    service.recipe = recipe_of(Unborn, service.client, service.service, "no folder")
+    asked = service.asked(monkeypatch)
+    with pytest.raises(ray_route.PodStartError):
+        asked.scale("r", 4, None, SOON_S, SOON_S)
+    assert asked._wishes.wanted.indexes == before.indexes == (0, 1)
