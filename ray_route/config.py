@@ -20,7 +20,11 @@ class RouteConfig:
     """
 
     ttl_s: float = 300.0
-    """Life of a temporary link that nobody uses; longer than any lease by `margin_s`."""
+    """Life of a temporary link that nobody uses; longer than any lease by `margin_s`.
+
+    Below `pod_lease_s`, links of a pod that is silent may end before it can be declared gone: then
+    an outage that is shorter than its lease moves users, too.
+    """
     margin_s: float = 60.0
     """How long before its end in Redis every cached copy of a link has run out."""
     shards: int = 256

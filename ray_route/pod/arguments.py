@@ -60,8 +60,8 @@ def pack(
     Raises `ConfigError` for what can't outlive this process, or is too large; `RouteTimeoutError`;
     what pickling raises.
     """
-    values = [_value(arg, deadline) for arg in args]
-    named = {name: _value(arg, deadline) for name, arg in kwargs.items()}
+    values = [_value(arg, f"args[{place}]", deadline) for place, arg in enumerate(args)]
+    named = {name: _value(arg, f"kwargs[{name!r}]", deadline) for name, arg in kwargs.items()}
     out = io.BytesIO()
     pickler = cast(Any, _Pickler)(out)  # Ray's own copy has no types
     pickler.held = []
@@ -69,13 +69,15 @@ def pack(
     return check_size(out.getvalue(), GIVEN), pickler.held
 
 
-def _value(arg: Any, deadline: Deadline) -> Any:
+def _value(arg: Any, where: str, deadline: Deadline) -> Any:
     if not isinstance(arg, ray.ObjectRef):
         return arg
     try:
         return ray.get(arg, timeout=deadline.remaining())
     except ray.exceptions.GetTimeoutError as error:
-        what = "an ObjectRef among args and kwargs"
+        if isinstance(error, ray.exceptions.RayTaskError):
+            raise  # what made it has raised that
+        what = f"the object of the ObjectRef {where}"
         raise RouteTimeoutError(waiting_for=what, timeout_s=deadline.timeout_s) from error
 
 

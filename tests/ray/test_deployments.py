@@ -229,6 +229,21 @@ def test_an_actor_among_the_arguments_lives_as_long_as_the_service(
     eventually(served(client, deployment.service, "ask"), "its next pod has it, too", 60)
 
 
+def test_an_argument_that_never_comes_ends_deploy_at_its_time_limit(client: Any) -> None:
+    service = unique_name()
+    never = ray.remote(num_cpus=100_000)(lambda: 1).remote()  # no node has so many
+    where: Any = {"namespace": client.namespace, "service": service, "replicas": 1, "timeout": 1.0}
+    late = r"the object of the ObjectRef args\[1\]"
+    try:
+        with pytest.raises(ray_route.RouteTimeoutError, match=late):
+            ray_route.deploy(Given, args=(1, never), **where)
+    finally:
+        ray.cancel(never)
+    with pytest.raises(ray_route.InvalidInputError, match="is not deployed"):
+        ray_route.get_deployment(client.namespace, service)
+    assert client.pods(service) == {}, "nothing has been made"
+
+
 def test_a_driver_that_dies_half_way_leaves_what_ends_by_itself(
     client: Any, tmp_path: Path
 ) -> None:
