@@ -67,8 +67,11 @@ class Lane:
         """Of the next call in this run."""
         self.begun: Order = (0, 0)
         """So many calls of a run are known to have begun."""
-        self.most: int | None = None
-        """So many of its calls at a time its pod has taken, and said then that it is busy."""
+        self.most: float | None = None
+        """So many of its calls at a time its pod has taken, and said then that it is busy.
+
+        One more each time that so many have ended since: what made it busy may be over.
+        """
         self.is_driven = False
         """Something sees to those that wait, until there are none."""
 
@@ -82,7 +85,7 @@ class Lane:
 
         Nor more are sent than the pod takes: all but the first ones would come back.
         """
-        if self.most is not None and len(self.out) >= self.most:
+        if self.most is not None and len(self.out) >= int(self.most):
             return False
         return not self.out or (epoch == self.epoch and not self.broken)
 
@@ -135,6 +138,8 @@ class Lane:
         """Take in the end of a call: its answer is certain, or it has an error; once or again."""
         if not call.over:
             call.certain, call.error = error is None, error
+            if self.most is not None and error is None:
+                self.most += 1 / self.most
         call.args, call.kwargs, call.sent_refs = (), {}, ()  # nothing sends it again
         self.out.discard(call)
         if call in self.waiting:

@@ -155,3 +155,21 @@ def test_a_pod_that_is_busy_gets_no_more_than_it_has_taken(lanes: Lanes) -> None
     assert not lane.may_send(LINK.epoch)
     lane.over(calls[3])
     assert lane.may_send(LINK.epoch)
+
+
+def test_a_pod_that_was_busy_gets_more_again_as_it_takes_them(lanes: Lanes) -> None:
+    calls = [made(number) for number in range(200)]
+    lane = lanes.of(calls[0])
+    lane.is_busy(calls[0], 0)
+    most = 0
+    while calls:
+        sent = 0
+        while calls[sent:] and lane.may_send(LINK.epoch):
+            send(lane, calls[sent])
+            sent += 1
+        assert sent
+        most = max(most, sent)
+        for call in calls[:sent]:
+            lane.over(call)
+        calls = calls[sent:]
+    assert most >= 10, "one by one they would be slow for ever"
