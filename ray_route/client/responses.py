@@ -158,6 +158,8 @@ def taken(dispatcher: Dispatcher, call: Outgoing) -> Operation[Any]:
             is_void = partial(_is_void, dispatcher, call, ref)
             answer = yield _Outcome(Remote(ref, call.what, is_void))
         except UNDECIDED as error:
+            # Told that its time is over, its caller has its outcome.
+            call.taken = call.taken or not call.deadline.remaining()
             raise call.judged(error) from None
         except Exception as error:  # noqa: BLE001 - the dispatcher decides
             answer = Failed(error)

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from ray_route.client import responses
+from ray_route.client.dispatcher import log_untaken
 from ray_route.client.lanes import Lane, Lanes
 from ray_route.client.outgoing import Outgoing
 from ray_route.clock import Deadline
 from ray_route.errors import RayGoneError, RouteTimeoutError
 from ray_route.model import Link
+from ray_route.runtime.waiting import run
 
 LINK = Link(pod=0, incarnation=1, epoch=7, persistent=False, lease_s=5.0)
 
@@ -135,6 +137,21 @@ def test_calls_made_within_one_turn_do_not_wait_for_those_of_another(lanes: Lane
     send(lane, outside)
     lane.hold(made(3))
     assert not other.waiting
+
+
+@pytest.mark.parametrize("time", ["the call's own", "less"])
+def test_a_call_whose_time_is_over_was_taken_by_who_was_told_so(
+    time: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    call = made(1)
+    if time == "the call's own":
+        call.deadline = Deadline.after(0)
+    dispatcher: Any = None
+    with pytest.raises(RouteTimeoutError):
+        run(responses.taken(dispatcher, call), Deadline.after(0))
+    call.error = ValueError("what came of it in the end")
+    log_untaken(call)
+    assert ("nobody took its outcome" in caplog.text) is (time == "less")
 
 
 def test_a_pod_that_is_busy_gets_no_more_than_it_has_taken(lanes: Lanes) -> None:
