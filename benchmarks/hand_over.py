@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray_route
 from benchmarks.harness import Report, Sample, others_took, wait_for_quiet
@@ -42,6 +44,18 @@ class Rooms:
     def fill(self, uid: str, size: int) -> None:
         """Have a lot to carry."""
         self.rooms[uid]["load"] = bytes(size)
+
+    def watch(self, _: str) -> None:
+        """Begin anew with what this process has in memory at most."""
+        Path("/proc/self/clear_refs").write_text("5")
+
+    def memory(self, _: str) -> tuple[int, int]:
+        """Return the bytes that it has in memory, Ray's objects included: now, and at most."""
+        status = Path("/proc/self/status").read_text()
+        now, most = (re.search(rf"{name}:\s+(\d+) kB", status) for name in ("VmRSS", "VmHWM"))
+        assert now is not None
+        assert most is not None
+        return int(now[1]) << 10, int(most[1]) << 10
 
 
 class Caller:
@@ -91,7 +105,9 @@ def run(*, quick: bool) -> Report:
     with local_client("bench-states") as client:
         _drained(report, client, _QUICK_USERS if quick else _USERS)
         _evened_out(report, client, _QUICK_USERS if quick else _USERS)
-        _large(report, client, _QUICK_BYTES if quick else _GIGABYTE, 1 if quick else 3)
+        size = _QUICK_BYTES if quick else _GIGABYTE
+        _large(report, client, size, 1 if quick else 3)
+        _hundred(report, client, size // 100)
     return report
 
 
@@ -170,18 +186,73 @@ def _drain(deployment: ray_route.Deployment) -> tuple[int, float]:
 
 
 def _large(report: Report, client: ray_route.RouteClient, size: int, runs: int) -> None:
+    """Move one user who has a lot, there and back."""
     with deployed(client, Rooms, replicas=2):
+        watchers = _watchers(client)
         client.call("ann", SERVICE, "fill", "ann", size, timeout=60)
         took = []
-        for _ in range(runs):
+        for run in range(runs):
             pod = client.compute_linked_pod("ann", SERVICE).pod
+            before = _watch(client, watchers)
             begun = time.perf_counter()
             client.move("ann", SERVICE, 1 - pod, timeout=120)
             client.call("ann", SERVICE, "say", "ann", timeout=60)
             took.append((time.perf_counter() - begun) * (1 << 30) / size)
+            if run == 0:
+                _note_memory(report, client, watchers, before, pod, size, "one state")
         sample = Sample(took)
         report.samples["a gigabyte"] = sample
         report.rows.append(("one state, until its next call", f"{sample.median:.2f}", "s/GB"))
+
+
+def _hundred(report: Report, client: ray_route.RouteClient, size: int) -> None:
+    """Drain a pod of a hundred users who have a good deal each."""
+    with deployed(client, Rooms, replicas=2) as deployment:
+        watchers = _watchers(client)
+        uids = [f"large-{number}" for number in range(100)]
+        _say(client, uids)
+        for uid in uids:
+            client.move(uid, SERVICE, 0)
+            client.call(uid, SERVICE, "fill", uid, size, timeout=60)
+        before = _watch(client, watchers)
+        moved, seconds = _drain(deployment)
+        assert moved >= len(uids)
+        _note(report, "100 states in a drain", seconds * (1 << 30) / (100 * size), "s/GB")
+        _note_most(report, client, watchers[1], before[1], 100 * size, "100 states, new pod")
+
+
+def _watchers(client: ray_route.RouteClient) -> dict[int, str]:
+    """Return a user of each of two pods."""
+    for pod in (0, 1):
+        client.move(f"watcher-{pod}", SERVICE, pod)
+    return {pod: f"watcher-{pod}" for pod in (0, 1)}
+
+
+def _watch(client: ray_route.RouteClient, watchers: dict[int, str]) -> dict[int, int]:
+    """Have the pods notice what they have in memory at most; return what they have now."""
+    for uid in watchers.values():
+        client.call(uid, SERVICE, "watch", uid)
+    return {pod: client.call(uid, SERVICE, "memory", uid)[0] for pod, uid in watchers.items()}
+
+
+def _note_memory(
+    report: Report,
+    client: ray_route.RouteClient,
+    watchers: dict[int, str],
+    before: dict[int, int],
+    pod: int,
+    size: int,
+    what: str,
+) -> None:
+    _note_most(report, client, watchers[pod], before[pod], size, f"{what}, old pod")
+    _note_most(report, client, watchers[1 - pod], before[1 - pod], size, f"{what}, new pod")
+
+
+def _note_most(
+    report: Report, client: ray_route.RouteClient, uid: str, before: int, size: int, what: str
+) -> None:
+    most = client.call(uid, SERVICE, "memory", uid)[1]
+    _note(report, f"{what}: memory at most, beyond before", (most - before) / size, "sizes")
 
 
 def _at(waits: Sequence[float], share: float) -> float:
