@@ -8,7 +8,7 @@ SHARED := ../shared/data/college_msg.txt
 # Each of the tests' hundreds of processes would compile anew what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo unit test long chaos soak partitions serve-ingresses lint type floors docs package lowest bench check clean
+.PHONY: demo unit test long chaos soak partitions serve-ingresses lint type floors docs package lowest matrix bench check clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -70,6 +70,11 @@ lowest: package  ## the same with the lowest versions of what it needs
 	build/lowest/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint tests/lowest.txt dist/*.whl
 	$(BIN)/python tests/tutorial.py build/lowest/bin
+
+# One by its name, `all`, or `today`, which is another each day of the week; `list` names them.
+CELL ?= all
+matrix: $(READY)  ## the suite's core on other Pythons, Rays and redis-pys; that of the store on other servers
+	$(BIN)/python tests/matrix.py $(CELL)
 
 bench: $(READY)  ## every benchmark, with plots beside the JSON
 	$(BIN)/python -m benchmarks all

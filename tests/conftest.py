@@ -68,7 +68,11 @@ def skip_missing_servers(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
-@pytest.fixture(scope="session", params=["valkey", "redis"])
+# Paths of servers, if they are to be others.
+SERVERS = os.environ.get("TEST_SERVERS", "valkey redis").split()
+
+
+@pytest.fixture(scope="session", params=SERVERS)
 def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
     """One real server of each kind for the session: Valkey 9.1, and Redis 6.2, our oldest."""
     with EmbeddedServer(request.param) as running:

