@@ -54,8 +54,9 @@ class StickyRequestRouter(FIFOMixin, LocalityMixin, MultiplexMixin, RequestRoute
             replica for this once; the session stays.
         on_stray: what a replica does with a request whose session lives elsewhere: "serve" it
             (counted, and told once), "refuse" it, or "forward" it to its home.
-        session_id_from: where HTTP requests that carry no session id of Serve's name theirs:
-            header:NAME, cookie:NAME, query:NAME, path:/a/{session}, json:FIELD; the first found.
+        session_id_from: where requests that carry no session id of Serve's name theirs, by HTTP:
+            header:NAME, cookie:NAME, query:NAME, path:/a/{session}, json:FIELD; by handles:
+            argument:FIELD, a field of the first argument; the first found.
         body_limit_bytes: the largest body in which json:… is looked for.
         patience_s: how long a request waits for the directory before it fails.
         options: of `RouteConfig`, such as `ttl_s`.

@@ -51,16 +51,18 @@ class SessionDirectory:
     # Sessions.
 
     def name(self, metadata: Any, args: Any) -> str:
-        """Return a request's session id; empty: it has none that its head tells.
+        """Return a request's session id; empty: it has none that can be seen here.
 
-        For a bad one, too: a replica answers that, since of a router's errors Serve's proxy
-        passes none on to the browser.
+        Raises `InvalidSessionError` to a handle's caller. A bad one by HTTP is answered by a
+        replica, since of a router's errors Serve's proxy passes none on to the browser.
         """
-        unnamed = self._ids and not metadata.session_id and metadata.is_http_request
-        if unnamed and args and isinstance(args[0], bytes):  # as Serve's proxy has made it
-            request = pickle.loads(args[0])  # noqa: S301 - see above
-            with contextlib.suppress(InvalidSessionError):
-                metadata.session_id = self._ids.in_scope(request.asgi_scope) or ""
+        if not metadata.session_id and args:
+            if not metadata.is_http_request:
+                metadata.session_id = self._ids.in_argument(args) or ""
+            elif self._ids and isinstance(args[0], bytes):  # as Serve's proxy has made it
+                request = pickle.loads(args[0])  # noqa: S301 - see above
+                with contextlib.suppress(InvalidSessionError):
+                    metadata.session_id = self._ids.in_scope(request.asgi_scope) or ""
         return str(metadata.session_id)
 
     @property

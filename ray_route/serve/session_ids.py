@@ -1,4 +1,4 @@
-"""Where the session id of an HTTP request is found: header, cookie, query, path, or JSON body.
+"""Where a request's session id is found: header, cookie, query, path, JSON body; a call's argument.
 
 A source is a text such as "cookie:sid", "path:/rooms/{session}", "json:metadata.user".
 """
@@ -18,7 +18,8 @@ Scope = Mapping[str, Any]
 _Find = Callable[[Scope], "str | None"]
 
 _OPTION = "session_id_from"
-_KINDS = "header:NAME, cookie:NAME, query:NAME, path:/a/{session}, json:FIELD"
+_KINDS = "header:NAME, cookie:NAME, query:NAME, path:/a/{session}, json:FIELD, argument:FIELD"
+_FIELD_KINDS = ("json", "argument")
 _SHOWN = 200
 
 
@@ -37,14 +38,18 @@ class SessionIds:
         _check_list(sources)
         parsed = [(source, *_parsed(source)) for source in sources]
         self._in_scope = [
-            (source, _FINDERS[kind](arg)) for source, kind, arg in parsed if kind != "json"
+            (source, _FINDERS[kind](arg)) for source, kind, arg in parsed if kind in _FINDERS
         ]
-        self._fields = [(source, arg.split(".")) for source, kind, arg in parsed if kind == "json"]
+        self._fields, self._of_argument = (
+            [(source, arg.split(".")) for source, kind, arg in parsed if kind == wanted]
+            for wanted in _FIELD_KINDS
+        )
         kinds = [kind == "json" for _, kind, _ in parsed]
         if kinds != sorted(kinds):
             raise ConfigError(option=_OPTION, reason="fields of the body (json:…) come last")
 
     def __bool__(self) -> bool:
+        """True if HTTP requests name their session."""
         return bool(self._in_scope or self._fields)
 
     @property
@@ -75,6 +80,17 @@ class SessionIds:
                 return _checked(source, found)
         return None
 
+    def in_argument(self, args: Sequence[Any]) -> str | None:
+        """Return the id that the first argument of a handle's call tells, of any length.
+
+        Raises `InvalidSessionError` for what is neither a text nor a whole number.
+        """
+        for source, keys in self._of_argument if args else ():
+            found = _text(source, _nested(args[0], keys, _attribute))
+            if found:
+                return found
+        return None
+
 
 def has_json(scope: Scope) -> bool:
     """True for a request whose body says that it is JSON."""
@@ -101,7 +117,7 @@ def _check_list(sources: Sequence[str]) -> None:
 
 def _parsed(source: str) -> tuple[str, str]:
     kind, _, argument = source.partition(":")
-    if not argument or kind not in (*_FINDERS, "json"):
+    if not argument or kind not in (*_FINDERS, *_FIELD_KINDS):
         raise ConfigError(option=_OPTION, reason=f"{source!r} is none of {_KINDS}")
     return kind, argument
 
@@ -189,14 +205,23 @@ def _header(scope: Scope, name: bytes) -> bytes | None:
     return next(iter(_headers(scope, name)), None)
 
 
-def _nested(value: Any, keys: list[str]) -> Any:
+def _nothing(_: Any, __: str) -> None:
+    """Return what a text or a number of a JSON body has within it."""
+
+
+def _attribute(value: Any, name: str) -> Any:
+    found = getattr(value, name, None)
+    return None if callable(found) else found
+
+
+def _nested(value: Any, keys: list[str], within: Callable[[Any, str], Any] = _nothing) -> Any:
     for key in keys:
         if isinstance(value, dict):
             value = value.get(key)
         elif isinstance(value, list) and key.isdigit() and int(key) < len(value):
             value = value[int(key)]
         else:
-            return None
+            value = within(value, key)
     return value
 
 

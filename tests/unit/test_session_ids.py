@@ -181,3 +181,54 @@ def test_wrong_options_of_replicas_are_refused(options: Any, wrong: str) -> None
 def test_options_of_replicas_are_told_from_those_of_the_namespace() -> None:
     options = ReplicaOptions.of({"on_stray": "forward", "ttl_s": 60, "patience_s": 1.5})
     assert (options.on_stray, options.patience_s, options.config) == ("forward", 1.5, {"ttl_s": 60})
+
+
+class Completion:
+    """A request as an LLM's ingress hands it on: fields are attributes."""
+
+    user = "ann"
+    number = 42
+    nothing = None
+    prompt_cache_key = "x" * 600
+    metadata: dict[str, Any] = {"session": "s-1"}  # noqa: RUF012 - nobody writes
+    messages: list[Any] = [{"id": "m-0"}]  # noqa: RUF012 - nobody writes
+
+    def method(self) -> str:
+        return "never asked"
+
+
+@pytest.mark.parametrize(
+    ("sources", "args", "found"),
+    [
+        (["argument:user"], (Completion(), "more"), "ann"),
+        (["argument:user"], ({"user": "bob"},), "bob"),
+        (["argument:nothing", "argument:user"], (Completion(),), "ann"),
+        (["argument:number"], (Completion(),), "42"),
+        (["argument:prompt_cache_key"], (Completion(),), "x" * 600),
+        (["argument:metadata.session"], (Completion(),), "s-1"),
+        (["argument:messages.0.id"], (Completion(),), "m-0"),
+        (["argument:method"], (Completion(),), None),
+        (["argument:title"], ("a text",), None),
+        (["argument:user"], (), None),
+        (["argument:nobody", "json:user"], (Completion(),), None),
+    ],
+)
+def test_the_first_argument_of_a_call_tells_the_session(
+    sources: list[str], args: Any, found: str | None
+) -> None:
+    assert SessionIds(sources).in_argument(args) == found
+
+
+def test_an_argument_that_is_no_id_is_refused() -> None:
+    with pytest.raises(InvalidSessionError, match="argument:messages"):
+        SessionIds(["argument:messages"]).in_argument((Completion(),))
+
+
+def test_who_looks_at_arguments_alone_looks_at_no_http_request() -> None:
+    assert not SessionIds(["argument:user"])
+    assert ReplicaOptions(session_id_from=["argument:user"]).on_stray == "serve"
+    assert SessionIds(["argument:user", "header:x-room"])
+
+
+def test_a_text_in_a_body_has_nothing_within_it() -> None:
+    assert SessionIds(["json:user.real"]).in_body(b'{"user": 1}') is None
