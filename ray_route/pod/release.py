@@ -194,7 +194,8 @@ class Releases:
             return
         if entry.phase is not Phase.ENDING and not self._may_end(entry):
             self._lose_patience(uid, entry, at)
-        held.look_at(uid, entry)
+        if uid not in held.ready:  # what waits for a hook is no news, and wakes nobody again
+            held.look_at(uid, entry)
         if not entry.wishes and uid not in held.due:
             held.timed.discard(uid)
 

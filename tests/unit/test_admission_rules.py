@@ -598,6 +598,14 @@ class TestRelease:
             pod.release()
             waiting.result(10)
 
+    def test_one_that_waits_for_a_hook_wakes_nobody_again(self, pod: Pod):
+        pod.release()
+        pod.releases.tick()
+        known = pod.held.wait_for_work(0, 0)
+        pod.releases.tick()
+        assert pod.releases.take(0) == [], "no hook may run yet"
+        assert pod.held.wait_for_work(known, 0) == known
+
 
 class TestGivenUp:
     def test_it_is_refused_up_to_its_epoch(self, pod: Pod):
