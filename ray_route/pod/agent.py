@@ -31,18 +31,17 @@ from ray_route.pod.index_lease import CLAIM_S, IndexLease, OfPod
 from ray_route.pod.joining import Joiner
 from ray_route.pod.link_writes import LinkWrites
 from ray_route.pod.load_state import LoadState, checked_load
+from ray_route.pod.own_drain import drain_itself
 from ray_route.pod.surely_left import surely_left
 from ray_route.pod.uid_loads import UidLoads
 from ray_route.runtime import telemetry
 from ray_route.runtime.metrics import meter
 from ray_route.runtime.namespace import Namespace, namespace_within
-from ray_route.runtime.waiting import Operation, Pause, run
+from ray_route.runtime.waiting import Operation, run
 from ray_route.store.url import StoreUrl
 
 DEFAULT_TIMEOUT_S = 30.0
 STOP_S = 5.0
-_SOONER_S = 5.0
-_POLL_S = 0.05
 
 
 class PodAgent:
@@ -234,16 +233,7 @@ class PodAgent:
 
         For a process that is asked to end. Raises what asking the router raises.
         """
-        deadline = Deadline.after(deadline_s)
-        for_router = max(deadline_s - _SOONER_S, deadline_s / 2)  # it answers before we give up
-        begin = self._namespace.ask("drain", self.service, self.pod, for_router, go_on=False)
-        run(begin, deadline)
-        while True:
-            asked = self._namespace.ask("drain_progress", self.service, self.pod)
-            progress: DrainProgress | None = run(asked, deadline)
-            if progress is not None and progress.done:
-                return progress
-            run(_pause(f"the drain of pod {self.pod} of {self.service}"), deadline)
+        return drain_itself(self._namespace, self.service, self.pod, deadline_s)
 
     # Load and routing state.
 
@@ -394,7 +384,3 @@ def _due_here() -> Deadline | None:
     """Return when the caller of the running call gives up, if there is one, and it says so."""
     serving = current_link()
     return None if serving is None else serving.deadline
-
-
-def _pause(what: str) -> Operation[None]:
-    yield Pause(_POLL_S, what)
