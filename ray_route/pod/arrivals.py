@@ -7,25 +7,22 @@ has arrived for a link that never comes is dropped (see `Releases.settled`).
 from __future__ import annotations
 
 import logging
-import math
 import pickle
 import queue
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeGuard
-
-import ray
+from typing import TypeGuard
 
 from ray_route.clock import Deadline, now
 from ray_route.pod.exports import DROPPED, GONE, LARGE, LATER, Unsent
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
+from ray_route.pod.peers import ActorPeer, Peer
 from ray_route.pod.states import Bytes, State, arrival
 from ray_route.pod.work_line import SOON_S, run_in_line
 from ray_route.protocol.commands import Take, Taken
-from ray_route.protocol.names import RAY_NAMESPACE
 
 logger = logging.getLogger(__name__)
 
@@ -40,19 +37,22 @@ _NOT_IN = "that pod leaves, or has not ended what it had of the uid before"
 _NO_STATES = Unsent("its class takes no state: on_acquire(uid, state)", is_final=True)
 
 Tell = Callable[[list[Taken]], None]
+FindPeer = Callable[[str], Peer]
 
 
 class Arrivals:
     """Carries out `Take`s, each in a thread of its own: one that hangs holds up no other."""
 
-    def __init__(self, held: Holdings, hooks: Hooks) -> None:
+    def __init__(self, held: Holdings, hooks: Hooks, find_peer: FindPeer = ActorPeer) -> None:
         self._held = held
         self._hooks = hooks
+        self._find_peer = find_peer
         self._large = threading.Semaphore(_LARGE_AT_ONCE)
 
     def begin(self, number: int, take: Take, tell: Tell) -> None:
         """Begin to fetch; `tell` hears what became of each uid, as that is known."""
-        fetch = _Fetch(self._held, self._hooks, self._large, number, take, tell)
+        rooms = (self._held, self._hooks, self._find_peer, self._large)
+        fetch = _Fetch(*rooms, number, take, tell)
         threading.Thread(target=fetch.run, name="ray_route-take", daemon=True).start()
 
 
@@ -63,6 +63,7 @@ class _Fetch:
         self,
         held: Holdings,
         hooks: Hooks,
+        find_peer: FindPeer,
         large: threading.Semaphore,
         number: int,
         take: Take,
@@ -70,6 +71,7 @@ class _Fetch:
     ) -> None:
         self._held = held
         self._hooks = hooks
+        self._find_peer = find_peer
         self._large = large
         self._number = number
         self._take = take
@@ -83,7 +85,7 @@ class _Fetch:
         try:
             self._tell_known()
             if self._left:
-                self._fetch_all(ray.get_actor(self._take.actor, namespace=RAY_NAMESPACE))
+                self._fetch_all(self._find_peer(self._take.actor))
         except Exception as error:  # noqa: BLE001 - whatever it is, the router must hear of it
             self._end(dict.fromkeys(self._left, Unsent(f"it could not be fetched: {error!r}")))
 
@@ -97,30 +99,26 @@ class _Fetch:
             del self._left[uid]
         self._told([Taken(self._number, uid) for uid in known])
 
-    def _fetch_all(self, owner: Any) -> None:
+    def _fetch_all(self, owner: Peer) -> None:
         while self._left:
-            asked = owner._ray_route_export.remote(self._left)  # noqa: SLF001 - a pod of ours
-            sent = pickle.loads(self._answer(asked, _ANSWER_S))  # noqa: S301 - as above
+            within_s = min(_ANSWER_S, self._deadline.remaining())
+            sent = pickle.loads(owner.some(self._left, within_s))  # noqa: S301 - a pod of ours
             self._end({uid: it for uid, it in sent.items() if _is_why_not(it)})
             self._read({uid: it for uid, it in sent.items() if isinstance(it, bytes)}, SOON_S)
             for uid in [uid for uid, found in sent.items() if found == LARGE]:
                 self._fetch_one(owner, uid)
 
-    def _fetch_one(self, owner: Any, uid: str) -> None:
+    def _fetch_one(self, owner: Peer, uid: str) -> None:
         if not self._large.acquire(timeout=self._deadline.remaining()):
             raise TimeoutError("others were fetched all the time")
         try:
-            asked = owner._ray_route_export_one.remote(uid, self._left[uid])  # noqa: SLF001
-            found = memoryview(self._answer(asked))
+            found = memoryview(owner.one(uid, self._left[uid], self._deadline.remaining()))
             if found:
                 self._read({uid: found}, SOON_S + len(found) / _READ_RATE)
             else:
                 self._end({uid: GONE})
         finally:
             self._large.release()
-
-    def _answer(self, asked: Any, longest_s: float = math.inf) -> Any:
-        return ray.get(asked, timeout=min(longest_s, self._deadline.remaining()))
 
     # Reading.
 

@@ -15,6 +15,7 @@ from ray_route.model import RoutingState
 from ray_route.pod.arrivals import Arrivals
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.release import Releases
+from ray_route.pod.surroundings import Surroundings
 from ray_route.pod.uid_loads import UidLoads
 from ray_route.protocol.commands import (
     Address,
@@ -32,7 +33,6 @@ from ray_route.protocol.commands import (
     Take,
     Weigh,
 )
-from ray_route.runtime.namespace import Namespace
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class CommandLoop:
 
     def __init__(
         self,
-        namespace: Namespace,
+        namespace: Surroundings,
         address: Address,
         held: Holdings,
         releases: Releases,
@@ -116,8 +116,7 @@ class CommandLoop:
         )
 
     def _ask(self, method: str, *args: Any) -> Any:
-        ref = getattr(self._namespace.router, method).remote(*args)
-        return ray.get(ref, timeout=_FETCH_S + _SLACK_S)
+        return self._namespace.ask_now(method, *args, timeout_s=_FETCH_S + _SLACK_S)
 
     def _follow(self, router: int, state: RoutingState) -> None:
         """Take in which router speaks, and the state that the directory has for this pod."""

@@ -22,9 +22,9 @@ from ray_route.model import Link
 from ray_route.pod.admission import Admission, Told
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
+from ray_route.pod.surroundings import Surroundings
 from ray_route.runtime.link_reads import Part, Readings
 from ray_route.runtime.loop_posts import ended
-from ray_route.runtime.namespace import Namespace
 from ray_route.runtime.waiting import run
 
 READ_S = 30.0
@@ -64,7 +64,7 @@ class Confirming:
 
     def __init__(
         self,
-        namespace: Namespace,
+        namespace: Surroundings,
         service: str,
         held: Holdings,
         admission: Admission,

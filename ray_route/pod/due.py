@@ -6,7 +6,7 @@ from typing import Any
 
 from ray_route.clock import Deadline
 from ray_route.errors import RouteTimeoutError
-from ray_route.protocol.calls import DUE_AT, NODE, Header
+from ray_route.protocol.calls import DUE_AT, NODE, SAME_PROCESS, Header
 from ray_route.runtime.call_context import deadline_at, node_mark
 
 # Clocks of two nodes differ; a pod must not refuse for that what its caller still waits for.
@@ -23,7 +23,7 @@ def due_of(header: Header) -> Deadline | None:
     """
     if len(header) <= DUE_AT:
         return None
-    is_near = header[NODE] == node_mark()
+    is_near = header[NODE] == SAME_PROCESS or header[NODE] == node_mark()
     return deadline_at(header[DUE_AT] + (0.0 if is_near else _SKEW_S))
 
 

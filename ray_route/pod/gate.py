@@ -17,8 +17,8 @@ from ray_route.pod.confirming import POLL_S, READ_S, Confirming
 from ray_route.pod.exports import Exports
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
+from ray_route.pod.surroundings import Surroundings
 from ray_route.runtime.metrics import POD_REFUSALS, meter
-from ray_route.runtime.namespace import Namespace
 
 # A call waits so long for `on_acquire`, which goes on: its caller has given up long before.
 _PATIENCE_S = 600.0
@@ -27,7 +27,7 @@ _PATIENCE_S = 600.0
 class Gate:
     """Admits calls to a pod's uids."""
 
-    def __init__(self, namespace: Namespace, service: str, held: Holdings, hooks: Hooks) -> None:
+    def __init__(self, namespace: Surroundings, service: str, held: Holdings, hooks: Hooks) -> None:
         self.held = held
         self.admission = Admission(held)
         self.exports = Exports(held, drops_unpicklable=hooks.drops_unpicklable)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from ray_route.clock import Deadline
-from ray_route.pod.arrivals import Arrivals
+from ray_route.pod.arrivals import Arrivals, FindPeer
 from ray_route.pod.command_loop import CommandLoop
 from ray_route.pod.gate import Gate
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
+from ray_route.pod.peers import ActorPeer
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Releases
 from ray_route.pod.releaser import Releaser
+from ray_route.pod.surroundings import Surroundings
 from ray_route.protocol.commands import Address
 from ray_route.runtime.metrics import meter
-from ray_route.runtime.namespace import Namespace
 
 # A temporary uid that nobody has used for this share of its TTL is given up: early enough that
 # its `on_release` has run before its link could end and be another's.
@@ -27,7 +28,13 @@ class Incarnations:
     """
 
     def __init__(
-        self, namespace: Namespace, service: str, pod: int, lease: PodLease, hooks: Hooks
+        self,
+        namespace: Surroundings,
+        service: str,
+        pod: int,
+        lease: PodLease,
+        hooks: Hooks,
+        find_peer: FindPeer = ActorPeer,
     ) -> None:
         self._namespace = namespace
         self._service = service
@@ -36,7 +43,7 @@ class Incarnations:
         self.held = Holdings(pod, lease, idle_s)
         self.gate = Gate(namespace, service, self.held, hooks)
         self.releases = Releases(self.held)
-        self._arrivals = Arrivals(self.held, hooks)
+        self._arrivals = Arrivals(self.held, hooks, find_peer)
         self._releaser = Releaser(namespace, self.gate, hooks, self.releases, self._address)
         self.commands = self._commands()
 

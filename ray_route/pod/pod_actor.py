@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
-from contextlib import nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,24 +13,18 @@ from typing import Any
 import ray
 
 from ray_route.clock import Deadline
-from ray_route.pod import fenced_calls, streams, turn_calls
 from ray_route.pod.actor_name import leads_here, this_worker
 from ray_route.pod.agent import PodAgent
 from ray_route.pod.arguments import unpack
-from ray_route.pod.call_order import ArrivalOrder, CallOrder
 from ray_route.pod.endings import Departure, made_again, watch_loop
-from ray_route.pod.exports import export_methods
-from ray_route.pod.hooks import Hooks, takes_state
 from ray_route.pod.index_lease import OfPod
 from ray_route.pod.instances import Instances, OneForAll
 from ray_route.pod.leaving import leave_by
-from ray_route.pod.methods import is_async
 from ray_route.pod.options import PodOptions
-from ray_route.pod.saver import Saver
+from ray_route.pod.serving import Manner, Target, methods_of_calls
 from ray_route.pod.sigterm import before_sigterm_ends
-from ray_route.pod.turn_calls import TurnCalls
 from ray_route.pod.user_hooks import UserHooks
-from ray_route.pod.user_threads import UserThreads, in_thread, warn_on_loops_alone
+from ray_route.pod.user_threads import in_thread, warn_on_loops_alone
 from ray_route.protocol.calls import Refused
 from ray_route.store.url import StoreUrl
 
@@ -58,33 +51,32 @@ class PodSpec:
     one_by_one: bool
     """Ray runs its calls one at a time, whichever their uids."""
 
+    @property
+    def manner(self) -> Manner:
+        """How it serves its calls."""
+        return Manner(self.how, on_loop=self.on_loop, one_by_one=self.one_by_one)
+
 
 _agent_here: PodAgent | None = None
 
 
+_agent_served: ContextVar[PodAgent | None] = ContextVar("ray_route_agent", default=None)
+
+
 def current_agent() -> PodAgent | None:
-    """Return the agent of the pod that this process was deployed as; None elsewhere."""
-    return _agent_here
+    """Return the agent of the pod that this process was deployed as; None elsewhere.
+
+    In a pod of `ray_route.testing.local` that one's.
+    """
+    return _agent_here or _agent_served.get()
+
+
+def serve_by(agent: PodAgent) -> None:
+    """Have the code of this context, from here on, be that of one of several pods in a process."""
+    _agent_served.set(agent)
 
 
 _user_hooks = UserHooks(current_agent)
-
-
-def _hooks(owner: Any, spec: PodSpec, turn: Any) -> Hooks:
-    """Return the hooks of the user's code, which run as its calls do."""
-    find = partial(_user_hooks.find, owner, on_loop=spec.on_loop)
-    return Hooks(
-        find("on_acquire"),
-        find("on_release"),
-        find("on_lost"),
-        turn=turn,
-        loop=asyncio.get_running_loop() if spec.on_loop else None,
-        release_s=spec.how.release_s,
-        carries=takes_state(getattr(owner, "on_acquire", None)),
-        prepare=owner.prepare if isinstance(owner, Instances) else lambda _, state: state,
-        drops_unpicklable=spec.how.on_unpicklable == "drop",
-        idle_s=spec.how.idle_s,
-    )
 
 
 def _exit_fenced() -> None:
@@ -109,19 +101,10 @@ def _leave_service(agent: PodAgent, grace_s: float) -> None:
         agent.stop(deadline.remaining())
 
 
-def _serves_by_arrival(pod: Any, spec: PodSpec) -> Any:
-    """Prepare a pod whose uids have no turns; return the lock that its calls take, if any."""
-    runs_in_order = spec.one_by_one and not spec.on_loop  # as Ray does
-    pod._ray_route_turn = threading.RLock() if spec.one_by_one else nullcontext()
-    pod._ray_route_order = ArrivalOrder() if runs_in_order else CallOrder()
-    return pod._ray_route_turn if runs_in_order else None
-
-
-def _become_pod(pod: Any, spec: PodSpec, target: Instances | OneForAll) -> PodAgent:
+def _become_pod(pod: Any, spec: PodSpec, target: Target) -> PodAgent:
     # At module level: the class that `pod_class` makes travels by value, with globals of its own.
     global _agent_here  # noqa: PLW0603 - a process is one pod
-    turn = None if spec.how.has_turns else _serves_by_arrival(pod, spec)
-    hooks = _hooks(target if isinstance(target, Instances) else pod, spec, turn)
+    hooks = spec.manner.begin(pod, target, _user_hooks.find)
     on_lapse = _exit_fenced if spec.how.exit_when_fenced else None
     _agent_here = PodAgent(
         spec.namespace,
@@ -135,35 +118,13 @@ def _become_pod(pod: Any, spec: PodSpec, target: Instances | OneForAll) -> PodAg
     departure = Departure(partial(_leave_service, _agent_here, spec.how.grace_s))
     leave_by(departure)
     before_sigterm_ends(departure)
-    if spec.how.has_turns:
-        threads = None if spec.on_loop else UserThreads(spec.how.threads)
-        calls = TurnCalls(_agent_here, target, threads)
-        pod._ray_route_turns = calls
-        if isinstance(target, Instances) and target.store is not None:
-            target.epoch_of = partial(_epoch_of, _agent_here)
-            saver = Saver(calls, target, spec.how.save_every_s)
-            pod._ray_route_saver = asyncio.get_running_loop().create_task(saver.run())
+    spec.manner.take_turns(pod, target, _agent_here)
     if spec.how.has_turns or spec.on_loop:
         watch_loop(asyncio.get_running_loop())
         warn_on_loops_alone()
     # Not here: what it takes may be away for longer than anyone waits for a constructor.
     _agent_here.join_in_background()
     return _agent_here
-
-
-def _epoch_of(agent: PodAgent, uid: str) -> int:
-    return agent.gate.held.entries[uid].epoch
-
-
-def _methods(cls: type, *, turns: bool) -> dict[str, Any]:
-    exports = export_methods(on_loop=turns or is_async(cls))
-    if turns:
-        return {**exports, **turn_calls.METHODS}
-    if is_async(cls):
-        methods = {**fenced_calls.ASYNC_METHODS, "_ray_route_stream": streams.stream_async}
-    else:
-        methods = {**fenced_calls.METHODS, "_ray_route_stream": streams.stream}
-    return {**exports, **methods}
 
 
 def pod_class(cls: type, *, per_uid: bool = False, turns: bool = False) -> type:
@@ -205,7 +166,7 @@ def pod_class(cls: type, *, per_uid: bool = False, turns: bool = False) -> type:
             agent.stop(grace_s)
             return True
 
-    for name, method in _methods(cls, turns=turns or per_uid).items():
+    for name, method in methods_of_calls(cls, turns=turns or per_uid).items():
         setattr(Pod, name, method)
     Pod.__name__ = cls.__name__
     Pod.__qualname__ = cls.__qualname__

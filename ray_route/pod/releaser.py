@@ -25,10 +25,10 @@ from ray_route.pod.gate import Gate
 from ray_route.pod.hooks import Hooks
 from ray_route.pod.in_use import in_use
 from ray_route.pod.release import Kind, Releases, Work
+from ray_route.pod.surroundings import Surroundings
 from ray_route.pod.telling import Telling
 from ray_route.protocol.commands import Address
 from ray_route.runtime.metrics import POD_UNRELEASED, meter
-from ray_route.runtime.namespace import Namespace
 from ray_route.runtime.waiting import run
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Releaser:
 
     def __init__(
         self,
-        namespace: Namespace,
+        namespace: Surroundings,
         gate: Gate,
         hooks: Hooks,
         releases: Releases,
@@ -202,8 +202,7 @@ class Releaser:
         done()
 
     def _ask(self, method: str, *args: Any) -> Any:
-        ref = getattr(self._namespace.router, method).remote(*args)
-        return ray.get(ref, timeout=_ASK_S)
+        return self._namespace.ask_now(method, *args, timeout_s=_ASK_S)
 
     # Uids in use.
 

@@ -20,6 +20,9 @@ A list of plain values: Ray packs that in a third of the time of a tuple.
 DUE_AT, NODE, CHAIN = 6, 7, 8
 """Where these are in a header."""
 
+SAME_PROCESS = "."
+"""The mark of a caller in the pod's own process, whose clock it is for certain."""
+
 HEADER_LENGTH = 9
 """Of a full header: where plain arguments begin that travel in one with it."""
 

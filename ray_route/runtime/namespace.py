@@ -168,6 +168,10 @@ class Namespace:
 
         return self.until_answered(send, f"the router of namespace {self.name!r} ({method})")
 
+    def ask_now(self, method: str, *args: Any, timeout_s: float) -> Any:
+        """Ask the router as it was last found, once; raises what Ray does."""
+        return ray.get(getattr(self.router, method).remote(*args), timeout=timeout_s)
+
     def until_answered(self, send: Callable[[str], Wait], what: str) -> Operation[Any]:
         """Wait for a router's answer; send again while there is no router, until the deadline.
 

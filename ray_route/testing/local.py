@@ -1,0 +1,223 @@
+"""A service without Ray, for unit tests of the class of its pods."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ray_route.client.handles import CallOptions
+from ray_route.clock import Deadline
+from ray_route.errors import InvalidInputError
+from ray_route.model import Link, check_uid
+from ray_route.pod.instances import StateStore
+from ray_route.pod.options import PodOptions
+from ray_route.pod.user_threads import AT_ONCE
+from ray_route.testing.local_calls import Caller, LocalUid
+from ray_route.testing.local_pod import LocalPod, LocalPods, LocalRecipe
+
+_NAMESPACE, _SERVICE = "local", "local"
+_TIMEOUT_S = 30.0
+_STOP_S = 30.0
+_POLL_S = 0.001
+
+
+class LocalService:
+    """A service in this process. Made by `local`."""
+
+    def __init__(self, recipe: LocalRecipe, pods: int, loop: asyncio.AbstractEventLoop) -> None:
+        self._cls = recipe.cls
+        self._pods = LocalPods(recipe, _NAMESPACE, _SERVICE, loop)
+        self._directory = self._pods.directory
+        self._caller = Caller(self._pods, loop)
+        for index in range(pods):
+            self._pods.begin(index)
+
+    def __getitem__(self, uid: str) -> LocalUid:
+        """Return the handle of one uid."""
+        return LocalUid(self._caller, self._cls, uid, CallOptions())
+
+    # To look at.
+
+    def pod_of(self, uid: str) -> int | None:
+        """Return the pod that a uid is linked to; None if to none."""
+        link = self.link(uid)
+        return None if link is None else link.pod
+
+    def link(self, uid: str) -> Link | None:
+        """Return the link of a uid, which has its epoch; None if there is none."""
+        return self._directory.peek(check_uid(uid))
+
+    def uids(self, pod: int) -> set[str]:
+        """Return the uids that a pod holds."""
+        return set(self._pod(pod).serving.held.held())
+
+    def object_of(self, uid: str) -> Any:
+        """Return the object that serves a uid, as it is; None if there is none.
+
+        With one object per pod it is that of the uid's pod.
+        """
+        link = self.link(uid)
+        pod = None if link is None else self._pods.serving(link.pod, link.incarnation)
+        if pod is None or uid not in pod.serving.held.held():
+            return None
+        return pod.target.of(uid)
+
+    # To be done.
+
+    def move(self, uid: str, pod: int | None = None, *, timeout: float = _TIMEOUT_S) -> Link:
+        """Move a uid to a pod (None: to another), with its hooks and its state.
+
+        Raises `StateNotMovedError` if its state can't be moved, and `PodUnavailableError` if its
+        calls do not end in time: then it stays.
+        """
+        return self._directory.move(check_uid(uid), pod, Deadline.after(timeout))
+
+    def fence(self, uid: str, *, timeout: float = _TIMEOUT_S) -> None:
+        """Give a uid to another pod, whose owner learns of it afterwards.
+
+        As if its pod had been thought dead: nothing of it is saved, a call that runs gets
+        `FencedError` though it may have run, `on_lost` is called when its calls have ended. Returns
+        when the owner knows.
+        """
+        old = self._directory.take_away(check_uid(uid))
+        pod = None if old is None else self._pods.serving(old.pod, old.incarnation)
+        if old is None or pod is None:
+            return
+        held = pod.serving.held
+        pod.gate.admission.denied(uid, old.epoch, held.term)
+        running = held.entries.get(uid)
+        if running is None or not running.running:
+            self._wait(lambda: uid not in held.entries, f"on_lost of uid {uid!r}", timeout)
+
+    def idle(self, uid: str, *, timeout: float = _TIMEOUT_S) -> None:
+        """Have a uid's pod give it up as one that nobody has called for long: with its hook.
+
+        Returns when its link is gone. Nothing happens while a call of it runs, or if its link is
+        persistent: then `RouteTimeoutError` is raised.
+        """
+        link = self.link(uid)
+        pod = None if link is None else self._pods.serving(link.pod, link.incarnation)
+        if pod is None:
+            return
+        held = pod.serving.held
+        with held.lock:
+            entry = held.entries.get(uid)
+            if entry is not None:
+                entry.used_at = -math.inf
+                held.look_at(uid, entry)
+        self._wait(lambda: self.link(uid) != link, f"uid {uid!r} to be given up", timeout)
+
+    def remove(self, uid: str, *, timeout: float = _TIMEOUT_S) -> bool:
+        """End a uid's session: its hook runs, then its link goes. Return if it had a link."""
+        link, deadline = self.link(uid), Deadline.after(timeout)
+        ended = self._directory.end(uid, deadline)
+        for pod in self._pods:
+            with pod.serving.held.lock:
+                pod.serving.held.wake()
+        self._wait(lambda: link is None or self.link(uid) != link, f"uid {uid!r} to end", timeout)
+        return ended
+
+    def kill(self, pod: int) -> None:
+        """End a pod as `kill -9` does, and make it again: empty, in its next life.
+
+        Its uids are placed anew at their next call. Code that runs in it runs on, for a thread
+        can't be killed, and its caller gets `PodUnavailableError`.
+        """
+        self._pod(pod)
+        self._pods.kill(pod)
+
+    def close(self) -> list[str]:
+        """Release all uids, with their hooks; return those whose hooks did not end within 30 s."""
+        return self._pods.stop(Deadline.after(_STOP_S))
+
+    def _pod(self, index: int) -> LocalPod:
+        for pod in self._pods:
+            if pod.index == index:
+                return pod
+        indexes = [pod.index for pod in self._pods]
+        raise InvalidInputError(argument="pod", value=index, reason=f"is none of {indexes}")
+
+    @staticmethod
+    def _wait(condition: Callable[[], bool], what: str, timeout: float) -> None:
+        deadline = Deadline.after(timeout)
+        while not condition():
+            deadline.check(what)
+            time.sleep(_POLL_S)
+
+
+@contextmanager
+def local(
+    cls: type,
+    *,
+    pods: int = 2,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    per_uid: bool = False,
+    turns: bool = False,
+    max_concurrency: int | None = None,
+    release_s: float | None = None,
+    idle_s: float | None = None,
+    on_unpicklable: str = "keep",
+    store: StateStore | None = None,
+    save_every_s: float = 10.0,
+    cpu_factor: float = 0.0,
+) -> Iterator[LocalService]:
+    """Serve an unmodified class of pods in this process: without Ray, without Redis.
+
+    All arguments are as those of `deploy`, with `pods` for its `replicas`, and `max_concurrency`
+    for that of `ray_actor_options`. What admits calls, gives them their turns, runs hooks, keeps
+    objects and carries their states is the code that real pods run; the rest of a service is
+    simulated. What differs is in `docs/howto/testing.md`. At the end all uids are released.
+
+    Raises `InvalidInputError` for a class or options that `deploy` would refuse, and what the
+    class's `__init__` raises.
+    """
+    threads = AT_ONCE if max_concurrency is None else max_concurrency
+    how = PodOptions(
+        cpu_factor=cpu_factor,
+        grace_s=_STOP_S,
+        exit_when_fenced=False,
+        release_s=release_s,
+        on_unpicklable=on_unpicklable,
+        per_uid=per_uid,
+        turns=turns,
+        idle_s=idle_s,
+        save_every_s=save_every_s,
+        threads=threads,
+    )
+    how.check(cls, args, kwargs or {}, store)
+    recipe = LocalRecipe(cls, args, kwargs or {}, store, how, max_concurrency or 1)
+    with _loop() as loop:
+        service = LocalService(recipe, pods, loop)
+        try:
+            yield service
+        finally:
+            service.close()
+
+
+@contextmanager
+def _loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """Run an event loop in a thread, for as long as it is needed."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="ray_route-local", daemon=True)
+    thread.start()
+    try:
+        yield loop
+    finally:
+        asyncio.run_coroutine_threadsafe(_cancelled_all(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _cancelled_all() -> None:
+    """Cancel what runs on this loop, and let it end."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.wait(others, timeout=1) if others else None
