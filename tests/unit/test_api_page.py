@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-MODULES = {"ray_route.placement", "ray_route.errors"}
+MODULES = {"ray_route.placement", "ray_route.errors", "ray_route.testing.faults"}
 
 # In a process of its own: Python 3.11 may fail to parse while another thread of it parses, too, as
 # whoever logs an error does (python/cpython#106905).
