@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ray_route.client import operations
 from ray_route.client.base import DRAIN_S
 from ray_route.client.session import Session
 from ray_route.client.sync_client import RouteClient
@@ -24,6 +25,7 @@ from ray_route.model import (
     check_duration,
     check_pod,
 )
+from ray_route.notebook import facts
 from ray_route.pod.instances import StateStore
 from ray_route.pod.options import no_class
 from ray_route.pod.stopping import GRACE_S, STOP_S
@@ -59,6 +61,10 @@ class Deployment:
     def __repr__(self) -> str:
         return f"Deployment(namespace={self.namespace!r}, service={self.service!r})"
 
+    def _repr_html_(self) -> str:
+        about = {"namespace": self.namespace, "service": self.service}
+        return facts("Deployment", {**about, "closed": self._client.closed})
+
     @property
     def _session(self) -> Session:
         if self._client.closed:
@@ -71,10 +77,7 @@ class Deployment:
 
     def pods(self, timeout: float = DEPLOY_S) -> dict[int, Pod]:
         """Return all pods of the service, dead ones included, by index."""
-        asked: dict[int, Pod] = run(
-            self._session.namespace.ask("pods", self.service), Deadline.after(timeout)
-        )
-        return asked
+        return run(operations.pods(self._session, self.service), Deadline.after(timeout))
 
     def status(self, timeout: float = DEPLOY_S) -> ServiceStatus:
         """Return what is wanted, what the controller is doing, and what is in the way."""

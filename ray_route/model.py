@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 from ray_route.errors import DamagedKeyError, InvalidInputError, RouteError, StateNotMovedError
+from ray_route.notebook import Shown
 from ray_route.policies import Autoscaling
 
 MAX_UID_BYTES = 512
@@ -35,7 +36,7 @@ class Life(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class Link(Shown):
     """One uid's place: the pod, the incarnation that owns it, and the fencing epoch.
 
     `lease_s` is how many seconds the answer may be trusted, counted from before the request
@@ -57,7 +58,7 @@ class Link:
         return make_link, (*facts, self.replaced) if self.replaced else facts
 
 
-class _Draft:
+class _Draft(Shown):
     """A link that is not frozen yet."""
 
     __slots__ = Link.__slots__
@@ -130,7 +131,7 @@ class PodRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Pod:
+class Pod(Shown):
     """A pod as operators see it.
 
     `links` counts what the present router has placed there, less what it has taken away, and begins
@@ -150,7 +151,7 @@ class Pod:
 
 
 @dataclass(frozen=True, slots=True)
-class DrainProgress:
+class DrainProgress(Shown):
     """How far a drain has come: uids left on the pod and moved away, calls running there now.
 
     `problem` says why a drain that is done has not emptied its pod; `damaged` has an error for each
@@ -171,7 +172,7 @@ class DrainProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class UpgradeProgress:
+class UpgradeProgress(Shown):
     """How far an upgrade has come: the pods that are there of the wanted `generation`.
 
     `left` are pods that are still to be drained, `moved` the uids that have left some, `running`
@@ -191,7 +192,7 @@ class UpgradeProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class ServiceStatus:
+class ServiceStatus(Shown):
     """What a deployed service is to be, what its controller is doing, and what is in the way.
 
     `pods` are those that Ray has or is restarting, `cordons` those closed to new uids; `wanted` are
@@ -222,7 +223,7 @@ class ServiceStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class HotUid:
+class HotUid(Shown):
     """A uid that keeps its pod busy: which share of its time it has spent in calls lately.
 
     `load` is what the pod's code reports of it, in units of one uid; None: nothing.
@@ -235,7 +236,7 @@ class HotUid:
 
 
 @dataclass(frozen=True, slots=True)
-class UidMove:
+class UidMove(Shown):
     """A uid that is to change its pod to even loads out; `weight` is in units of one uid."""
 
     uid: str
@@ -246,7 +247,7 @@ class UidMove:
 
 
 @dataclass(frozen=True, slots=True)
-class Rebalance:
+class Rebalance(Shown):
     """What a rebalancing is to do, and has done.
 
     `before` maps each pod that takes part to its load, in units of one uid, `after` to what it is
@@ -263,7 +264,7 @@ class Rebalance:
 
 
 @dataclass(frozen=True, slots=True)
-class Explanation:
+class Explanation(Shown):
     """Why a uid is where it is; `print` it."""
 
     namespace: str

@@ -12,6 +12,7 @@ from ray_route.client.session import Session
 from ray_route.client.sessions import close_session
 from ray_route.errors import ClosedError
 from ray_route.model import Link
+from ray_route.notebook import facts
 from ray_route.runtime.call_context import seconds
 
 T = TypeVar("T")
@@ -67,6 +68,10 @@ class ClientBase:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.namespace!r} at {self._opened.namespace.url.address})"
+
+    def _repr_html_(self) -> str:
+        about = {"namespace": self.namespace, "store": self._opened.namespace.url.address}
+        return facts(type(self).__name__, {**about, "closed": self.closed})
 
     def get_linked_in_cache(self, uid: str, service: str) -> Link | None:
         """Return the near cache's link; no I/O, never a link whose lease has run out."""

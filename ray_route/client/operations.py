@@ -13,6 +13,7 @@ import ray
 
 from ray_route.client.coalescer import Batch, SharedAnswer
 from ray_route.client.lookups import Lookups, Lost
+from ray_route.client.pods import Pods
 from ray_route.client.session import NoSuchActorError, Session
 from ray_route.clock import Deadline, now
 from ray_route.errors import (
@@ -277,8 +278,8 @@ def link_service(session: Session, uid: str) -> Operation[dict[str, Link]]:
 def pods(session: Session, service: str) -> Operation[dict[int, Pod]]:
     """See `RouteClient.pods`."""
     check_name("service", service)
-    pods: dict[int, Pod] = yield from session.namespace.ask("pods", service)
-    return pods
+    found: dict[int, Pod] = yield from session.namespace.ask("pods", service)
+    return Pods(found)
 
 
 @dataclass(slots=True)
