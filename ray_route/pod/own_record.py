@@ -14,8 +14,9 @@ from ray_route.clock import Deadline
 from ray_route.errors import RouteError, StoreUnavailableError
 from ray_route.model import Life, RoutingState
 from ray_route.protocol.commands import Address
+from ray_route.runtime.joined_ray import joined_by_client
 from ray_route.runtime.namespace import Namespace
-from ray_route.runtime.process_ids import identify
+from ray_route.runtime.process_ids import identify, identify_away
 from ray_route.runtime.waiting import run
 from ray_route.store.pods import Identity, PodCalls, parse_table
 from ray_route.store.scripts import Call
@@ -32,7 +33,9 @@ class OwnRecord:
         self._namespace = namespace
         self._service = service
         self._actor = actor
-        self._process = identify()
+        # By Ray Client this process may be on another machine than its node, which would find that
+        # no process of that number is there, and call a living pod ended.
+        self._process = identify_away() if joined_by_client() else identify()
         self._calls = PodCalls(namespace.keys)
 
     def free_indexes(self, fixed: int | None) -> Iterable[int]:

@@ -31,6 +31,11 @@ def identify(pid: int | None = None) -> str:
     return f"{pid}-{_started(pid)}-{secrets.token_hex(4)}"
 
 
+def identify_away() -> str:
+    """Name a process that nobody can look up: whether it has ended, no process table tells."""
+    return f"away-{secrets.token_hex(8)}"
+
+
 def has_ended(process: str) -> bool:
     """True if the process of that name runs no more. Ask on its own node only.
 

@@ -59,9 +59,10 @@ def pid_of(client: RouteClient, service: str, pod: int) -> int:
     record = _record(client, service, pod)
     if record is None:
         raise InvalidInputError(argument="pod", value=pod, reason=f"is no pod of {service!r}")
-    if record.node != ray.get_runtime_context().get_node_id():
+    pid = record.process.partition("-")[0]
+    if record.node != ray.get_runtime_context().get_node_id() or not pid.isdecimal():
         raise InvalidInputError(argument="pod", value=pod, reason="is on another machine")
-    return int(record.process.partition("-")[0])
+    return int(pid)
 
 
 def _record(client: RouteClient, service: str, pod: int) -> PodRecord | None:

@@ -14,6 +14,7 @@ from helpers import end_router, eventually
 from talkers import Talker
 
 import ray_route
+from ray_route.testing import faults
 
 
 def outcome(use: Callable[[], Any]) -> Any:
@@ -24,15 +25,49 @@ def outcome(use: Callable[[], Any]) -> Any:
         return f"{type(error).__name__}: {error}"
 
 
+class Louder(Talker):
+    """The class of an upgrade: pods get it by value, since no module has it there."""
+
+    def louder(self) -> str:
+        return "!"
+
+
 async def awaited(namespace: str, url: str) -> Any:
     async with await ray_route.connect_async(namespace, url) as client:
         room = client.service("talkers", Talker)["carl"]
         return [await client.call("carl", "talkers", "say", "carl", 1), await room.three.remote()]
 
 
+def attached(namespace: str, url: str) -> Any:
+    found = ray_route.get_deployment(namespace, "talkers", redis_url=url)
+    try:
+        return found.status().replicas
+    finally:
+        found.close()
+
+
+def process_told(namespace: str, url: str) -> str:
+    """Return what the agent has told of its process, which the server's node can't look up."""
+    with ray_route.connect(namespace, url) as client:
+        record = faults._record(client, "by-hand", 0)
+    assert record is not None
+    return record.process.partition("-")[0]
+
+
+def by_hand(namespace: str, url: str) -> Any:
+    agent = ray_route.PodAgent(namespace, "by-hand", 0, redis_url=url).start()
+    try:
+        link = agent.set_linked_pod("ann")
+        with agent.serving("ann", link.epoch, link.incarnation):
+            return [link.pod, process_told(namespace, url)]
+    finally:
+        agent.stop()
+
+
 def uses(client: ray_route.RouteClient, deployment: Any, url: str) -> dict[str, Callable[[], Any]]:
     room = client.service("talkers", Talker)["ann"]
     other = client.service("talkers", Talker)["bob"]
+    many = [f"user-{number}" for number in range(5_000)]
     untaken = lambda: len(client._session.dispatcher.untaken)  # noqa: E731
     owner: Callable[[], int] = lambda: client.compute_linked_pod("ann", "talkers").pod  # noqa: E731
     return {
@@ -58,7 +93,18 @@ def uses(client: ray_route.RouteClient, deployment: Any, url: str) -> dict[str, 
         "remove": lambda: client.remove("ann", "talkers"),
         "sweep": lambda: client.sweep("talkers"),
         "scale": lambda: [deployment.scale(3), len(deployment.pods())][1],
-        "drain": lambda: list(deployment.drain(0))[-1].problem,
+        "known": lambda: client.get_linked_pod("bob", "talkers") is not None,
+        "large batch": lambda: len(client.batch_get_linked_pod(many, "talkers").missing),
+        "pods": lambda: sorted(client.pods("talkers")),
+        "status": lambda: deployment.status().replicas,
+        "cordon": lambda: [deployment.cordon(2), deployment.status().cordons][1],
+        "uncordon": lambda: [deployment.uncordon(2), deployment.status().cordons][1],
+        "rebalance": lambda: deployment.rebalance().problem,
+        "attach": lambda: attached(client.namespace, url),
+        "agent": lambda: by_hand(client.namespace, url),
+        "upgrade": lambda: deployment.upgrade(Louder),
+        "upgraded": lambda: client.call("bob", "talkers", "louder"),
+        "drain": lambda: list(deployment.drain(min(deployment.status().pods)))[-1].problem,
     }
 
 

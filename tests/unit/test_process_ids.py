@@ -7,7 +7,7 @@ import sys
 
 from helpers import eventually
 
-from ray_route.runtime.process_ids import has_ended, identify
+from ray_route.runtime.process_ids import has_ended, identify, identify_away
 
 
 def test_a_process_has_ended_once_it_has() -> None:
@@ -23,6 +23,11 @@ def test_a_process_has_ended_once_it_has() -> None:
 def test_another_process_under_the_same_pid_is_not_it() -> None:
     pid, start, random = identify().split("-")
     assert has_ended(f"{pid}-{int(start) - 1}-{random}")
+
+
+def test_one_that_nobody_can_look_up_is_never_said_to_have_ended() -> None:
+    assert not has_ended(identify_away())
+    assert identify_away() != identify_away()
 
 
 RENAMED = """
