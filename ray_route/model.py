@@ -12,9 +12,7 @@ from ray_route.errors import DamagedKeyError, InvalidInputError, RouteError, Sta
 from ray_route.notebook import Shown
 from ray_route.policies import Autoscaling
 
-MAX_UID_BYTES = 512
-MAX_NAME = 64
-MAX_UTF8 = 4
+MAX_UID_BYTES, MAX_NAME, MAX_UTF8 = 512, 64, 4
 MAX_POD = 2**31 - 1
 _NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{MAX_NAME}}}")
 

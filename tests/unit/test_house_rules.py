@@ -17,6 +17,7 @@ LARGE = {
     "Controller": 33,
     "Holdings": 36,
     "IndexLease": 24,
+    "Keeping": 21,
     "LinkTable": 26,
     "LocalDirectory": 25,
     "Releases": 30,
