@@ -214,12 +214,15 @@ def test_a_controller_that_is_killed_goes_on_as_it_was_told(
 def held_drain(users: Users, tallies: ray_route.Deployment, folder: Path) -> Iterator[None]:
     """Have the drain of pod 1, which has two users of eight, not come to its end in the block."""
     users.put({"u0", "u1"}, 1)
+    users.count()  # now they are held there, and are to be released
+    life = tallies.pods()[1].incarnation
     waits = folder / "release.waits"
     waits.touch()
     try:
         tallies.scale((1, 4), target_uids=TARGET, down_s=QUICK_S)
         eventually(lambda: tallies.status().doing.startswith("drain"), "a drain", SOON_S)
         yield
+        assert tallies.pods()[1].incarnation == life, "it has not come to its end"
     finally:
         waits.unlink()
 
