@@ -514,7 +514,7 @@ def test_pods_are_made_anew_while_others_are_drained(
     assert healed == [2]
     asked = service.asked(monkeypatch)
     healed = drained_slowly(life, monkeypatch, victim=2)
-    asked.scale("r", 1, None, SOON_S, SOON_S)
+    asked.scale("r", 1, SOON_S, SOON_S)
     assert (healed, service.alive()) == ([2], [2])
 
 
@@ -609,5 +609,5 @@ def test_a_scaling_that_fails_in_a_later_life_leaves_what_there_was_before_the_f
     service.recipe = recipe_of(Unborn, service.client, service.service, "no folder")
     asked = service.asked(monkeypatch)
     with pytest.raises(ray_route.PodStartError):
-        asked.scale("r", 4, None, SOON_S, SOON_S)
+        asked.scale("r", 4, SOON_S, SOON_S)
     assert asked._wishes.wanted.indexes == before.indexes == (0, 1)
