@@ -38,6 +38,7 @@ ELSEWHERE = {
     "ray": "tests/unit/test_cluster_yaml.py",
     "kubectl": "tests/unit/test_kuberay_manifests.py",
     "export": "tests/unit/test_store_urls.py",
+    "ssh": "tests/unit/test_page_server.py",
 }
 HERE = {"redis-cli", "ACL"}
 
