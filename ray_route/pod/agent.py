@@ -348,7 +348,7 @@ class PodAgent:
         The user's code must not run in either case. `serving` also covers the time that it runs.
 
         Within a call that this pod serves it waits until that call's caller gives up, and then
-        raises `PodUnavailableError`: where calls run one at a time, `on_acquire` of another uid
+        raises `RouteTimeoutError`: where calls run one at a time, `on_acquire` of another uid
         waits for that very call.
         """
         call = object()

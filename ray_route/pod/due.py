@@ -58,3 +58,14 @@ def late(due: Any, service: str, uid: str, method: str, behind: str = "") -> Rou
         service=service,
         uid=uid,
     )
+
+
+def not_acquired(due: Any, service: str, uid: str) -> RouteTimeoutError:
+    """Make the error of a call whose uid was not acquired before its caller gave up."""
+    return RouteTimeoutError(
+        waiting_for="its pod to acquire it, or an earlier owner to give it up",
+        timeout_s=due.timeout_s,
+        may_have_run=False,
+        service=service,
+        uid=uid,
+    )

@@ -14,6 +14,7 @@ from ray_route.clock import Deadline
 from ray_route.errors import FencedError, PodUnavailableError, RouteError
 from ray_route.pod.admission import Admission, Told, Verdict
 from ray_route.pod.confirming import POLL_S, READ_S, Confirming
+from ray_route.pod.due import is_over, not_acquired
 from ray_route.pod.exports import Exports
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
@@ -60,7 +61,8 @@ class Gate:
         Where it may be interrupted in here, see `surely_left`.
 
         Raises `FencedError` if this pod does not own the uid, `StoreUnavailableError` if that can't
-        be confirmed, what `on_acquire` raises, and past `due` `PodUnavailableError`.
+        be confirmed, what `on_acquire` raises, past `due` `RouteTimeoutError`, and
+        `PodUnavailableError` if nobody gives up for so long.
         """
         deadline: Deadline | None = None
         while (verdict := self._verdict(uid, epoch, incarnation, call)) is not Verdict.ADMIT:
@@ -69,7 +71,7 @@ class Gate:
                 time.sleep(POLL_S)
             else:
                 self._confirming.here(uid, epoch, deadline)
-            self._check(uid, deadline)
+            self._check(uid, deadline, due)
 
     async def enter_async(
         self,
@@ -94,7 +96,7 @@ class Gate:
                 await asyncio.sleep(POLL_S)
             else:
                 await self._confirming.soon(uid, epoch, deadline)
-            self._check(uid, deadline)
+            self._check(uid, deadline, due)
 
     def leave(self, uid: str, call: object = None) -> None:
         """End a call."""
@@ -119,14 +121,17 @@ class Gate:
             raise self._fenced(uid, epoch, reason, may_have_run=False)
         return verdict
 
-    def _check(self, uid: str, deadline: Deadline) -> None:
-        if not deadline.remaining():
-            raise PodUnavailableError(
-                reason=f"uid {uid!r} is still being acquired, or given up by an earlier owner, "
-                f"after {deadline.timeout_s:g} s",
-                may_have_run=False,
-                **self._ids,
-            )
+    def _check(self, uid: str, deadline: Deadline, due: Deadline | None) -> None:
+        if deadline.remaining():
+            return
+        if is_over(due):
+            raise not_acquired(due, self._service, uid)
+        raise PodUnavailableError(
+            reason=f"uid {uid!r} is still being acquired, or given up by an earlier owner, "
+            f"after {deadline.timeout_s:g} s",
+            may_have_run=False,
+            **self._ids,
+        )
 
     # Leaving.
 

@@ -21,6 +21,7 @@ from figures import report
 from helpers import eventually, unique_name
 from history import History, violations
 from proxy import TcpProxy
+from redis.exceptions import ResponseError
 from servers import SERVICE as WATCHED
 from servers import SentinelServers, is_in_step
 from states import state_violations
@@ -55,12 +56,19 @@ def failing_over() -> Iterator[Struck]:
             _, port = servers.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", WATCHED)
             return next(server for server in servers.servers if server.port == int(port))
 
+        def told_to_fail_over() -> bool:
+            try:
+                servers.ask("SENTINEL", "FAILOVER", WATCHED)
+            except ResponseError:  # it takes a replica that it has not heard lately for no good one
+                return False
+            return True
+
         def strike(choose: random.Random) -> None:
             before = primary()
             (other,) = (server for server in servers.servers if server is not before)
             eventually(lambda: is_in_step(other), "the replica is in step", 30)
             if choose.random() < 0.5:
-                servers.ask("SENTINEL", "FAILOVER", WATCHED)
+                eventually(told_to_fail_over, "the sentinel knows a replica to promote", 30)
                 eventually(lambda: primary() is other, "the replica has taken over", 30)
                 return
             os.kill(before.pid, signal.SIGSTOP)

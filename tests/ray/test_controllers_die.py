@@ -30,7 +30,7 @@ from ray_route.controller.draining import drain
 from ray_route.controller.evenness import Evenness
 from ray_route.controller.keeping import Keeping
 from ray_route.controller.making import PodMaker
-from ray_route.controller.marks import is_given_up, note
+from ray_route.controller.marks import forget, is_given_up, note
 from ray_route.controller.recipe import Recipe
 from ray_route.controller.recipes import make_holder
 from ray_route.controller.requests import StoppedError
@@ -469,7 +469,7 @@ def test_an_end_that_was_cut_short_is_completed_though_the_store_has_lost_it(
 
 
 def test_what_was_never_begun_ends_by_itself(service: Service) -> None:
-    note(service.actor, b"")
+    forget(service.actor)
     key = service.client._session.namespace.keys.wanted(service.service)
     service.client._session.namespace.store.one(plain_call("DEL", key))
     patient, impatient = service.life(), service.life()

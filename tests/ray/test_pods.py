@@ -17,7 +17,7 @@ from helpers import end_router, eventually, router_handle, unique_name
 from services import Counter, Waiting, by_last_digit
 
 import ray_route
-from ray_route.pod.index_lease import IndexLease
+from ray_route.pod.own_record import OwnRecord
 from ray_route.store.embedded import EmbeddedServer
 
 # From the end of a process to the first served call: 1.5 s at rest, and on a busy machine still
@@ -188,7 +188,7 @@ def test_a_stopped_agent_does_not_bring_its_router_back(
     """The router is too busy to hear of the stop, so the agent's last call ends with it."""
     name, before = unique_name(), set(threading.enumerate())
     agent = ray_route.PodAgent(name, "svc", 0).start()
-    monkeypatch.setattr(IndexLease, "_ask_router", lambda *_: None)
+    monkeypatch.setattr(OwnRecord, "ask_router", lambda *_: None)
     agent.stop()
     end_router(name)
 

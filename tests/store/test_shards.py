@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -274,6 +275,9 @@ def test_a_restart_without_data_is_noticed_and_places_nobody_anew(
 
 def test_epochs_do_not_fall_over_a_restart_with_data(tmp_path: Any, namespace: str):
     with EmbeddedServer(folder=tmp_path) as server:
+        with contextlib.closing(Store(parse_url(server.url))) as store:
+            # Else it may put a write off for the disk, and what is killed then has lost it.
+            store.one(Call("", ("CONFIG", "SET", "appendfsync", "always")))
         routers = Routers(server.url, namespace)
 
         async def work(shards: Shards) -> tuple[Link, Link]:

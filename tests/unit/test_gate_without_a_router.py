@@ -12,7 +12,7 @@ import pytest
 from helpers import eventually, unique_name
 
 from ray_route.clock import Deadline, now
-from ray_route.errors import FencedError, PodUnavailableError
+from ray_route.errors import FencedError, RouteTimeoutError
 from ray_route.model import Link
 from ray_route.pod import confirming
 from ray_route.pod.agent import PodAgent
@@ -141,7 +141,7 @@ def test_what_a_call_waits_for_that_waits_for_it_ends_with_its_callers_patience(
     # Calls run one at a time, so that `on_acquire` of another uid waits for the one that runs.
     with turn, under(agent, ["u", EPOCH, 7, "say"], due):
         began = now()
-        with pytest.raises(PodUnavailableError, match="'new' is still being acquired") as caught:
+        with pytest.raises(RouteTimeoutError, match="its pod to acquire it") as caught:
             ask()
         assert now() < began + WITHIN_S
     assert not caught.value.may_have_run
