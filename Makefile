@@ -22,9 +22,8 @@ demo: $(READY)  ## sticky routing at work, on a real message log where there is 
 unit: $(READY)  ## what needs neither servers nor Ray
 	$(BIN)/python -m pytest tests/unit
 
-# Twice as many processes as a small machine has cores: most of the time a test waits, for a lease,
-# a death, a start (of a second, 0.3 to 0.5 are spent on a processor). Each has a Ray and servers of
-# its own; one that crashes fails the run.
+# One more process than a small machine has cores: of a second that a test takes, 0.3 to 0.5 are
+# spent on a processor. Each has a Ray and servers of its own; one that crashes fails the run.
 WORKERS ?= 3
 test: $(READY)  ## the whole suite, short forms of long tests included
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder --max-worker-restart 0
