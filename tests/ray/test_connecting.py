@@ -185,6 +185,7 @@ def test_a_head_that_hangs_holds_no_command_and_no_shutdown_beyond_its_time(
         monkeypatch.setattr(module, "STOP_S", 0.3)
     monkeypatch.setattr(cluster, "_RAY_S", 0.5)
     os.kill(head, signal.SIGSTOP)
+    eventually(lambda: is_stopped(head), "the head is stopped")
     try:
         for words in (["status"], ["explain", "ann", deployment.service]):
             with pytest.raises(SystemExit) as ended:
@@ -198,6 +199,13 @@ def test_a_head_that_hangs_holds_no_command_and_no_shutdown_beyond_its_time(
     monkeypatch.undo()
     deployment.shutdown()
     eventually(lambda: not pods_of(deployment.service), "all have ended", 60)
+
+
+def is_stopped(pid: int) -> bool:
+    """True once no thread of a process runs: the signal alone says little of when that is."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    states = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
+    return all(state in "TZ" for state in states)
 
 
 class Interrupt:

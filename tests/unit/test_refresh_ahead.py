@@ -63,7 +63,7 @@ def test_processes_look_at_moments_that_differ_and_several_times_before_a_lease_
 
 def test_many_uids_are_read_in_bounded_pieces_between_other_work() -> None:
     uids, worker = names(12_345), Worker()
-    ahead(near_with(uids, 1.0), worker).look()
+    ahead(near_with(uids, 60.0), worker).look()
     assert worker.reads == []  # not by whoever looks
     assert len(worker.left) <= SLOTS_AT_ONCE / UIDS_AT_ONCE + 1
     worker.work()
