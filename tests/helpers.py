@@ -20,10 +20,7 @@ POLL_S = 0.02
 WITHIN_S = 30.0
 
 
-What = str | Callable[[], str]
-
-
-def eventually(condition: Callable[[], Any], what: What, within_s: float = WITHIN_S) -> Any:
+def eventually(condition: Callable[[], Any], what: str, within_s: float = WITHIN_S) -> Any:
     """Poll until `condition` is true; return what it returned, or fail with `what`.
 
     At most half of the time: to look must not take the machine from what is waited for.
@@ -36,7 +33,7 @@ def eventually(condition: Callable[[], Any], what: What, within_s: float = WITHI
         time.sleep(pause_s)
 
 
-async def soon(condition: Callable[[], Any], what: What, within_s: float = WITHIN_S) -> Any:
+async def soon(condition: Callable[[], Any], what: str, within_s: float = WITHIN_S) -> Any:
     """Poll as `eventually` does, and let other tasks of the loop run meanwhile."""
     end = time.monotonic() + within_s
     while True:
@@ -47,14 +44,14 @@ async def soon(condition: Callable[[], Any], what: What, within_s: float = WITHI
 
 
 def _look(
-    condition: Callable[[], Any], what: What, within_s: float, end: float
+    condition: Callable[[], Any], what: str, within_s: float, end: float
 ) -> tuple[Any, float]:
     """Return what a condition says, and the seconds until it may be asked again."""
     asked_at = time.monotonic()
     value = condition()
     now = time.monotonic()
     if not value and now >= end:
-        pytest.fail(f"not within {within_s} s: {what if isinstance(what, str) else what()}")
+        pytest.fail(f"not within {within_s} s: {what}")
     return value, max(POLL_S, now - asked_at)
 
 

@@ -313,5 +313,6 @@ def test_a_session_that_anything_ends_while_it_is_made_leaves_nothing(client: An
 
 def threads() -> int:
     """Return how many threads of sessions run."""
-    names = ("ray_route-changes", "ray_route-reads", "ray_route-within")
+    kinds = ("changes", "reads", "within", "belief", "close")
+    names = [f"ray_route-{kind}" for kind in kinds]
     return sum(thread.name in names for thread in threading.enumerate())
