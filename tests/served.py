@@ -17,7 +17,8 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from ray_route.runtime.metrics import SERVE_STRAYS, meter
-from ray_route.serve import current_session, in_session, is_home
+from ray_route.serve import current_session, in_session, is_home, replica_agent
+from ray_route.serve.statements import Home
 
 Here = dict[str, Any]
 
@@ -26,6 +27,19 @@ def strays_here(_: Any, namespace: str) -> dict[tuple[str, str], int]:
     """Return how many strays this process has counted, by cause and outcome."""
     counts = meter(namespace).counts.items()
     return {labels[1:]: n for (name, labels), n in counts if name == SERVE_STRAYS.name}  # type: ignore[misc]
+
+
+def believes_next(_: Any, home: Home) -> None:
+    """Have this replica's next look-up say that a session lives where it did."""
+    (agent,) = replica_agent._agents.values()
+    door = agent._door
+    find = door._find
+
+    async def once(*_: Any) -> Home:
+        door._find = find  # type: ignore[method-assign]
+        return home
+
+    door._find = once  # type: ignore[method-assign]
 
 
 def sticky(**kwargs: Any) -> RequestRouterConfig:

@@ -31,6 +31,10 @@ _RETRY_S = 0.05
 _LOOKS = 1_000
 
 
+class NotEnteredError(FencedError):
+    """A request that was passed on to a replica has not entered there: it has not run."""
+
+
 @dataclass
 class Arrival:
     """A request that has reached this replica."""
@@ -42,6 +46,8 @@ class Arrival:
     is_home: bool | None = None
     gate: Gate | None = None
     """What it has entered, and is to leave."""
+    deadline: Deadline | None = None
+    """Until when its home is looked for."""
 
     @property
     def uid(self) -> str:
@@ -144,7 +150,7 @@ class Door:
 
     async def _look_up(self, arrival: Arrival) -> None:
         with contextlib.suppress(RouteError):  # then it is not known
-            self._found(arrival, await self._find(arrival.uid))
+            self._found(arrival, await self._find(arrival))
 
     def _found(self, arrival: Arrival, home: Home) -> None:
         arrival.is_home = home.actor == self._actor
@@ -172,7 +178,28 @@ class Door:
         if arrival.came(Way.SPILLED):
             self._look(arrival)
             return None
-        cause, home = await self._enter(arrival)
+        home = arrival.said.home if arrival.said else await self._find(arrival)
+        try:
+            return await self._led(arrival, self._cause(arrival), home)
+        except FencedError as error:
+            if arrival.came(Way.FORWARDED):
+                raise NotEnteredError(
+                    may_have_run=False, reason=error.reason, **_ids(error)
+                ) from error
+            raise
+
+    async def enter_again(
+        self, arrival: Arrival, home: Home, refused: NotEnteredError
+    ) -> Home | None:
+        """Do the same once the home that a request was passed on to has not let it in."""
+        if self._patience(arrival).remaining() == 0:
+            told = getattr(refused, "cause", refused)  # Ray's wrapper has no fields
+            raise FencedError(may_have_run=False, reason=told.reason, **_ids(told)) from refused
+        home = await self._find(arrival, home.link.epoch + 1)
+        return await self._led(arrival, Cause.MOVED, home)
+
+    async def _led(self, arrival: Arrival, cause: Cause, home: Home) -> Home | None:
+        cause, home = await self._enter(arrival, cause, home)
         arrival.is_home = home.actor == self._actor
         if arrival.is_home:
             return None
@@ -186,29 +213,30 @@ class Door:
         if gate is not None:
             gate.leave(arrival.uid)
 
-    async def _enter(self, arrival: Arrival) -> tuple[Cause, Home]:
+    async def _enter(self, arrival: Arrival, cause: Cause, home: Home) -> tuple[Cause, Home]:
         """Enter the gate if this is the session's home; return its home, and why it is another."""
-        home = arrival.said.home if arrival.said else await self._find(arrival.uid)
-        if home.actor != self._actor:
-            return self._cause(arrival), home
-        try:
-            await self._through_gate(arrival, home)
-        except FencedError:
-            if arrival.came(Way.FORWARDED):
-                raise
-            home = await self._find(arrival.uid, home.link.epoch + 1)
-            if home.actor == self._actor:
+        while home.actor == self._actor:
+            try:
                 await self._through_gate(arrival, home)
-        return Cause.MOVED, home
+                break
+            except FencedError:
+                if arrival.came(Way.FORWARDED) or self._patience(arrival).remaining() == 0:
+                    raise
+            cause, home = Cause.MOVED, await self._find(arrival, home.link.epoch + 1)
+        return cause, home
 
     async def _through_gate(self, arrival: Arrival, home: Home) -> None:
         gate = self._agent.gate
         await gate.enter_async(arrival.uid, home.link.epoch, home.link.incarnation)
         arrival.gate = gate
 
-    async def _find(self, uid: str, min_epoch: int = 0) -> Home:
+    def _patience(self, arrival: Arrival) -> Deadline:
+        arrival.deadline = arrival.deadline or Deadline.after(self.options.patience_s)
+        return arrival.deadline
+
+    async def _find(self, arrival: Arrival, min_epoch: int = 0) -> Home:
         """Look a session's home up; raise what does not pass, or not in time."""
-        deadline = Deadline.after(self.options.patience_s)
+        uid, deadline = arrival.uid, self._patience(arrival)
         while True:
             try:
                 near = self._homes.near(uid) if min_epoch == 0 else None
@@ -245,3 +273,9 @@ class Door:
             namespace=self._homes.namespace,
             service=self._homes.service,
         )
+
+
+def _ids(error: FencedError) -> dict[str, Any]:
+    """Return what an error says it is about."""
+    names = ("namespace", "service", "uid", "pod", "epoch")
+    return {name: getattr(error, name) for name in names}

@@ -9,7 +9,7 @@ from typing import Any
 from ray_route.errors import RouteError
 from ray_route.serve.answers import Message, Send, answer, code_of_grpc
 from ray_route.serve.bodies import Body
-from ray_route.serve.door import Arrival, Door, arrived
+from ray_route.serve.door import Arrival, Door, NotEnteredError, arrived
 from ray_route.serve.forwarding import Forwarder
 from ray_route.serve.serves_replica import GENERATOR, HTTP, METHOD, ServesReplica, Wrap
 from ray_route.serve.session_ids import content_length, has_json
@@ -54,10 +54,13 @@ class Entrances:
     async def _call(self, run: Callable[..., Any], arrival: Arrival, args: Any, kwargs: Any) -> Any:
         home = await self._enter(arrival)
         try:
-            if home is None:
-                return await run(arrival.metadata, args, kwargs)
-            with self._serves.slot_given_back():
-                return await self._forwarder.call(home, arrival.metadata, args, kwargs)
+            while home is not None:
+                try:
+                    with self._serves.slot_given_back():
+                        return await self._forwarder.call(home, arrival.metadata, args, kwargs)
+                except NotEnteredError as refused:
+                    home = await self._door.enter_again(arrival, home, refused)
+            return await run(arrival.metadata, args, kwargs)
         finally:
             self._door.leave(arrival)
 
@@ -75,20 +78,22 @@ class Entrances:
     ) -> AsyncGenerator[Any, None]:
         home = await self._enter(arrival)
         try:
-            items = self._items(run, arrival, home, args, kwargs)
-            with contextlib.nullcontext() if home is None else self._serves.slot_given_back():
-                async with contextlib.aclosing(items):
-                    async for item in items:
-                        yield item
+            while home is not None:
+                passed_on = self._forwarder.stream(home, arrival.metadata, args, kwargs)
+                try:
+                    with self._serves.slot_given_back():
+                        async with contextlib.aclosing(passed_on):
+                            async for item in passed_on:
+                                yield item
+                except NotEnteredError as refused:  # before its first item
+                    home = await self._door.enter_again(arrival, home, refused)
+                else:
+                    return
+            async with contextlib.aclosing(run(arrival.metadata, args, kwargs)) as items:
+                async for item in items:
+                    yield item
         finally:
             self._door.leave(arrival)
-
-    def _items(
-        self, run: Callable[..., Any], arrival: Arrival, home: Home | None, args: Any, kwargs: Any
-    ) -> AsyncGenerator[Any, None]:
-        if home is None:
-            return run(arrival.metadata, args, kwargs)  # type: ignore[no-any-return]
-        return self._forwarder.stream(home, arrival.metadata, args, kwargs)
 
     async def _enter(self, arrival: Arrival) -> Home | None:
         try:
@@ -123,9 +128,16 @@ class Entrances:
                 await self._name(request, arrival)
             if arrival.session_id and self._door.is_guarded:
                 home = await self._door.enter(arrival)
-            await (request.run_here() if home is None else self._pass_on(request, arrival, home))
+            while home is not None:
+                try:
+                    await self._pass_on(request, arrival, home)
+                except NotEnteredError as refused:
+                    home = await self._door.enter_again(arrival, home, refused)
+                else:
+                    return
+            await request.run_here()
         except RouteError as error:
-            if request.has_run or request.is_answered:
+            if request.has_run or request.is_answered or isinstance(error, NotEnteredError):
                 raise
             await answer(request.scope, request.send, error)
         finally:

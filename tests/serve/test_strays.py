@@ -15,10 +15,11 @@ import pytest
 import ray
 from helpers import eventually
 from serveapp import App, Run, Walk, sessions
+from served import believes_next
 from strayed import actor, actor_name, another, answered, home, metadata, sent, strays
 
 from ray_route import FencedError, PodUnavailableError
-from ray_route.serve.statements import Way
+from ray_route.serve.statements import Home, Way
 
 IDS = ["cookie:sid", "query:session", "path:/rooms/{session}", "json:metadata.room", "json:user"]
 
@@ -194,6 +195,33 @@ def test_what_was_on_its_way_when_its_session_moved_follows_it(forwarding: App) 
     assert strays(forwarding, there)["moved", "forwarded"] >= 1
 
 
+def moved_here(app: App) -> tuple[str, str, Home]:
+    """Return a session, its home, and where it lived before."""
+    name, _, target = astray(app)
+    old = home(app, name)
+    app.client.move(name, app.service, app.alive()[target])
+    return name, target, old
+
+
+def test_what_its_old_home_does_not_let_in_is_passed_on_to_its_new_one(forwarding: App) -> None:
+    name, here, old = moved_here(forwarding)
+    # From here to its old home, which refuses it: it lives here.
+    late = answered(forwarding, here, name, said=(old, Way.HOME))
+    assert (late["replica"], late["count"], late["is_home"]) == (here, 1, True)
+    method = actor(forwarding, here).handle_request_streaming.options(num_returns="streaming")
+    items = method.remote(metadata(forwarding, name, "words", (old, Way.HOME)), 3)
+    assert [ray.get(item) for item in items] == [here] * 3
+
+
+def test_nor_does_a_browser_hear_of_that(forwarding: App) -> None:
+    name, here, old = moved_here(forwarding)
+    for replica in forwarding.alive():  # whichever has it first
+        ray.get(actor(forwarding, replica).__ray_call__.remote(believes_next, old))
+    for number in range(1, 5):
+        answer = asked(forwarding, body={"user": name})
+        assert (answer["replica"], answer["count"], answer["is_home"]) == (here, number, True)
+
+
 def test_nothing_is_passed_on_twice(forwarding: App) -> None:
     name, there, elsewhere = astray(forwarding)
     now = home(forwarding, name)
@@ -243,7 +271,7 @@ def test_a_replica_that_leaves_fails_no_request(run: Run) -> None:
         stays = eventually(lambda: len(app.alive()) == 1 and app.alive(), "one has left", 20)
         gone -= set(stays)
         walk.go_on()
-    assert walk.errors == []
+    assert [str(error) for error in walk.errors] == []
     assert set(walk.moved()) == {name for name in names if walk.path[name][0] in gone}
     assert all(len(path) == 2 for path in walk.moved().values()), "each once"
 
