@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -137,6 +138,7 @@ class CommandLoop:
         elif router != self.router:
             return
         elif isinstance(command, Release):
+            self._saw(command.uids)
             self._releases.release(
                 number,
                 command.uids,
@@ -169,6 +171,7 @@ class CommandLoop:
             loads = UidLoads(self._held)
             return loads.hottest(command.hottest) if command.hottest else loads.weighed()
         if isinstance(command, Settled):
+            self._saw({uid: max(epochs) for uid, epochs in command.uids.items()})
             self._releases.settled(command.uids)
             return None
         if isinstance(command, Close):
@@ -176,6 +179,11 @@ class CommandLoop:
         elif isinstance(command, Open):
             self._releases.open()
         return self._held.shown()
+
+    def _saw(self, epochs: Mapping[str, int]) -> None:
+        """Believe no server that lacks these epochs: one that was replaced takes no state here."""
+        shard_of = self._namespace.keys.shard
+        self._namespace.saw_all((shard_of(uid), epoch) for uid, epoch in epochs.items())
 
     def _recall(self, command: Recall) -> Memory:
         shard_of = self._namespace.keys.shard

@@ -136,6 +136,10 @@ class Confirming:
         except BaseException:
             self._admission.unread(uid)
             raise
+        if link is not None and link.epoch < epoch:
+            # Epochs never go back: a server has answered that was replaced. Nothing is given up.
+            self._admission.unread(uid)
+            raise self._refuse(uid, epoch, "the server that has answered was replaced")
         if link is None or not self._names_this(link, epoch, asking):
             self._admission.denied(uid, epoch, asking.term)
             raise self._refuse(uid, epoch, "the directory does not confirm it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -53,6 +53,9 @@ class Surroundings(Protocol):
 
     def hear_of_servers(self, servers: str) -> None:
         """Take in which servers a router saw last."""
+
+    def saw_all(self, seen: Iterable[tuple[int, int]]) -> None:
+        """Remember counters or epochs of shards."""
 
     def all_seen(self) -> list[int]:
         """Return the highest counter seen of each shard."""

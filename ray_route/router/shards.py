@@ -23,6 +23,7 @@ from ray_route.model import Link
 from ray_route.router.problems import Problems
 from ray_route.router.server_clock import ServerClocks
 from ray_route.router.set_aside import SetAside
+from ray_route.router.spans import Spans
 from ray_route.runtime.metrics import STORE_SECONDS, meter
 from ray_route.store.connect import AsyncStore
 from ray_route.store.counters import parse_counter, parse_counters, parse_writer
@@ -95,6 +96,7 @@ class Shards:
         self._meter = meter(keys.namespace)
         self.problems = Problems(store.url.address, keys.namespace)
         self.aside = SetAside(links.config)
+        self._spans = [Spans() for _ in range(keys.shards)]
         self._written_on: frozenset[str] = frozenset()
         self.clocks = ServerClocks(links.config, keys.shards, is_cluster=store.is_cluster)
 
@@ -367,6 +369,10 @@ class Shards:
                 [shard], "its clock has stepped, or it was asked long ago"
             )
         self.seen[shard] = max(self.seen[shard], parsed.counter)
+        if not self._spans[shard].take(parsed.found, parsed.counter):
+            # Whichever server it is: it is refused until its shard has been recovered.
+            self.seen[shard] += 1
+            return self.problems.lost_writes([shard], "two servers have taken writes to it")
         outcomes = starmap(_outcome, zip(parsed.links, parsed.written, strict=True))
         return dict(zip(uids, outcomes, strict=True))
 

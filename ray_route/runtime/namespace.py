@@ -21,6 +21,7 @@ from ray_route.config import RouteConfig
 from ray_route.errors import (
     ClosedError,
     RayGoneError,
+    RouteError,
     RouterUnavailableError,
     StoreUnavailableError,
 )
@@ -229,6 +230,8 @@ class Namespace:
         if servers and servers != self._heard_of:  # else each would void what is just being asked
             self._heard_of = servers
             self.belief.keep_only(servers.split(","))
+            with contextlib.suppress(RouteError):  # nor may a heartbeat go to one of those
+                self.store.primaries()
 
     def _vouch(self) -> Vouched:
         """Ask the router once which servers have lost nothing; blocks."""

@@ -224,7 +224,13 @@ class Store:
 
     def primaries(self) -> list[tuple[str, Any]]:
         """Look which primaries there are; return each one's name and redis-py's pool of it."""
-        return self._masters.pools() if self.is_cluster else [("", self._client.connection_pool)]
+        if self.is_cluster:
+            return self._masters.pools()
+        pool = self._client.connection_pool
+        if self.url.kind == "sentinel":  # idle connections to one that was replaced are closed
+            with contextlib.suppress(*DRIVER_ERRORS):
+                pool.get_master_address()
+        return [("", pool)]
 
     def close(self) -> None:
         """Close all connections."""
@@ -304,12 +310,21 @@ class AsyncStore:
         )
 
     async def _give_back(self, connection: Any) -> None:
-        # To its pool and back again takes 35 µs. Only there a Sentinel's connection learns that
-        # another server has become the primary.
+        if self.url.kind != "sentinel":
+            self._idle.append(connection)  # to its pool and back again takes 35 µs
+            return
+        pool = self._client.connection_pool
+        # Unlike the blocking pool, this one keeps what leads to a primary that has been replaced,
+        # which takes writes for some 10 s more.
+        if (connection.host, connection.port) != pool.master_address:
+            await connection.disconnect()
+        await pool.release(connection)
+
+    async def _look_for_primary(self) -> None:
+        """Have a Sentinel say who the primary is: idle connections to another are closed."""
         if self.url.kind == "sentinel":
-            await self._client.connection_pool.release(connection)
-        else:
-            self._idle.append(connection)
+            with contextlib.suppress(*DRIVER_ERRORS):  # none answers: as it was
+                await self._client.connection_pool.get_master_address()
 
     async def _to_cluster(self, messages: Sequence[_Message]) -> list[Any]:
         await self._masters.begin()
@@ -332,8 +347,9 @@ class AsyncStore:
             if self.is_cluster:
                 told = await self._masters.answering(*_WHO)
                 return {name: _identity(*said) for name, said in told.items()}
+            await self._look_for_primary()
             with self._circuit.attempt():
-                return {"": _identity(*[await self._client.info(section) for _, section in _WHO])}
+                return {"": _identity(*await self._send([("", words) for words in _WHO]))}
         except DRIVER_ERRORS as error:
             raise translated(self.url, error) from error
 

@@ -48,6 +48,7 @@ class ShardReply(NamedTuple):
 
     `status` is "ok", or the reason why nothing was changed: "superseded" (a younger router
     writes here), "lost" (Redis has lost writes) or "stepped" (its clock shows more than it can).
+    `found` is the counter before the script.
     `links` and `written` follow the uids asked; in place of a link that is damaged stands the
     error that names its key.
     """
@@ -56,6 +57,7 @@ class ShardReply(NamedTuple):
     counter: int
     links: list[Link | DamagedKeyError | None]
     written: list[bool]
+    found: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,10 +294,11 @@ class LinkCalls:
 
         Without it a damaged link is named by what it holds alone.
         """
-        status, counter = reply[0].decode(), int(reply[1])
+        status, (counter, _, found) = reply[0].decode(), reply[1].partition(b":")
         values, ttls, written = reply[2::3], reply[3::3], reply[4::3]
         links = self._links(call.keys[1:] if call else (), zip(values, ttls, strict=True))
-        return ShardReply(status, counter, links, [flag == 1 for flag in written])
+        flags = [flag == 1 for flag in written]
+        return ShardReply(status, int(counter), links, flags, int(found or counter))
 
     def _links(
         self, names: Sequence[str], stored: Iterable[tuple[bytes | None, int | None]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as LateError
 from dataclasses import replace
@@ -363,6 +363,9 @@ class LocalNamespace:
 
     def hear_of_servers(self, servers: str) -> None:
         """There are none."""
+
+    def saw_all(self, seen: Iterable[tuple[int, int]]) -> None:
+        """There is nothing to be lost."""
 
     def all_seen(self) -> list[int]:
         """Nothing is counted."""

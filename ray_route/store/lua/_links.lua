@@ -9,7 +9,7 @@
 -- others of the script are dealt with.
 -- Numbers become text by %.0f alone: "..", tostring and cjson print 14 digits, an epoch has 16.
 local router, seen = tonumber(ARGV[1]), tonumber(ARGV[2])
-local counter, writer, time = 0, 0, nil
+local counter, found, writer, time = 0, 0, 0, nil
 
 local function text(number) return string.format('%.0f', number) end
 
@@ -31,7 +31,7 @@ local function begin(at_any_time)
   if stored or is_foreign then
     local c, w = string.match(stored or '', '^(%d+):(%d+)$')
     if not (is_number(c) and is_number(w)) then return 'lost' end
-    counter, writer = tonumber(c), tonumber(w)
+    counter, found, writer = tonumber(c), tonumber(c), tonumber(w)
   end
   if router < writer then return 'superseded' end
   if counter < seen then return 'lost' end
@@ -106,9 +106,10 @@ local function report(link, written)
   reply[#reply + 1] = written and 1 or 0
 end
 
+-- Tells the counter, and after a ':' which one the script found: see router/spans.py.
 local function finish()
   local now = text(counter)
   redis.call('SET', KEYS[1], now .. ':' .. text(router))
-  reply[2] = now
+  reply[2] = now .. ':' .. text(found)
   return reply
 end

@@ -1,0 +1,76 @@
+"""What a pod is told of links it has seen, before it acts on it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from helpers import ManualClock, eventually
+from test_admission_rules import Pod
+
+from ray_route.model import RoutingState
+from ray_route.pod.command_loop import CommandLoop
+from ray_route.protocol.commands import Command, Fetched, Release, Settled
+from ray_route.store.keys import Keys
+
+HERE = ("svc", 0, 7)
+
+
+class Namespace:
+    """Plays a router that has one command for a pod, and notes what that has seen by then."""
+
+    name = "ns"
+
+    def __init__(self, command: Command) -> None:
+        self.keys = Keys("ns", 4)
+        self.seen: set[tuple[int, int]] = set()
+        self._commands = [(1, command)]
+        self._answered = threading.Event()
+
+    def ask_now(self, method: str, *_: Any, timeout_s: float) -> Any:
+        if method != "fetch_commands":
+            return None
+        if not self._commands:
+            self._answered.wait(timeout_s)
+        commands, self._commands = self._commands, []
+        return Fetched(3, RoutingState.READY, commands, "")
+
+    def hear_of_servers(self, servers: str) -> None:
+        pass
+
+    def find_router(self) -> None:
+        pass
+
+    def saw_all(self, seen: Iterable[tuple[int, int]]) -> None:
+        self.seen.update(seen)
+
+    def let_go(self) -> None:
+        self._answered.set()
+
+
+@pytest.mark.parametrize(
+    ("command", "verb"),
+    [
+        (Settled({"u": (100, 200), "gone": (300, 0)}), "settled"),
+        (Release({"u": 200, "gone": 300}, 1.0, closes=False), "release"),
+    ],
+    ids=["settled", "release"],
+)
+def test_no_server_that_lacks_what_a_command_says_is_believed_from_then_on(
+    command: Command, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod, namespace = Pod(ManualClock()), Namespace(command)
+    wanted = {(namespace.keys.shard("u"), 200), (namespace.keys.shard("gone"), 300)}
+    known: list[set[tuple[int, int]]] = []
+
+    def note(*_: Any, **__: Any) -> None:
+        known.append(set(namespace.seen))
+
+    monkeypatch.setattr(pod.releases, verb, note)
+    loop = CommandLoop(namespace, HERE, pod.held, pod.releases, None)  # type: ignore[arg-type]
+    eventually(lambda: known, "the command is carried out")
+    loop.end()
+    namespace.let_go()
+    assert known[0] == wanted
