@@ -32,14 +32,14 @@ def strays_here(_: Any, namespace: str) -> dict[tuple[str, str], int]:
 def believes_next(_: Any, home: Home) -> None:
     """Have this replica's next look-up say that a session lives where it did."""
     (agent,) = replica_agent._agents.values()
-    door = agent._door
-    find = door._find
+    seen = agent._door._seen
+    find = seen.find
 
     async def once(*_: Any) -> Home:
-        door._find = find  # type: ignore[method-assign]
+        seen.find = find  # type: ignore[method-assign]
         return home
 
-    door._find = once  # type: ignore[method-assign]
+    seen.find = once  # type: ignore[method-assign]
 
 
 def sticky(**kwargs: Any) -> RequestRouterConfig:

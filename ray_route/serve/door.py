@@ -8,68 +8,23 @@ replica's gate like the calls of any pod, which holds off their session's move u
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray.serve.context as serves_context
 
-from ray_route.clock import Deadline
-from ray_route.errors import FencedError, RouteError
+from ray_route.errors import FencedError
 from ray_route.pod.agent import PodAgent
-from ray_route.pod.gate import Gate
-from ray_route.serve.homes import LASTING, Homes
-from ray_route.serve.names import session_uid
+from ray_route.serve.arrival import Arrival, arriving
+from ray_route.serve.homes import Homes
 from ray_route.serve.replica_options import ReplicaOptions
-from ray_route.serve.statements import Home, Statement, Way, stated
-from ray_route.serve.strays import Cause, Strays
-
-_RETRY_S = 0.05
-# Look-ups that nobody waits for; of more sessions at once, some go unnoticed.
-_LOOKS = 1_000
+from ray_route.serve.sightings import Sightings
+from ray_route.serve.statements import Home, Way
+from ray_route.serve.strays import Cause
 
 
 class NotEnteredError(FencedError):
     """A request that was passed on to a replica has not entered there: it has not run."""
-
-
-@dataclass
-class Arrival:
-    """A request that has reached this replica."""
-
-    metadata: Any
-    said: Statement | None
-    session_id: str = ""
-    in_body: bool = False
-    is_home: bool | None = None
-    gate: Gate | None = None
-    """What it has entered, and is to leave."""
-    deadline: Deadline | None = None
-    """Until when its home is looked for."""
-
-    @property
-    def uid(self) -> str:
-        """The uid of its session, if it has one."""
-        return session_uid(self.session_id)
-
-    @property
-    def is_web_socket(self) -> bool:
-        """True for a web socket, to which Serve gives this method."""
-        return bool(self.metadata._http_method == "WS")  # noqa: SLF001 - nothing public says it
-
-    def came(self, way: Way) -> bool:
-        """True if it says that it came so."""
-        return self.said is not None and self.said.way is way
-
-
-_arrival: ContextVar[Arrival | None] = ContextVar("ray_route_arrival", default=None)
-
-
-def arrived() -> Arrival | None:
-    """Return the request that runs here; None outside of one, and where no door is."""
-    return _arrival.get()
 
 
 class Door:
@@ -87,15 +42,15 @@ class Door:
         self._agent = agent
         self._actor = actor
         self._homes = homes
-        self._looking: set[asyncio.Task[None]] = set()
-        self._strays = Strays(homes.namespace, homes.service, actor)
-        self.overlooked = self._strays.overlooked
+        self._seen = Sightings(agent, actor, homes)
+        self.overlooked = self._seen.strays.overlooked
         self.configure(options)
 
     def configure(self, options: ReplicaOptions) -> None:
         """Take in what the deployment wants now."""
         self.options = options
         self.ids = options.ids
+        self._seen.patience_s = options.patience_s
 
     @property
     def is_guarded(self) -> bool:
@@ -106,8 +61,7 @@ class Door:
 
     def arriving(self, metadata: Any) -> None:
         """Take in a request, in its own context, before anything of it runs: no I/O."""
-        arrival = Arrival(metadata, stated(metadata))
-        _arrival.set(arrival)
+        arrival = arriving(metadata)
         if metadata.session_id:
             self._in_session(arrival, metadata.session_id)
 
@@ -123,50 +77,7 @@ class Door:
     def _in_session(self, arrival: Arrival, session_id: str) -> None:
         arrival.session_id = session_id
         if not self.is_guarded:
-            self._look(arrival)
-
-    def _look(self, arrival: Arrival) -> None:
-        """Note whether a request is at home, soon: it runs meanwhile."""
-        if arrival.said is not None:
-            self._heard(arrival, arrival.said)
-        elif (home := self._homes.near(arrival.uid)) is not None:
-            self._found(arrival, home)
-        elif len(self._looking) < _LOOKS:
-            task = asyncio.get_running_loop().create_task(self._look_up(arrival))
-            self._looking.add(task)
-            task.add_done_callback(self._looking.discard)
-
-    def _heard(self, arrival: Arrival, said: Statement) -> None:
-        here = said.home.actor == self._actor and said.way is not Way.SPILLED
-        over = here and self._agent.joined and self._is_over(arrival.uid, said.home)
-        arrival.is_home = here and not over
-        if over:
-            self._note(arrival, Cause.MOVED, "served", None)
-        elif not here:
-            self._note(arrival, self._cause(arrival), "served", said.home)
-
-    def _is_over(self, uid: str, home: Home) -> bool:
-        return self._agent.gate.admission.is_over(uid, home.link.epoch)
-
-    async def _look_up(self, arrival: Arrival) -> None:
-        with contextlib.suppress(RouteError):  # then it is not known
-            self._found(arrival, await self._find(arrival))
-
-    def _found(self, arrival: Arrival, home: Home) -> None:
-        arrival.is_home = home.actor == self._actor
-        if not arrival.is_home:
-            self._note(arrival, self._cause(arrival), "served", home)
-
-    def _note(self, arrival: Arrival, cause: Cause, outcome: str, home: Home | None) -> None:
-        where = "elsewhere by now" if home is None else home.actor
-        self._strays.note(cause, outcome, arrival.uid, where)
-
-    def _cause(self, arrival: Arrival) -> Cause:
-        if arrival.came(Way.SPILLED):
-            return Cause.SPILLED
-        if arrival.in_body:
-            return Cause.BODY
-        return Cause.BYPASSED if arrival.metadata.is_direct_ingress else Cause.UNROUTED
+            self._seen.look(arrival)
 
     # Entering.
 
@@ -176,11 +87,11 @@ class Door:
         Raises `FencedError` if it may do neither, and what its look-up raises.
         """
         if arrival.came(Way.SPILLED):
-            self._look(arrival)
+            self._seen.look(arrival)
             return None
-        home = arrival.said.home if arrival.said else await self._find(arrival)
+        home = arrival.said.home if arrival.said else await self._seen.find(arrival)
         try:
-            return await self._led(arrival, self._cause(arrival), home)
+            return await self._led(arrival, self._seen.cause(arrival), home)
         except FencedError as error:
             if arrival.came(Way.FORWARDED):
                 raise NotEnteredError(
@@ -192,10 +103,10 @@ class Door:
         self, arrival: Arrival, home: Home, refused: NotEnteredError
     ) -> Home | None:
         """Do the same once the home that a request was passed on to has not let it in."""
-        if self._patience(arrival).remaining() == 0:
+        if self._seen.patience(arrival).remaining() == 0:
             told = getattr(refused, "cause", refused)  # Ray's wrapper has no fields
             raise FencedError(may_have_run=False, reason=told.reason, **_ids(told)) from refused
-        home = await self._find(arrival, home.link.epoch + 1)
+        home = await self._seen.find(arrival, home.link.epoch + 1)
         return await self._led(arrival, Cause.MOVED, home)
 
     async def _led(self, arrival: Arrival, cause: Cause, home: Home) -> Home | None:
@@ -204,7 +115,7 @@ class Door:
         if arrival.is_home:
             return None
         self._check(arrival, cause, home)
-        self._note(arrival, cause, "forwarded", home)
+        self._seen.note(arrival, cause, "forwarded", home)
         return home
 
     def leave(self, arrival: Arrival) -> None:
@@ -220,33 +131,15 @@ class Door:
                 await self._through_gate(arrival, home)
                 break
             except FencedError:
-                if arrival.came(Way.FORWARDED) or self._patience(arrival).remaining() == 0:
+                if arrival.came(Way.FORWARDED) or self._seen.patience(arrival).remaining() == 0:
                     raise
-            cause, home = Cause.MOVED, await self._find(arrival, home.link.epoch + 1)
+            cause, home = Cause.MOVED, await self._seen.find(arrival, home.link.epoch + 1)
         return cause, home
 
     async def _through_gate(self, arrival: Arrival, home: Home) -> None:
         gate = self._agent.gate
         await gate.enter_async(arrival.uid, home.link.epoch, home.link.incarnation)
         arrival.gate = gate
-
-    def _patience(self, arrival: Arrival) -> Deadline:
-        arrival.deadline = arrival.deadline or Deadline.after(self.options.patience_s)
-        return arrival.deadline
-
-    async def _find(self, arrival: Arrival, min_epoch: int = 0) -> Home:
-        """Look a session's home up; raise what does not pass, or not in time."""
-        uid, deadline = arrival.uid, self._patience(arrival)
-        while True:
-            try:
-                near = self._homes.near(uid) if min_epoch == 0 else None
-                return near or await self._homes.find(uid, deadline, min_epoch)
-            except LASTING:
-                raise
-            except RouteError as error:
-                if deadline.remaining() == 0:
-                    raise self._homes.late(uid, str(error), self.options.patience_s) from error
-            await asyncio.sleep(_RETRY_S)
 
     def _check(self, arrival: Arrival, cause: Cause, home: Home) -> None:
         """Raise the refusal of a stray that may not be passed on."""
@@ -259,7 +152,7 @@ class Door:
         elif arrival.metadata.is_grpc_request or arrival.is_web_socket:
             reason = f"{lives}, and gRPC and web sockets are not passed on"
         if reason:
-            self._note(arrival, cause, "refused", home)
+            self._seen.note(arrival, cause, "refused", home)
             raise self.refusal(arrival, home, reason)
 
     def refusal(self, arrival: Arrival, home: Home, reason: str) -> FencedError:

@@ -8,8 +8,9 @@ from typing import Any
 
 from ray_route.errors import RouteError
 from ray_route.serve.answers import Message, Send, answer, code_of_grpc
+from ray_route.serve.arrival import Arrival, arrived
 from ray_route.serve.bodies import Body
-from ray_route.serve.door import Arrival, Door, NotEnteredError, arrived
+from ray_route.serve.door import Door, NotEnteredError
 from ray_route.serve.forwarding import Forwarder
 from ray_route.serve.serves_replica import GENERATOR, HTTP, METHOD, ServesReplica, Wrap
 from ray_route.serve.session_ids import content_length, has_json

@@ -7,7 +7,7 @@ from typing import Any
 from ray.serve.context import _get_serve_request_context
 from ray.serve.handle import DeploymentHandle
 
-from ray_route.serve.door import arrived
+from ray_route.serve.arrival import arrived
 
 
 def current_session() -> str | None:

@@ -345,6 +345,7 @@ class Pod:
     def __init__(self, process: Process) -> None:
         self.reads, self.url, self.recovered = process.reads, process.url, 0
         self.belief, self._heard_of = process.belief, ""
+        self.store = process.store
 
     def check_here(self) -> None:
         pass
