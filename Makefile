@@ -24,7 +24,7 @@ unit: $(READY)  ## what needs neither servers nor Ray
 
 # One more process than a small machine has cores: of a second that a test takes, 0.3 to 0.5 are
 # spent on a processor. Each has a Ray and servers of its own; one that crashes fails the run.
-WORKERS ?= 3
+WORKERS ?= 2
 test: $(READY)  ## the whole suite, short forms of long tests included
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder --max-worker-restart 0
 

@@ -78,11 +78,11 @@ class Command:
     def _run(self, *arguments: str, **variables: str) -> Finished:
         process = self.start(*arguments, **variables)
         try:
-            out, err = process.communicate(timeout=100)
+            out, err = process.communicate(timeout=250)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=30)
-            pytest.fail(f"not within 100 s:\n{out}\n{err}")
+            out, err = process.communicate(timeout=100)
+            pytest.fail(f"not within 250 s:\n{out}\n{err}")
         return Finished(process.returncode, out, err)
 
     def processes(self) -> dict[int, str]:

@@ -39,7 +39,7 @@ def driver(code: str, namespace: str, **names: Any) -> subprocess.Popen[str]:
 
 def drive(code: str, namespace: str, **names: Any) -> Any:
     """Run such a driver to its end; return what it printed last, from JSON."""
-    out, err = driver(code, namespace, **names).communicate(timeout=100)
+    out, err = driver(code, namespace, **names).communicate(timeout=250)
     assert out, err
     return json.loads(out.splitlines()[-1])
 

@@ -17,7 +17,7 @@ from ray_route.protocol.names import RAY_NAMESPACE
 
 POLL_S = 0.02
 # Far longer than anything takes: only what fails waits for so long, and a busy machine is none.
-WITHIN_S = 30.0
+WITHIN_S = 60.0
 
 
 def eventually(condition: Callable[[], Any], what: str, within_s: float = WITHIN_S) -> Any:

@@ -75,7 +75,7 @@ def postgres() -> Iterator[str]:
 def _running(programs: Path, folder: str) -> Iterator[str]:
     how: dict[str, Any] = {"cwd": folder, "stdout": subprocess.DEVNULL, **_owner()}
     make = [programs / "initdb", "-D", f"{folder}/data", "-U", "user", "-A", "trust", "-N"]
-    subprocess.run(make, check=True, timeout=100, stderr=subprocess.STDOUT, **how)
+    subprocess.run(make, check=True, timeout=250, stderr=subprocess.STDOUT, **how)
     port = free_port()
     settings = ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-k", folder]
     run = [programs / "postgres", "-D", f"{folder}/data", "-p", str(port), *settings]

@@ -32,6 +32,8 @@ UIDS = [f"user-{number}" for number in range(40)]
 LAG_S = 1.0
 # A Sentinel, and the masters of a Cluster, need some time to agree.
 BEFORE_S, TAKES_S, AFTER_S = 2.0, 4.0, 8.0
+LATE_S = 60.0
+LEAST_LOOKS = 20
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Caller:
     def run(self, name: int, until: float) -> Seen:
         seen, choose = Seen(), random.Random(name)
         number = 0
-        while time.monotonic() < until:
+        while time.monotonic() < until or self._lacks(number, until):
             number += 1
             uid = choose.choice(UIDS)
             if choose.random() < 0.7:
@@ -72,9 +74,16 @@ class Caller:
                 time.sleep(0.02)  # the pace of a caller
             except (ray_route.RouteError, ray.exceptions.RayError) as error:
                 seen.problems.append(f"{uid} of process {name}: {error!r} {error}")
-        counts = self._session.meter.counts
-        seen.by_redis = counts[LOOKUPS.name, ("redis", "link")]
+        seen.by_redis = self._by_redis()
         return seen
+
+    def _by_redis(self) -> int:
+        return int(self._session.meter.counts[LOOKUPS.name, ("redis", "link")])
+
+    def _lacks(self, number: int, until: float) -> bool:
+        """True if a busy machine has let it do too little to tell anything."""
+        little = self._by_redis() <= LEAST_LOOKS or number <= LEAST_LOOKS
+        return little and time.monotonic() < until + LATE_S
 
     def _look(self, uid: str, seen: Seen) -> None:
         link = self._client.compute_linked_pod(uid, SERVICE)
@@ -130,8 +139,8 @@ def test_a_failover_that_lags_makes_no_two_owners_and_takes_no_epoch_back(
     wrong = violations(history, unserved_bound_s=TIMEOUT_S) + state_violations(history)
     assert wrong == []
     assert [problem for one in seen for problem in one.problems] == []
-    assert all(one.by_redis > 10 for one in seen)
-    assert len(history.acknowledged) > 10 * len(callers)
+    assert all(one.by_redis > LEAST_LOOKS for one in seen)
+    assert len(history.acknowledged) > LEAST_LOOKS / 2 * len(callers)
 
 
 def strike(

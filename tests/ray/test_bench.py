@@ -16,7 +16,6 @@ from ray_route.store.url import parse_url
 
 
 @pytest.mark.long
-@pytest.mark.timeout(180)
 def test_on_a_cluster_with_a_kill_and_a_scale_out(tmp_path: Path) -> None:
     program = Path(__file__).with_name("bench_on_a_cluster.py")
     out = tmp_path / "result"

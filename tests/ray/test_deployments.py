@@ -191,7 +191,7 @@ def test_two_drivers_that_deploy_at_once_get_one_service(client: Any) -> None:
     service = unique_name()
     drivers = [driver(DEPLOY, client.namespace, service=service) for _ in range(2)]
     for each in drivers:
-        out, err = each.communicate(timeout=100)
+        out, err = each.communicate(timeout=250)
         assert out.splitlines()[-1:] == ["1"], err
     deployment = ray_route.get_deployment(client.namespace, service)
     assert sizes(client, deployment, 2)()

@@ -6,10 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pytest
 
-
-@pytest.mark.timeout(180)
 def test_nodes_come_and_go() -> None:
     """In a process of its own: this one has joined another cluster."""
     here = Path(__file__).parent

@@ -156,7 +156,7 @@ def test_an_interrupted_scale_in_gives_the_pod_back_that_was_being_drained(
     deployment = deploy(Old, replicas=2, args=(str(tmp_path),), per_uid=True)
     service, session = deployment.service, client._session
     uid = {client.compute_linked_pod(u, service).pod: u for u in map(str, range(99))}[1]
-    held = client.service(service)[uid].hold.remote()
+    held = client.service(service)[uid].hold.options(timeout_s=4 * SOON_S).remote()
     eventually((tmp_path / "held").exists, "a call runs", SOON_S)
 
     def interrupt() -> None:

@@ -69,11 +69,13 @@ def test_an_outage_is_an_error_at_once_and_never_a_miss_and_ends_by_itself(
     world: World, strike: Callable[[TcpProxy], None]
 ) -> None:
     client, new = world.client, unique_name()
-    eventually(lambda: hits_per_s(client) > 1_000, "the change stream is heard")
+    eventually(lambda: share_of_hits(client) > 0.5, "the change stream is heard")
+    assert world.counts() == dict.fromkeys(USERS, 7)
     strike(world.proxy)
     try:
-        # At once: a near cache serves for `staleness_s` without word from a router.
-        assert hits_per_s(client) > 1_000, "near hits don't need Redis"
+        # At once: a near cache serves for `staleness_s` without word from a router, and a pod for
+        # what is left of a lease.
+        assert share_of_hits(client) > 0.5, "near hits don't need Redis"
         assert world.counts() == dict.fromkeys(USERS, 7), "nor do calls"
         for ask in (client.get_linked_pod_not_cache, client.get_linked_pod):
             with pytest.raises(
@@ -103,17 +105,17 @@ def test_an_outage_is_an_error_at_once_and_never_a_miss_and_ends_by_itself(
     assert world.counts() == dict.fromkeys(USERS, 7)
 
 
-def hits_per_s(client: ray_route.RouteClient) -> float:
-    """By the median time of a hit: of the second look-up of two, since a lost stream empties the
-    cache again and again, and the first is then the router's.
+def share_of_hits(client: ray_route.RouteClient) -> float:
+    """Of the second look-ups of two, since a lost stream empties the cache again and again, and the
+    first is then the router's.
     """
-    took = []
-    for uid in USERS * 20:
+    near, hits = client._session.near, 0
+    for uid in USERS * 4:
         assert client.compute_linked_pod(uid, "svc")
-        began = time.perf_counter()
+        before = near.hits
         assert client.compute_linked_pod(uid, "svc")
-        took.append(time.perf_counter() - began)
-    return 1 / median(took)
+        hits += near.hits > before
+    return hits / (4 * len(USERS))
 
 
 def fast_failures_s(client: ray_route.RouteClient, uid: str) -> float:

@@ -230,7 +230,7 @@ def test_an_interrupted_upgrade_is_undone_and_one_whose_driver_was_killed_goes_o
     service = rooms.service
     for uid in UIDS:
         client.call(uid, service, "say", 0)
-    held = client.service(service)["u0"].hold.remote()
+    held = client.service(service)["u0"].hold.options(timeout_s=4 * SOON_S).remote()
     eventually((Path(folder) / "held").exists, "a call runs", SOON_S)
     before = client.compute_linked_pod("u0", service)
 
@@ -281,7 +281,7 @@ def test_no_second_one_begins_beside_it_and_its_controllers_death_costs_it_nothi
     service = rooms.service
     for uid in UIDS:
         client.call(uid, service, "say", 0)
-    held = client.service(service)["u0"].hold.remote()
+    held = client.service(service)["u0"].hold.options(timeout_s=4 * SOON_S).remote()
     eventually((Path(folder) / "held").exists, "a call runs", SOON_S)
     upgrade = threading.Thread(target=rooms.upgrade, args=(New,))
     upgrade.start()
@@ -302,7 +302,7 @@ def test_an_old_pod_that_dies_in_its_drain_stops_nothing(
     client: Any, rooms: ray_route.Deployment, folder: str
 ) -> None:
     service = rooms.service
-    held = client.service(service)["u0"].hold.remote()
+    held = client.service(service)["u0"].hold.options(timeout_s=4 * SOON_S).remote()
     eventually((Path(folder) / "held").exists, "a call runs", SOON_S)
     pod = client.compute_linked_pod("u0", service).pod
     with ThreadPoolExecutor(1) as pool:
