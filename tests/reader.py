@@ -32,6 +32,8 @@ class Process:
     seen: list[int] = field(default_factory=lambda: [0] * CONFIG.shards)
     routers: list[int] = field(default_factory=lambda: [0] * CONFIG.shards)
     asked: int = 0
+    vouched_url: StoreUrl | None = None
+    """Whom its router has, if that is another."""
 
     def __post_init__(self) -> None:
         self.store = Store(self.url)
@@ -54,7 +56,7 @@ class Process:
         return vouched
 
     async def _compared(self) -> Vouched:
-        store = AsyncStore(self.url)
+        store = AsyncStore(self.vouched_url or self.url)
         try:
             return Vouched(named((await store.servers()).values()), list(self.routers))
         finally:

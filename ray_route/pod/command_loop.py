@@ -75,6 +75,7 @@ class CommandLoop:
         while not self._ended.is_set():
             try:
                 fetched: Fetched = self._ask("fetch_commands", self._address, _FETCH_S, self._had)
+                self._namespace.hear_of_servers(fetched.servers)
             except RayGoneError as error:
                 self._log(logging.WARNING, "no commands come any more", error)
                 return
@@ -86,7 +87,6 @@ class CommandLoop:
                     self._find_router()
             else:
                 self._had = [number for number, _ in fetched.commands]
-                self._namespace.hear_of_servers(fetched.servers)
                 self._follow(fetched.router, fetched.state)
                 for number, command in fetched.commands:
                     self._try(fetched.router, number, command)

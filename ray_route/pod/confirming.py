@@ -136,10 +136,6 @@ class Confirming:
         except BaseException:
             self._admission.unread(uid)
             raise
-        if link is not None and link.epoch < epoch:
-            # Epochs never go back: a server has answered that was replaced. Nothing is given up.
-            self._admission.unread(uid)
-            raise self._refuse(uid, epoch, "the server that has answered was replaced")
         if link is None or not self._names_this(link, epoch, asking):
             self._admission.denied(uid, epoch, asking.term)
             raise self._refuse(uid, epoch, "the directory does not confirm it")
@@ -206,6 +202,10 @@ class Confirming:
         link = run(namespace.read(shard, asked), deadline)[0]
         if link is None or link.lease_s <= 0:
             self._have_refreshed(uid, epoch if link is None else link.epoch)
+            link = run(namespace.read(shard, asked), deadline)[0]
+        if link is not None and link.epoch < epoch:
+            # Epochs don't go back: the server was replaced, unless a router vouches for it now.
+            namespace.reads.doubt(shard)
             link = run(namespace.read(shard, asked), deadline)[0]
         return link
 

@@ -19,6 +19,9 @@ class Reads(Protocol):
     def ask(self, parts: Sequence[Part]) -> Future[Readings]:
         """Return what will have an answer for each part."""
 
+    def doubt(self, shard: int) -> None:
+        """Have a router vouch anew for the server that holds a shard, before it is asked again."""
+
 
 class Surroundings(Protocol):
     """A namespace, as a pod has it; see `runtime.namespace.Namespace`, which is one."""

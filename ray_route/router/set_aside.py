@@ -1,7 +1,8 @@
 """Shards that nothing may be read from or written to before they are recovered.
 
 Of a Redis Cluster one master may be away, and all else goes on. What this router must have done in
-every shard, it has then not done in some: it is done by their recovery, when they are back.
+every shard, it has then not done in some: it is done by their recovery, when they are back. And two
+servers may have taken writes to a shard (`spans`): whichever stays lacks some.
 """
 
 from __future__ import annotations

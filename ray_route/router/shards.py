@@ -370,8 +370,8 @@ class Shards:
             )
         self.seen[shard] = max(self.seen[shard], parsed.counter)
         if not self._spans[shard].take(parsed.found, parsed.counter):
-            # Whichever server it is: it is refused until its shard has been recovered.
-            self.seen[shard] += 1
+            # Whichever stays: what is on its way to it may lift its counter past any known one.
+            self.aside.add([shard])
             return self.problems.lost_writes([shard], "two servers have taken writes to it")
         outcomes = starmap(_outcome, zip(parsed.links, parsed.written, strict=True))
         return dict(zip(uids, outcomes, strict=True))

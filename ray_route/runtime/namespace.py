@@ -21,7 +21,6 @@ from ray_route.config import RouteConfig
 from ray_route.errors import (
     ClosedError,
     RayGoneError,
-    RouteError,
     RouterUnavailableError,
     StoreUnavailableError,
 )
@@ -230,8 +229,8 @@ class Namespace:
         if servers and servers != self._heard_of:  # else each would void what is just being asked
             self._heard_of = servers
             self.belief.keep_only(servers.split(","))
-            with contextlib.suppress(RouteError):  # nor may a heartbeat go to one of those
-                self.store.primaries()
+            if self.url.kind == "sentinel":  # which looks for the primary, for all connections
+                self.belief.renewed()
 
     def _vouch(self) -> Vouched:
         """Ask the router once which servers have lost nothing; blocks."""

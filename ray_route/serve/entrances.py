@@ -57,10 +57,10 @@ class Entrances:
         try:
             while home is not None:
                 try:
-                    with self._serves.slot_given_back():
+                    with self._serves.slot_given_back(but=NotEnteredError):
                         return await self._forwarder.call(home, arrival.metadata, args, kwargs)
                 except NotEnteredError as refused:
-                    home = await self._door.enter_again(arrival, home, refused)
+                    home = await self._enter_again(arrival, home, refused)
             return await run(arrival.metadata, args, kwargs)
         finally:
             self._door.leave(arrival)
@@ -82,12 +82,12 @@ class Entrances:
             while home is not None:
                 passed_on = self._forwarder.stream(home, arrival.metadata, args, kwargs)
                 try:
-                    with self._serves.slot_given_back():
+                    with self._serves.slot_given_back(but=NotEnteredError):
                         async with contextlib.aclosing(passed_on):
                             async for item in passed_on:
                                 yield item
                 except NotEnteredError as refused:  # before its first item
-                    home = await self._door.enter_again(arrival, home, refused)
+                    home = await self._enter_again(arrival, home, refused)
                 else:
                     return
             async with contextlib.aclosing(run(arrival.metadata, args, kwargs)) as items:
@@ -103,6 +103,13 @@ class Entrances:
             if arrival.metadata.is_grpc_request:
                 code_of_grpc(arrival.metadata, error)
             raise
+
+    async def _enter_again(
+        self, arrival: Arrival, home: Home, refused: NotEnteredError
+    ) -> Home | None:
+        # Its place first: who has entered the gate is waited for by moves.
+        await self._serves.wait_for_slot()
+        return await self._door.enter_again(arrival, home, refused)
 
     # By HTTP.
 
@@ -133,7 +140,7 @@ class Entrances:
                 try:
                     await self._pass_on(request, arrival, home)
                 except NotEnteredError as refused:
-                    home = await self._door.enter_again(arrival, home, refused)
+                    home = await self._enter_again(arrival, home, refused)
                 else:
                     return
             await request.run_here()
@@ -169,7 +176,7 @@ class Entrances:
         await self._serves.on_user_loop(request.body.read(_FORWARDED_BYTES))
         if not request.body.is_whole:
             raise self._door.refusal(arrival, home, f"more than {_FORWARDED_BYTES} bytes")
-        with self._serves.slot_given_back():
+        with self._serves.slot_given_back(but=NotEnteredError):
             await self._forwarder.http(
                 home, arrival.metadata, request.scope, request.body.messages, request.send
             )

@@ -105,14 +105,28 @@ class ServesReplica:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
 
     @contextlib.contextmanager
-    def slot_given_back(self) -> Iterator[None]:
+    def slot_given_back(self, but: type[Exception]) -> Iterator[None]:
         """Let others have the place of a request that is waited for elsewhere.
 
-        Two full replicas that wait for each other's places would wait for ever.
+        Two full replicas that wait for each other's places would wait for ever. After an error of
+        the type `but` it has no place yet: see `wait_for_slot`.
         """
         semaphore = self._replica._semaphore  # noqa: SLF001
         semaphore.release()
+        is_left = False
         try:
             yield
+        except but:
+            raise
         finally:
-            semaphore._value += 1  # noqa: SLF001 - at once: Serve is about to release it
+            if not is_left:
+                semaphore._value += 1  # noqa: SLF001 - at once: Serve is about to release it
+
+    async def wait_for_slot(self) -> None:
+        """Have a request that was waited for elsewhere wait for a place, to run here after all."""
+        semaphore = self._replica._semaphore  # noqa: SLF001
+        try:
+            await semaphore.acquire()
+        except BaseException:
+            semaphore._value += 1  # noqa: SLF001 - as above
+            raise

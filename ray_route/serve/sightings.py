@@ -88,10 +88,14 @@ class Sightings:
         while True:
             try:
                 near = self._homes.near(uid) if min_epoch == 0 else None
-                return near or await self._homes.find(uid, deadline, min_epoch)
+                home = near or await self._homes.find(uid, deadline, min_epoch)
             except LASTING:
                 raise
             except RouteError as error:
                 if deadline.remaining() == 0:
                     raise self._homes.late(uid, str(error), self.patience_s) from error
+            else:
+                if home.link.epoch < min_epoch:  # it still holds, though its pod lets nobody in
+                    await asyncio.sleep(_RETRY_S)
+                return home
             await asyncio.sleep(_RETRY_S)

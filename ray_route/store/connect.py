@@ -39,6 +39,7 @@ from ray_route.store.sync_masters import Homes, SyncMasters
 from ray_route.store.url import StoreUrl
 
 _KEYS_PER_SCAN = 500
+_LOOK_S = 0.5
 
 # How long a call waits for a slot on its way to another master, or for a replica's promotion.
 MOVING_S = 5.0
@@ -248,6 +249,7 @@ class AsyncStore:
         self._client = async_client(url)
         self._masters = Masters(url, self._client)
         self._idle: list[Any] = []
+        self._looking: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"AsyncStore({self.url.address})"
@@ -317,14 +319,25 @@ class AsyncStore:
         # Unlike the blocking pool, this one keeps what leads to a primary that has been replaced,
         # which takes writes for some 10 s more.
         if (connection.host, connection.port) != pool.master_address:
-            await connection.disconnect()
+            with contextlib.suppress(*DRIVER_ERRORS):
+                await connection.disconnect(nowait=True)
         await pool.release(connection)
 
     async def _look_for_primary(self) -> None:
-        """Have a Sentinel say who the primary is: idle connections to another are closed."""
-        if self.url.kind == "sentinel":
-            with contextlib.suppress(*DRIVER_ERRORS):  # none answers: as it was
-                await self._client.connection_pool.get_master_address()
+        """Have a Sentinel say who the primary is: idle connections to another are closed.
+
+        One that does not answer is waited for no longer than a moment, and asked on meanwhile.
+        """
+        if self.url.kind != "sentinel":
+            return
+        if self._looking is None or self._looking.done():
+            asking = self._ask_for_primary()
+            self._looking = asyncio.get_running_loop().create_task(asking)
+        await asyncio.wait({self._looking}, timeout=_LOOK_S)
+
+    async def _ask_for_primary(self) -> None:
+        with contextlib.suppress(*DRIVER_ERRORS):  # none answers: as it was
+            await self._client.connection_pool.get_master_address()
 
     async def _to_cluster(self, messages: Sequence[_Message]) -> list[Any]:
         await self._masters.begin()
@@ -347,8 +360,8 @@ class AsyncStore:
             if self.is_cluster:
                 told = await self._masters.answering(*_WHO)
                 return {name: _identity(*said) for name, said in told.items()}
-            await self._look_for_primary()
             with self._circuit.attempt():
+                await self._look_for_primary()
                 return {"": _identity(*await self._send([("", words) for words in _WHO]))}
         except DRIVER_ERRORS as error:
             raise translated(self.url, error) from error
@@ -384,5 +397,8 @@ class AsyncStore:
         """Close all connections."""
         if self.is_cluster:
             await self._masters.close()
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
         for client in (self._client, *sentinels_of(self._client)):
             await client.aclose()

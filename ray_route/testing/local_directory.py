@@ -322,6 +322,9 @@ class _Reads:
         answer.set_result([self._reading(part) for part in parts])
         return answer
 
+    def doubt(self, shard: int) -> None:
+        """There is one directory."""
+
     def _reading(self, part: Part) -> Reading:
         links = [self._directory.peek(uid) for _, uid in part.names]
         return Reading(ShardReply("ok", 0, [*links], []), [False] * len(links))

@@ -35,6 +35,7 @@ class ThisNamespace(Namespace):
     def __init__(self, process: Process) -> None:
         self.name = process.keys.namespace
         self.keys, self.url, self.reads = process.keys, process.url, process.reads
+        self.belief = process.belief
         self.alone: list[str] = []
 
     def check_here(self) -> None:

@@ -22,6 +22,7 @@ class Namespace:
     """Plays a router that has one command for a pod, and notes what that has seen by then."""
 
     name = "ns"
+    fails = False
 
     def __init__(self, command: Command) -> None:
         self.keys = Keys("ns", 4)
@@ -34,11 +35,15 @@ class Namespace:
             return None
         if not self._commands:
             self._answered.wait(timeout_s)
-        commands, self._commands = self._commands, []
+        commands = self._commands
+        if not self.fails:  # else it asks again, and has them again
+            self._commands = []
         return Fetched(3, RoutingState.READY, commands, "")
 
-    def hear_of_servers(self, servers: str) -> None:
-        pass
+    def hear_of_servers(self, _: str) -> None:
+        if self.fails:
+            self.fails = False
+            raise RuntimeError("dictionary changed size during iteration")
 
     def find_router(self) -> None:
         pass
@@ -74,3 +79,15 @@ def test_no_server_that_lacks_what_a_command_says_is_believed_from_then_on(
     loop.end()
     namespace.let_go()
     assert known[0] == wanted
+
+
+def test_commands_outlive_what_nobody_has_thought_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    pod, namespace = Pod(ManualClock()), Namespace(Release({"u": 200}, 1.0, closes=False))
+    namespace.fails = True
+    done: list[int] = []
+    monkeypatch.setattr(pod.releases, "release", lambda number, *_, **__: done.append(number))
+    loop = CommandLoop(namespace, HERE, pod.held, pod.releases, None)  # type: ignore[arg-type]
+    eventually(lambda: done, "the command is carried out")
+    loop.end()
+    namespace.let_go()
+    assert done == [1]
