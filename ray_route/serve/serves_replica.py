@@ -117,6 +117,7 @@ class ServesReplica:
         try:
             yield
         except but:
+            is_left = True
             raise
         finally:
             if not is_left:

@@ -324,15 +324,9 @@ class AsyncStore:
         await pool.release(connection)
 
     async def _look_for_primary(self) -> None:
-        """Have a Sentinel say who the primary is: idle connections to another are closed.
-
-        One that does not answer is waited for no longer than a moment, and asked on meanwhile.
-        """
-        if self.url.kind != "sentinel":
-            return
+        """Ask a Sentinel for the primary, for a moment: idle connections to another are closed."""
         if self._looking is None or self._looking.done():
-            asking = self._ask_for_primary()
-            self._looking = asyncio.get_running_loop().create_task(asking)
+            self._looking = asyncio.create_task(self._ask_for_primary())
         await asyncio.wait({self._looking}, timeout=_LOOK_S)
 
     async def _ask_for_primary(self) -> None:
@@ -361,7 +355,8 @@ class AsyncStore:
                 told = await self._masters.answering(*_WHO)
                 return {name: _identity(*said) for name, said in told.items()}
             with self._circuit.attempt():
-                await self._look_for_primary()
+                if self.url.kind == "sentinel":
+                    await self._look_for_primary()
                 return {"": _identity(*await self._send([("", words) for words in _WHO]))}
         except DRIVER_ERRORS as error:
             raise translated(self.url, error) from error

@@ -155,7 +155,7 @@ class Between:
     async def run(self, calls: Sequence[Call]) -> list[Any]:
         if any(self._key in call.keys for call in calls):
             return await self._old.run(calls)
-        await asyncio.sleep(self._late_s)
+        await asyncio.sleep(self._late_s)  # so that it is answered after those sent before
         self._late_s *= 2
         return await self._new.run(calls)
 
