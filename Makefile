@@ -22,8 +22,8 @@ demo: $(READY)  ## sticky routing at work, on a real message log where there is 
 unit: $(READY)  ## what needs neither servers nor Ray
 	$(BIN)/python -m pytest tests/unit
 
-# One more process than a small machine has cores: of a second that a test takes, 0.3 to 0.5 are
-# spent on a processor. Each has a Ray and servers of its own; one that crashes fails the run.
+# As many processes as a small machine has cores: a third one saves a tenth of the time, and starves
+# the others on a busy machine. Each has a Ray and servers of its own; one that crashes fails the run.
 WORKERS ?= 2
 test: $(READY)  ## the whole suite, short forms of long tests included
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder --max-worker-restart 0
