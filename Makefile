@@ -22,7 +22,7 @@ demo: $(READY)  ## sticky routing at work, on a real message log where there is 
 unit: $(READY)  ## what needs neither servers nor Ray
 	$(BIN)/python -m pytest tests/unit
 
-# As many processes as a small machine has cores: a third one saves a tenth of the time, and starves
+# As many processes as a small machine has cores: a third saves up to a quarter of the time, and starves
 # the others on a busy machine. Each has a Ray and servers of its own; one that crashes fails the run.
 WORKERS ?= 2
 test: $(READY)  ## the whole suite, short forms of long tests included
