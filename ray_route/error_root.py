@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Any
+from typing import Any, TypeVar
 
 _SHOWN_CHARACTERS = 80
+
+Kind = TypeVar("Kind", bound="RouteError")
 
 
 def shown(value: object) -> str:
@@ -52,4 +54,10 @@ class RouteError(Exception):
         """Return the same error with these ids, for one of many whom it concerns."""
         told = copy(self)
         told.__dict__.update(ids, _facts={**self._facts, **ids})
+        return told
+
+    def told_as(self, kind: type[Kind]) -> Kind:
+        """Return the same as an error of another kind, which has the same attributes."""
+        told = kind.__new__(kind)
+        told.__dict__.update(self._facts, _facts=self._facts)
         return told

@@ -198,15 +198,18 @@ class Confirming:
         """
         namespace, deadline = self._namespace, Deadline.after(READ_S)
         shard = namespace.keys.shard(uid)
-        asked = [(self._service, uid)]
-        link = run(namespace.read(shard, asked), deadline)[0]
+
+        def read() -> Link | None:
+            return run(namespace.read(shard, [(self._service, uid)]), deadline)[0]
+
+        link = read()
         if link is None or link.lease_s <= 0:
             self._have_refreshed(uid, epoch if link is None else link.epoch)
-            link = run(namespace.read(shard, asked), deadline)[0]
+            link = read()
         if link is not None and link.epoch < epoch:
             # Epochs don't go back: the server was replaced, unless a router vouches for it now.
             namespace.reads.doubt(shard)
-            link = run(namespace.read(shard, asked), deadline)[0]
+            link = read()
         return link
 
     def _have_refreshed(self, uid: str, epoch: int) -> None:

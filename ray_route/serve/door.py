@@ -94,9 +94,7 @@ class Door:
             return await self._led(arrival, self._seen.cause(arrival), home)
         except FencedError as error:
             if arrival.came(Way.FORWARDED):
-                raise NotEnteredError(
-                    may_have_run=False, reason=error.reason, **_ids(error)
-                ) from error
+                raise error.told_as(NotEnteredError) from error
             raise
 
     async def enter_again(
@@ -104,8 +102,8 @@ class Door:
     ) -> Home | None:
         """Do the same once the home that a request was passed on to has not let it in."""
         if self._seen.patience(arrival).remaining() == 0:
-            told = getattr(refused, "cause", refused)  # Ray's wrapper has no fields
-            raise FencedError(may_have_run=False, reason=told.reason, **_ids(told)) from refused
+            told: NotEnteredError = getattr(refused, "cause", refused)  # Ray's wrapper has no facts
+            raise told.told_as(FencedError) from refused
         home = await self._seen.find(arrival, home.link.epoch + 1)
         return await self._led(arrival, Cause.MOVED, home)
 
@@ -166,9 +164,3 @@ class Door:
             namespace=self._homes.namespace,
             service=self._homes.service,
         )
-
-
-def _ids(error: FencedError) -> dict[str, Any]:
-    """Return what an error says it is about."""
-    names = ("namespace", "service", "uid", "pod", "epoch")
-    return {name: getattr(error, name) for name in names}
