@@ -7,13 +7,14 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 
 
 class TcpProxy:
     """Forwards connections to a local port. Faults act on open and on new connections.
 
     `stall()` stops forwarding but keeps connections open, `cut()` resets them and refuses new
-    ones, `delay_s` holds every chunk back, `heal()` ends all faults.
+    ones, `delay_s` holds every chunk back, `heal()` ends all faults. `lose()` loses one answer.
     """
 
     def __init__(self, target_port: int, tls: ssl.SSLContext | None = None) -> None:
@@ -23,6 +24,7 @@ class TcpProxy:
         self._flowing = threading.Event()
         self._flowing.set()
         self._cut = False
+        self._losing: tuple[bytes, Callable[[], None]] | None = None
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -35,6 +37,13 @@ class TcpProxy:
         self._cut = True
         for connection in list(self._open):
             _shut(connection)
+
+    def lose(self, question: bytes, then: Callable[[], None] = lambda: None) -> None:
+        """Of the next chunk with some bytes the answer never comes: its connection ends instead.
+
+        The server has carried it out by then, and `then` is called before anybody notices.
+        """
+        self._losing = (question, then)
 
     def half_close(self) -> None:
         """Send the end of the stream on open connections, and go on reading from them."""
@@ -83,9 +92,10 @@ class TcpProxy:
             client.close()
             return
         self._open |= {client, server}
-        back = threading.Thread(target=self._forward, args=(server, client), daemon=True)
+        lost = threading.Event()
+        back = threading.Thread(target=self._forward, args=(server, client, lost), daemon=True)
         back.start()
-        self._forward(client, server)
+        self._forward(client, server, lost)
         back.join()
         # Closed only when nobody uses them: OpenSSL would go on with the number of a closed
         # file, which may be another's by then.
@@ -93,10 +103,16 @@ class TcpProxy:
         client.close()
         server.close()
 
-    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket, lost: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while chunk := source.recv(65536):
                 self._flowing.wait()
+                if self._losing and self._losing[0] in chunk:
+                    lost.set()
+                elif self._losing and lost.is_set():  # it is the answer
+                    (_, then), self._losing = self._losing, None
+                    then()
+                    break
                 if self.delay_s:
                     time.sleep(self.delay_s)
                 sink.sendall(chunk)

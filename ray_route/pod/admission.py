@@ -160,6 +160,8 @@ class Admission:
             entry = self._held.entries.get(uid)
             if entry is None and asked_at <= self._held.forgotten_at(uid):
                 return Told.VOID  # it may have been given up since
+            if (entry is None or entry.epoch < epoch) and asked_at <= self._held.recalled_at:
+                return Told.VOID  # its server may have lost it since, and nobody was told of it here
             until = asked_at + link.lease_s
             has_arrived = entry is not None and entry.phase is Phase.ARRIVED
             if entry is None or entry.epoch < epoch or (has_arrived and entry.epoch == epoch):

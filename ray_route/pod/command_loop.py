@@ -187,6 +187,8 @@ class CommandLoop:
 
     def _recall(self, command: Recall) -> Memory:
         shard_of = self._namespace.keys.shard
+        with self._held.lock:
+            self._held.recalled_at = self._held.clock()
         lapsed, held, ago_s = self._held.memory()
         return Memory(
             self._namespace.all_seen(),

@@ -64,7 +64,7 @@ class Router:
         position = self._changes.position
         table = self._membership.table
         tables = {name: list(table.pods(name).values()) for name in table.services()}
-        return Welcome(self._config, position, tables, self._shards.seen)
+        return Welcome(self._config, position, tables, self._shards.counters.seen)
 
     async def vouch(self) -> Vouched:
         """Say which servers there are, by a comparison of counters that begins after this call.
@@ -74,7 +74,7 @@ class Router:
         """
         await self._life.opened()
         found = await self._recovery.vouched()
-        return Vouched(found.servers, list(self._shards.seen))
+        return Vouched(found.servers, list(self._shards.counters.seen))
 
     async def compute(self, question: bytes) -> bytes:
         """See `Directory.compute`; question and answers are packed (see `wire`)."""
@@ -130,7 +130,7 @@ class Router:
     async def recover(self, seen: dict[int, int]) -> None:
         """Write back what Redis has lost in some shards, of which the caller was told so much."""
         await self._life.opened()
-        self._shards.remember(seen.items())
+        self._shards.counters.remember(seen.items())
         await self._recovery.recover(seen)
 
     # Clients: pods.

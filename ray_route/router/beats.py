@@ -40,4 +40,6 @@ class Beats:
             except RouteError as error:
                 logger.debug("counters can't be compared: %s", error)
             else:
-                self._changes.beat(found.at, self._shards.seen, found.servers, found.unseen)
+                self._changes.beat(
+                    found.at, self._shards.counters.seen, found.servers, found.unseen
+                )

@@ -11,10 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import DamagedKeyError
-from ray_route.router.shards import Compared as Seen
+from ray_route.router.counters import Compared as Seen
 from ray_route.router.shards import Shards
 from ray_route.store.connect import AsyncStore
 from ray_route.store.damage import tell
@@ -62,15 +61,14 @@ class Comparison:
 
     async def look(self) -> Compared:
         """Look once; raise `RouteError` where Redis fails, in a Cluster if all masters do."""
-        servers = self._servers = await self._store.servers()  # first: later ones may be others
-        at = now()  # not before: a master that is away has kept it waiting, and is not asked again
-        found = await self._shards.compare(servers)
-        steps = self._shards.clocks.steps(found.lost)
+        found = await self._shards.counters.compare()
+        self._servers = found.answered
+        steps = self._shards.counters.clocks.steps(found.lost)
         self._tell(found.lost, found.unseen)
-        names = named(servers[name] for name in found.servers)
+        names = named(found.servers.values())
         self._note(names)
         whole = not found.lost and await self._is_whole(names, found)
-        return Compared(at, names, found.lost, found.unseen, whole, steps)
+        return Compared(found.at, names, found.lost, found.unseen, whole, steps)
 
     async def _is_whole(self, servers: str, found: Seen) -> bool:
         """True if the pod tables are those of these servers, as far as can be known now."""
@@ -82,7 +80,7 @@ class Comparison:
         news = lost - (self._lost - self._restoring)
         self._lost = lost | (self._lost & unseen)
         if news:
-            self.tell_lost({shard: self._shards.seen[shard] for shard in sorted(news)})
+            self.tell_lost({shard: self._shards.counters.seen[shard] for shard in sorted(news)})
 
     def _note(self, servers: str) -> None:
         if servers != self.seen_last:
@@ -113,7 +111,7 @@ class Comparison:
 
         For a seal: who finds it goes by what such a server has, though nobody has compared that.
         """
-        keys = map(self._keys.counter, self._shards.aside.shards)
+        keys = map(self._keys.counter, self._shards.counters.aside.shards)
         apart = {self._servers.get(self._store.server_of(key) or "") for key in keys}
         return named(set(servers.split(",")).difference(filter(None, apart)))
 

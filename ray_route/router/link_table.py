@@ -255,7 +255,7 @@ class LinkTable:
         for uid, outcome in outcomes.items():
             if isinstance(outcome, Outcome | DamagedKeyError):
                 continue
-            if not self._shards.set_aside_if_away(self.keys.shard(uid), outcome):
+            if not self._shards.counters.set_aside_if_away(self.keys.shard(uid), outcome):
                 raise outcome
         written = {uid: link for uid in links if (link := _written(outcomes[uid]))}
         self.decisions.note(service, written, "brought back")

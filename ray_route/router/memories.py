@@ -56,7 +56,7 @@ class Memories:
             except NoAnswerError:
                 await asyncio.sleep(_PAUSE_S)
             else:
-                self._shards.remember(enumerate(memory.counters))
+                self._shards.counters.remember(enumerate(memory.counters))
                 return memory
         return None
 

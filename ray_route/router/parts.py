@@ -81,7 +81,7 @@ class Parts:
             self.mailboxes,
             self.failures.begin_anew,
         )
-        self.shards.recover = self.recovery.recover
+        self.shards.recover, self.shards.look = self.recovery.recover, self.recovery.compared
         self.recovery.comparison.tell_lost = self.changes.lost
         self.recovery.comparison.tell_servers = self.mailboxes.wake_all
         gate.readmit = self.recovery.readmit

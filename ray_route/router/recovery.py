@@ -198,7 +198,7 @@ class Recovery:
         with contextlib.suppress(DamagedKeyError):  # it has been told, and is written anew
             looked_us = parse_looked(await self._store.one(read_looked(self._table.keys)))
             if looked_us is not None:
-                self._shards.clocks.showed(looked_us)
+                self._shards.counters.clocks.showed(looked_us)
 
     async def _is_proven(self) -> bool:
         """True if the pod tables are as an earlier router left them.

@@ -80,7 +80,7 @@ class Restoration:
         await self._restore_tables(token)
         if lost:
             await self._restore_links(lost, token)
-        self.shards.clocks.believe(steps)
+        self.shards.counters.clocks.believe(steps)
         whole = self.comparison.without_aside(servers)
         await self.store.one(seal(self.table.keys, token, whole, home))
 
@@ -89,9 +89,10 @@ class Restoration:
         self.table.meter.count(LOST_SHARDS, by=len(lost))
         self._logger.error("Redis has lost links of %d shards: they are being recovered", len(lost))
         self.interrupt()
+        aside = self.shards.counters.aside.times
         memories = await self.memories.recall(self.memories.living(), Recall(frozenset(lost)))
         names = self._union(lost, memories, began)
-        await self._write(lost, names, token)
+        await self._write(lost, names, token, aside)
         self.table.meter.count(RECOVERED_LINKS, by=len(names))
         took_s = now() - began
         self._logger.error(
@@ -138,7 +139,7 @@ class Restoration:
                     )
         return names
 
-    async def _write(self, lost: Collection[int], names: _Names, token: int) -> None:
+    async def _write(self, lost: Collection[int], names: _Names, token: int, aside: int) -> None:
         parts = self._parts(lost, names)
         calls = [
             self._links.restore(
@@ -160,8 +161,8 @@ class Restoration:
             if parsed.status == "superseded":
                 raise SupersededError(self.table.keys.namespace)
             if parsed.status == "ok" and part.last:
-                self.shards.remember([(part.shard, parsed.counter)])
-                self.shards.aside.discard(part.shard)
+                self.shards.counters.remember([(part.shard, parsed.counter)])
+                self.shards.counters.aside.discard(part.shard, aside)
 
     def _parts(self, lost: Collection[int], names: _Names) -> list[_Part]:
         """Cut each shard's links into script calls, in order."""

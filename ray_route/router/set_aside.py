@@ -18,7 +18,9 @@ class SetAside:
     def __init__(self, config: RouteConfig) -> None:
         # A pod that could not reach them for so long may have lapsed, links may have run out.
         self._limit_s = 0.9 * config.pod_lease_s - config.heartbeat_s
-        self._shards: set[int] = set()
+        self._shards: dict[int, int] = {}
+        self.times = 0
+        """How often something has been set aside, for `discard`."""
         self._away_since: dict[int, float] = {}
         self._looked_at: float | None = None
 
@@ -32,11 +34,16 @@ class SetAside:
 
     def add(self, shards: Iterable[int]) -> None:
         """Set shards aside until `discard`."""
-        self._shards.update(shards)
+        self.times += 1
+        self._shards.update(dict.fromkeys(shards, self.times))
 
-    def discard(self, shard: int) -> None:
-        """Note that a shard has been recovered."""
-        self._shards.discard(shard)
+    def discard(self, shard: int, times: int) -> None:
+        """Note that a shard has been recovered, by what was gathered after so many `times`.
+
+        One that has been set aside again meanwhile stays so.
+        """
+        if self._shards.get(shard, times + 1) <= times:
+            del self._shards[shard]
 
     def looked(self, unseen: Collection[int], began: float, at: float) -> None:
         """Take in which shards a look could not see that began then, and has just ended.

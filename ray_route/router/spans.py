@@ -22,6 +22,14 @@ class Spans:
     def __init__(self) -> None:
         self._taken: list[Span] = []
 
+    def saw(self, counter: int) -> None:
+        """Take in a counter that was read: no script on that server can reach across it later."""
+        index = bisect_left(self._taken, (counter, counter))
+        inside = index and self._taken[index - 1][1] >= counter
+        if not inside and self._taken[index : index + 1] != [(counter, counter)]:
+            self._taken.insert(index, (counter, counter))
+            del self._taken[:-_KEPT]
+
     def take(self, found: int, left: int) -> bool:
         """Take in a script's span; say if it is its alone. One that overlaps is not taken in."""
         if found >= left:

@@ -10,20 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import hiredis
-from redis.exceptions import (
-    AskError,
-    ClusterError,
-    NoScriptError,
-    ResponseError,
-    TryAgainError,
-)
-
-from ray_route.clock import Deadline
-from ray_route.errors import RouteError, StoreUnavailableError
+from ray_route.errors import RouteError
 from ray_route.store.circuit import Circuit
 from ray_route.store.clients import (
     DRIVER_ERRORS,
@@ -33,6 +23,15 @@ from ray_route.store.clients import (
     sync_client,
     translated,
 )
+from ray_route.store.conversation import answers, conversation, joined, scattered, some_answer
+from ray_route.store.exchange import (
+    ElsewhereError,
+    LostAnswerError,
+    Message,
+    UnansweredError,
+    UnlookedError,
+    exchange,
+)
 from ray_route.store.masters import WITHIN_S, Masters
 from ray_route.store.scripts import Call
 from ray_route.store.sync_masters import Homes, SyncMasters
@@ -41,91 +40,9 @@ from ray_route.store.url import StoreUrl
 _KEYS_PER_SCAN = 500
 _LOOK_S = 0.5
 
-# How long a call waits for a slot on its way to another master, or for a replica's promotion.
-MOVING_S = 5.0
-_MOVING_POLL_S = 0.02
-# Said of a slot in motion (TRYAGAIN, ASK, MOVED) or without a master: the call has not run.
-_MOVING = (TryAgainError, AskError, ClusterError)
 
-_Message = tuple[str, tuple[Any, ...]]
-
-
-def _conversation(
-    calls: Sequence[Call],
-) -> Generator[list[_Message] | float, list[Any], list[Any]]:
-    """Yield what to send, or how many seconds to wait; return each call's reply.
-
-    Is sent the replies. Sends again what a server did not run: scripts that it has forgotten,
-    with their source, and calls to a slot in motion, until `MOVING_S` have passed.
-    """
-    replies = yield [(call.key, call.words) for call in calls]
-    deadline = Deadline.after(MOVING_S)
-    while True:
-        again = {
-            index: (calls[index].key, calls[index].with_source())
-            for index, reply in enumerate(replies)
-            if isinstance(reply, NoScriptError) and calls[index].script is not None
-        }
-        moving = [index for index, reply in enumerate(replies) if isinstance(reply, _MOVING)]
-        if moving and deadline.remaining() > 0:
-            yield _MOVING_POLL_S
-            again.update((index, (calls[index].key, calls[index].words)) for index in moving)
-        if not again:
-            return replies
-        resent = yield list(again.values())
-        for index, reply in zip(again, resent, strict=True):
-            replies[index] = reply
-
-
-def _answers(url: StoreUrl, calls: Sequence[Call], replies: Sequence[Any]) -> list[Any]:
-    """Return each reply, or what its error means."""
-    return [
-        translated(url, reply, call.key) if _is_drivers(reply) else reply
-        for call, reply in zip(calls, replies, strict=True)
-    ]
-
-
-def _is_drivers(reply: Any) -> bool:
-    return isinstance(reply, Exception) and not isinstance(reply, RouteError)
-
-
-def _joined(replies: Sequence[Any]) -> Any:
-    """Make one reply of what all masters said to a command without a key."""
-    for reply in replies:
-        if isinstance(reply, Exception):
-            return reply
-    if all(isinstance(reply, list) for reply in replies):
-        return [item for reply in replies for item in reply]
-    return replies[0]
-
-
-def _scattered(
-    messages: Sequence[_Message], keyed: Iterable[Any], keyless: Iterable[Any]
-) -> list[Any]:
-    """Put the replies to messages with and without a key into the order of the messages."""
-    with_key, without = iter(keyed), iter(keyless)
-    return [next(with_key) if key else next(without) for key, _ in messages]
-
-
-def _some_answer(replies: list[Any]) -> list[Any]:
-    """Return replies; raise what a master says that is away, if all are."""
-    if replies and all(isinstance(reply, StoreUnavailableError) for reply in replies):
-        raise replies[0]
-    return replies
-
-
-async def _exchange(connection: Any, messages: Sequence[_Message]) -> list[Any]:
-    """Send all messages at once; return each one's reply or the server's refusal."""
-    packed = b"".join([hiredis.pack_command(words) for _, words in messages])
-    await connection.send_packed_command(packed)
-    return [await _reply(connection) for _ in messages]
-
-
-async def _reply(connection: Any) -> Any:
-    try:
-        return await connection.read_response()
-    except ResponseError as refusal:
-        return refusal
+def _address(connection: Any) -> tuple[str, int]:
+    return connection.host, connection.port
 
 
 _WHO = (("INFO", "server"), ("INFO", "replication"))
@@ -162,22 +79,22 @@ class Store:
         only if no master answers, and errors stand for the replies of those that are away.
         """
         if self.is_cluster:
-            return _some_answer(self._run(calls))
+            return some_answer(self._run(calls))
         with self._circuit.attempt():
             return self._run(calls)
 
     def _run(self, calls: Sequence[Call]) -> list[Any]:
-        talk = _conversation(calls)
+        talk = conversation(calls)
         try:
             step = next(talk)
             while True:
                 step = talk.send(self._do(step))
         except StopIteration as end:
-            return _answers(self.url, calls, end.value)
+            return answers(self.url, calls, end.value)
         except DRIVER_ERRORS as error:
             raise translated(self.url, error) from error
 
-    def _do(self, step: list[_Message] | float) -> list[Any]:
+    def _do(self, step: list[Message] | float) -> list[Any]:
         if isinstance(step, float):
             time.sleep(step)
             return []
@@ -190,18 +107,18 @@ class Store:
             raise reply
         return reply
 
-    def _send(self, messages: Sequence[_Message]) -> list[Any]:
+    def _send(self, messages: Sequence[Message]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
         for _, words in messages:
             pipeline.execute_command(*words)
         replies: list[Any] = pipeline.execute(raise_on_error=False)
         return replies
 
-    def _to_cluster(self, messages: Sequence[_Message]) -> list[Any]:
+    def _to_cluster(self, messages: Sequence[Message]) -> list[Any]:
         keyed = self._masters.send([message for message in messages if message[0]])
         everywhere = self._masters.everywhere
-        keyless = (_joined(everywhere(words)) for key, words in messages if not key)
-        return _scattered(messages, keyed, keyless)
+        keyless = (joined(everywhere(words)) for key, words in messages if not key)
+        return scattered(messages, keyed, keyless)
 
     def infos(self) -> list[dict[str, Any]]:
         """Read the INFO of the server, or of every master of a Cluster."""
@@ -250,33 +167,48 @@ class AsyncStore:
         self._masters = Masters(url, self._client)
         self._idle: list[Any] = []
         self._looking: asyncio.Task[None] | None = None
+        self._looked_at: tuple[str, int] | None = None
 
     def __repr__(self) -> str:
         return f"AsyncStore({self.url.address})"
 
-    async def run(self, calls: Sequence[Call]) -> list[Any]:
-        """See `Store.run`. In a Cluster it raises only if no master answers."""
-        if self.is_cluster:
-            return _some_answer(await self._run(calls))
-        with self._circuit.attempt():
-            return await self._run(calls)
+    async def run(self, calls: Sequence[Call], *, once: bool = False) -> list[Any]:
+        """See `Store.run`. In a Cluster it raises only if no master answers.
 
-    async def _run(self, calls: Sequence[Call]) -> list[Any]:
-        talk = _conversation(calls)
+        With `once` nothing is sent again that may have been carried out: that is an
+        `UnansweredError`, and no other `StoreUnavailableError` is. By way of Sentinels nothing is
+        sent to others then than `identify` last asked: that is an `UnlookedError`.
+        """
+        if self.is_cluster:
+            replies = await self._run(calls, once=once)
+            return replies if once else some_answer(replies)
+        try:
+            with self._circuit.attempt():
+                return await self._run(calls, once=once)
+        except LostAnswerError as lost:  # one lost answer is no server that is away
+            raise translated(self.url, lost.error).told_as(UnansweredError) from lost
+        except ElsewhereError:
+            reason = "Sentinels name another primary, which is to be looked at first"
+            raise UnlookedError(address=self.url.address, reason=reason) from None
+
+    async def _run(self, calls: Sequence[Call], *, once: bool) -> list[Any]:
+        talk = conversation(calls)
         try:
             step = next(talk)
             while True:
-                step = talk.send(await self._do(step))
+                step = talk.send(await self._do(step, once=once))
         except StopIteration as end:
-            return _answers(self.url, calls, end.value)
+            return answers(self.url, calls, end.value, once=once)
         except DRIVER_ERRORS as error:
             raise translated(self.url, error) from error
 
-    async def _do(self, step: list[_Message] | float) -> list[Any]:
+    async def _do(self, step: list[Message] | float, *, once: bool) -> list[Any]:
         if isinstance(step, float):
             await asyncio.sleep(step)
             return []
-        return await (self._to_cluster(step) if self.is_cluster else self._send(step))
+        if self.is_cluster:
+            return await self._to_cluster(step, once=once)
+        return await self._send(step, once=once)
 
     async def one(self, call: Call) -> Any:
         """Send one call; return its reply or raise its error."""
@@ -285,16 +217,26 @@ class AsyncStore:
             raise reply
         return reply
 
-    async def _send(self, messages: Sequence[_Message]) -> list[Any]:
+    async def _send(
+        self, messages: Sequence[Message], *, once: bool = False, looks: bool = False
+    ) -> list[Any]:
         """Do what a redis-py pipeline does, on its connections, for 50 µs less.
 
         Its packing in Python alone takes 530 µs for a script call of 390 uids, hiredis' 64 µs.
         """
         connection = await self._a_connection()
+
+        async def talk() -> list[Any]:
+            if once:
+                await self._check(connection)
+            return await exchange(connection, messages, once=once)
+
         try:
             replies = await connection.retry.call_with_retry(
-                lambda: _exchange(connection, messages), lambda _: connection.disconnect()
+                talk, lambda _: connection.disconnect()
             )
+            if looks:
+                self._looked_at = _address(connection)
         finally:
             await self._give_back(connection)
         callbacks = self._client.response_callbacks
@@ -305,6 +247,13 @@ class AsyncStore:
             else callbacks[words[0]](reply)
             for (_, words), reply in zip(messages, replies, strict=True)
         ]
+
+    async def _check(self, connection: Any) -> None:
+        """Raise `ElsewhereError` if a connection leads to another than was last looked at."""
+        if not connection.is_connected:
+            await connection.connect()
+        if self.url.kind == "sentinel" and self._looked_at != _address(connection):
+            raise ElsewhereError
 
     async def _a_connection(self) -> Any:
         return (
@@ -318,7 +267,7 @@ class AsyncStore:
         pool = self._client.connection_pool
         # Unlike the blocking pool, this one keeps what leads to a primary that has been replaced,
         # which takes writes for some 10 s more.
-        if (connection.host, connection.port) != pool.master_address:
+        if _address(connection) != pool.master_address:
             with contextlib.suppress(*DRIVER_ERRORS):
                 await connection.disconnect(nowait=True)
         await pool.release(connection)
@@ -333,15 +282,15 @@ class AsyncStore:
         with contextlib.suppress(*DRIVER_ERRORS):  # none answers: as it was
             await self._client.connection_pool.get_master_address()
 
-    async def _to_cluster(self, messages: Sequence[_Message]) -> list[Any]:
+    async def _to_cluster(self, messages: Sequence[Message], *, once: bool) -> list[Any]:
         await self._masters.begin()
-        keyed = await self._masters.send([message for message in messages if message[0]])
+        keyed = await self._masters.send([it for it in messages if it[0]], once=once)
         keyless = [await self._everywhere(words) for key, words in messages if not key]
-        return _scattered(messages, keyed, keyless)
+        return scattered(messages, keyed, keyless)
 
     async def _everywhere(self, words: tuple[Any, ...]) -> Any:
         asked = [node.execute_command(*words) for node in self._client.get_primaries()]
-        return _joined(await asyncio.gather(*asked, return_exceptions=True))
+        return joined(await asyncio.gather(*asked, return_exceptions=True))
 
     async def servers(self) -> dict[str, str]:
         """Return who the servers are: by name, its process, and its time as a primary.
@@ -365,19 +314,25 @@ class AsyncStore:
         """Name the server that holds a key, as in `servers`; None if none does now."""
         return self._masters.of(key) if self.is_cluster else ""
 
-    async def ask(self, server: str, calls: Sequence[Call]) -> list[Any]:
-        """Send calls to one server alone, whose circuit may be open; in a Cluster for a moment.
+    async def ask(self, server: str, calls: Sequence[Call]) -> tuple[str, list[Any]]:
+        """Send calls to one server alone; return who it is, as in `servers`, and each reply.
 
-        Raises `StoreUnavailableError`; see `run`.
+        In one exchange: so they are this very server's. In a Cluster it waits but a moment, be a
+        circuit open, and an error stands for what another server has now. Raises
+        `StoreUnavailableError`.
         """
-        if not self.is_cluster:
-            return await self.run(calls)
         try:
-            asked = self._masters.ask(server, [call.words for call in calls])
-            replies = await asyncio.wait_for(asked, WITHIN_S)
+            if self.is_cluster:
+                asked = self._masters.talk(server, [*_WHO, *(call.words for call in calls)])
+                process, replication, *replies = await asyncio.wait_for(asked, WITHIN_S)
+            else:
+                who = [("", words) for words in _WHO]
+                messages = [*who, *((call.key, call.words) for call in calls)]
+                with self._circuit.attempt():
+                    process, replication, *replies = await self._send(messages, looks=True)
         except (*DRIVER_ERRORS, asyncio.TimeoutError) as error:
             raise translated(self.url, error) from error
-        return _answers(self.url, calls, replies)
+        return _identity(process, replication), answers(self.url, calls, replies)
 
     async def scan(self, pattern: str) -> AsyncIterator[str]:
         """Find keys, of every master, in pieces that block a server for well under 1 ms each."""

@@ -64,6 +64,7 @@ class Router:
         gate = PlacingGate(keys.namespace, CONFIG, membership)
         gate.readmit = recovery.readmit
         shards.may_place, shards.recover = gate.passed, recovery.recover
+        shards.look = recovery.compared
         rooms = (shards, membership, links, directory, recovery, gate, mailboxes)
         router = cls(store, keys, *rooms, memories=memories or {})
         router.answering = asyncio.create_task(router.answer())

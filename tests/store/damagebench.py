@@ -121,7 +121,7 @@ class Bench:
             self.mailboxes,
             self.failures.begin_anew,
         )
-        self.shards.recover = self.recovery.recover
+        self.shards.recover, self.shards.look = self.recovery.recover, self.recovery.compared
         self.changes = ChangeWriter(self._async, keys)
         await self.recovery.look_for_proof()
         await self.shards.claim()
@@ -184,7 +184,7 @@ class Bench:
         return answers
 
     def read_many(self, service: str) -> Owned:
-        reader = BulkReader(self.store, self.keys, service, list(self.shards.seen))
+        reader = BulkReader(self.store, self.keys, service, list(self.shards.counters.seen))
         return reader.read([uid.encode() for uid in USERS], Deadline.after(10.0))
 
     # What an operator does.

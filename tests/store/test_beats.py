@@ -18,7 +18,7 @@ from ray_route.errors import RouteError, StoreUnavailableError
 from ray_route.model import Life
 from ray_route.protocol.changes import Change
 from ray_route.router import change_writer
-from ray_route.router import comparison as comparison_module
+from ray_route.router import counters as counters_module
 from ray_route.router.beats import Beats
 from ray_route.router.change_writer import ChangeWriter
 from ray_route.store.connect import AsyncStore, Store
@@ -110,7 +110,7 @@ def test_a_beat_tells_the_counters_that_changed_and_the_servers_once(store: Stor
         async with beating(store.url) as world:
             await world.more_beats()
             shard = await world.link("u")
-            counter = world.router.shards.seen[shard]
+            counter = world.router.shards.counters.seen[shard]
             await world.more_beats(3)
             beats = await world.beats()
             assert [beat.servers for beat in beats if beat.servers] == [await named(world)]
@@ -125,7 +125,7 @@ def test_a_loss_is_told_before_it_is_made_up_for(store: Store) -> None:
     async def story() -> None:
         async with beating(store.url) as world:
             shard = await world.link("u")
-            counter = world.router.shards.seen[shard]
+            counter = world.router.shards.counters.seen[shard]
             await world.more_beats()
             restored = world.router.recovery.restoration.restore
             told: list[Any] = []
@@ -183,7 +183,7 @@ def test_a_recovery_that_waits_for_a_frozen_pod_silences_nobody(store: Store) ->
             assert [list(entry.counters or {}) for entry in lost] == [[shard]]
             router.answering = asyncio.create_task(router.answer_recalls())
             await waiting
-            assert await router.shards.lost() == []
+            assert await router.shards.counters.lost() == []
 
     run(story())
 
@@ -246,7 +246,7 @@ def test_a_master_that_is_away_costs_its_own_shards_alone(how: str) -> None:
 
                 await world.eventually(seen)
                 await world.router.recovery.recover()  # it was away for as long as a lease, maybe
-                assert await world.router.shards.lost() == []
+                assert await world.router.shards.counters.lost() == []
 
     with ClusterServers("valkey", in_part=True) as cluster:
         run(story(cluster))
@@ -320,7 +320,7 @@ def test_a_beat_is_as_old_as_its_look_at_the_counters(
             monkeypatch.setattr(comparison, "is_sealed", slowly)
             await slow.wait()
             before, later = len(await world.beats()), now() + 2 * change_writer._FRESH_S
-            for module in (change_writer, comparison_module):
+            for module in (change_writer, counters_module):
                 monkeypatch.setattr(module, "now", lambda: later)
             goes_on.set()
             world.changes.write(Change("link", S, stale={"u": 1}))
@@ -413,7 +413,7 @@ def test_a_beat_comes_after_the_loss_that_it_knows_of(store: Store) -> None:
             changes.write(Change("link", S, stale={"u": 1}))
             await began.wait()
             changes.lost({3: 100})
-            changes.beat(now(), world.router.shards.seen, "servers that have lost")
+            changes.beat(now(), world.router.shards.counters.seen, "servers that have lost")
             goes_on.set()
 
             async def told() -> bool:
@@ -435,7 +435,7 @@ def test_a_beat_that_could_not_be_told_in_time_is_not_told_at_all(
         async with beating(store.url) as world:
             await world.more_beats()
             moment = now() + 2 * change_writer._FRESH_S
-            world.changes.beat(now(), world.router.shards.seen, "others")
+            world.changes.beat(now(), world.router.shards.counters.seen, "others")
             monkeypatch.setattr(change_writer, "now", lambda: moment)
             world.changes.write(Change("link", S, stale={"u": 1}))
 

@@ -252,7 +252,7 @@ def test_links_are_placed_though_the_store_answers_late(
     """A script that lay for half a margin is refused, and sent again."""
 
     async def story(router: Router) -> None:
-        clock = router.shards.clocks.of(0)
+        clock = router.shards.counters.clocks.of(0)
         latest = clock.latest_us
         answers = iter([1, 1])
         monkeypatch.setattr(clock, "latest_us", lambda: next(answers, latest()))
@@ -290,12 +290,12 @@ def test_who_is_told_of_a_step_reads_nothing_as_missing_until_it_is_made_up_for(
         told: dict[int, int] = {}
         router.recovery.comparison.tell_lost = told.update
         assert shard in (await router.recovery.compared()).lost
-        vouched = list(router.shards.seen)
+        vouched = list(router.shards.counters.seen)
         assert (await router.recovery.compared()).lost, "it is still lost"
-        for seen in (told[shard], vouched[shard], router.shards.seen[shard]):
+        for seen in (told[shard], vouched[shard], router.shards.counters.seen[shard]):
             reply = router.store.one(router.shards._links.read(seen, shard, [(SERVICE, "u0")]))
             assert reply[0] == b"lost"
-        assert router.shards.seen == vouched, "the same again"
+        assert router.shards.counters.seen == vouched, "the same again"
         router.answering = asyncio.create_task(router.answer())
         await router.recovery.recover()
         assert (await router.place("u0")).epoch == links["u0"].epoch

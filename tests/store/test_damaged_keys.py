@@ -329,7 +329,7 @@ def test_a_damaged_counter_costs_nobody_their_link(store: Store, *, restarts: bo
 def test_who_reads_past_a_router_takes_a_damaged_counter_for_a_loss(store: Store):
     async def scenario(bench: Bench) -> None:
         shard = bench.keys.shard(UID)
-        calls, seen_counter = bench.links._calls, bench.shards.seen[shard]
+        calls, seen_counter = bench.links._calls, bench.shards.counters.seen[shard]
         call = calls.read(seen_counter, shard, [(SERVICE, UID)])
         reply = calls.parse(bench.store.one(call), call)
         read = bench.read_many(SERVICE)

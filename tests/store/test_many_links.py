@@ -49,7 +49,7 @@ def test_many_links_are_placed_read_swept_and_examined(
                     some = dict.fromkeys(uids[start : start + 5_000], 0)
                     await bench.directory.compute(SERVICE, some, None)
             assert bench.links.cache.held <= 1_000_000
-            reader = BulkReader(store, bench.keys, SERVICE, list(bench.shards.seen))
+            reader = BulkReader(store, bench.keys, SERVICE, list(bench.shards.counters.seen))
             with measured("read", count, 1_000):
                 owned = reader.read([uid.encode() for uid in uids], Deadline.after(600))
             assert (owned.failed, min(owned.codes)) == ({}, 2)

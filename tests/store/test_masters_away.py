@@ -195,7 +195,7 @@ def test_a_router_that_ends_seals_no_server_that_it_could_not_take_over(
 
     async def story(router: Router) -> None:
         there = await router.place(place.there)
-        seen, held = list(router.shards.seen), {place.there: (there.epoch, False)}
+        seen, held = list(router.shards.counters.seen), {place.there: (there.epoch, False)}
         memories = {there.pod: Memory(seen, held)}
         for key in lose_the_writes(place):
             store.one(plain_call("DEL", key))

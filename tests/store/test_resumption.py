@@ -78,7 +78,7 @@ class Router:
         recovery = Recovery(
             CONFIG, store, membership, shards, links, mailboxes, failures.begin_anew
         )
-        shards.recover = recovery.recover
+        shards.recover, shards.look = recovery.recover, recovery.compared
         anew: list[tuple[str, int]] = []
 
         def begin_anew(service: str, pod: int) -> None:
@@ -502,7 +502,7 @@ def test_a_loss_is_recovered_before_anybody_goes_on(run: Run) -> None:
             world.pod.renew()
         assert word is Word.SERVE
         assert world.store.one(read_seal(world.keys)) is not None
-        assert await world.router.shards.lost() == []
+        assert await world.router.shards.counters.lost() == []
 
     run(story)
 

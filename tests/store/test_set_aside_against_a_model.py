@@ -114,9 +114,9 @@ class World:
     def pass_time(self) -> None:
         shards = self.router.shards
         shards.placed_at = [at - PASSED_S for at in shards.placed_at]
-        shards.aside._looked_at = now() - PASSED_S
-        since = shards.aside._away_since
-        shards.aside._away_since = {shard: at - PASSED_S for shard, at in since.items()}
+        shards.counters.aside._looked_at = now() - PASSED_S
+        since = shards.counters.aside._away_since
+        shards.counters.aside._away_since = {shard: at - PASSED_S for shard, at in since.items()}
         self.ended_at = {uid: at - PASSED_S for uid, at in self.ended_at.items()}
 
     async def outage(self) -> None:

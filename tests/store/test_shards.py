@@ -141,7 +141,7 @@ def test_taking_over_reaches_every_shard(routers: Routers, store: Store):
     async def work(shards: Shards) -> list[int]:
         stored = [store.one(plain_call("GET", routers.keys.counter(n))) for n in range(SHARDS)]
         counters = [int(entry.split(b":")[0]) for entry in stored]
-        assert counters == shards.seen
+        assert counters == shards.counters.seen
         assert {int(entry.split(b":")[1]) for entry in stored} == {shards.incarnation}
         return counters
 
@@ -151,11 +151,11 @@ def test_taking_over_reaches_every_shard(routers: Routers, store: Store):
 
 def test_the_counters_in_memory_are_the_stored_ones(routers: Routers, store: Store):
     async def work(shards: Shards) -> None:
-        before = list(shards.seen)
+        before = list(shards.counters.seen)
         await shards.run([routers.a_uid_of(3)], routers.place_on("1:7"))
-        assert [n for n in range(SHARDS) if shards.seen[n] != before[n]] == [3]
+        assert [n for n in range(SHARDS) if shards.counters.seen[n] != before[n]] == [3]
         stored = store.one(plain_call("GET", routers.keys.counter(3)))
-        assert stored == f"{shards.seen[3]}:{shards.incarnation}".encode()
+        assert stored == f"{shards.counters.seen[3]}:{shards.incarnation}".encode()
 
     routers.run(work)
 
@@ -224,12 +224,12 @@ def test_a_counter_of_a_lost_shard_is_not_forgotten(routers: Routers, store: Sto
     async def work(shards: Shards) -> None:
         uid = routers.a_uid_of(3)
         await shards.run([uid], routers.place_on("1:7"))
-        seen = shards.seen[3]
+        seen = shards.counters.seen[3]
         store.one(plain_call("DEL", routers.keys.counter(3)))
         for _ in range(2):
             outcome = (await shards.read(SERVICE, [uid]))[uid]
             assert isinstance(outcome, StoreUnavailableError)
-        assert shards.seen[3] == seen
+        assert shards.counters.seen[3] == seen
 
     routers.run(work)
 

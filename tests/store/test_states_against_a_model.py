@@ -86,6 +86,7 @@ class Router:
         self.gate = PlacingGate(keys.namespace, CONFIG, self.membership)
         self.gate.readmit = self.recovery.readmit
         self.shards.may_place, self.shards.recover = self.gate.passed, self.recovery.recover
+        self.shards.look = self.recovery.compared
         self.serves = False
 
     def _decided(

@@ -218,6 +218,17 @@ class TestCalls:
         assert not pod.held.renew(clock())
         assert pod.verdict() is Verdict.REFUSE
 
+    def test_what_was_read_before_a_recall_is_read_again(self, pod: Pod, clock: ManualClock):
+        asked_at = clock()
+        clock.tick(0.1)
+        pod.held.recalled_at = clock()
+        assert pod.confirm("late", 120, asked_at=asked_at) is Told.VOID
+        assert pod.confirm("u", 120, asked_at=asked_at) is Told.VOID
+        assert not pod.held.entries["u"].lost
+        assert pod.confirm(asked_at=asked_at) is Told.HELD, "it was told of"
+        clock.tick(0.1)
+        assert pod.confirm("late", 120) is Told.ACQUIRE
+
     def test_an_ended_lease_refuses_at_once(self, pod: Pod):
         pod.lease.end()
         assert pod.verdict() is Verdict.REFUSE

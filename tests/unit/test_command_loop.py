@@ -11,8 +11,9 @@ from helpers import ManualClock, eventually
 from test_admission_rules import Pod
 
 from ray_route.model import RoutingState
+from ray_route.pod.admission import Told
 from ray_route.pod.command_loop import CommandLoop
-from ray_route.protocol.commands import Command, Fetched, Release, Settled
+from ray_route.protocol.commands import Command, Fetched, Recall, Release, Settled
 from ray_route.store.keys import Keys
 
 HERE = ("svc", 0, 7)
@@ -44,6 +45,9 @@ class Namespace:
         if self.fails:
             self.fails = False
             raise RuntimeError("dictionary changed size during iteration")
+
+    def all_seen(self) -> list[int]:
+        return []
 
     def find_router(self) -> None:
         pass
@@ -91,3 +95,14 @@ def test_commands_outlive_what_nobody_has_thought_of(monkeypatch: pytest.MonkeyP
     loop.end()
     namespace.let_go()
     assert done == [1]
+
+
+def test_whoever_has_been_told_all_finds_nothing_added_that_was_read_before() -> None:
+    clock = ManualClock()
+    pod, namespace = Pod(clock), Namespace(Recall(frozenset()))
+    asked_at = clock()
+    loop = CommandLoop(namespace, HERE, pod.held, pod.releases, None)  # type: ignore[arg-type]
+    eventually(lambda: pod.held.recalled_at == clock(), "all is told")
+    loop.end()
+    namespace.let_go()
+    assert pod.confirm("late", 120, asked_at=asked_at) is Told.VOID

@@ -1,0 +1,214 @@
+"""A script whose answer is lost is sent again only when it is known whose the shard is now."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from helpers import unique_name
+from proxy import TcpProxy
+from reader import CONFIG, S
+from servers import SentinelServers
+from test_confirming_together import MINE
+from test_replaced_primary import failed_over, replacing
+
+from ray_route.errors import RouteError, StoreUnavailableError
+from ray_route.router.sendings import Sendings
+from ray_route.router.shards import Build, Outcome, Shards
+from ray_route.store.connect import AsyncStore
+from ray_route.store.embedded import EmbeddedServer
+from ray_route.store.exchange import UnansweredError
+from ray_route.store.keys import Keys
+from ray_route.store.links import LinkCalls, Writer
+from ray_route.store.scripts import Call
+from ray_route.store.url import StoreUrl, parse_url
+
+U = "whose-answer-is-lost"
+
+
+@dataclass
+class Sender:
+    """One shard, and what was done about it: looks at its server, recoveries."""
+
+    url: StoreUrl
+    keys: Keys = field(default_factory=lambda: Keys(unique_name(), 1))
+    looks: int = 0
+    recovered: int = 0
+
+    def __post_init__(self) -> None:
+        self.store = AsyncStore(self.url)
+        self.calls = LinkCalls(self.keys, CONFIG)
+        self.shards = Shards(self.store, self.keys, self.calls)
+        self.shards.recover, self.shards.look = self._recover, self._look
+
+    async def _look(self) -> object:
+        self.looks += 1
+        return await self.shards.counters.compare()
+
+    async def _recover(self, shards: Iterable[int]) -> None:
+        counters = self.shards.counters
+        assert set(shards) == {0} == counters.aside.shards
+        self.recovered += 1
+        call = self.calls.restore(
+            *(self.shards.writer(0), 0, "", [], []), token=1, first=True, last=True
+        )
+        counters.remember([(0, self.calls.parse(await self.store.one(call)).counter)])
+        counters.aside.discard(0, counters.aside.times)
+
+    def linking(self) -> Build:
+        def build(writer: Writer, shard: int, uids: list[str]) -> Call:
+            owners = [MINE] * len(uids)
+            return self.calls.set_if_absent(writer, shard, S, uids, owners, persistent=True)
+
+        return build
+
+    async def link(self, uid: str = U, *, waits: bool = True) -> Outcome | RouteError:
+        return (await self.shards.run([uid], self.linking(), waits=waits))[uid]
+
+    async def epoch(self, uid: str = U) -> int:
+        outcome = (await self.shards.read(S, [uid]))[uid]
+        assert isinstance(outcome, Outcome)
+        return outcome.link.epoch if outcome.link else 0
+
+
+def tell(url: StoreUrl, story: Callable[[Sender], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        sender = Sender(url)
+        try:
+            await sender.shards.counters.compare()
+            await sender.link("before")
+            await story(sender)
+        finally:
+            await sender.store.close()
+
+    asyncio.run(asyncio.wait_for(whole(), 60))
+
+
+@contextmanager
+def proxied(server: EmbeddedServer) -> Iterator[tuple[TcpProxy, StoreUrl]]:
+    with TcpProxy(server.port) as proxy:
+        yield proxy, parse_url(server.url.replace(f":{server.port}/", f":{proxy.port}/"))
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_the_same_server_is_looked_at_and_asked_again(server: EmbeddedServer, waits: bool) -> None:
+    with proxied(server) as (proxy, url):
+
+        async def story(sender: Sender) -> None:
+            proxy.lose(U.encode())
+            outcome = await sender.link(waits=waits)
+            assert isinstance(outcome, Outcome)
+            assert not outcome.written, "it had been carried out"
+            assert (sender.looks, sender.recovered) == (1, 0)
+            assert outcome.link is not None
+            assert outcome.link.epoch == await sender.epoch()
+
+        tell(url, story)
+
+
+def test_what_another_server_may_have_done_is_recovered_before_anything_is_written(
+    server: EmbeddedServer,
+) -> None:
+    with proxied(server) as (proxy, url):
+
+        async def story(sender: Sender) -> None:
+            with replacing(server) as new:
+                proxy.lose(U.encode(), lambda: proxy.retarget(new.port))
+                outcome = await sender.link()
+            assert isinstance(outcome, Outcome)
+            assert outcome.written, "there was nothing of it"
+            assert (sender.looks, sender.recovered) == (1, 1)
+
+        tell(url, story)
+
+
+def test_what_a_look_has_found_done_is_missed_if_the_next_server_lacks_it(
+    server: EmbeddedServer,
+) -> None:
+    with proxied(server) as (proxy, url):
+
+        async def story(sender: Sender) -> None:
+            counters, noticed = sender.shards.counters, asyncio.Event()
+
+            async def look() -> None:
+                noticed.set()
+                await asyncio.Event().wait()
+
+            sender.shards.look = look
+            with replacing(server) as new:
+                proxy.lose(U.encode())
+                running = asyncio.create_task(sender.link())
+                await noticed.wait()
+                running.cancel()  # whoever asked is gone, and nothing is sent again
+                await asyncio.gather(running, return_exceptions=True)
+                assert not (await counters.compare()).lost
+                assert not counters.shut(0)
+                counters.sendings = Sendings()  # it was long ago
+                proxy.retarget(new.port)
+                assert (await counters.compare()).lost == {0}
+
+        tell(url, story)
+
+
+def test_what_is_cut_off_is_looked_at_before_anything_else_is_sent(server: EmbeddedServer) -> None:
+    with proxied(server) as (proxy, url):
+
+        async def story(sender: Sender) -> None:
+            proxy.stall()
+            running = asyncio.create_task(sender.link())
+            for _ in range(5):  # Python 3.11 loses a cancel that comes as the sending ends
+                await asyncio.sleep(0)
+            assert sender.shards.counters.sendings._sent[0], "it is on its way"
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            proxy.heal()
+            assert sender.shards.counters.shut(0)
+            assert isinstance(await sender.link("other"), Outcome)
+            assert (sender.looks, sender.recovered) == (1, 0)
+
+        tell(url, story)
+
+
+def test_a_lost_answer_to_a_read_is_no_doubt(server: EmbeddedServer) -> None:
+    with proxied(server) as (proxy, url):
+
+        async def story(sender: Sender) -> None:
+            proxy.lose(U.encode())
+            assert await sender.epoch() == 0
+            assert not sender.shards.counters.shut(0)
+            assert sender.looks == 0
+
+        tell(url, story)
+
+
+def test_what_never_left_is_no_doubt(server: EmbeddedServer) -> None:
+    with proxied(server) as (proxy, url):
+
+        async def story(sender: Sender) -> None:
+            closed = parse_url(url.address.join(("redis://", "/")))
+            sender.store = sender.shards._store = AsyncStore(closed)
+            proxy.close()
+            outcome = await sender.link()
+            assert isinstance(outcome, StoreUnavailableError)
+            assert not isinstance(outcome, UnansweredError)
+            assert not sender.shards.counters.shut(0)
+            assert sender.looks == 0
+
+        tell(url, story)
+
+
+def test_a_primary_that_sentinels_name_anew_is_looked_at_before_it_is_written_to() -> None:
+    with SentinelServers("valkey") as servers:
+
+        async def story(sender: Sender) -> None:
+            await asyncio.to_thread(failed_over, servers)
+            await sender.store._client.connection_pool.get_master_address()
+            assert isinstance(await sender.link(), Outcome)
+            assert (sender.looks, sender.recovered) == (1, 0)
+            assert isinstance(await sender.link("later"), Outcome)
+            assert sender.looks == 1
+
+        tell(servers.store_url(), story)
