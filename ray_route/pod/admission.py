@@ -158,10 +158,8 @@ class Admission:
             if term != self._held.term or not self._held.lease.serves():
                 return Told.VOID
             entry = self._held.entries.get(uid)
-            if entry is None and asked_at <= self._held.forgotten_at(uid):
-                return Told.VOID  # it may have been given up since
-            if (entry is None or entry.epoch < epoch) and asked_at <= self._held.recalled_at:
-                return Told.VOID  # its server may have lost it since, and nobody was told of it here
+            if self._is_void(uid, epoch, entry, asked_at):
+                return Told.VOID
             until = asked_at + link.lease_s
             has_arrived = entry is not None and entry.phase is Phase.ARRIVED
             if entry is None or entry.epoch < epoch or (has_arrived and entry.epoch == epoch):
@@ -173,6 +171,17 @@ class Admission:
             self._confirm(entry, until, link)  # an ENDING one, too: its link lives on meanwhile
             self._held.look_at(uid, entry)
             return Told.HELD if entry.phase is Phase.HELD else Told.VOID
+
+    def _is_void(self, uid: str, epoch: int, entry: Entry | None, asked_at: float) -> bool:
+        """True of news that was asked for too long ago.
+
+        The uid may have been given up since; or its server may have lost it since, and whoever
+        restores that was not told of it here.
+        """
+        if entry is None and asked_at <= self._held.forgotten_at(uid):
+            return True
+        is_new = entry is None or entry.epoch < epoch
+        return is_new and asked_at <= self._held.recalled_at
 
     def _take_in(self, uid: str, epoch: int, entry: Entry | None, until: float, link: Link) -> Told:
         """Begin to acquire a uid, once an earlier epoch of it is over."""

@@ -74,7 +74,7 @@ class Holdings:
         """Uids that are this pod's, with a state, and have not been acquired."""
         self.order = UseOrder()
         self.recalled_at = -math.inf
-        """When all that is held was last told to be restored: no link read before is to be added."""
+        """When all that is held was last told, to be restored: what was read before comes late."""
         self._forgotten: dict[str, tuple[float, int]] = {}
         self._all_forgotten_at = -math.inf
         self._idle_s = idle_s

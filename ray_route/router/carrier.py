@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
-from ray_route.clock import Deadline
+from ray_route.clock import Deadline, now
 from ray_route.errors import DamagedKeyError, PodUnavailableError, RouteError, StateNotMovedError
 from ray_route.model import Link, PodRecord
 from ray_route.protocol.commands import Address, Settled, Settlement, Take, Taken
@@ -258,6 +258,7 @@ class Carrier:
         One that has ended may be about to be written back, as all are before anything is placed.
         """
         for is_last in (False, True):
+            asked_at = now()
             outcomes = await self._links.read_many(service, list(given))
             found = {
                 uid: linked(outcome)
@@ -267,6 +268,10 @@ class Carrier:
             if is_last or None not in found.values():
                 break
             await self._links.may_place()
+        # A pod that is told that a uid is another's drops what it kept of it: should Redis lose the
+        # link before that one has heard of it, nobody else would know.
+        known = {uid: link for uid, link in found.items() if link is not None}
+        self._links.cache.put_all(service, known, asked_at)
         return found
 
     async def _removed(self, service: str, uid: str, link: Link) -> bool:

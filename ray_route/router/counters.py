@@ -8,11 +8,12 @@ were lost.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from ray_route.clock import now
-from ray_route.errors import LostWritesError, RouteError, StoreUnavailableError
+from ray_route.errors import RouteError, StoreUnavailableError
 from ray_route.router.problems import Problems
 from ray_route.router.sendings import Sendings
 from ray_route.router.server_clock import ServerClocks
@@ -62,8 +63,11 @@ class Counters:
         self._links = links
         self._problems = problems
         self._spans = [Spans() for _ in range(keys.shards)]
-        self._looked_at: dict[int, str] = {}
-        """By which name each shard's server was asked last."""
+        self._seen_at: dict[int, str] = {}
+        """By which name each shard's server was seen last."""
+        self._tried_at: dict[int, str | None] = {}
+        """And where it was looked for last."""
+        self._tried = -math.inf
 
     def remember(self, seen: Iterable[tuple[int, int]]) -> None:
         """Take in (shard, counter) that somebody else was told."""
@@ -82,22 +86,26 @@ class Counters:
             self.aside.add([shard])
         return is_whole
 
-    def shut(self, shard: int) -> LostWritesError | None:
+    def shut(self, shard: int) -> StoreUnavailableError | None:
         """Return why nothing may be read from or written to a shard now."""
         if shard in self.aside:
             return self._problems.aside(shard)
-        if self.is_to_be_looked_at(shard):
-            return self._problems.lost_writes([shard], "an answer of its server was lost")
-        return None
+        is_known = self._server_of(shard) in (None, self._seen_at.get(shard))
+        is_open = is_known and not self.sendings.is_in_doubt(shard)
+        return None if is_open else self._problems.unread(shard)
 
-    def is_to_be_looked_at(self, shard: int) -> bool:
-        """True if an answer was lost, or another server has a shard than was looked at last."""
-        if self.sendings.is_in_doubt(shard):
-            return True
+    def needs_look(self, shard: int) -> bool:
+        """True if a look may open a shard: not if one has just tried, and its server is away."""
+        is_elsewhere = self._server_of(shard) not in (
+            *(None, self._seen_at.get(shard), self._tried_at.get(shard)),
+        )
+        return is_elsewhere or self.sendings.is_in_doubt(shard, self._tried)
+
+    def _server_of(self, shard: int) -> str | None:
+        """Name a shard's server in a Cluster; None if none is known, and elsewhere."""
         if not self._store.is_cluster:
-            return False
-        server = self._store.server_of(self._keys.counter(shard))
-        return server is not None and server != self._looked_at.get(shard)
+            return None
+        return self._store.server_of(self._keys.counter(shard))
 
     async def lost(self) -> list[int]:
         """Compare all; return the lost, and raise what keeps any from being compared."""
@@ -119,7 +127,9 @@ class Counters:
         began = now()  # not before: a master that is away has kept it waiting
         found = [each for each in await asyncio.gather(*reading) if each is not None]
         homes = {shard: each.who for each in found for shard in each.seen}
-        self._looked_at.update((shard, each.server) for each in found for shard in each.seen)
+        self._seen_at.update((shard, each.server) for each in found for shard in each.seen)
+        self._tried = asked_at
+        self._tried_at = {shard: self._server_of(shard) for shard in range(self._keys.shards)}
         self.aside.add(self.sendings.moved_to(homes))
         self.sendings.looked(homes, asked_at)
         unseen = frozenset(range(self._keys.shards)).difference(homes)

@@ -47,9 +47,10 @@ class Sendings:
         self._sent: defaultdict[int, list[Sending]] = defaultdict(list)
         self._homes: dict[int, str] = {}
 
-    def is_in_doubt(self, shard: int) -> bool:
-        """True until a look has begun after an answer of that shard was lost."""
-        return any(sending.is_in_doubt for sending in self._sent.get(shard, ()))
+    def is_in_doubt(self, shard: int, since: float = -math.inf) -> bool:
+        """True if an answer of a shard was lost, `since` then, and no look has begun after that."""
+        sent = self._sent.get(shard, ())
+        return any(sending.is_in_doubt and sending.lost_at >= since for sending in sent)
 
     def begin(self, shard: int) -> Sending:
         """Note that something is sent to a shard from now on; `answered` or `lost` must follow."""

@@ -212,7 +212,7 @@ class Shards:
     ) -> dict[str, Outcome | RouteError]:
         parts = self._parts(uids)
         try:
-            if any(self.counters.is_to_be_looked_at(shard) for shard, _ in parts):
+            if any(self.counters.needs_look(shard) for shard, _ in parts):
                 await self.look()
             if placing:
                 await self.may_place()  # nothing is awaited between this and the sending

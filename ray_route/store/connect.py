@@ -30,6 +30,7 @@ from ray_route.store.exchange import (
     Message,
     UnansweredError,
     UnlookedError,
+    connected,
     exchange,
 )
 from ray_route.store.masters import WITHIN_S, Masters
@@ -250,8 +251,7 @@ class AsyncStore:
 
     async def _check(self, connection: Any) -> None:
         """Raise `ElsewhereError` if a connection leads to another than was last looked at."""
-        if not connection.is_connected:
-            await connection.connect()
+        await connected(connection)
         if self.url.kind == "sentinel" and self._looked_at != _address(connection):
             raise ElsewhereError
 

@@ -64,13 +64,26 @@ def may_have_run(error: BaseException) -> bool:
     return isinstance(error, AWAY) and not is_refused
 
 
+def has_ended(connection: Any) -> bool:
+    """True if a server has closed a connection, which redis-py finds out when it reads next."""
+    reader, writer = connection._reader, connection._writer  # noqa: SLF001 - no other way
+    return bool(reader and (reader.at_eof() or writer.transport.is_closing()))
+
+
+async def connected(connection: Any) -> None:
+    """Connect what is not connected, or not any more: else what is sent may count as lost."""
+    if has_ended(connection):
+        await connection.disconnect()
+    if not connection.is_connected:
+        await connection.connect()
+
+
 async def exchange(connection: Any, messages: Sequence[Message], *, once: bool) -> list[Any]:
     """Send all messages; return each one's reply or the server's refusal.
 
     Raises what redis-py does; with `once` `LostAnswerError`, if they may have been carried out.
     """
-    if not connection.is_connected:
-        await connection.connect()
+    await connected(connection)
     replies: list[Any] = []
     try:
         await connection.send_packed_command(

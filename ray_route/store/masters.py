@@ -31,6 +31,7 @@ from ray_route.store.exchange import (
     Message,
     NoMasterError,
     UnansweredError,
+    has_ended,
     may_have_run,
 )
 from ray_route.store.url import StoreUrl
@@ -135,7 +136,10 @@ class Masters:
         commands = [PipelineCommand(index, *words) for index, words in enumerate(messages)]
         for attempt in range(RETRIES + 1):
             try:
-                await _run(self._node(name), commands)
+                node = self._node(name)
+                for connection in filter(has_ended, node._free):  # noqa: SLF001 - no other way
+                    await connection.disconnect()
+                await _run(node, commands)
                 break
             except AWAY as error:
                 self.refresh_soon()

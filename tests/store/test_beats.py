@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ from ray_route.router.change_writer import ChangeWriter
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.keys import Keys
 from ray_route.store.pods import PodCalls
-from ray_route.store.scripts import plain_call
+from ray_route.store.scripts import Call, plain_call
 from ray_route.store.url import StoreUrl
 
 S = "chat"
@@ -386,10 +386,13 @@ def test_agents_hear_at_once_that_the_servers_are_others(
             await world.more_beats()
             assert not agent.done()
 
-            async def others() -> dict[str, str]:
-                return {"": "another"}
+            ask = world.router.store.ask
 
-            monkeypatch.setattr(world.router.store, "servers", others)
+            async def another(server: str, calls: Sequence[Call]) -> tuple[str, list[Any]]:
+                _, replies = await ask(server, calls)
+                return "another", replies
+
+            monkeypatch.setattr(world.router.store, "ask", another)
             assert await asyncio.wait_for(agent, WITHIN_S) == []
             assert comparison.seen_last == "another"
 

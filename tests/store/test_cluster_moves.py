@@ -17,7 +17,7 @@ from servers import ClusterServers
 from ray_route.clock import Deadline
 from ray_route.config import RouteConfig
 from ray_route.errors import StoreUnavailableError
-from ray_route.store import connect
+from ray_route.store import conversation
 from ray_route.store.bulk import BulkReader, Owned
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.embedded import EmbeddedServer
@@ -153,7 +153,7 @@ def test_a_plain_command_follows_a_slot_that_has_moved(moving: Moving):
 def test_a_slot_that_never_arrives_is_an_error_in_bounded_time(
     moving: Moving, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(connect, "MOVING_S", 0.3)
+    monkeypatch.setattr(conversation, "MOVING_S", 0.3)
     moving.begin()
     assert moving.step() == 20
     begun = time.monotonic()

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from bare_router import SERVICE, Router
+from bare_router import tell as tell_router
 from helpers import unique_name
 from proxy import TcpProxy
 from reader import CONFIG, S
-from servers import SentinelServers
+from servers import SentinelServers, admin
 from test_confirming_together import MINE
 from test_replaced_primary import failed_over, replacing
 
 from ray_route.errors import RouteError, StoreUnavailableError
+from ray_route.router.carrier import Carrier
 from ray_route.router.sendings import Sendings
 from ray_route.router.shards import Build, Outcome, Shards
-from ray_route.store.connect import AsyncStore
+from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.exchange import UnansweredError
 from ray_route.store.keys import Keys
@@ -212,3 +215,21 @@ def test_a_primary_that_sentinels_name_anew_is_looked_at_before_it_is_written_to
             assert sender.looks == 1
 
         tell(servers.store_url(), story)
+
+
+def test_what_a_pod_was_told_of_a_uid_is_remembered_by_who_told_it(server: EmbeddedServer) -> None:
+    """It drops the state that it kept; should Redis lose the link, nobody else would know."""
+    with closing(Store(parse_url(server.url))) as store:
+
+        async def story(router: Router) -> None:
+            link = await router.place("u")
+            router.links.cache.drop(SERVICE, "u")
+            carrier = Carrier(router.membership, router.links, router.mailboxes, lambda *_: None)
+            told = await carrier.settle((SERVICE, link.pod + 1, 1), {"u": (link.epoch - 1, False)})
+            assert told == {"u": (link.epoch - 1, 0)}
+            with closing(admin(server)) as client:
+                client.flushall()
+            found = await router.find("u")
+            assert (found.pod, found.epoch) == (link.pod, link.epoch)
+
+        tell_router(store, unique_name(), story)

@@ -184,7 +184,11 @@ class Pod:
         elif isinstance(command, EndAt):
             router.mailboxes.answer(self.address, number, [])
         elif isinstance(command, Recall):
+            self.held.recalled_at = self.held.clock()
             lapsed, held, ago_s = self.held.memory()
+            shards, shard_of = command.shards, router.links.keys.shard
+            held = {uid: it for uid, it in held.items() if shard_of(uid) in shards}
+            ago_s = {uid: it for uid, it in ago_s.items() if shard_of(uid) in shards}
             memory = Memory([0] * CONFIG.shards, held, lapsed, 0, ago_s)
             router.mailboxes.answer(self.address, number, memory)
 
