@@ -115,7 +115,7 @@ def test_many_at_once_are_one_read_and_one_object_each(
 
 
 def test_more_than_travel_together_all_come_in(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_route.pod.confirming._TOGETHER", 7)
+    monkeypatch.setattr("ray_route.pod.confirming.TOGETHER", 7)
     uids = [pod.link(f"u{number}") for number in range(50)]
     assert pod.enter_all(uids) == [None] * 50
     assert sorted(pod.made) == sorted(uids)
