@@ -230,14 +230,12 @@ class Holdings:
             self.moments.drop(uid)
 
     def look_for_idle(self) -> None:
-        """Do the same for all that nobody has used for long."""
-        stay = []
-        for uid in self.unused():
+        """Do the same for all that nobody has used for long, each once until it is used again."""
+        idle = list(self.unused())
+        for uid in idle:
             if (entry := self.entries.get(uid)) and not entry.persistent:
                 self.look_at(uid, entry)
-            else:
-                stay.append(uid)
-        self.order.unused(stay)
+        self.order.unused(idle)
 
     def unused(self) -> Iterator[str]:
         """Yield uids that nobody has used for long."""

@@ -99,6 +99,22 @@ def test_those_that_are_idle_are_found_without_a_look_at_the_others(pod: Pod) ->
     assert pod.looks() < 50
 
 
+def test_those_that_are_idle_are_looked_at_once(pod: Pod) -> None:
+    pod.clock.tick(IDLE_S + 1)
+    pod.releases.look_for_idle()
+    pod.looks()
+    pod.releases.look_for_idle()
+    assert pod.looks() == 0
+    assert len(pod.held.ready) == MANY
+    pod.confirm("7")
+    pod.call("7")
+    pod.look(0)
+    assert pod.looks() < 3_000
+    pod.clock.tick(IDLE_S + 1)
+    pod.releases.look_for_idle()
+    assert "7" in pod.held.ready, "used once more, and not since"
+
+
 def test_a_use_makes_one_the_latest(pod: Pod) -> None:
     pod.clock.tick(IDLE_S - 4)
     pod.confirm("0")
