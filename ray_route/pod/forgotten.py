@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
 # No read of a link takes longer; one that does is asked for again.
 _ANY_READ_S = 60.0
@@ -12,7 +13,8 @@ class Forgotten:
     """Uids that were lately given up, and forgotten since they are another's, or nobody's."""
 
     def __init__(self) -> None:
-        self._last: dict[str, tuple[float, int]] = {}
+        # Not a plain one: after many have gone, to find the first that is left would be a search.
+        self._last: OrderedDict[str, tuple[float, int]] = OrderedDict()
         self._all_at = -math.inf
 
     def add(self, uid: str, epoch: int, at: float) -> None:

@@ -7,6 +7,7 @@ a little ahead.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from enum import Enum
 
@@ -28,9 +29,10 @@ class Why(Enum):
 
 class _Line:
     def __init__(self) -> None:
-        self.first: dict[str, None] = {}
+        # Not plain ones: after many have gone, to find the first that is left would be a search.
+        self.first: OrderedDict[str, None] = OrderedDict()
         """Those that have been confirmed; they go before those that wait."""
-        self.waiting: dict[str, None] = {}
+        self.waiting: OrderedDict[str, None] = OrderedDict()
         self.asked: set[str] = set()
         """Those that Redis is just being asked about."""
 

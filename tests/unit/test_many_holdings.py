@@ -12,9 +12,11 @@ from ray_route.pod.admission import Admission, Verdict
 from ray_route.pod.entries import Entry, Phase
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.in_use import in_use
+from ray_route.pod.moments import Moments
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Releases, Work
 from ray_route.pod.states import State
+from ray_route.protocol.commands import Outcome
 
 IDLE_S = 1_000.0
 LEASE_S = 100.0
@@ -305,3 +307,43 @@ def test_nothing_is_left_of_a_drain_that_is_over(drained: Pod) -> None:
     assert len(held) == 6_000
     assert len(held.ready) == len(held.asked) == len(held.moments) == held.nobodys.undecided == 0
     assert not held.nobodys.given_up
+
+
+def test_those_that_are_asked_for_wait_for_no_others_that_end_by_themselves() -> None:
+    pod = Pod(1_000)
+    pod.clock.tick(IDLE_S + 1)
+    idle = {str(n): 7 for n in range(1_000)}
+    pod.admission.lengthened(idle, pod.clock() + LEASE_S, pod.held.term)
+    pod.releases.look_for_idle()
+    pod.hold("1000")
+    pod.release(1, range(1_000, 1_001))
+    given = [uid for _ in range(3) for uid in pod.give_up(1)]
+    assert len(given) == 3
+    assert "1000" in given
+    assert {*given} & idle.keys(), "nor those for them"
+
+
+def test_one_whose_patience_ended_in_the_line_is_kept_if_it_is_called_then() -> None:
+    pod = Pod(2)
+    pod.release(1, range(2))
+    pod.clock.tick(301)
+    for uid in ("0", "1"):
+        pod.confirm(uid)
+    pod.releases.tick()
+    assert pod.releases.outcomes() == [], "they wait for a hook alone"
+    assert pod.admission.enter("1", 7, 1)[0] is Verdict.ADMIT
+    pod.releases.tick()
+    assert pod.releases.outcomes() == [Outcome(1, "1", 7, given=False)]
+    assert pod.give_up(10) == ["0"]
+
+
+def test_moments_that_are_void_are_not_many() -> None:
+    moments = Moments()
+    for n in range(10_000):
+        moments.set("u", 20_000.0 - n)
+        moments.set(str(n), 30_000.0)
+        moments.drop(str(n))
+    assert len(moments._heap) < 200
+    assert moments.take(10_000.0) == []
+    assert moments.take(10_001.0) == ["u"]
+    assert moments.take(40_000.0) == []
