@@ -129,7 +129,8 @@ class Confirming:
 
     def _confirm_read(self, alone: Alone, asked: _Asked, link: object, began: Asking) -> None:
         if self._told(asked, link, began) is None:
-            alone(self._confirm_alone, asked)
+            with suppress(RuntimeError):  # those threads have ended, as has the pod
+                alone(self._confirm_alone, asked)
 
     def _confirm_alone(self, asked: _Asked) -> None:
         with suppress(RouteError, ray.exceptions.RayError):  # it is asked for again
@@ -256,10 +257,13 @@ class Confirming:
         self, alone: Callable[[_Asked], object], asked: _Asked, link: object, began: Asking
     ) -> None:
         told = self._told(asked, link, began)
-        if told is None or told is Told.WAIT:
-            alone(asked)
-        else:
+        if told is not None and told is not Told.WAIT:
             self._go_on(asked, told)
+            return
+        try:
+            alone(asked)
+        except RuntimeError as error:  # those threads have ended, as has the pod
+            self._arrived(asked, error)
 
     def _told(self, asked: _Asked, link: object, began: Asking) -> Told | None:
         """Take in one link if it confirms the uid; else say nothing."""

@@ -169,13 +169,15 @@ class Holdings:
     @contextmanager
     def answering(self, uid: str) -> Iterator[None]:
         """Take in that Redis has answered about a uid, or has not, and, within, what it says."""
-        yield
-        entry = self.entries.get(uid)
-        well = entry is not None and (entry.lost or self.is_confirmed(entry))
-        if self.ready.answered(uid, well=well):
-            self.work.ring()
-        elif entry is not None:
-            self.is_to_be_acquired(uid, entry)
+        try:
+            yield
+        finally:
+            entry = self.entries.get(uid)
+            well = entry is not None and (entry.lost or self.is_confirmed(entry))
+            if self.ready.answered(uid, well=well):
+                self.work.ring()
+            elif entry is not None:
+                self.is_to_be_acquired(uid, entry)
 
     def bar(self, uid: str, epoch: int, *, removes: bool = False) -> Entry:
         """Refuse a uid up to an epoch, of which nothing is held; return its entry."""
