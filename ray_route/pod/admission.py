@@ -68,6 +68,8 @@ class Admission:
                     entry.calls = []
                     entry.call_time.begin(entry.used_at)
                 entry.calls.append(call)
+                if entry.wishes:
+                    self._held.look_again(uid, entry)
             return verdict, reason
 
     def refusal(self, uid: str, epoch: int, incarnation: int) -> str:
@@ -153,12 +155,11 @@ class Admission:
 
         `asked_at` is when, and `term` in which term, it was asked for.
         """
-        with self._held.lock:
-            self._held.confirming.discard(uid)
+        with self._held.lock, self._held.answering(uid):
             if term != self._held.term or not self._held.lease.serves():
                 return Told.VOID
             entry = self._held.entries.get(uid)
-            if self._is_void(uid, epoch, entry, asked_at):
+            if _is_old(self._held, uid, epoch, asked_at):
                 return Told.VOID
             until = asked_at + link.lease_s
             has_arrived = entry is not None and entry.phase is Phase.ARRIVED
@@ -171,17 +172,6 @@ class Admission:
             self._confirm(entry, until, link)  # an ENDING one, too: its link lives on meanwhile
             self._held.look_at(uid, entry)
             return Told.HELD if entry.phase is Phase.HELD else Told.VOID
-
-    def _is_void(self, uid: str, epoch: int, entry: Entry | None, asked_at: float) -> bool:
-        """True of news that was asked for too long ago.
-
-        The uid may have been given up since; or its server may have lost it since, and whoever
-        restores that was not told of it here.
-        """
-        if entry is None and asked_at <= self._held.forgotten_at(uid):
-            return True
-        is_new = entry is None or entry.epoch < epoch
-        return is_new and asked_at <= self._held.recalled_at
 
     def _take_in(self, uid: str, epoch: int, entry: Entry | None, until: float, link: Link) -> Told:
         """Begin to acquire a uid, once an earlier epoch of it is over."""
@@ -210,7 +200,8 @@ class Admission:
         if epoch == entry.epoch:
             entry.due_at = due_at
         self._held.entries[uid] = entry
-        self._held.nobodys_no_more(uid)
+        self._held.nobodys.drop(uid)
+        self._held.arrived.pop(uid, None)
         self._held.used(entry)
         self._held.order.leased(uid)
         self._held.order.changing.add(uid)
@@ -251,7 +242,6 @@ class Admission:
             assert entry.phase is Phase.ACQUIRING
             if entry.wishes:
                 self._held.give(uid, entry)
-                self._held.wake()
             elif entry.state is not None and not entry.lost:
                 self._held.arrive(uid, entry, epoch)
                 entry.tried = True
@@ -261,8 +251,7 @@ class Admission:
 
     def denied(self, uid: str, epoch: int, term: int) -> None:
         """Take in that Redis does not name this pod for that epoch: it is dropped unsaved."""
-        with self._held.lock:
-            self._held.confirming.discard(uid)
+        with self._held.lock, self._held.answering(uid):
             entry = self._held.entries.get(uid)
             if term == self._held.term and entry is not None and entry.epoch == epoch:
                 if entry.phase is Phase.ARRIVED:
@@ -287,8 +276,8 @@ class Admission:
 
     def unread(self, uid: str) -> None:
         """Take in that a link could not be read: the confirmation is asked for again."""
-        with self._held.lock:
-            self._held.confirming.discard(uid)
+        with self._held.lock, self._held.answering(uid):
+            pass
 
     def use(self, links: Mapping[str, Link], life_s: float) -> None:
         """Hold uids that callers have routed here by other ways, for so many seconds from now."""
@@ -300,7 +289,7 @@ class Admission:
 
     def _use(self, uid: str, link: Link, at: float, until: float) -> None:
         entry = self._held.entries.get(uid)
-        if entry is None and link.epoch <= self._held.forgotten_epoch(uid):
+        if entry is None and link.epoch <= self._held.forgotten.epoch(uid):
             return  # old news of one that has left
         if entry is None or (link.epoch > entry.epoch and entry.phase is Phase.GIVEN):
             entry = Entry(uid, link.epoch, Phase.HELD, self._held.term, until, at, link.persistent)
@@ -318,3 +307,15 @@ def _state_of(entry: Entry | None, epoch: int, link: Link) -> State | None:
     if entry is None or entry.state is None:
         return None
     return entry.state if entry.epoch in (epoch, link.replaced) else None
+
+
+def _is_old(held: Holdings, uid: str, epoch: int, asked_at: float) -> bool:
+    """True of news that was asked for too long ago.
+
+    The uid may have been given up since; or its server may have lost it since, and whoever restores
+    that was not told of it here.
+    """
+    entry = held.entries.get(uid)
+    if entry is None and asked_at <= held.forgotten.at(uid):
+        return True
+    return (entry is None or entry.epoch < epoch) and asked_at <= held.recalled_at

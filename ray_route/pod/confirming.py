@@ -9,21 +9,28 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as LateError
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
-from ray_route.clock import Deadline, now
-from ray_route.errors import FencedError, RouterUnavailableError, RouteTimeoutError
+import ray
+
+from ray_route.clock import Deadline
+from ray_route.errors import (
+    FencedError,
+    RouteError,
+    RouterUnavailableError,
+    RouteTimeoutError,
+)
 from ray_route.model import Link
 from ray_route.pod.admission import Admission, Told
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
+from ray_route.pod.links_together import TOGETHER, Asking, asking, read_together
 from ray_route.pod.surroundings import Surroundings
-from ray_route.runtime.link_reads import Part, Readings
 from ray_route.runtime.loop_posts import ended
 from ray_route.runtime.waiting import run
 
@@ -32,8 +39,10 @@ READ_S = 30.0
 _ROUTER_S = 2.0
 POLL_S = 0.02
 _READERS = 32
-# Others wait for a read that is under way: so many uids are 5 ms of a server's time.
-_TOGETHER = 500
+
+Alone = Callable[..., object]
+"""Has a function called with what follows, in a thread where it may wait."""
+Then = Callable[[str, "BaseException | None"], None]
 
 Refuse = Callable[[str, int, str], FencedError]
 """Makes the refusal of a call that has not run, of a uid, an epoch and a reason."""
@@ -45,14 +54,6 @@ class _Asked(NamedTuple):
     uid: str
     epoch: int
     flight: Future[None]
-
-
-class _Asking(NamedTuple):
-    """What held when links were asked for: answers count for that alone."""
-
-    term: int
-    incarnation: int
-    at: float
 
 
 class Confirming:
@@ -77,6 +78,7 @@ class Confirming:
         self._admission = admission
         self._hooks = hooks
         self._refuse = refuse
+        self._read_all = partial(read_together, namespace, service, held)
         self._lock = threading.Lock()
         self._flights: dict[tuple[str, int], Future[None]] = {}
         self._asked: list[_Asked] = []
@@ -100,19 +102,39 @@ class Confirming:
         if await ended(flight, deadline.remaining()):
             flight.result()
 
-    def acquire(self, uid: str, epoch: int) -> None:
-        """Acquire a uid that has arrived with its state, before anybody calls it.
+    def acquire_all(self, uids: Mapping[str, int], then: Then, alone: Alone) -> None:
+        """Acquire uids that have arrived with their states, before anybody calls them.
 
-        Its link is read first. Whoever calls meanwhile waits for that.
+        Their links are read first, together; where that does not settle one well, by itself, in a
+        thread of `alone`. Whoever calls one meanwhile waits for that. `then` is told, of each, what
+        it was not acquired for.
         """
         mine: list[_Asked] = []
-        flight = self._flight(uid, epoch, mine.append)
-        if not mine:
-            self._admission.unread(uid)  # should that one fail, it is asked for again
-            return
-        self._fly(*mine)
-        if flight.done():
-            flight.result()
+        for uid, epoch in uids.items():
+            known = len(mine)
+            flight = self._flight(uid, epoch, mine.append)
+            if len(mine) == known:
+                self._admission.unread(uid)  # should that one fail, it is asked for again
+            else:
+                flight.add_done_callback(partial(_tell, then, uid))
+        self._read_all(mine, partial(self._go_on_with, partial(alone, self._fly)))
+
+    def confirm_all(self, uids: Mapping[str, int], alone: Alone) -> None:
+        """Read uids' links together, and take in what they say; acquires nothing.
+
+        What that does not settle well is read by itself, in a thread of `alone`.
+        """
+        some = [_Asked(uid, epoch, Future()) for uid, epoch in uids.items()]
+        self._read_all(some, partial(self._confirm_read, alone))
+
+    def _confirm_read(self, alone: Alone, asked: _Asked, link: object, began: Asking) -> None:
+        if self._told(asked, link, began) is None:
+            with suppress(RuntimeError):  # those threads have ended, as has the pod
+                alone(self._confirm_alone, asked)
+
+    def _confirm_alone(self, asked: _Asked) -> None:
+        with suppress(RouteError, ray.exceptions.RayError):  # it is asked for again
+            self.confirm(asked.uid, asked.epoch)
 
     def _flight(self, uid: str, epoch: int, begin: Callable[[_Asked], object]) -> Future[None]:
         """Return what to wait for; `begin` has it confirmed where no interrupt of a call reaches.
@@ -130,23 +152,16 @@ class Confirming:
 
     def confirm(self, uid: str, epoch: int) -> Told:
         """Read a uid's link, and take in what it says; acquires nothing."""
-        asking = self._asking()
+        began = asking(self._held)
         try:
             link = self._read(uid, epoch)
         except BaseException:
             self._admission.unread(uid)
             raise
-        if link is None or not self._names_this(link, epoch, asking):
-            self._admission.denied(uid, epoch, asking.term)
+        if link is None or not began.is_named_by(link, epoch):
+            self._admission.denied(uid, epoch, began.term)
             raise self._refuse(uid, epoch, "the directory does not confirm it")
-        return self._admission.confirmed(uid, epoch, link, asking.at, asking.term)
-
-    def _asking(self) -> _Asking:
-        return _Asking(self._held.term, self._held.lease.incarnation, now())
-
-    def _names_this(self, link: Link, epoch: int, asking: _Asking) -> bool:
-        mine = (self._held.pod, asking.incarnation, epoch)
-        return (link.pod, link.incarnation, link.epoch) == mine
+        return self._admission.confirmed(uid, epoch, link, began.at, began.term)
 
     # One by one.
 
@@ -229,54 +244,35 @@ class Confirming:
     def _read_asked(self) -> None:
         """Read what has been asked since; it may be nothing: each who asks has this called."""
         with self._lock:
-            some, self._asked = self._asked[:_TOGETHER], self._asked[_TOGETHER:]
+            some, self._asked = self._asked[:TOGETHER], self._asked[TOGETHER:]
         try:
             if some:
-                self._read_all(some)
+                self._read_all(some, partial(self._go_on_with, self._fly_soon))
         except BaseException:  # nobody may wait for ever
             for asked in some:
                 self._fly_soon(asked)
             raise
 
-    def _read_all(self, some: Sequence[_Asked]) -> None:
-        by_shard: defaultdict[int, list[_Asked]] = defaultdict(list)
-        for asked in some:
-            by_shard[self._namespace.keys.shard(asked.uid)].append(asked)
-        parts = [
-            Part(shard, [(self._service, asked.uid) for asked in of_shard])
-            for shard, of_shard in by_shard.items()
-        ]
-        groups, asking = list(by_shard.values()), self._asking()
-        readings = self._namespace.reads.ask(parts)
-        readings.add_done_callback(partial(self._take_in, groups, asking))
-
-    def _take_in(
-        self, groups: Sequence[list[_Asked]], asking: _Asking, readings: Future[Readings]
+    def _go_on_with(
+        self, alone: Callable[[_Asked], object], asked: _Asked, link: object, began: Asking
     ) -> None:
-        """Go on in the thread that reads, whoever waits for that: nothing here waits."""
-        for asked, link in _links(groups, readings):
-            told = self._told(asked, link, asking)
-            if told is None or told is Told.WAIT:
-                self._fly_soon(asked)
-            else:
-                self._go_on(asked, told)
+        told = self._told(asked, link, began)
+        if told is not None and told is not Told.WAIT:
+            self._go_on(asked, told)
+            return
+        try:
+            alone(asked)
+        except RuntimeError as error:  # those threads have ended, as has the pod
+            self._arrived(asked, error)
 
-    def _told(self, asked: _Asked, link: object, asking: _Asking) -> Told | None:
+    def _told(self, asked: _Asked, link: object, began: Asking) -> Told | None:
         """Take in one link if it confirms the uid; else say nothing."""
         if not isinstance(link, Link) or link.lease_s <= 0:
             return None
-        if not self._names_this(link, asked.epoch, asking):
+        if not began.is_named_by(link, asked.epoch):
             return None
-        return self._admission.confirmed(asked.uid, asked.epoch, link, asking.at, asking.term)
+        return self._admission.confirmed(asked.uid, asked.epoch, link, began.at, began.term)
 
 
-def _links(
-    groups: Sequence[list[_Asked]], readings: Future[Readings]
-) -> Iterator[tuple[_Asked, object]]:
-    """Pair what was asked of each shard with its links; with None, if that was not answered."""
-    answers: Readings = [None] * len(groups) if readings.exception() else readings.result()
-    for group, answer in zip(groups, answers, strict=True):
-        is_told = answer is not None and not isinstance(answer, Exception)
-        good = is_told and answer.reply.status == "ok"  # type: ignore[union-attr]
-        links: Sequence[object] = answer.reply.links if good else [None] * len(group)  # type: ignore[union-attr]
-        yield from zip(group, links, strict=True)
+def _tell(then: Then, uid: str, flight: Future[None]) -> None:
+    then(uid, flight.exception())

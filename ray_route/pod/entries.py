@@ -38,7 +38,8 @@ class Wish:
     """It was taken back, or its router superseded, after the hook had been taken out to be run."""
 
 
-_NO_WISHES: Mapping[int, Wish] = {}
+NO_WISHES: Mapping[int, Wish] = {}
+"""Those of most uids: one table for all."""
 
 
 @dataclass(slots=True)
@@ -68,8 +69,8 @@ class Entry:
     removes: bool = False
     """It is given up by the pod itself: its link is to go."""
     given_at: float = math.inf
-    wishes: Mapping[int, Wish] = field(default_factory=lambda: _NO_WISHES)
-    """By the numbers of who asks; replaced, never changed."""
+    wishes: Mapping[int, Wish] = field(default_factory=lambda: NO_WISHES)
+    """By the numbers of who asks; replaced, never changed (see `AskedReleases`)."""
     state: State | None = None
     """What its owner under the next epoch is to have of it; none while it is held."""
     load: float | None = None
@@ -77,17 +78,6 @@ class Entry:
     call_time: CallTime = field(default_factory=CallTime)
     tried: bool = False
     """It has arrived, and `on_acquire` has failed: it waits for its next call."""
-
-    def wish(self, number: int, wish: Wish) -> None:
-        """Have it given up, as one more asks for."""
-        self.wishes = {**self.wishes, number: wish}
-
-    def drop_wish(self, number: int) -> Wish | None:
-        """Take a wish back; return it, if there was one."""
-        dropped = self.wishes.get(number)
-        if dropped is not None:
-            self.wishes = {n: wish for n, wish in self.wishes.items() if n != number}
-        return dropped
 
     @property
     def running(self) -> int:

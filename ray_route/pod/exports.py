@@ -88,7 +88,7 @@ class Exports:
 
     def _kept(self, uid: str, epoch: int) -> State | None:
         entry = self._held.entries.get(uid)
-        is_it = entry is not None and entry.epoch == epoch and uid in self._held.kept
+        is_it = entry is not None and entry.epoch == epoch and uid in self._held.nobodys.kept
         return entry.state if entry is not None and is_it else None
 
     # Writing.
@@ -116,13 +116,15 @@ class Exports:
             state.exports += 1
         written = self._as_bytes(state.value)
         with self._held.lock:
-            state.written, state.is_slow = written, False
+            state.written = written
             state.exports -= 1
+            if state is self._state_now(uid):
+                self._held.nobodys.slow.discard(uid)
             self._written.notify_all()
         room.take(written)
 
     def _state_now(self, uid: str) -> State | None:
-        return self._held.entries[uid].state if uid in self._held.kept else None
+        return self._held.entries[uid].state if uid in self._held.nobodys.kept else None
 
     def _as_bytes(self, value: Any) -> bytes | Unsent:
         try:
@@ -134,12 +136,13 @@ class Exports:
     def _wait_a_moment(self, uids: Mapping[str, int]) -> None:
         """Return when there is something to say of some uid, or a moment later."""
         with self._written:
-            states = [self._kept(uid, epoch) for uid, epoch in uids.items()]
-            slow = [state for state in states if state is not None and state.exports]
-            for state in slow:
-                state.is_slow = True
+            states = {uid: self._kept(uid, epoch) for uid, epoch in uids.items()}
+            slow = {uid: it for uid, it in states.items() if it is not None and it.exports}
+            if slow:
+                self._held.nobodys.slow.update(slow)
+                self._held.work.ring()  # others may be given up
             if len(slow) == len(states):
-                self._written.wait_for(lambda: not all(state.exports for state in slow), SOON_S)
+                self._written.wait_for(lambda: not all(it.exports for it in slow.values()), SOON_S)
 
     # Sending.
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakSet
 
 from ray_route.clock import Deadline
 from ray_route.errors import FencedError, PodUnavailableError, RouteError
-from ray_route.pod.admission import Admission, Told, Verdict
-from ray_route.pod.confirming import POLL_S, READ_S, Confirming
+from ray_route.pod.admission import Admission, Verdict
+from ray_route.pod.confirming import POLL_S, READ_S, Alone, Confirming, Then
 from ray_route.pod.due import is_over, not_acquired
 from ray_route.pod.exports import Exports
 from ray_route.pod.holdings import Holdings
@@ -169,13 +170,13 @@ class Gate:
 
     # What others than calls ask for.
 
-    def acquire(self, uid: str, epoch: int) -> None:
-        """See `Confirming.acquire`."""
-        self._confirming.acquire(uid, epoch)
+    def acquire_all(self, uids: Mapping[str, int], then: Then, alone: Alone) -> None:
+        """See `Confirming.acquire_all`."""
+        self._confirming.acquire_all(uids, then, alone)
 
-    def confirm(self, uid: str, epoch: int) -> Told:
-        """See `Confirming.confirm`."""
-        return self._confirming.confirm(uid, epoch)
+    def confirm_all(self, uids: Mapping[str, int], alone: Alone) -> None:
+        """See `Confirming.confirm_all`."""
+        self._confirming.confirm_all(uids, alone)
 
     # Refusing.
 

@@ -25,16 +25,21 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ray_route.clock import Clock, Deadline, now
+from ray_route.pod.asked_releases import AskedReleases
+from ray_route.pod.bell import Bell
 from ray_route.pod.entries import UNHELD, Entry, Phase
+from ray_route.pod.forgotten import Forgotten
+from ray_route.pod.moments import Moments
+from ray_route.pod.nobodys import Nobodys
 from ray_route.pod.pod_lease import PodLease
+from ray_route.pod.release_lines import ReleaseLines, Why
 from ray_route.pod.states import State
 from ray_route.pod.use_order import UseOrder
 from ray_route.protocol.commands import Outcome, Shown, Taken
 
-# No read of a link takes longer; one that does is asked for again.
-_ANY_READ_S = 60.0
 # A link that a pod is told of has been written so lately that it lives for so long at the least.
 _WRITTEN_S = 5.0
 
@@ -58,33 +63,34 @@ class Holdings:
         self.shut = ""
         """Why nothing is admitted in this life any more; empty: it is."""
         self.leaving = False
-        self.ready: set[str] = set()
-        """Uids that are to be given up or dropped, as far as their calls allow."""
-        self.timed: set[str] = set()
-        """Uids that a moment is set for."""
-        self.confirming: set[str] = set()
+        self.ready = ReleaseLines()
+        self.asked = AskedReleases()
+        self.moments = Moments()
+        """Uids to look at when their patience ends, or their removal is due."""
         self.due: dict[str, tuple[int, float]] = {}
         """Epochs of uids, and when they are to be given up."""
         self.outcomes: list[Outcome | Taken] = []
-        self.given_up: set[str] = set()
-        """Uids that are nobody's, as far as this pod knows."""
-        self.kept: set[str] = set()
-        """Those of them whose state is kept here for whoever has them next."""
-        self.arrived: set[str] = set()
+        self.nobodys = Nobodys()
+        self.arrived: dict[str, None] = {}
         """Uids that are this pod's, with a state, and have not been acquired."""
+        self.to_acquire: dict[str, None] = {}
+        """Those of them that are to be acquired without waiting for a call."""
         self.order = UseOrder()
         self.recalled_at = -math.inf
         """When all that is held was last told, to be restored: what was read before comes late."""
-        self._forgotten: dict[str, tuple[float, int]] = {}
-        self._all_forgotten_at = -math.inf
+        self.forgotten = Forgotten()
         self._idle_s = idle_s
-        self._work = threading.Condition(self.lock)
+        self.work = Bell(self.lock)
+        """For whoever gives uids up, or acquires those that have arrived."""
+        self.news = Bell(self.lock)
+        """For whoever tells the router what became of uids."""
+        self.removals = Bell(self.lock)
+        """For whoever has links removed."""
         self._idle = threading.Condition(self.lock)
-        self._wakings = 0
 
     def __len__(self) -> int:
         """Number of uids that are this pod's load: not those given up."""
-        return len(self.entries) - len(self.given_up)
+        return len(self.entries) - len(self.nobodys.given_up)
 
     @property
     def running(self) -> int:
@@ -119,14 +125,23 @@ class Holdings:
             entry.epoch, entry.state = epoch, None
         entry.phase, entry.given_at = Phase.GIVEN, self.clock()
         self._nobodys(uid, entry)
-        wishes, entry.wishes = entry.wishes, {}
-        self.outcomes += [self.given(uid, entry, n, wish.epoch) for n, wish in wishes.items()]
+        wishes = entry.wishes
+        self.asked.drop(uid, entry, *wishes)
+        self.look_again(uid, entry)
+        self.tell(*(self.given(uid, entry, n, wish.epoch) for n, wish in wishes.items()))
 
     def _nobodys(self, uid: str, entry: Entry) -> None:
-        self.given_up.add(uid)
-        self.arrived.discard(uid)
+        self.nobodys.add(uid, entry)
+        self.arrived.pop(uid, None)
         self.order.drop(uid)
-        (self.kept.add if entry.has_own_state else self.kept.discard)(uid)
+        if entry.removes:
+            self.removals.ring()
+
+    def tell(self, *outcomes: Outcome | Taken) -> None:
+        """Have the router told what became of some uids."""
+        if outcomes:
+            self.outcomes += outcomes
+            self.news.ring()
 
     @staticmethod
     def given(uid: str, entry: Entry, number: int, epoch: int) -> Outcome:
@@ -143,14 +158,28 @@ class Holdings:
         entry.tried, entry.removes, entry.term = False, False, self.term
         if entry.state is not None:
             entry.state.arrived = False
-        self.nobodys_no_more(uid)
-        self.arrived.add(uid)
-        self.wake()
+        self.nobodys.drop(uid)
+        self.arrived[uid] = None
+        self.is_to_be_acquired(uid, entry)
 
-    def nobodys_no_more(self, uid: str) -> None:
-        """Take in that a uid is this pod's again."""
-        for uids in (self.given_up, self.kept, self.arrived):
-            uids.discard(uid)
+    def is_to_be_acquired(self, uid: str, entry: Entry) -> None:
+        """Have a uid that has arrived acquired; one that has failed, as its pod leaves alone."""
+        if entry.phase is Phase.ARRIVED and (self.leaving or not entry.tried):
+            self.to_acquire[uid] = None
+            self.work.ring()
+
+    @contextmanager
+    def answering(self, uid: str) -> Iterator[None]:
+        """Take in that Redis has answered about a uid, or has not, and, within, what it says."""
+        try:
+            yield
+        finally:
+            entry = self.entries.get(uid)
+            well = entry is not None and (entry.lost or self.is_confirmed(entry))
+            if self.ready.answered(uid, well=well):
+                self.work.ring()
+            elif entry is not None:
+                self.is_to_be_acquired(uid, entry)
 
     def bar(self, uid: str, epoch: int, *, removes: bool = False) -> Entry:
         """Refuse a uid up to an epoch, of which nothing is held; return its entry."""
@@ -172,6 +201,7 @@ class Holdings:
                 self.look_at(uid, entry)
             return False
         self.bar(uid, epoch).state = state
+        self.nobodys.come.add(uid)
         return True
 
     def has_arrived(self, uid: str, epoch: int) -> bool:
@@ -185,36 +215,31 @@ class Holdings:
         """Drop an entry, and whatever has been asked about it so far."""
         epoch = self.entries.pop(uid).epoch
         self.order.drop(uid)
-        self.nobodys_no_more(uid)
-        at = self.clock()
-        self._forgotten.pop(uid, None)  # the latest come last
-        self._forgotten[uid] = at, epoch
-        while self._forgotten[first := next(iter(self._forgotten))][0] < at - _ANY_READ_S:
-            self._all_forgotten_at, _ = self._forgotten.pop(first)
-
-    def forgotten_at(self, uid: str) -> float:
-        """Return when a uid was last forgotten: a link that was asked for until then is void."""
-        return self._forgotten.get(uid, (self._all_forgotten_at, 0))[0]
-
-    def forgotten_epoch(self, uid: str) -> int:
-        """Return the epoch up to which a uid was lately given up here; 0: it was not."""
-        return self._forgotten.get(uid, (0.0, 0))[1]
+        self.nobodys.drop(uid)
+        self.arrived.pop(uid, None)
+        self.forgotten.add(uid, epoch, self.clock())
 
     def look_at(self, uid: str, entry: Entry) -> None:
         """Have something done about a uid, if it is to be given up."""
         if entry.phase is Phase.HELD and not entry.running and self.is_to_end(entry):
-            self.ready.add(uid)
-            self.wake()
+            why = Why.LOST if entry.lost else Why.ASKED if entry.wishes else Why.OWN
+            if self.ready.add(uid, why):
+                self.work.ring()
+
+    def look_again(self, uid: str, entry: Entry) -> None:
+        """Have a uid that may be busy looked at when the patience with that ends."""
+        if entry.wishes:
+            self.moments.set(uid, min(wish.until for wish in entry.wishes.values()))
+        elif uid not in self.due:
+            self.moments.drop(uid)
 
     def look_for_idle(self) -> None:
-        """Do the same for all that nobody has used for long."""
-        stay = []
-        for uid in self.unused():
+        """Do the same for all that nobody has used for long, each once until it is used again."""
+        idle = list(self.unused())
+        for uid in idle:
             if (entry := self.entries.get(uid)) and not entry.persistent:
                 self.look_at(uid, entry)
-            else:
-                stay.append(uid)
-        self.order.unused(stay)
+        self.order.unused(idle)
 
     def unused(self) -> Iterator[str]:
         """Yield uids that nobody has used for long."""
@@ -229,20 +254,6 @@ class Holdings:
         """Do the same for all there are."""
         for uid, entry in self.entries.items():
             self.look_at(uid, entry)
-
-    def wake(self) -> None:
-        """Let whoever waits for something to do go on."""
-        self._wakings += 1
-        self._work.notify_all()
-
-    def wait_for_work(self, known: int, seconds: float) -> int:
-        """Return when something is to be done or told, or so many seconds later.
-
-        Returns how often there has been by then; whoever comes again names that as `known`.
-        """
-        with self.lock:
-            self._work.wait_for(lambda: self._wakings != known, seconds)
-            return self._wakings
 
     def ended_call(self) -> None:
         """Let whoever waits for the last one go on."""
@@ -277,11 +288,11 @@ class Holdings:
 
     def _void(self) -> None:
         self.term += 1
-        self.confirming.clear()
         self.ready.clear()
-        for entry in self.entries.values():
-            if entry.phase is not Phase.ENDING:
-                entry.wishes = {}
+        for uid, entry in self.entries.items():
+            if entry.wishes and entry.phase is not Phase.ENDING:
+                self.asked.drop(uid, entry, *entry.wishes)
+            self.is_to_be_acquired(uid, entry)
 
     def resume(self, term: int, asked_at: float) -> bool:
         """Serve again by a renewal sent at `asked_at` and confirmed, if both were in this term.
@@ -326,12 +337,13 @@ class Holdings:
 
     def held(self) -> dict[str, int]:
         """Return the epochs of all uids held: never of one given up or lost."""
-        return {u: epoch for u, (epoch, _) in self.memory()[1].items() if u not in self.kept}
+        kept = self.nobodys.kept
+        return {uid: epoch for uid, (epoch, _) in self.memory()[1].items() if uid not in kept}
 
     def shown(self) -> Shown:
         """Return what a drain must know of."""
         with self.lock:
-            undecided = sum(self.entries[uid].state is not None for uid in self.given_up)
+            undecided = self.nobodys.undecided
         # In this order: what is decided in between is counted twice, never passed over.
         return Shown(self.held(), self.running, undecided)
 
@@ -347,7 +359,8 @@ class Holdings:
             held, ago_s = {}, {}
             for uid, entry in self.entries.items():
                 over = at >= entry.until
-                gone = entry.phase is Phase.GIVEN and (uid not in self.kept or entry.removes)
+                is_kept = uid in self.nobodys.kept and not entry.removes
+                gone = entry.phase is Phase.GIVEN and not is_kept
                 if gone or entry.lost or (over and entry.due_at < math.inf):
                     continue
                 held[uid] = (entry.epoch, entry.persistent)
@@ -362,16 +375,17 @@ class Holdings:
         they were given up before a moment, since somebody may be moving them.
         """
         with self.lock:
-            gone = {uid: self.entries[uid] for uid in self.given_up}
-            return {
-                uid: (entry.epoch, entry.removes)
-                for uid, entry in gone.items()
-                if entry.removes or entry.given_at < before
-            }
+            return self.nobodys.unsettled(self.entries, before)
 
     def unfinished(self) -> list[str]:
         """Return uids that are not given up yet, or whose state may be lost with this pod."""
         with self.lock:
-            given = self.given_up
-            some = self.entries.items()
-            return [uid for uid, it in some if uid not in given or it.state is not None]
+            nobodys = self.nobodys
+            given = nobodys.given_up
+            return [uid for uid in self.entries if uid not in given or nobodys.has_state(uid)]
+
+    @property
+    def is_finished(self) -> bool:
+        """True if there are none of those."""
+        with self.lock:
+            return not len(self) + self.nobodys.undecided

@@ -29,7 +29,7 @@ def in_use(held: Holdings, since: float, ending_before: float = -math.inf) -> di
 def _is_used(held: Holdings, uid: str, entry: Entry, since: float) -> bool:
     if entry.phase in UNHELD:
         # Past a lapse, too: nobody serves it here, and its state must outlive its way.
-        return uid in held.kept or uid in held.arrived
+        return uid in held.nobodys.kept or uid in held.arrived
     is_used = entry.running > 0 or entry.used_at >= since or entry.phase is not Phase.HELD
     return entry.term == held.term and (is_used or held.is_to_end(entry))
 
@@ -38,7 +38,7 @@ def _candidates(held: Holdings, since: float) -> set[str]:
     """Return uids among which are all those in use."""
     if held.leaving:
         return set(held.entries)
-    order, some = held.order, held.timed | held.ready | held.kept | held.arrived
+    order, some = held.order, {*held.moments, *held.ready, *held.nobodys.kept, *held.arrived}
     order.changing = {uid for uid in order.changing if _is_changing(held, uid)}
     some.update(order.busy, order.changing, held.unused())
     for uid in order.latest():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from enum import Enum
+from functools import partial
 from typing import Any, NamedTuple
 
 from ray_route.pod.entries import UNHELD, Entry, Phase, Wish
 from ray_route.pod.holdings import Holdings
+from ray_route.pod.release_lines import Why
 from ray_route.pod.states import State
 from ray_route.protocol.commands import Outcome, Settlement, Taken
 
@@ -37,6 +40,7 @@ class Releases:
 
     def __init__(self, held: Holdings) -> None:
         self._held = held
+        self._lines = deque(Why)
 
     # What is asked for.
 
@@ -61,7 +65,6 @@ class Releases:
             for uid, epoch in uids.items():
                 self._arrive(uid, (replaced or {}).get(uid, 0), epoch)
                 self._wish(number, uid, Wish(router, epoch, until, closes, term))
-            self._held.wake()
 
     def _arrive(self, uid: str, replaced: int, epoch: int) -> None:
         """Take in that a link of this pod replaced an epoch, whose state may be here."""
@@ -75,7 +78,8 @@ class Releases:
         held, epoch = self._held, wish.epoch
         entry = held.entries.get(uid)
         if entry is not None and entry.phase is Phase.ARRIVED and entry.epoch <= epoch:
-            entry.wish(number, wish)  # nothing was acquired, so no hook runs: its state goes on
+            # Nothing was acquired, so no hook runs: its state goes on.
+            held.asked.add(uid, entry, number, wish)
             held.give(uid, entry)
             return
         if entry is None or (entry.epoch < epoch and entry.phase is Phase.GIVEN):
@@ -83,25 +87,24 @@ class Releases:
             entry = held.bar(uid, epoch)
         if entry.epoch > epoch or entry.phase is Phase.GIVEN:
             given = held.given(uid, entry, number, epoch)
-            held.outcomes.append(given._replace(given=entry.epoch == epoch))
+            held.tell(given._replace(given=entry.epoch == epoch))
             return
-        entry.wish(number, wish)
+        held.asked.add(entry.uid, entry, number, wish)
         if entry.epoch < epoch and entry.phase is Phase.HELD:
             entry.lost = True  # its link ended without a release
-        held.timed.add(uid)
+        held.look_again(uid, entry)
         held.look_at(uid, entry)
 
     def cancel(self, number: int) -> None:
         """Take a release back for all uids whose hook has not begun."""
         with self._held.lock:
-            for uid in self._held.timed:
-                entry = self._held.entries.get(uid)
-                if entry is None:
-                    continue
-                if entry.phase is not Phase.ENDING:
-                    entry.drop_wish(number)
-                elif number in entry.wishes:
+            for uid in self._held.asked.of(number):
+                entry = self._held.entries[uid]
+                if entry.phase is Phase.ENDING:
                     entry.wishes[number].void = True
+                else:
+                    self._held.asked.drop(uid, entry, number)
+                    self._held.look_again(uid, entry)
 
     def follow(self, router: int) -> None:
         """Take in that a younger router speaks, which writes only once no older one can.
@@ -113,15 +116,8 @@ class Releases:
                 for wish in entry.wishes.values():
                     wish.void = wish.void or wish.router < router
                 if entry.phase is not Phase.ENDING:
-                    self._drop_void(entry)
+                    self._held.asked.drop_void(entry, self._held.term)
             self._held.closed = ""
-
-    def _drop_void(self, entry: Entry) -> None:
-        entry.wishes = {
-            number: wish
-            for number, wish in entry.wishes.items()
-            if not wish.void and wish.term == self._held.term
-        }
 
     def end_at(self, uid: str, epoch: int, at: float) -> bool:
         """Have a uid given up at a moment, since its link is to go then; the last word counts.
@@ -135,9 +131,12 @@ class Releases:
                     return False
                 entry.due_at = at
             self._held.due.pop(uid, None)
+            self._held.moments.drop(uid)
+            if entry is not None:
+                self._held.look_again(uid, entry)
             if at < math.inf:
                 self._held.due[uid] = (epoch, at)
-                self._held.timed.add(uid)
+                self._held.moments.set(uid, at)
             return True
 
     def leave_all(self) -> None:
@@ -145,6 +144,8 @@ class Releases:
         with self._held.lock:
             self._held.leaving = True
             self._held.look_at_all()
+            for uid in self._held.arrived:
+                self._held.is_to_be_acquired(uid, self._held.entries[uid])
 
     def stay(self) -> None:
         """Take `leave_all` and `close` back: what has been released is settled."""
@@ -173,7 +174,7 @@ class Releases:
         """Look at the clock: wishes whose patience is over, removals that are due."""
         with self._held.lock:
             at = self._held.clock()
-            for uid in list(self._held.timed):
+            for uid in self._held.moments.take(at):
                 self._tick(uid, at)
 
     def _tick(self, uid: str, at: float) -> None:
@@ -188,23 +189,20 @@ class Releases:
                 del held.due[uid]
             elif entry.phase is Phase.HELD:  # an earlier epoch is not over here
                 entry.lost = True
+        if uid in held.due:
+            held.moments.set(uid, due_at)
         if entry is None:
-            if uid not in held.due:
-                held.timed.discard(uid)
             return
-        if entry.phase is not Phase.ENDING and not self._may_end(entry):
+        if entry.phase is not Phase.ENDING and not self._may_end(uid):
             self._lose_patience(uid, entry, at)
-        if uid not in held.ready:  # what waits for a hook is no news, and wakes nobody again
-            held.look_at(uid, entry)
-        if not entry.wishes and uid not in held.due:
-            held.timed.discard(uid)
+            held.look_again(uid, entry)
+        held.look_at(uid, entry)
 
     def _lose_patience(self, uid: str, entry: Entry, at: float) -> None:
         """Keep a busy uid after all, if it is time."""
         for number, wish in [it for it in entry.wishes.items() if at >= it[1].until]:
-            entry.drop_wish(number)
-            self._held.outcomes.append(Outcome(number, uid, wish.epoch, given=False))
-            self._held.wake()
+            self._held.asked.drop(uid, entry, number)
+            self._held.tell(Outcome(number, uid, wish.epoch, given=False))
 
     def look_for_idle(self) -> None:
         """Look whether nobody has used some uids for long."""
@@ -219,28 +217,29 @@ class Releases:
         """
         with self._held.lock:
             work: list[Work] = []
-            kept = self._kept_soon_gone()
-            for uid in list(self._held.ready):
-                if len(work) >= limit:
-                    break
-                entry = self._held.entries.get(uid)
-                if entry is None or not self._may_end(entry):
-                    self._held.ready.discard(uid)
-                elif entry.wishes and not entry.lost and kept >= _KEPT_AT_ONCE:
-                    continue
-                elif entry.lost or (self._held.lease.serves() and self._held.is_confirmed(entry)):
-                    self._held.ready.discard(uid)
-                    work.append(self._begun(uid, entry))
+            take = partial(self._held.ready.take, is_fit=self._is_fit, may_end=self._may_end)
+            for why in self._lines_to_take_from():
+                while len(work) < limit and (uid := take(why)) is not None:
+                    work.append(self._begun(uid, self._held.entries[uid]))
             return work
 
-    def _kept_soon_gone(self) -> int:
-        """Count the states that are fetched as fast as others come: not those that are slow."""
-        states = [self._held.entries[uid].state for uid in self._held.kept]
-        return sum(state is not None and not state.is_slow for state in states)
+    def _lines_to_take_from(self) -> list[Why]:
+        """Return the lines from which hooks may begin; another is the first each time."""
+        self._lines.rotate()
+        serves = self._held.lease.serves()
+        has_room = serves and self._held.nobodys.soon_gone < _KEPT_AT_ONCE
+        may = {Why.LOST: True, Why.OWN: serves, Why.ASKED: has_room}
+        return [why for why in self._lines if may[why]]
 
-    def _may_end(self, entry: Entry) -> bool:
-        held = entry.phase is Phase.HELD and not entry.running
-        return held and self._held.is_to_end(entry)
+    def _is_fit(self, uid: str) -> bool:
+        """True if nothing of a uid has to be read before it is given up, or lost."""
+        entry = self._held.entries[uid]
+        return entry.lost or self._held.is_confirmed(entry)
+
+    def _may_end(self, uid: str) -> bool:
+        entry = self._held.entries.get(uid)
+        held = entry is not None and entry.phase is Phase.HELD and not entry.running
+        return held and entry is not None and self._held.is_to_end(entry)
 
     def _begun(self, uid: str, entry: Entry) -> Work:
         entry.phase = Phase.ENDING
@@ -251,34 +250,27 @@ class Releases:
         return Work(uid, entry.epoch, self._held.term, kind)
 
     def to_confirm(self) -> list[Work]:
-        """Return the uids whose link must be read before they may be given up, each once."""
-        with self._held.lock:
-            if not self._held.lease.serves():
+        """Return the next uids whose links must be read before they may be given up, each once."""
+        held = self._held
+        with held.lock:
+            if not held.lease.serves():
                 return []
-            return [
-                Work(uid, entry.epoch, self._held.term)
-                for uid in self._held.ready - self._held.confirming
-                if (entry := self._held.entries.get(uid)) is not None
-                and self._may_end(entry)
-                and not entry.lost
-                and not self._held.is_confirmed(entry)
-                and not self._held.confirming.add(uid)  # type: ignore[func-returns-value]
-            ]
+            uids = held.ready.to_confirm(self._is_fit, self._may_end)
+            return [Work(uid, held.entries[uid].epoch, held.term) for uid in uids]
 
     def to_acquire(self) -> list[Work]:
         """Return the uids that have arrived and are to be acquired, each once."""
         held = self._held
         with held.lock:
-            if not (held.arrived and held.lease.serves()):
+            if not (held.to_acquire and held.lease.serves()):
                 return []
-            some = {uid: held.entries[uid] for uid in held.arrived - held.confirming}
-            work = [
+            some = [(uid, held.entries[uid]) for uid in held.to_acquire if uid in held.arrived]
+            held.to_acquire.clear()
+            return [
                 Work(uid, entry.epoch, held.term)
-                for uid, entry in some.items()
+                for uid, entry in some
                 if not entry.tried or held.leaving
             ]
-            held.confirming.update(one.uid for one in work)
-            return work
 
     def may_begin(self, work: Work) -> bool:
         """Look again when a hook's thread is there; if it may not begin, the uid stays held."""
@@ -288,7 +280,7 @@ class Releases:
                 entry.begun = True
                 return True
             entry.phase = Phase.HELD
-            self._drop_void(entry)
+            self._held.asked.drop_void(entry, self._held.term)
             self._held.look_at(work.uid, entry)
             return False
 
@@ -310,7 +302,6 @@ class Releases:
             self._held.give(uid, entry)
             if entry.lost and entry.epoch == epoch:
                 self._held.forget(uid)
-            self._held.wake()
 
     def outcomes(self) -> list[Outcome | Taken]:
         """Return the outcomes since the last time."""
@@ -326,8 +317,7 @@ class Releases:
     def tell(self, taken: list[Taken]) -> None:
         """Have the router told what became of states that were to be fetched."""
         with self._held.lock:
-            self._held.outcomes += taken
-            self._held.wake()
+            self._held.tell(*taken)
 
     def settled(self, uids: Mapping[str, Settlement]) -> None:
         """Take in whose uids are now that were given up under these epochs.
@@ -343,7 +333,7 @@ class Releases:
                     self._held.arrive(uid, entry, present)
                 else:
                     self._held.forget(uid)
-            self._held.wake()
+            self._held.work.ring()
 
 
 def _is_over(entry: Entry) -> bool:

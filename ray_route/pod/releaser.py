@@ -12,7 +12,6 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -79,7 +78,7 @@ class Releaser:
         """
         self._releases.leave_all()
         closing = Deadline.after(0.8 * deadline.remaining())
-        while self._held.unfinished() and deadline.remaining():
+        while not self._held.is_finished and deadline.remaining():
             if not closing.remaining():
                 self._releases.close("the pod is leaving")
             self._ended.wait(_LOOK_S / 5)
@@ -95,7 +94,7 @@ class Releaser:
 
     def wait_for_hooks(self, deadline: Deadline) -> None:
         """Wait until nothing is held and no hook runs, or until the deadline."""
-        while self._held.unfinished() and deadline.remaining():
+        while not self._held.is_finished and deadline.remaining():
             self._ended.wait(_LOOK_S / 5)
 
     def end(self) -> None:
@@ -116,7 +115,7 @@ class Releaser:
                 service, pod, _ = self._address()
                 logger.exception("releases of pod %d of %s can't go on now", pod, service)
                 self._ended.wait(_LOOK_S)
-            known = self._held.wait_for_work(known, _LOOK_S)
+            known = self._held.work.wait(known, _LOOK_S)
 
     def _look(self) -> None:
         self._releases.tick()
@@ -124,23 +123,18 @@ class Releaser:
         if at >= self._looked_at + _IDLE_LOOK_S:
             self._looked_at = at
             self._releases.look_for_idle()
-        for work in self._releases.to_confirm():
-            self._confirmers.submit(self._confirm, work)
-        for work in self._releases.to_acquire():
-            self._confirmers.submit(self._acquire, work)
+        alone = self._confirmers.submit
+        if work := self._releases.to_confirm():
+            self._gate.confirm_all({it.uid: it.epoch for it in work}, alone)
+        if work := self._releases.to_acquire():
+            self._gate.acquire_all({it.uid: it.epoch for it in work}, self._acquired, alone)
         self._begin_hooks()
 
-    def _confirm(self, work: Work) -> None:
-        with suppress(RouteError, ray.exceptions.RayError):  # it is asked for again
-            self._gate.confirm(work.uid, work.epoch)
-
-    def _acquire(self, work: Work) -> None:
-        try:
-            self._gate.acquire(work.uid, work.epoch)
-        except (RouteError, ray.exceptions.RayError) as error:  # it is tried again
-            logger.debug("%r can't be acquired yet: %r", work.uid, error)
-        except Exception as error:  # noqa: BLE001 - the user's own; the next caller meets it, too
-            self._failed("on_acquire", work.uid, "its state is kept for its next call", error)
+    def _acquired(self, uid: str, error: BaseException | None) -> None:
+        if isinstance(error, RouteError | ray.exceptions.RayError):  # it is tried again
+            logger.debug("%r can't be acquired yet: %r", uid, error)
+        elif error is not None:  # the user's own; the next caller meets it, too
+            self._failed("on_acquire", uid, "its state is kept for its next call", error)
 
     def _failed(self, hook: str, uid: str, then: str, error: BaseException) -> None:
         service, pod, _ = self._address()
@@ -171,7 +165,7 @@ class Releaser:
     def _one_less(self) -> None:
         self._count(-1)
         with self._held.lock:
-            self._held.wake()
+            self._held.work.ring()
 
     def _in_turn(self) -> None:
         """Run hooks one by one, each when it is its turn: none is waiting for that meanwhile."""

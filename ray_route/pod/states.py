@@ -37,8 +37,6 @@ class State:
     """Another pod has given it up, and the uid is not this pod's."""
     exports: int = 0
     """How many are just pickling it: until they have ended nobody may change it."""
-    is_slow: bool = False
-    """Its pickling takes long, and nobody waits for that but its own uid."""
 
     def take(self, uid: str, prepare: Prepare) -> Any:
         """Return what `on_acquire` gets; each time anew, since one that failed may have used it."""

@@ -15,6 +15,7 @@ import ray
 
 from ray_route.clock import now
 from ray_route.errors import RouteError
+from ray_route.pod.bell import Bell
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.release import Releases
 from ray_route.protocol.commands import Address, Settlement
@@ -43,15 +44,15 @@ class Telling:
         self._address = address
         self._settle_at = now()
         self._ended = threading.Event()
-        for work in (self._tell, self._settle):
+        for how in ((self._tell, held.news), (self._settle, held.removals)):
             name = "ray_route-tell"
-            threading.Thread(target=self._keep_on, args=(work,), name=name, daemon=True).start()
+            threading.Thread(target=self._keep_on, args=how, name=name, daemon=True).start()
 
     def end(self) -> None:
         """Stop; what is just asked goes on."""
         self._ended.set()
 
-    def _keep_on(self, work: Callable[[], None]) -> None:
+    def _keep_on(self, work: Callable[[], None], bell: Bell) -> None:
         known = 0
         while not self._ended.is_set():
             try:
@@ -60,7 +61,7 @@ class Telling:
                 service, pod, _ = self._address()
                 logger.exception("pod %d of %s can't tell what it has released", pod, service)
                 self._ended.wait(_LOOK_S)
-            known = self._held.wait_for_work(known, _LOOK_S)
+            known = bell.wait(known, _LOOK_S)
 
     def _tell(self) -> None:
         """Tell outcomes, again until the router has them: whoever moves a uid waits for its own."""
@@ -81,8 +82,9 @@ class Telling:
 
     def _settle_all(self, given: dict[str, tuple[int, bool]]) -> None:
         if self._held.leaving:  # what has no state is settled by the end of this life
-            unfinished = set(self._held.unfinished())
-            given = {uid: it for uid, it in given.items() if uid in unfinished}
+            with self._held.lock:
+                has_state = self._held.nobodys.has_state
+                given = {uid: it for uid, it in given.items() if has_state(uid)}
         if not given:
             return
         try:

@@ -40,7 +40,7 @@ class UseOrder:
         self.changing.discard(uid)
 
     def unused(self, uids: list[str]) -> None:
-        """Forget the use of uids that don't end for want of it."""
+        """Forget the use of uids that are given up for want of it, or are not."""
         for uid in uids:
             self._used.pop(uid, None)
 

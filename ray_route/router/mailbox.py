@@ -71,15 +71,16 @@ class Followed:
 
 @dataclass(slots=True)
 class _Box:
-    commands: list[Numbered] = field(default_factory=list)
+    commands: dict[int, Command] = field(default_factory=dict)
+    """By their numbers, in the order in which they were posted."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     answers: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
     outcomes: dict[int, Followed] = field(default_factory=dict)
 
     def drop(self, numbers: Collection[int]) -> None:
         """Send some commands no more."""
-        if numbers:
-            self.commands = [item for item in self.commands if item[0] not in numbers]
+        for number in numbers:
+            self.commands.pop(number, None)
 
 
 class Mailboxes:
@@ -105,7 +106,7 @@ class Mailboxes:
             except asyncio.TimeoutError:
                 return []
         box.wake.clear()
-        return list(box.commands)
+        return list(box.commands.items())
 
     async def ask(self, address: Address, command: Command, timeout_s: float) -> Any:
         """Post a command and return its answer; raise `NoAnswerError`."""
@@ -153,7 +154,7 @@ class Mailboxes:
         """Post a command without waiting for an answer."""
         box = self._boxes.setdefault(address, _Box())
         number = next(self._numbers)
-        box.commands.append((number, command))
+        box.commands[number] = command
         box.wake.set()
         return number
 

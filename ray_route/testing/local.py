@@ -118,7 +118,7 @@ class LocalService:
         ended = self._directory.end(uid, deadline)
         for pod in self._pods:
             with pod.serving.held.lock:
-                pod.serving.held.wake()
+                pod.serving.held.work.ring()
         self._wait(lambda: link is None or self.link(uid) != link, f"uid {uid!r} to end", timeout)
         return ended
 

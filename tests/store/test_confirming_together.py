@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from helpers import soon, unique_name
+from helpers import eventually, soon, unique_name
 from reader import CONFIG, Process, S
 
 from ray_route.clock import now
@@ -19,6 +20,8 @@ from ray_route.pod.gate import Gate
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
 from ray_route.pod.pod_lease import PodLease
+from ray_route.pod.release import Kind, Releases, Work
+from ray_route.pod.states import State
 from ray_route.runtime.namespace import Namespace
 from ray_route.runtime.waiting import Operation
 from ray_route.store.embedded import EmbeddedServer
@@ -115,7 +118,7 @@ def test_many_at_once_are_one_read_and_one_object_each(
 
 
 def test_more_than_travel_together_all_come_in(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_route.pod.confirming._TOGETHER", 7)
+    monkeypatch.setattr("ray_route.pod.confirming.TOGETHER", 7)
     uids = [pod.link(f"u{number}") for number in range(50)]
     assert pod.enter_all(uids) == [None] * 50
     assert sorted(pod.made) == sorted(uids)
@@ -166,6 +169,71 @@ def test_an_object_that_fails_or_takes_long_is_nobody_elses_concern(pod: Pod) ->
     asyncio.run(story())
     pod.hook = None
     assert pod.enter_all(["fails"]) == [None], "the next one tries again"
+
+
+def given_up(pod: Pod) -> list[Work]:
+    """Return what must be confirmed first, of a pod that leaves after its leases have ended."""
+    held, releases = pod.gate.held, Releases(pod.gate.held)
+    with held.lock:
+        for entry in held.entries.values():
+            entry.until = 0.0
+    releases.leave_all()
+    return releases.to_confirm()
+
+
+def test_those_that_are_to_be_given_up_are_confirmed_by_one_read(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uids = [pod.link(f"u{number}") for number in range(50)]
+    moved = pod.link("moved")
+    assert pod.enter_all([*uids, moved]) == [None] * 51
+    for uid in (*uids, moved):
+        pod.gate.leave(uid)
+    pod.process.link(moved, ANOTHERS)
+    work, reads = given_up(pod), counted(pod, monkeypatch)
+    assert len(work) == 51
+    releases = Releases(pod.gate.held)
+    with ThreadPoolExecutor(1) as threads:
+        pod.gate.confirm_all({it.uid: it.epoch for it in work}, threads.submit)
+        taken: list[Work] = []
+
+        def all_taken() -> bool:
+            taken.extend(releases.take(100))
+            return len(taken) == 51
+
+        eventually(all_taken, "all are answered")
+    assert reads[0] == 51
+    assert set(pod.namespace.alone) == {"moved"}, "only what a read together does not settle well"
+    kinds = {it.uid: it.kind for it in taken}
+    assert kinds == {**dict.fromkeys(uids, Kind.RELEASE), "moved": Kind.LOSE}
+
+
+def test_those_that_have_arrived_are_acquired_by_one_read(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hook(uid: str) -> None:
+        if uid == "fails":
+            raise ValueError(uid)
+
+    pod.hook = hook
+    uids = ["fails", *(f"u{number}" for number in range(50))]
+    held, releases = pod.gate.held, Releases(pod.gate.held)
+    with held.lock:
+        for uid in uids:
+            pod.link(uid)
+            assert held.take_in(uid, 1, State("its state", arrived=True))
+    releases.settled({uid: (1, pod.epochs[uid]) for uid in uids})
+    reads = counted(pod, monkeypatch)
+    told: dict[str, BaseException | None] = {}
+    with ThreadPoolExecutor(1) as threads:
+        work = {it.uid: it.epoch for it in releases.to_acquire()}
+        pod.gate.acquire_all(work, told.__setitem__, threads.submit)
+        eventually(lambda: len(told) == 51, "all are told of")
+    assert reads == [51]
+    assert not pod.namespace.alone
+    assert isinstance(told.pop("fails"), ValueError)
+    assert set(told.values()) == {None}
+    assert sorted(pod.made) == sorted(told)
 
 
 def test_where_no_server_is_believed_each_has_one_vouched_for(pod: Pod) -> None:

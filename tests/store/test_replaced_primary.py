@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -19,7 +21,8 @@ from test_confirming_together import MINE, Pod
 from ray_route.clock import now
 from ray_route.errors import FencedError, LostWritesError, StoreUnavailableError
 from ray_route.model import Link
-from ray_route.pod.release import Releases
+from ray_route.pod.gate import Gate
+from ray_route.pod.release import Releases, Work
 from ray_route.pod.states import State
 from ray_route.router.shards import Build, Outcome, Shards
 from ray_route.store.connect import AsyncStore, Store
@@ -60,6 +63,14 @@ def failed_over(servers: SentinelServers) -> EmbeddedServer:
 # What a pod reads.
 
 
+def acquired(gate: Gate, work: Work) -> BaseException | None:
+    """Have a uid that has arrived acquired; return what stands in the way."""
+    told: SimpleQueue[BaseException | None] = SimpleQueue()
+    with ThreadPoolExecutor(1) as threads:
+        gate.acquire_all({work.uid: work.epoch}, lambda _, why: told.put(why), threads.submit)
+        return told.get(timeout=30)
+
+
 def test_a_state_outlives_a_read_of_a_primary_that_was_replaced(server: EmbeddedServer) -> None:
     process = Process(parse_url(server.url), Keys(unique_name(), CONFIG.shards))
     process.believe()
@@ -79,7 +90,7 @@ def test_a_state_outlives_a_read_of_a_primary_that_was_replaced(server: Embedded
         # A router vouches for the new one alone.
         process.vouched_url = store.url
         with pytest.raises(StoreUnavailableError, match="others than a router has just seen"):
-            pod.gate.acquire(work.uid, work.epoch)
+            raise acquired(pod.gate, work)
         assert held.entries["u"].state is not None
         assert releases.to_acquire() == [work], "it is tried again"
 
@@ -105,7 +116,7 @@ def test_what_is_truly_anothers_is_dropped_though_its_epoch_is_lower(
         (work,) = releases.to_confirm()
         asked = process.asked
         with pytest.raises(FencedError):
-            pod.gate.confirm(work.uid, work.epoch)
+            pod.gate._confirming.confirm(work.uid, work.epoch)
         assert held.entries["u"].lost
         assert process.asked == asked + 1, "a router vouches for it anew, once"
 

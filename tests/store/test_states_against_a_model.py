@@ -302,7 +302,8 @@ class Pod:
     def holds(self, uid: str) -> bool:
         """True if a uid's state is lost should this process end."""
         entry = self.held.entries.get(uid)
-        return entry is not None and (entry.phase is not Phase.GIVEN or uid in self.held.kept)
+        kept = self.held.nobodys.kept
+        return entry is not None and (entry.phase is not Phase.GIVEN or uid in kept)
 
 
 class World:

@@ -603,19 +603,19 @@ class TestRelease:
         assert {first.uid, second.uid} == {"u", "v"}
 
     def test_one_that_waits_is_found_by_whoever_waits_for_work(self, pod: Pod):
-        known = pod.held.wait_for_work(0, 0)
+        known = pod.held.work.wait(0, 0)
         with ThreadPoolExecutor(1) as threads:
-            waiting = threads.submit(pod.held.wait_for_work, known, 60)
+            waiting = threads.submit(pod.held.work.wait, known, 60)
             pod.release()
             waiting.result(10)
 
     def test_one_that_waits_for_a_hook_wakes_nobody_again(self, pod: Pod):
         pod.release()
         pod.releases.tick()
-        known = pod.held.wait_for_work(0, 0)
+        known = pod.held.work.wait(0, 0)
         pod.releases.tick()
         assert pod.releases.take(0) == [], "no hook may run yet"
-        assert pod.held.wait_for_work(known, 0) == known
+        assert pod.held.work.wait(known, 0) == known
 
 
 class TestGivenUp:
@@ -703,7 +703,7 @@ class TestGivenUp:
             pod.release(uid=f"v{number}")
             pod.releases.settled({f"v{number}": (100, 0)})
             clock.tick(100)
-        assert len(pod.held._forgotten) == 1
+        assert len(pod.held.forgotten._last) == 1
         pod.held.resume(pod.held.term, clock())
         for uid in ("v0", "v4", "other"):  # the last as old: who knows whose it was
             assert pod.confirm(uid, lease_s=1_000, asked_at=asked_at) is Told.VOID
@@ -903,7 +903,7 @@ class TestRemovals:
             pod.releases.end_at(uid, 100, math.inf)
         pod.releases.tick()
         assert not pod.held.due
-        assert not pod.held.timed
+        assert not pod.held.moments
 
 
 class TestCallsWithinACall:
@@ -1383,6 +1383,7 @@ class TestUseByOtherWays:
         assert ("v", 200, Kind.RELEASE) not in pod.take()
         clock.tick(1)
         pod.releases.look_for_idle()
+        assert pod.to_confirm() == ["u"], "which keeps no other waiting meanwhile"
         assert ("v", 200, Kind.RELEASE) in pod.take()
 
     def test_a_link_of_another_life_is_passed_over(self, pod: Pod):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
@@ -112,10 +112,20 @@ def test_an_acquisition_that_meets_another_is_asked_for_again(
     calls: list[Any] = []
     gate._confirming._flight("u", EPOCH, calls.append)
     (work,) = releases.to_acquire()
-    gate.acquire(work.uid, work.epoch)
+    told: list[BaseException | None] = []
+
+    def heard(_: str, error: BaseException | None) -> None:
+        told.append(error)
+
+    def by_itself(work: Callable[..., object], *args: object) -> None:
+        work(*args)
+
+    gate.acquire_all({work.uid: work.epoch}, heard, by_itself)
     gate._confirming._arrived(*calls, OSError("Redis is away"))
     assert releases.to_acquire() == [work]
-    gate.acquire(work.uid, work.epoch)
+    gate.acquire_all({work.uid: work.epoch}, heard, by_itself)
+    eventually(lambda: told, "it is told")
+    assert told == [None]
     assert held.entries["u"].phase is Phase.HELD
 
 

@@ -9,11 +9,14 @@ from helpers import ManualClock
 
 from ray_route.model import Link
 from ray_route.pod.admission import Admission, Verdict
-from ray_route.pod.entries import Entry
+from ray_route.pod.entries import Entry, Phase
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.in_use import in_use
+from ray_route.pod.moments import Moments
 from ray_route.pod.pod_lease import PodLease
-from ray_route.pod.release import Releases
+from ray_route.pod.release import Releases, Work
+from ray_route.pod.states import State
+from ray_route.protocol.commands import Outcome
 
 IDLE_S = 1_000.0
 LEASE_S = 100.0
@@ -28,6 +31,10 @@ class Counted(dict[str, Entry]):
     def get(self, uid: str, default: Entry | None = None) -> Entry | None:  # type: ignore[override]
         self.looks += 1
         return super().get(uid, default)
+
+    def __getitem__(self, uid: str) -> Entry:
+        self.looks += 1
+        return super().__getitem__(uid)
 
     def items(self) -> None:  # type: ignore[override]
         raise AssertionError("all of them")
@@ -59,6 +66,23 @@ class Pod:
         assert self.admission.enter(uid, 7, 1)[0] is Verdict.ADMIT
         self.admission.leave(uid)
 
+    def release(self, number: int, uids: range) -> None:
+        asked = {str(n): 7 for n in uids}
+        self.releases.release(number, asked, 300.0, closes=False, router=1)
+
+    def look(self, hooks: int) -> list[Work]:
+        """Do what whoever gives uids up does each time, with so many hooks free."""
+        self.releases.tick()
+        self.releases.to_confirm()
+        return self.releases.take(hooks)
+
+    def give_up(self, hooks: int, state: object = None) -> list[str]:
+        work = self.look(hooks)
+        for it in work:
+            assert self.releases.may_begin(it)
+            self.releases.ended(it.uid, it.epoch, state)
+        return [it.uid for it in work]
+
     def looks(self) -> int:
         looks, self.entries.looks = self.entries.looks, 0
         return looks
@@ -73,8 +97,24 @@ def test_those_that_are_idle_are_found_without_a_look_at_the_others(pod: Pod) ->
     pod.clock.tick(IDLE_S - 0.001 * (MANY - 10) + 0.0005)
     pod.looks()
     pod.releases.look_for_idle()
-    assert pod.held.ready == {str(n) for n in range(10)}
+    assert set(pod.held.ready) == {str(n) for n in range(10)}
     assert pod.looks() < 50
+
+
+def test_those_that_are_idle_are_looked_at_once(pod: Pod) -> None:
+    pod.clock.tick(IDLE_S + 1)
+    pod.releases.look_for_idle()
+    pod.looks()
+    pod.releases.look_for_idle()
+    assert pod.looks() == 0
+    assert len(pod.held.ready) == MANY
+    pod.confirm("7")
+    pod.call("7")
+    pod.look(0)
+    assert pod.looks() < 3_000
+    pod.clock.tick(IDLE_S + 1)
+    pod.releases.look_for_idle()
+    assert "7" in pod.held.ready, "used once more, and not since"
 
 
 def test_a_use_makes_one_the_latest(pod: Pod) -> None:
@@ -83,7 +123,7 @@ def test_a_use_makes_one_the_latest(pod: Pod) -> None:
     pod.call("0")
     pod.clock.tick(5)
     pod.releases.look_for_idle()
-    assert pod.held.ready == {str(n) for n in range(1, MANY)}
+    assert set(pod.held.ready) == {str(n) for n in range(1, MANY)}
 
 
 def test_those_in_use_are_found_without_a_look_at_the_others(pod: Pod) -> None:
@@ -120,7 +160,7 @@ def test_one_that_is_persistent_no_more_can_be_idle_again() -> None:
     assert not pod.held.ready
     pod.clock.tick(IDLE_S)
     pod.releases.look_for_idle()
-    assert pod.held.ready == {"ann"}
+    assert set(pod.held.ready) == {"ann"}
 
 
 def test_the_links_of_unused_ones_are_kept_alive_as_their_leases_end(pod: Pod) -> None:
@@ -161,3 +201,149 @@ def test_each_has_one_string_and_no_table_of_wishes_of_its_own(pod: Pod) -> None
     assert all(uid is entry.uid for uid in kept)
     assert not entry.wishes
     assert entry.wishes is dict.__getitem__(pod.entries, "19").wishes
+
+
+# Many that are to be given up at once, as in a drain.
+
+DRAINED = 20_000
+
+
+@pytest.fixture
+def drained() -> Pod:
+    pod = Pod(DRAINED)
+    for number in range(20):
+        pod.release(number + 1, range(number * 1_000, number * 1_000 + 1_000))
+    for _ in range(10):
+        pod.look(0)
+    pod.looks()
+    return pod
+
+
+def test_a_look_is_no_look_at_all_that_are_to_be_given_up(drained: Pod) -> None:
+    given = [uid for _ in range(100) for uid in drained.give_up(10)]
+    assert given == [str(n) for n in range(1_000)], "the first that were asked for go first"
+    assert drained.looks() < 20 * len(given)
+
+
+def test_nor_while_those_given_up_wait_for_their_next_owners(drained: Pod) -> None:
+    given = [uid for _ in range(7) for uid in drained.give_up(10, "its state")]
+    drained.looks()
+    for _ in range(100):
+        assert drained.look(10) == []
+    assert drained.looks() < 100
+    assert drained.admission.denied("15000", 7, drained.held.term) is None
+    assert [it.uid for it in drained.look(10)] == ["15000"], "who is lost waits for none of that"
+    drained.releases.settled(dict.fromkeys(given[:10], (7, 0)))
+    assert len(drained.give_up(10)) == 10
+    assert drained.looks() < 500
+
+
+def test_nor_while_redis_confirms_none(drained: Pod) -> None:
+    drained.clock.tick(LEASE_S + 100)
+    drained.looks()
+    assert drained.look(10) == []
+    asked = [it.uid for _ in range(10) for it in drained.releases.to_confirm()]
+    assert 0 < len(asked) < 1_000, "so many are asked about ahead, each once"
+    assert drained.looks() < 5_000
+    for _ in range(100):
+        assert drained.look(10) == []
+    assert drained.looks() < 300
+
+
+def test_one_that_redis_does_not_confirm_keeps_no_other_waiting() -> None:
+    pod = Pod(DRAINED)
+    pod.clock.tick(LEASE_S + 100)
+    pod.release(1, range(DRAINED))
+    first = [it.uid for it in pod.releases.to_confirm()]
+    assert 100 < len(first) < 1_000
+    for uid in first:
+        pod.admission.unread(uid)
+    second = [it.uid for it in pod.releases.to_confirm()]
+    assert second
+    assert not {*first} & {*second}
+    for uid in second:
+        pod.confirm(uid)
+    assert pod.give_up(DRAINED) == second
+
+
+def test_to_take_a_release_back_is_no_look_at_those_of_others(drained: Pod) -> None:
+    drained.releases.cancel(20)
+    assert 1_000 <= drained.looks() < 5_000
+    while drained.give_up(500):
+        pass
+    left = [uid for uid, entry in dict.items(drained.entries) if entry.phase is Phase.HELD]
+    assert sorted(left, key=int) == [str(n) for n in range(19_000, 20_000)]
+
+
+def test_those_that_were_just_given_up_are_not_looked_at_by_who_settles(drained: Pod) -> None:
+    drained.give_up(100)
+    drained.clock.tick(5)
+    early = drained.clock()
+    while drained.give_up(500):
+        pass
+    drained.looks()
+    assert len(drained.held.unsettled(early)) == 100
+    assert drained.looks() < 300
+
+
+def test_those_that_are_being_acquired_are_not_looked_at_again() -> None:
+    pod = Pod(0)
+    for n in range(MANY):
+        pod.held.take_in(str(n), 5, State("it", arrived=True))
+        pod.releases.settled({str(n): (5, 7)})
+    assert len(pod.releases.to_acquire()) == MANY
+    pod.looks()
+    assert pod.releases.to_acquire() == []
+    assert pod.looks() == 0
+
+
+def test_nothing_is_left_of_a_drain_that_is_over(drained: Pod) -> None:
+    for number in range(15, 21):
+        drained.releases.cancel(number)
+    while given := drained.give_up(500, "its state"):
+        assert not drained.held.is_finished
+        drained.releases.settled(dict.fromkeys(given, (7, 0)))
+    held = drained.held
+    assert len(held) == 6_000
+    assert len(held.ready) == len(held.asked) == len(held.moments) == held.nobodys.undecided == 0
+    assert not held.nobodys.given_up
+
+
+def test_those_that_are_asked_for_wait_for_no_others_that_end_by_themselves() -> None:
+    pod = Pod(1_000)
+    pod.clock.tick(IDLE_S + 1)
+    idle = {str(n): 7 for n in range(1_000)}
+    pod.admission.lengthened(idle, pod.clock() + LEASE_S, pod.held.term)
+    pod.releases.look_for_idle()
+    pod.hold("1000")
+    pod.release(1, range(1_000, 1_001))
+    given = [uid for _ in range(3) for uid in pod.give_up(1)]
+    assert len(given) == 3
+    assert "1000" in given
+    assert {*given} & idle.keys(), "nor those for them"
+
+
+def test_one_whose_patience_ended_in_the_line_is_kept_if_it_is_called_then() -> None:
+    pod = Pod(2)
+    pod.release(1, range(2))
+    pod.clock.tick(301)
+    for uid in ("0", "1"):
+        pod.confirm(uid)
+    pod.releases.tick()
+    assert pod.releases.outcomes() == [], "they wait for a hook alone"
+    assert pod.admission.enter("1", 7, 1)[0] is Verdict.ADMIT
+    pod.releases.tick()
+    assert pod.releases.outcomes() == [Outcome(1, "1", 7, given=False)]
+    assert pod.give_up(10) == ["0"]
+
+
+def test_moments_that_are_void_are_not_many() -> None:
+    moments = Moments()
+    for n in range(10_000):
+        moments.set("u", 20_000.0 - n)
+        moments.set(str(n), 30_000.0)
+        moments.drop(str(n))
+    assert len(moments._heap) < 200
+    assert moments.take(10_000.0) == []
+    assert moments.take(10_001.0) == ["u"]
+    assert moments.take(40_000.0) == []

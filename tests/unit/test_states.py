@@ -73,10 +73,10 @@ class TestGivenUp:
     def test_it_goes_when_the_link_is_anothers(self, pod: Pod):
         give_up(pod)
         pod.releases.settled({"u": (99, 0)})
-        assert "u" in pod.held.kept
+        assert "u" in pod.held.nobodys.kept
         pod.releases.settled({"u": (100, 0)})
         assert pod.held.entries == {}
-        assert not pod.held.kept
+        assert not pod.held.nobodys.kept
 
     def test_what_is_given_back_is_acquired_with_the_very_same(self, pod: Pod):
         state = {"of": "u"}
@@ -95,7 +95,7 @@ class TestGivenUp:
         give_up(pod)
         assert confirm(pod, "u", 200, replaced=150) is Told.ACQUIRE
         assert state_of(pod, "u") is None
-        assert not pod.held.kept
+        assert not pod.held.nobodys.kept
 
     def test_one_whose_link_is_to_go_has_none(self, pod: Pod, clock: ManualClock):
         clock.tick(4)
@@ -106,7 +106,7 @@ class TestGivenUp:
         pod.releases.tick()
         work = pod.begin_hook()
         pod.releases.ended(work.uid, work.epoch, "nobody's")
-        assert not pod.held.kept
+        assert not pod.held.nobodys.kept
         assert pod.held.unsettled(clock() + 1) == {"u": (100, True)}
 
     def test_a_wish_for_a_later_epoch_gets_no_earlier_state(self, pod: Pod):
@@ -116,7 +116,7 @@ class TestGivenUp:
         pod.releases.ended(work.uid, work.epoch, "of 100")
         told = {it.release: it.has_state for it in pod.releases.outcomes()}
         assert told == {1: False, 2: False}
-        assert not pod.held.kept
+        assert not pod.held.nobodys.kept
 
     def test_only_so_many_wait_for_their_next_pods_at_a_time(self, pod: Pod):
         for number in range(100):
@@ -126,9 +126,9 @@ class TestGivenUp:
             for work in some:
                 assert pod.releases.may_begin(work)
                 pod.releases.ended(work.uid, work.epoch, "a state")
-        given = len(pod.held.kept)
+        given = len(pod.held.nobodys.kept)
         assert 64 <= given < 80
-        pod.releases.settled(dict.fromkeys(list(pod.held.kept)[:30], (100, 0)))
+        pod.releases.settled(dict.fromkeys(list(pod.held.nobodys.kept)[:30], (100, 0)))
         assert pod.releases.take(100), "as they go, others follow"
 
     def test_its_link_lives_on_past_a_lapse_of_its_pod(self, pod: Pod):
@@ -143,7 +143,7 @@ class TestGivenUp:
         arrive(pod)
         pod.held.lose_all()
         assert pod.held.unfinished() == []
-        assert not pod.held.kept
+        assert not pod.held.nobodys.kept
 
 
 class TestArrived:
