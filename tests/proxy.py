@@ -73,7 +73,7 @@ class TcpProxy:
 
     def _connect(self, client: socket.socket) -> None:
         try:
-            if self._cut:
+            if self._refuses(client):
                 client.close()
                 return
             if self._tls is not None:
@@ -83,9 +83,9 @@ class TcpProxy:
             client.close()
             return
         self._open |= {client, server}
-        back = threading.Thread(target=self._forward, args=(server, client), daemon=True)
+        back = threading.Thread(target=self._forward, args=(server, client, client), daemon=True)
         back.start()
-        self._forward(client, server)
+        self._forward(client, server, client)
         back.join()
         # Closed only when nobody uses them: OpenSSL would go on with the number of a closed
         # file, which may be another's by then.
@@ -93,10 +93,18 @@ class TcpProxy:
         client.close()
         server.close()
 
-    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+    def _refuses(self, _: socket.socket) -> bool:
+        """True if a client that has just connected is to be turned away."""
+        return self._cut
+
+    def _wait(self, _: socket.socket) -> None:
+        """Wait until something may flow to and from a client."""
+        self._flowing.wait()
+
+    def _forward(self, source: socket.socket, sink: socket.socket, client: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while chunk := source.recv(65536):
-                self._flowing.wait()
+                self._wait(client)
                 if self.delay_s:
                     time.sleep(self.delay_s)
                 sink.sendall(chunk)

@@ -63,7 +63,8 @@ class Storm:
         self._faults: list[str] = []
         self.first: list[str] = []
         """What strikes before all else, however short the storm; the last of these first."""
-        self.lease_s = world.client._session.namespace.config.pod_lease_s
+        config = world.client._session.namespace.config
+        self.lease_s, self._heartbeat_s = config.pod_lease_s, config.heartbeat_s
 
     def run(self, seconds: float, clients: int, faults: list[str]) -> History:
         """Call and strike for that long; return what callers saw, without what the pods wrote."""
@@ -232,6 +233,20 @@ class Storm:
         self._over(fault)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+
+    def _partition(self) -> None:
+        """Cut one pod alone off from the store, for less or for more than its lease."""
+        link, pid = self._victim()
+        begun, seconds = time.monotonic(), self._away_s()
+        stops = begun + 0.9 * self.lease_s - self._heartbeat_s  # its last renewal was before
+        lapses = begun + seconds > stops
+        told = ("partition", stops, link.incarnation) if lapses else ("short partition", begun, -1)
+        self.world.proxy.part(pid, refuse=self.random.random() < 0.5)
+        try:
+            self._wait(seconds)
+        finally:
+            self.world.proxy.heal()
+            self.history.faults.append(Fault(*told, until=time.monotonic()))
 
     def _restart(self) -> None:
         link, pid = self._victim()
