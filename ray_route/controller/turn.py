@@ -51,6 +51,6 @@ class Turn:
 
     def _in_the_way(self) -> str:
         """Say what is done now."""
-        other = f"another caller that is scaling service {self._service!r}"
+        what = self._keeping.upgrading.told() or f"the turn at service {self._service!r}"
         doing = self._keeping.doing
-        return f"{self._keeping.upgrading.told() or other}{f' ({doing})' if doing else ''}"
+        return f"{what} ({doing})" if doing else what
