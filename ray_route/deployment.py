@@ -12,7 +12,7 @@ from ray_route.client import operations
 from ray_route.client.base import DRAIN_S
 from ray_route.client.session import Session
 from ray_route.client.sync_client import RouteClient
-from ray_route.clock import Deadline
+from ray_route.clock import Deadline, shorter
 from ray_route.controller.handle import ControllerHandle
 from ray_route.controller.recipe import Given
 from ray_route.errors import ClosedError, InvalidInputError
@@ -207,7 +207,7 @@ class Deployment:
         """
         _check_limits(timeout=timeout)
         tolerance = check_tolerance("tolerance", tolerance)
-        self._ask(Deadline.after(timeout), "keep_even", tolerance, timeout)
+        self._ask(Deadline.after(timeout), "keep_even", tolerance, shorter(timeout))
 
     def cordon(self, pod: int, timeout: float = DEPLOY_S) -> None:
         """Have a pod take no new uids; it keeps those that it has.
@@ -216,7 +216,7 @@ class Deployment:
         `InvalidInputError` for an unknown pod.
         """
         _check_limits(timeout=timeout)
-        self._ask(Deadline.after(timeout), "cordon", check_pod(pod), timeout)
+        self._ask(Deadline.after(timeout), "cordon", check_pod(pod), shorter(timeout))
 
     def uncordon(self, pod: int, timeout: float = DEPLOY_S) -> None:
         """Have a pod take new uids again; one that was drained is ended and made anew.
@@ -224,7 +224,7 @@ class Deployment:
         Raises `InvalidInputError` for an unknown pod, `PodStartError` if it fails to start.
         """
         _check_limits(timeout=timeout)
-        self._ask(Deadline.after(timeout), "uncordon", check_pod(pod), timeout)
+        self._ask(Deadline.after(timeout), "uncordon", check_pod(pod), shorter(timeout))
 
     def shutdown(self, grace_s: float = GRACE_S) -> None:
         """Stop all pods, each after `on_release` of all its uids, and give their indexes back.

@@ -25,6 +25,7 @@ class TcpProxy:
         self._flowing.set()
         self._cut = False
         self._losing: tuple[bytes, Callable[[], None]] | None = None
+        self._lost: set[socket.socket] = set()
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -82,7 +83,7 @@ class TcpProxy:
 
     def _connect(self, client: socket.socket) -> None:
         try:
-            if self._cut:
+            if self._refuses(client):
                 client.close()
                 return
             if self._tls is not None:
@@ -92,10 +93,9 @@ class TcpProxy:
             client.close()
             return
         self._open |= {client, server}
-        lost = threading.Event()
-        back = threading.Thread(target=self._forward, args=(server, client, lost), daemon=True)
+        back = threading.Thread(target=self._forward, args=(server, client, client), daemon=True)
         back.start()
-        self._forward(client, server, lost)
+        self._forward(client, server, client)
         back.join()
         # Closed only when nobody uses them: OpenSSL would go on with the number of a closed
         # file, which may be another's by then.
@@ -103,13 +103,21 @@ class TcpProxy:
         client.close()
         server.close()
 
-    def _forward(self, source: socket.socket, sink: socket.socket, lost: threading.Event) -> None:
+    def _refuses(self, _: socket.socket) -> bool:
+        """True if a client that has just connected is to be turned away."""
+        return self._cut
+
+    def _wait(self, _: socket.socket) -> None:
+        """Wait until something may flow to and from a client."""
+        self._flowing.wait()
+
+    def _forward(self, source: socket.socket, sink: socket.socket, client: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while chunk := source.recv(65536):
-                self._flowing.wait()
+                self._wait(client)
                 if self._losing and self._losing[0] in chunk:
-                    lost.set()
-                elif self._losing and lost.is_set():  # it is the answer
+                    self._lost.add(client)
+                elif self._losing and client in self._lost:  # it is the answer
                     (_, then), self._losing = self._losing, None
                     then()
                     break

@@ -156,13 +156,20 @@ class FailsToRestart(Counter):
 
 
 class Gated(Counter):
-    """Its constructor says that it runs, and waits to be let go on."""
+    """Its constructor says that it runs, and in which process, and waits to be let go on."""
 
     def __init__(self, folder: str) -> None:
         super().__init__()
-        (Path(folder) / "made").touch()
+        with (Path(folder) / "made").open("a") as made:
+            made.write(f"{os.getpid()}\n")
         while not (Path(folder) / "go").exists():
             time.sleep(0.02)
+
+
+def made_in(folder: Path) -> list[int]:
+    """Return in which processes constructors of `Gated` have run, the first one first."""
+    made = folder / "made"
+    return [int(pid) for pid in made.read_text().split()] if made.exists() else []
 
 
 class GatedCarrier(Gated, Carrier):

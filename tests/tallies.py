@@ -128,7 +128,12 @@ class Forgetful:
 
 
 class Weighted(Tally):
-    """Says what some users weigh, and has calls that wait for a file named "go"."""
+    """Says what some users weigh, or all, and has calls that wait for a file named "go"."""
+
+    def report(self, _: str, load: float | None) -> None:
+        agent = ray_route.current_agent()
+        assert agent is not None
+        agent.set_load_state(load)
 
     def weigh(self, uid: str, load: float | None) -> None:
         agent = ray_route.current_agent()

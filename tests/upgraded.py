@@ -30,10 +30,10 @@ class Old:
         """Return how often this user's state has come to another pod."""
         return self.moves
 
-    def hold(self) -> None:
+    def hold(self, until: str = "go") -> None:
         """Stay until a file is there, and say that it has begun."""
         (Path(self.folder) / "held").touch()
-        while not (Path(self.folder) / "go").exists():
+        while not (Path(self.folder) / until).exists():
             time.sleep(0.02)
 
 

@@ -7,7 +7,6 @@ import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 from ray import cloudpickle
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ray_route.cli.cluster import TIMEOUT_S, NamespaceView
-from ray_route.cli.output import console, in_namespace, print_json, table
+from ray_route.cli.output import console, in_namespace, print_json, say, table
 from ray_route.deploy import get_deployment
 from ray_route.deployment import Deployment
 from ray_route.errors import UpgradeError
@@ -37,14 +36,6 @@ def held(namespace: NamespaceView, service: str) -> Iterator[Deployment]:
         yield deployment
     finally:
         deployment.close()
-
-
-def _say(text: str, content: Any, *, as_json: bool) -> int:
-    if as_json:
-        print_json(content)
-    else:
-        console().print(text, markup=False)
-    return 0
 
 
 @click.command()
@@ -158,7 +149,7 @@ def scale(
         deployment.scale(replicas, deadline, timeout, **how, down_s=policy["down"])
     said = {"service": service, "replicas": replicas}
     many = f"{replicas[0]} to {replicas[1]}" if isinstance(replicas, tuple) else replicas
-    return _say(f"{service} has {many} pods", said, as_json=as_json)
+    return say(f"{service} has {many} pods", said, as_json=as_json)
 
 
 def _imported(named: str) -> type:
@@ -248,10 +239,10 @@ def upgrade(
                 found, max_surge=max_surge, deadline_s=deadline, timeout=timeout, on_progress=tell
             )
         except UpgradeError as error:
-            _say(str(error), last[0], as_json=as_json)
+            say(str(error), last[0], as_json=as_json)
             return _NOT_AS_WANTED
     text = f"{service} runs generation {last[0].generation}: {last[0].moved} uids moved"
-    return _say(text, last[0], as_json=as_json)
+    return say(text, last[0], as_json=as_json)
 
 
 def _told(now: UpgradeProgress) -> str:
@@ -277,7 +268,7 @@ def cordon(namespace: NamespaceView, service: str, pod: int, *, as_json: bool) -
     with held(namespace, service) as deployment:
         deployment.cordon(pod, TIMEOUT_S)
     said = {"service": service, "pod": pod, "cordoned": True}
-    return _say(f"pod {pod} of {service} takes no new uids", said, as_json=as_json)
+    return say(f"pod {pod} of {service} takes no new uids", said, as_json=as_json)
 
 
 @click.command()
@@ -294,7 +285,7 @@ def uncordon(namespace: NamespaceView, service: str, pod: int, *, as_json: bool)
     with held(namespace, service) as deployment:
         deployment.uncordon(pod, TIMEOUT_S)
     said = {"service": service, "pod": pod, "cordoned": False}
-    return _say(f"pod {pod} of {service} takes new uids", said, as_json=as_json)
+    return say(f"pod {pod} of {service} takes new uids", said, as_json=as_json)
 
 
 @click.command()
@@ -317,4 +308,4 @@ def shutdown(namespace: NamespaceView, service: str, grace: float, *, as_json: b
     """  # noqa: D301 - click's mark for text that is not wrapped
     with held(namespace, service) as deployment:
         deployment.shutdown(grace)
-    return _say(f"{service} is ended", {"service": service, "ended": True}, as_json=as_json)
+    return say(f"{service} is ended", {"service": service, "ended": True}, as_json=as_json)

@@ -94,6 +94,15 @@ def print_json(content: Any) -> None:
     click.echo(as_json(content), file=output())
 
 
+def say(text: str, content: Any, *, as_json: bool) -> int:
+    """Print what a command has done, for people or for programs; return the status 0."""
+    if as_json:
+        print_json(content)
+    else:
+        console().print(text, markup=False)
+    return 0
+
+
 def as_json(content: Any) -> str:
     """Write a document as JSON, values of ours by their fields."""
     return json.dumps(content, default=_plain)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import Counter
 
 import click
+from click.core import ParameterSource
 
 from ray_route.cli.cluster import TIMEOUT_S, NamespaceView
 from ray_route.cli.keep import held
-from ray_route.cli.output import console, in_namespace, print_json, table
+from ray_route.cli.output import console, in_namespace, print_json, say, table
 from ray_route.model import Rebalance
 
 _NOT_DONE = 1
 _POSITIVE = click.FloatRange(min=0, min_open=True)
+# What says how users are moved now: by itself the controller does so at a rate of its own.
+_OF_A_RUN = ("dry_run", "max_moves_per_s", "deadline")
 
 
 @click.command()
@@ -29,6 +32,11 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 @click.option(
     "--deadline", type=_POSITIVE, default=300.0, show_default=True, help="Seconds; then it stops."
 )
+@click.option(
+    "--keep/--no-keep",
+    default=None,
+    help="Have loads evened out by themselves from now on, or no more; nobody moves now.",
+)
 @in_namespace
 def rebalance(
     namespace: NamespaceView,
@@ -38,17 +46,26 @@ def rebalance(
     deadline: float,
     *,
     dry_run: bool,
+    keep: bool | None,
     as_json: bool,
 ) -> int:
     """Move uids off pods that have more than others, with their states and without losing a call.
 
     The plan is shown first. Uids without a call go first. The status is 1 if it ended early.
 
+    With --keep the controller does so by itself from now on, where a pod has been above the mean by
+    more than --tolerance for a minute; --no-keep ends that. Then this command moves nobody.
+
     \b
     Examples:
       ray-route rebalance rooms --dry-run
       ray-route rebalance rooms --max-moves-per-s 20 --json
+      ray-route rebalance rooms --keep --tolerance 0.2
+      ray-route rebalance rooms --no-keep
     """  # noqa: D301 - click's mark for text that is not wrapped
+    if keep is not None:
+        _check_alone(keep=keep)
+        return _keep(namespace, service, tolerance if keep else None, as_json=as_json)
     with held(namespace, service) as deployment:
         result = deployment.rebalance(tolerance=tolerance, dry_run=True, deadline_s=TIMEOUT_S)
         if not as_json:
@@ -65,6 +82,26 @@ def rebalance(
     if result.problem and not as_json:
         console().print(f"it ended early: {result.problem}", markup=False)
     return _NOT_DONE if result.problem else 0
+
+
+def _check_alone(*, keep: bool) -> None:
+    """Refuse options that mean nothing beside a policy."""
+    context = click.get_current_context()
+    word, others = ("--keep", _OF_A_RUN) if keep else ("--no-keep", (*_OF_A_RUN, "tolerance"))
+    for name in others:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{option} does not go with {word}, which moves nobody now")
+
+
+def _keep(namespace: NamespaceView, service: str, tolerance: float | None, *, as_json: bool) -> int:
+    """Say how uneven loads may be from now on; None: as uneven as they are."""
+    with held(namespace, service) as deployment:
+        deployment.keep_even(tolerance, TIMEOUT_S)
+    text = f"the loads of {service} are left as they are"
+    if tolerance is not None:
+        text = f"{service} is kept even: no pod more than {tolerance:.4g} above the mean"
+    return say(text, {"service": service, "tolerance": tolerance}, as_json=as_json)
 
 
 def _show(service: str, plan: Rebalance) -> None:

@@ -23,14 +23,15 @@ from ray_route.controller.keeping import Keeping
 from ray_route.controller.marks import GivenUp, give_up, is_given_up
 from ray_route.controller.recipe import Recipe
 from ray_route.controller.requests import Description, Request, code_of, give_way
+from ray_route.controller.turn import Turn
 from ray_route.controller.upkeep import Upkeep
 from ray_route.controller.wishes import DeposedError, Wishes
-from ray_route.errors import CallCancelledError, ClosedError, RouteError, RouteTimeoutError
+from ray_route.errors import CallCancelledError, ClosedError, RouteError
 from ray_route.model import Rebalance, RoutingState, ServiceStatus, UpgradeProgress
 from ray_route.pod.stopping import Actors
 from ray_route.policies import Autoscale
 from ray_route.protocol.names import RAY_NAMESPACE, controller_name, recipe_name
-from ray_route.runtime.waiting import Pause, late
+from ray_route.runtime.waiting import Pause
 from ray_route.store.wanted import Upgrade, Wanted
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class Controller:
         self._wishes = Wishes(self._recipe, actor)
         self._keeping = Keeping(self._recipe, self._upkeep, self._wishes, patience_s)
         figures = self._keeping.figures
-        self._lock = threading.Lock()
+        self._turn = Turn(self._service, self._keeping)
         self._requests: dict[str, Request] = {}
         self._awaited: set[str] = set()
         """Recipes of upgrades that wait for their turn."""
@@ -127,7 +128,7 @@ class Controller:
 
     def begin(self, replicas: int, autoscale: Autoscale | None, tolerance: float | None) -> None:
         """Keep the service so from now on: its pods serve."""
-        with self._turn(Deadline.after(_HEAL_S)):
+        with self._turn.taken(Deadline.after(_HEAL_S)):
             self._keeping.begin(replicas, autoscale, tolerance)
             self._wake.set()
 
@@ -144,11 +145,8 @@ class Controller:
         Who decides how many pods there are changes last: a scaling that fails changes nothing.
         """
         deadline = Deadline.after(timeout)
-        with self._asked(request, deadline) as asked:
-            before = self._wanted()
-            if before.upgrade is not None:
-                raise RouteTimeoutError(waiting_for="an upgrade to end", timeout_s=timeout)
-            before = self._keeping.before(request, before)
+        with self._asked(request, deadline, after_upgrades=True) as asked:
+            before = self._keeping.before(request, self._wanted())
             # Those that an autoscaled service has above its most go one by one, later.
             wanted = before.scaled(max(replicas, before.replicas) if autoscale else replicas)
             self._wishes.write(wanted)
@@ -183,7 +181,7 @@ class Controller:
         deadline = Deadline.after(deadline_s)
         if max_moves_per_s is None:
             return self._keeping.rebalancer.planned(tolerance, deadline)
-        with self._asked(request, deadline) as asked:
+        with self._asked(request, deadline, after_upgrades=True) as asked:
             check = self._checked(asked)
             return self._keeping.rebalancer.run(tolerance, max_moves_per_s, deadline, check)
 
@@ -270,13 +268,13 @@ class Controller:
         self._ending = True
         for request in list(self._requests):
             self._give_up(request)
-        had = self._lock.acquire(timeout=_MAKE_WAY_S)
+        had = self._turn.lock.acquire(timeout=_MAKE_WAY_S)
         try:
             self._keeping.finish(grace_s)
             self._wake.set()
         finally:
             if had:
-                self._lock.release()
+                self._turn.lock.release()
 
     # How it is done.
 
@@ -290,22 +288,19 @@ class Controller:
         self._let_go(recipe_name(spec.namespace, spec.service, request), request)
 
     @contextlib.contextmanager
-    def _turn(self, deadline: Deadline) -> Iterator[None]:
-        if not self._lock.acquire(timeout=deadline.remaining()):
-            what = f"another caller that is scaling service {self._service!r}"
-            raise late(f"{what} ({self._keeping.doing})", deadline)
-        try:
-            yield
-        finally:
-            self._keeping.doing = ""
-            self._lock.release()
-
-    @contextlib.contextmanager
-    def _asked(self, request: str, deadline: Deadline) -> Iterator[Request]:
+    def _asked(
+        self, request: str, deadline: Deadline, *, after_upgrades: bool = False
+    ) -> Iterator[Request]:
         """Hold the turn for what a caller asks."""
         asked = self._requests.setdefault(request, Request())
+
+        def wanted() -> Wanted:
+            self._checked(asked)()
+            return self._wanted()
+
+        taken = self._turn.taken_after_upgrades(deadline, wanted)
         try:
-            with self._in_charge(), self._turn(deadline):
+            with self._in_charge(), taken if after_upgrades else self._turn.taken(deadline):
                 self._checked(asked)()
                 yield asked
         finally:
@@ -376,7 +371,7 @@ class Controller:
         ray.kill(ray.get_actor(self._name, namespace=RAY_NAMESPACE), no_restart=True)
 
     def _look(self) -> None:
-        if not self._lock.acquire(blocking=False):
+        if not self._turn.lock.acquire(blocking=False):
             return  # a caller's wish is being done
         try:
             gives_way = partial(give_way, self._check_upgrade, self._requests)
@@ -393,4 +388,4 @@ class Controller:
             self._problem = str(error)
         finally:
             self._keeping.doing = ""
-            self._lock.release()
+            self._turn.lock.release()

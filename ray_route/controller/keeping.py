@@ -18,6 +18,7 @@ from ray_route.controller.recipe import Recipe
 from ray_route.controller.recipes import end_holders
 from ray_route.controller.requests import StoppedError
 from ray_route.controller.starts import Starts
+from ray_route.controller.strays import Strays
 from ray_route.controller.upgrading import Upgrading
 from ray_route.controller.upkeep import Steps, Upkeep
 from ray_route.controller.wishes import DeposedError, Wishes
@@ -70,6 +71,7 @@ class Keeping:
         """True once the service has been ended."""
         self.figures = Figures(recipe)
         self._starts = Starts(spec.service, self.figures)
+        self._strays = Strays(upkeep)
         self.rebalancer = Rebalancer(upkeep, spec.service, self.say, self.figures)
         self.evenness = Evenness(self.rebalancer)
         self.upgrading = Upgrading(upkeep, wishes, self.figures)
@@ -157,8 +159,9 @@ class Keeping:
         mark = noted(self._wishes.actor)
         if mark == ENDED:
             self.finish(GRACE_S)
-        elif mark == BEGUN:
+        else:
             self._wishes.claim()
+        if not self.done and (mark == BEGUN or self._wishes.wanted is not None):
             wanted = self._wishes.wanted or Wanted(1, self._name)
             if wanted.upgrade is None:
                 before = frozenset(wanted.indexes)
@@ -166,6 +169,8 @@ class Keeping:
                 if self._wishes.is_held:
                     self._left = frozenset(wanted.indexes) - before
             self._wishes.write(wanted)
+            if mark != BEGUN:  # an earlier life has died just before it noted that
+                note(self._wishes.actor, BEGUN)
         self._is_taken_up = True
 
     def begin(self, replicas: int, autoscale: Autoscale | None, tolerance: float | None) -> None:
@@ -192,6 +197,7 @@ class Keeping:
             return
         self._settle_scale_in(wanted)
         self.take(self._heal())
+        self.take(self._strays.steps(wanted, self.healing(gives_way)))
         if wanted.cordons:
             self.take(self._upkeep.close(wanted.cordons))
         if wanted.autoscale is not None:

@@ -11,7 +11,7 @@ import ray
 from ray.util import list_named_actors
 
 from ray_route.clock import Deadline
-from ray_route.controller.marks import leads_to
+from ray_route.controller.marks import is_in_charge
 from ray_route.controller.recipe import Recipe
 from ray_route.errors import PodStartError, RouteTimeoutError
 from ray_route.pod.arguments import cut
@@ -68,9 +68,9 @@ def make_elsewhere(
 ) -> None:
     """Make pods in a process that ends then, in their runtime environment.
 
-    For the controller of Ray actor id `actor`: once that is gone it makes no more, since nobody
-    would end them. Those that are there already stay as they are. Raises `PodStartError` if the
-    class can't be loaded there, `RouteTimeoutError`.
+    For the controller of Ray actor id `actor`: once that is gone, or has begun to end its service,
+    it makes no more, since nobody would end them. Those that are there already stay as they are.
+    Raises `PodStartError` if the class can't be loaded there, `RouteTimeoutError`.
     """
     options = {"num_cpus": 0, "max_calls": 1, "scheduling_strategy": "DEFAULT"}
     environment = recipe.options.get("runtime_env")
@@ -96,10 +96,10 @@ def _make_all(indexes: list[int], actor: str, held: list[Any], *pieces: bytes) -
     name = controller_name(recipe.spec.namespace, recipe.spec.service)
     maker = PodMaker(recipe, recipe.user_class(), held)
     for index in indexes:
-        if leads_to(name, actor):
+        if is_in_charge(name, actor):
             with contextlib.suppress(NameTakenError):
                 pod = maker.make(index)
-                if not leads_to(name, actor):
+                if not is_in_charge(name, actor):
                     ray.kill(pod, no_restart=True)
 
 

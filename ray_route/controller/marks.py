@@ -108,3 +108,11 @@ def leads_to(name: str, actor: str) -> bool:
     except ValueError:
         return False
     return reached == actor
+
+
+def is_in_charge(name: str, actor: str) -> bool:
+    """True while the controller of that Ray id keeps its service. Asks Ray's head.
+
+    Once its service's end has begun it does not; its name may lead to it for a moment more.
+    """
+    return noted(actor) == BEGUN and leads_to(name, actor)

@@ -59,6 +59,16 @@ class Upgrading:
         wanted = self._wishes.wanted
         return wanted is not None and wanted.upgrade is not None and self._stuck is None
 
+    def told(self) -> str:
+        """Say which upgrade is under way, and which way it goes; empty if none is."""
+        wanted = self._wishes.wanted
+        if wanted is None or wanted.upgrade is None:
+            return ""
+        way = "on its way back to" if wanted.upgrade.back else "to"
+        stuck = f", which is tried again, and stops: {self._stuck}" if self._stuck else ""
+        what = f"the upgrade of service {self._upkeep.service!r}"
+        return f"{what} {way} generation {wanted.generation}{stuck}"
+
     def begin(self, recipe: str, how: Upgrade) -> None:
         """Want the generation of that recipe; an upgrade that is stuck is given up for it."""
         wanted = self._wishes.wanted

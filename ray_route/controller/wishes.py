@@ -106,7 +106,8 @@ class Wishes:
             raise DeposedError
 
     def forget(self) -> None:
-        """Want nothing any more."""
+        """Want nothing any more, whatever an earlier life has written."""
+        self.claim()
         with self._lock:
             self._send(None)
 

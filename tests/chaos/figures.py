@@ -20,6 +20,8 @@ def report(history: History, failures: list[str], wrong: list[str]) -> None:
     print(f"wrong {len(wrong)}, failed calls {len(failures)}")
     for line in [*_table(history), *wrong[:50], *failures[:20]]:
         print(line)
+    for fault in history.faults if wrong or failures else ():
+        print(f"{fault.at:.2f} to {fault.until:.2f}: {fault.kind} of {fault.incarnation}")
 
 
 def _table(history: History) -> Iterator[str]:

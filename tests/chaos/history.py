@@ -63,10 +63,11 @@ class Fault:
     uids: frozenset[str] = frozenset()
 
 
-STOPS = frozenset({"kill", "freeze", "starved"})
+STOPS = frozenset({"kill", "freeze", "starved", "partition"})
 """What stops a process where it stands: it can't say what becomes of its users.
 
-A process is "starved" that did not run for long, since the machine had no time for it.
+A process is "starved" that did not run for long, since the machine had no time for it. A pod in a
+"partition" is cut off from the store alone: it stops by itself, and others may have its users.
 """
 SETTLED_S = 15.0
 """How long after a fault its last consequence may come: hooks end, uids are given back."""

@@ -233,6 +233,35 @@ class Storm:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
 
+    def _partition(self) -> None:
+        """Cut one pod alone off from the store, for less or for more than its lease.
+
+        Right after a heartbeat: so it is known until when it may serve, and when others may.
+        """
+        link, pid = self._victim()
+        seconds = self._away_s()
+        eventually(lambda: self._silence_s(link) < self.lease_s / 30, "a heartbeat", TIMEOUT_S)
+        begun = time.monotonic()
+        stops = begun + 0.9 * self.lease_s
+        lapses = begun + seconds > stops
+        told = ("partition", stops, link.incarnation) if lapses else ("short partition", begun, -1)
+        self.world.proxy.part(pid, refuse=self.random.random() < 0.5)
+        try:
+            self._wait(seconds)
+        finally:
+            self.world.proxy.heal()
+            self.history.faults.append(Fault(*told, until=time.monotonic()))
+
+    def _silence_s(self, link: ray_route.Link) -> float:
+        """Return how long ago a life's last heartbeat was, of the store; none if it has ended."""
+        table = self.client._session.namespace.keys.pods(SERVICE)
+        names = [f"{link.pod}:{name}" for name in ("incarnation", "heartbeat")]
+        with contextlib.closing(admin(self.world.server)) as redis:
+            life, heartbeat_us = redis.hmget(table, names)
+            seconds, microseconds = redis.time()
+        lives = life is not None and int(life) == link.incarnation
+        return seconds + (microseconds - int(heartbeat_us)) / 1e6 if lives else 0.0
+
     def _restart(self) -> None:
         link, pid = self._victim()
         self._note("restart", link)
@@ -278,9 +307,15 @@ class Storm:
         left = max(0.3, self._ends - time.monotonic())
         return min(left, self.random.uniform(0.1, OUTAGE_LEASES * self.lease_s))
 
-    def _outage(self, kind: str, begin: Callable[[], Any], end: Callable[[], Any]) -> None:
+    def _outage(
+        self,
+        kind: str,
+        begin: Callable[[], Any],
+        end: Callable[[], Any],
+        besides: tuple[str, ...] = ("kill", "router", "", ""),
+    ) -> None:
         """Have the store away for a while; in some outages a pod or the router ends, too."""
-        beside = self.random.choice(["kill", "router", "", ""])
+        beside = self.random.choice(besides)
         _, pid = victim = self._victim()
         seconds = self._away_s()
         fault = self._note(kind)
@@ -345,7 +380,7 @@ class Storm:
 
     def _crash(self) -> None:
         """Kill Redis, which keeps nothing on disk, and start it again after a while."""
-        self._outage("crash", self.world.server.stop, self.world.clock.start)
+        self._outage("crash", self.world.server.stop, self.world.clock.start, ("kill", "", ""))
 
     # Faults of the store's clock.
 

@@ -50,6 +50,13 @@ def test_a_call_that_a_freeze_stopped_ends_there() -> None:
     assert found(late, SECOND, faults=(Fault("freeze", 1.5, incarnation=1),)) == ""
 
 
+def test_a_pod_that_is_cut_off_may_serve_until_its_lease_ends_and_not_then() -> None:
+    late, cut = replace(FIRST, start=1.4, end=9.0), Fault("partition", 1.5, 1, until=4.0)
+    assert "was served by" in found(late, SECOND)
+    assert found(late, SECOND, faults=(cut,)) == ""
+    assert "was served by" in found(replace(late, start=1.6), SECOND, faults=(cut,))
+
+
 def test_a_killed_call_ends_with_its_process() -> None:
     cut = replace(FIRST, end=None)
     overlap = replace(SECOND, start=1.2)

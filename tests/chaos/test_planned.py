@@ -23,7 +23,7 @@ SECONDS = float(os.environ.get("CHAOS_S", "8"))
 SEED = int(os.environ.get("CHAOS_SEED", random.randrange(10**6)))
 LEASE_S = 3.0
 OF_PODS = ["kill", "move", "freeze", "hasty", "scale", "restart", "router", "drain", "remove"]
-OF_THE_STORE = ["flush", "cut", "stall", "pause", "crash"]
+OF_THE_STORE = ["partition", "flush", "cut", "stall", "pause", "crash"]
 
 
 @pytest.mark.timeout(SECONDS + 400)
@@ -33,7 +33,7 @@ def test_what_owners_do_among_faults_costs_no_call_and_no_state(
     print(f"seed {SEED}, {SECONDS:g} s")
     with deployed(UserWitness, unique_name(), tmp_path, SEED, LEASE_S, per_uid=True) as world:
         storm = Planned(world, SEED)
-        storm.first = ["kill", "controller", "upgrade", "rebalance"]
+        storm.first = ["kill", "partition", "controller", "upgrade", "rebalance"]
         history = storm.run(SECONDS, 6, [*OF_PODS, *OF_THE_STORE, *PLANNED])
     read_logs(tmp_path, history)
     history.shut_down = True

@@ -12,7 +12,7 @@ from typing import Any
 
 from helpers import end_router
 from history import Fault, History, Hook, Served
-from proxy import TcpProxy
+from parting import PartingProxy
 from stepping import SteppingServer, stepping_server
 from witness import Heart
 
@@ -32,7 +32,7 @@ class World:
 
     clock: SteppingServer
     server: EmbeddedServer
-    proxy: TcpProxy
+    proxy: PartingProxy
     client: ray_route.RouteClient
     deployment: ray_route.Deployment
     folder: Path
@@ -45,7 +45,7 @@ def deployed(
     cls: type, namespace: str, folder: Path, seed: int, lease_s: float, **options: Any
 ) -> Iterator[World]:
     """Deploy a witness behind a store of its own; shut it down in order."""
-    with stepping_server() as clock, TcpProxy(clock.server.port) as proxy:
+    with stepping_server() as clock, PartingProxy(clock.server.port) as proxy:
         server = clock.server
         url = server.url.replace(str(server.port), str(proxy.port))
         with deployed_on(url, cls, namespace, folder, seed, lease_s, **options) as made:

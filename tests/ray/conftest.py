@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import ray
 from commands import Command
 from helpers import end_router, eventually, namespaces_with_routers, unique_name
+from lives import Service
 from services import Counter
 from talkers import AsyncTalker, Talker
 
@@ -120,6 +123,14 @@ def deploy(client: ray_route.RouteClient) -> Iterator[Deploy]:
     yield make
     for deployment in made:
         deployment.shutdown()
+
+
+@pytest.fixture
+def service(client: ray_route.RouteClient, deploy: Deploy) -> Iterator[Service]:
+    """Two pods of a service whose controller's process is frozen: tests are its lives."""
+    found = Service(client, deploy(Counter, replicas=2))
+    yield found
+    os.kill(found.pid, signal.SIGKILL)  # its next life goes on
 
 
 @pytest.fixture

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import shlex
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +27,8 @@ import ray_route
 from ray_route.store.embedded import EmbeddedServer
 
 LEASE_S = 3.0
+# How long a node that is told to end may take to leave.
+DRAIN_S = 12
 # Nobody reads the logs, and there is no cloud to ask for nodes.
 UNWATCHED = {"include_log_monitor": False, "no_monitor": True, "include_dashboard": False}
 QUICK = {
@@ -40,6 +48,7 @@ def main() -> None:
         with EmbeddedServer() as server:
             pods_spread_and_a_node_may_go(cluster, others, server.url)
             a_node_that_is_drained_gives_its_users_away(cluster, server.url)
+            a_node_that_is_told_to_end_gives_its_users_away(cluster, server.url)
             a_router_moves_with_its_node(cluster, *others, server.url)
     finally:
         ray.shutdown()
@@ -104,13 +113,85 @@ def a_node_that_is_drained_gives_its_users_away(cluster: Any, url: str) -> None:
         print("a node that Ray had drained was removed: no uid has lost its state")
 
 
+def a_node_that_is_told_to_end_gives_its_users_away(cluster: Any, url: str) -> None:
+    """Send SIGTERM to a machine's `ray start`, as KubeRay does, while users are called."""
+    rest = cluster.add_node(num_cpus=1, resources={"told": 1})
+    options = {"num_cpus": 0, "resources": {"told": 1}, "max_restarts": 0}
+    place: dict[str, Any] = {"namespace": "told", "service": "svc", "redis_url": url}
+    with (
+        started(cluster, {"told": 1}) as program,
+        ray_route.connect("told", url) as client,
+        ray_route.deploy(Tally, replicas=2, ray_actor_options=options, **place),
+    ):
+        uids = [f"u{number}" for number in range(30)]
+        (left,) = [index for index, it in client.pods("svc").items() if it.node == rest.node_id]
+        with called_on(client, uids) as counts:
+            assert len(pods_of(client, uids)) == 2
+            program.terminate()
+            told_at = time.monotonic()
+            program.wait(DRAIN_S + 60)
+            took_s = age(told_at)
+        assert pods_of(client, uids) == {left}
+        assert {uid: client.call(uid, "svc", "add", uid) for uid in uids} == counts
+        print(f"a node that was told to end has ended after {took_s:.1f} s: no call failed")
+
+
+@contextmanager
+def started(cluster: Any, resources: dict[str, int]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a node as a machine does, by a program that stays; end it, if it is there yet."""
+    before = nodes()
+    words = ["start", "--address", cluster.address, "--block", "--num-cpus", "1"]
+    environment = {**os.environ, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_S)}
+    program = subprocess.Popen(
+        [ray_program(), *words, "--resources", json.dumps(resources)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        eventually(lambda: nodes() - before, "the node is there")
+        yield program
+    finally:
+        program.kill()
+
+
+def nodes() -> set[str]:
+    """Return the ids of the nodes that are alive."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+@contextmanager
+def called_on(client: Any, uids: list[str]) -> Iterator[dict[str, int]]:
+    """Call all uids, again and again; give what each call is to return next."""
+    counts, stop = dict.fromkeys(uids, 1), threading.Event()
+
+    def go_on() -> None:
+        while not stop.is_set():
+            for uid in uids:
+                assert client.call(uid, "svc", "add", uid, timeout=60) == counts[uid], uid
+                counts[uid] += 1
+
+    with ThreadPoolExecutor(1) as pool:
+        calls = pool.submit(go_on)
+        try:
+            eventually(lambda: calls.done() or min(counts.values()) > 1, "each was called")
+            yield counts
+        finally:
+            stop.set()
+        calls.result(60)
+
+
+def ray_program() -> str:
+    return str(Path(sysconfig.get_path("scripts")) / "ray")
+
+
 def drain_by_command(cluster: Any, node: str) -> None:
     """Run the line of the page, for half a minute."""
     page = (Path(__file__).parents[2] / "docs/howto/remove_node.md").read_text()
     line = next(line for line in page.splitlines() if line.startswith("ray drain-node"))
     words = shlex.split(line.replace("NODE_ID", node).replace("300", "30"))
-    program = Path(sysconfig.get_path("scripts")) / "ray"
-    subprocess.run([program, *words[1:], "--address", cluster.address], check=True, timeout=120)
+    subprocess.run(
+        [ray_program(), *words[1:], "--address", cluster.address], check=True, timeout=120
+    )
 
 
 def pods_of(client: Any, uids: list[str]) -> set[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -15,11 +16,13 @@ from typing import Any
 import pytest
 from deploying import recipe_of
 from helpers import eventually, unique_name
-from tallies import Tally
+from lives import Service
+from tallies import Tally, Weighted
 
 import ray_route
 from ray_route.cli.app import main
 from ray_route.controller.making import PodMaker
+from ray_route.store.scripts import plain_call
 
 SOON_S = 120.0
 """For what takes a few seconds where the machine has time."""
@@ -265,6 +268,52 @@ def test_who_is_drained_by_hand_is_ended_and_made_anew_if_it_is_needed_and_stray
     PodMaker(recipe_of(Tally, client, tallies.service, str(folder)), Tally, []).make(3)
     serve(tallies, 0, 1, 3)  # as an earlier life of the controller may leave it
     users.count()
+
+
+def test_the_load_that_pods_report_decides_and_one_that_is_none_harms_nobody(
+    client: Any, deploy: Any, tmp_path: Path
+) -> None:
+    how = {"target_load": 10, "down_s": NEVER_S, "args": (str(tmp_path),)}
+    heavy = deploy(Weighted, replicas=(1, 3), **how)
+    users, pods = Users(client, heavy.service), client._session.namespace.keys.pods(heavy.service)
+    store = client._session.namespace.store
+    users.come(*names(3))
+
+    def report(load: float | None) -> None:
+        client.call("u0", heavy.service, "report", "u0", load)
+
+    report(25)
+    serve(heavy, 0, 1, 2)
+    assert heavy.status().autoscaling.why.startswith("25 of load needs 3 pods of 10 each")
+    assert users.at() == {0: set(users.counts)}, "who was there has not moved"
+    for load in (math.nan, math.inf, -1.0):
+        with pytest.raises(ray_route.NestedCallError, match="finite number from 0 on"):
+            report(load)
+    frozen = Service(client, heavy)
+    frozen.recipe = recipe_of(Weighted, client, heavy.service, str(tmp_path))
+    try:
+        life = frozen.life()
+        for spoil in (("HSET", pods, "0:load", "nan"), ("HDEL", pods, "0:load")):
+
+            def told(spoil: tuple[str, ...] = spoil) -> str:
+                store.one(plain_call(*spoil))
+                life.keeping.look(ending=False)
+                told = life.keeping.autoscaler.told()
+                assert told is not None
+                assert (told.desired, life.upkeep.named().keys()) == (3, {0, 1, 2})
+                return told.why
+
+            eventually(lambda: told().startswith("0 of load needs"), "it is seen", SOON_S)
+    finally:
+        os.kill(frozen.pid, signal.SIGKILL)  # its next life goes on
+    for uid, pod in (("u1", 1), ("u2", 2)):
+        client.move(uid, heavy.service, pod)
+    users.count()
+    report(None)  # now it is as many as it has uids
+    heavy.scale((1, 3), target_load=10, down_s=QUICK_S)
+    serve(heavy, 0)
+    users.count()
+    assert heavy.status().autoscaling.why.startswith("3 of load needs 1 pods of 10 each")
 
 
 def status_of(*command: str) -> object:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -19,116 +18,24 @@ from typing import Any
 import pytest
 import ray
 from deploying import recipe_of
-from helpers import ManualClock, eventually, router_handle, unique_name
+from helpers import ManualClock, eventually, router_handle
+from lives import SOON_S, Life, Service, upgrade_to
 from services import Counter, Gated
 from upgraded import Unborn
 
 import ray_route
 from ray_route.clock import Deadline
-from ray_route.controller.actor import Controller
 from ray_route.controller.draining import drain
 from ray_route.controller.evenness import Evenness
-from ray_route.controller.keeping import Keeping
 from ray_route.controller.making import PodMaker
 from ray_route.controller.marks import forget, is_given_up, note
-from ray_route.controller.recipe import Recipe
-from ray_route.controller.recipes import make_holder
 from ray_route.controller.requests import StoppedError
-from ray_route.controller.upkeep import Upkeep
-from ray_route.controller.wishes import DeposedError, Wishes
+from ray_route.controller.wishes import DeposedError
 from ray_route.errors import InvalidInputError, RouterUnavailableError, RouteTimeoutError
 from ray_route.model import DrainProgress
-from ray_route.protocol.names import RAY_NAMESPACE, controller_name
+from ray_route.protocol.names import RAY_NAMESPACE
 from ray_route.runtime.waiting import no_check
 from ray_route.store.scripts import plain_call
-from ray_route.store.wanted import Upgrade
-
-SOON_S = 120.0
-
-
-class Life:
-    """One life of a service's controller."""
-
-    def __init__(self, recipe: Recipe, actor: str) -> None:
-        self.upkeep = Upkeep(recipe, [], actor)
-        self.wishes = Wishes(recipe, actor)
-        self.keeping = Keeping(recipe, self.upkeep, self.wishes, SOON_S)
-
-    def scaling(self, replicas: int) -> Iterator[str]:
-        """Do what a caller's wish does, step by step."""
-        self.wishes.claim()
-        assert self.wishes.wanted is not None
-        self.wishes.write(replace(self.wishes.wanted, replicas=replicas))
-        yield "it is written"
-        wanted = self.wishes.wanted
-        yield from self.upkeep.grow(wanted.indexes, wanted.recipe, {}, Deadline.after(SOON_S))
-        yield from self.upkeep.shrink(wanted.indexes, SOON_S, no_check)
-
-    def upgrade(self, recipe: Recipe) -> tuple[str, Upgrade]:
-        """Do what a caller's wish does."""
-        self.wishes.claim()
-        asked = upgrade_to(recipe)
-        self.keeping.upgrading.begin(*asked)
-        return asked
-
-    def looked_at(self, first: int) -> bool:
-        """Look once more; say whether the two pods from that index on are all that there is."""
-        self.keeping.look(ending=False)
-        wanted = self.wishes.wanted
-        there = sorted(self.upkeep.named()) == [first, first + 1]
-        return there and wanted is not None and wanted.upgrade is None
-
-    def looked(self, pods: int) -> bool:
-        self.keeping.look(ending=False)
-        return sorted(self.upkeep.named()) == list(range(pods))
-
-
-def upgrade_to(recipe: Recipe) -> tuple[str, Upgrade]:
-    """Make the holder of a recipe; return what a caller asks of a controller then."""
-    holder = make_holder(recipe, [], request := unique_name())
-    return holder, Upgrade(0, 0, "", 1, SOON_S, SOON_S, request=request)
-
-
-class Asked(Controller):
-    """A controller as it is before it has looked by itself."""
-
-    def _run(self) -> None:
-        pass
-
-
-class Service:
-    """A deployed service whose lives follow each other, as Ray would have them."""
-
-    def __init__(self, client: Any, deployment: ray_route.Deployment) -> None:
-        self.client, self.service = client, deployment.service
-        self.deployment = deployment
-        name = controller_name(client.namespace, deployment.service)
-        controller = ray.get_actor(name, namespace=RAY_NAMESPACE)
-        self.actor = controller._actor_id.hex()
-        self.pid = deployment.status().process
-        self.recipe = recipe_of(Counter, client, self.service)
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def life(self) -> Life:
-        return Life(self.recipe, self.actor)
-
-    def asked(self, patch: pytest.MonkeyPatch) -> Asked:
-        """Return a life that is asked before its first look."""
-        with patch.context() as patched:
-            here = ray.runtime_context.RuntimeContext
-            patched.setattr(here, "get_actor_id", lambda _: self.actor)
-            return Asked(SOON_S, [], *self.recipe.pieces())
-
-    def alive(self) -> list[int]:
-        pods = self.client.pods(self.service).items()
-        return [index for index, pod in pods if pod.life is ray_route.Life.ALIVE]
-
-
-@pytest.fixture
-def service(client: Any, deploy: Any) -> Iterator[Service]:
-    found = Service(client, deploy(Counter, replicas=2))
-    yield found
-    os.kill(found.pid, signal.SIGKILL)  # its next life goes on
 
 
 @pytest.mark.timeout(300)
@@ -202,7 +109,7 @@ def test_the_class_of_an_upgrade_that_did_not_begin_is_let_go_once_that_is_certa
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, (holder, how) = service.asked(monkeypatch), upgrade_to(service.recipe)
-    with asked._lock, pytest.raises(ray_route.RouteTimeoutError):
+    with asked._turn.lock, pytest.raises(ray_route.RouteTimeoutError):
         asked.begin_upgrade(holder, how, 0.1)
     eventually(lambda: not is_there(holder), "it is let go", SOON_S)
     younger, (holder, how) = service.life(), upgrade_to(service.recipe)
@@ -353,7 +260,7 @@ def test_a_recipe_that_nothing_has_come_of_is_ended_in_time(
     asked = service.asked(monkeypatch)
     asked._wishes.claim()
     asked._wishes.write(replace(asked._wishes.wanted, recipe=used))
-    with asked._lock, ThreadPoolExecutor(1) as callers:
+    with asked._turn.lock, ThreadPoolExecutor(1) as callers:
         begun = callers.submit(asked.begin_upgrade, *waiting, 2.0)
         eventually(lambda: asked._awaited, "it waits", SOON_S)
         asked._end_unnamed()
@@ -448,8 +355,9 @@ def test_no_pod_is_ended_on_the_word_of_a_store_that_lags(service: Service) -> N
     assert service.alive() == [0, 1]
 
 
-def test_an_end_that_was_cut_short_is_completed_though_the_store_has_lost_it(
-    service: Service,
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_an_end_that_was_cut_short_is_completed_whether_the_store_has_lost_it_or_not(
+    service: Service, is_lost: bool
 ) -> None:
     first = service.life()
     first.keeping.look(ending=False)
@@ -461,11 +369,14 @@ def test_an_end_that_was_cut_short_is_completed_though_the_store_has_lost_it(
         no_restart=True,
     )
     key = service.client._session.namespace.keys.wanted(service.service)
-    service.client._session.namespace.store.one(plain_call("DEL", key))
+    store = service.client._session.namespace.store
+    if is_lost:
+        store.one(plain_call("DEL", key))
     later = service.life()
     later.keeping.look(ending=False)
     assert later.keeping.done
     assert not later.upkeep.named()
+    assert store.one(plain_call("EXISTS", key)) == 0
 
 
 def test_what_was_never_begun_ends_by_itself(service: Service) -> None:
@@ -597,6 +508,32 @@ def test_loads_are_evened_out_by_themselves_once_they_were_uneven_for_a_while(
     assert even <= 12
     assert [looked(60) for _ in range(3)] == [even] * 3, "and nobody moves any more"
     keeping.decide_by(tolerance=None)
+
+
+def test_evening_out_by_itself_gives_way_to_whoever_asks_for_something_else(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, uids = service.client, [f"u{number}" for number in range(40)]
+    for uid in uids:
+        client.set_linked_pod_if_absent(uid, service.service, 0)
+        client.call(uid, service.service, "add", uid)
+    monkeypatch.setattr("ray_route.controller.evenness._EACH_S", 0.0)
+    monkeypatch.setattr("ray_route.controller.evenness._MOVES_PER_S", 0.5)  # half a minute in all
+    asked = service.asked(monkeypatch)
+    asked.keep_even(0.2, SOON_S)
+
+    def evens_out() -> bool:
+        return "even loads out" in asked._keeping.doing
+
+    with ThreadPoolExecutor(1) as looks:
+        seen = looks.submit(lambda: [asked._look() for _ in range(2)])  # uneven at both
+        eventually(lambda: evens_out() or seen.done(), "it moves users", SOON_S)
+        asked.cordon(1, SOON_S)
+        seen.result(SOON_S)
+    links = client.compute_linked_pods(uids, service.service).values()
+    assert 30 < sum(link.pod == 0 for link in links) <= 40, "most were left where they are"
+    assert (asked._problem, asked._wishes.wanted.cordons) == ("", {1})
+    asked.keep_even(None, SOON_S)
 
 
 def test_a_scaling_that_fails_in_a_later_life_leaves_what_there_was_before_the_first(

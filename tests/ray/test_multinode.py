@@ -25,4 +25,5 @@ def test_nodes_come_and_go() -> None:
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
     assert "all 30 uids served" in done.stdout
     assert "no uid has lost its state" in done.stdout
+    assert "told to end has ended" in done.stdout
     assert "a miss is answered" in done.stdout

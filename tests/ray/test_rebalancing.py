@@ -179,6 +179,17 @@ def test_a_run_stops_when_a_pod_dies_and_at_its_deadline(
         assert client.call(uid, rooms.service, "add", uid) == crowded[uid] + 1
 
 
+def told(
+    capsys: pytest.CaptureFixture[str], name: str, rooms: ray_route.Deployment, *words: str
+) -> tuple[object, str]:
+    """Run a command on the service; return its status, and all that it has printed."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([name, rooms.service, "-n", rooms.namespace, *words])
+    printed = capsys.readouterr()
+    return ended.value.code, printed.out or printed.err
+
+
 def test_the_command_shows_the_plan_first(
     client: Any,
     rooms: ray_route.Deployment,
@@ -189,10 +200,7 @@ def test_the_command_shows_the_plan_first(
     eventually(lambda: len(serving(client, rooms)) == 3, "all serve", 30)
 
     def command(*words: str, name: str = "rebalance") -> tuple[object, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([name, rooms.service, "-n", client.namespace, *words])
-        return ended.value.code, capsys.readouterr().out
+        return told(capsys, name, rooms, *words)
 
     client.call("user-7", rooms.service, "weigh", "user-7", 3)
     status, out = command("--count", "1", "--uids", "2", "--json", name="top")
@@ -208,6 +216,30 @@ def test_the_command_shows_the_plan_first(
     assert re.search(r"uids are to move(.|\n)*\d+ uids moved", out)
     status, out = command("--json")
     assert (status, json.loads(out)["moves"]) == (0, [])
+
+
+def test_the_command_has_loads_kept_even_from_now_on_and_no_more(
+    rooms: ray_route.Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(*words: str) -> tuple[object, str]:
+        return told(capsys, "rebalance", rooms, *words)
+
+    for refused in (("--keep", "--dry-run"), ("--keep", "--deadline", "300")):
+        status, said = command(*refused)
+        assert (status, f"{refused[1]} does not go with --keep" in said) == (2, True)
+    assert rooms.status().tolerance is None, "nothing was changed"
+    status, said = command("--keep", "--tolerance", "0.2")
+    assert (status, "no pod more than 0.2 above the mean" in said) == (0, True)
+    assert rooms.status().tolerance == 0.2
+    assert "20% more than the mean" in told(capsys, "service", rooms)[1]
+    status, said = command("--no-keep", "--tolerance", "0.3")
+    assert (status, "--tolerance does not go with --no-keep" in said) == (2, True)
+    status, said = command("--no-keep", "--json")
+    assert (status, json.loads(said)) == (0, {"service": rooms.service, "tolerance": None})
+    assert rooms.status().tolerance is None
+    status, said = command("--keep", "--json")
+    assert (status, json.loads(said)) == (0, {"service": rooms.service, "tolerance": 0.1})
+    rooms.keep_even(None)
 
 
 def serving(client: Any, rooms: ray_route.Deployment) -> list[int]:

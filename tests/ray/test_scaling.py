@@ -128,7 +128,7 @@ def test_whoever_scales_waits_for_another_and_says_so(client: Any, deploy: Any, 
         with shut(go):
             scaled = pool.submit(deployment.scale, 2, timeout=4 * SOON_S)
             eventually(lambda: "wait for pods [1]" in deployment.status().doing, "it waits", SOON_S)
-            scaled_in_vain(other, 3, r"scaling .* \(wait for pods \[1\]\)")
+            scaled_in_vain(other, 3, r"the turn at .* \(wait for pods \[1\]\)")
         scaled.result(4 * SOON_S)
     assert states(client, deployment.service) == {0: "READY", 1: "READY"}
     assert deployment.status().replicas == 2

@@ -152,6 +152,39 @@ print("1")
     assert holders(again) == []
 
 
+def test_indexes_with_gaps_are_brought_back_and_then_left_for_the_next_ones_without_a_failed_call(
+    client: Any, deploy: Any, folder: str
+) -> None:
+    how = {"target_uids": 25, "down_s": 1.0}
+    rooms = deploy(Old, replicas=(1, 3), args=(folder,), per_uid=True, **how)
+    service, few = rooms.service, UIDS[:2]
+    assert moves(client, service) == [0], "all are held"
+    eventually(lambda: len(alive(client, service)) == 3, "60 users have three pods", SOON_S)
+    for uid in UIDS:
+        client.move(uid, service, 1 if uid in few else 0 if uid < "u3" else 2)
+    moves(client, service)
+    for uid in UIDS[-30:]:
+        client.remove(uid, service)
+    both = {0: "READY", 2: "READY"}
+    eventually(lambda: alive(client, service) == both, "the emptiest one has gone", SOON_S)
+    rooms.scale(2)
+    assert rooms.status().wanted == (0, 2)
+
+    client.call("odd", service, "say", 0)
+    with pytest.raises(ray_route.UpgradeError, match="what is this") as caught:
+        rooms.upgrade(Refusing)
+    assert (caught.value.undone, alive(client, service)) == (True, both)
+    client.remove("odd", service)
+    with called(client, service) as under:
+        rooms.upgrade(New)
+    assert under.failed == []
+    new = rooms.status()
+    assert (new.pods, new.wanted, set(new.generations.values())) == (*2 * ((3, 4),), {2})
+    assert alive(client, service) == {3: "READY", 4: "READY"}
+    rooms.scale(3)
+    assert rooms.status().pods == (3, 4, 5)
+
+
 def test_one_object_for_all_uids_hands_its_states_over_and_one_that_fails_to_start_is_undone(
     client: Any, deploy: Any, folder: str
 ) -> None:
