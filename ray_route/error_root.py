@@ -6,14 +6,27 @@ from copy import copy
 from typing import Any, TypeVar
 
 _SHOWN_CHARACTERS = 80
+_TOLD_CHARACTERS = 2_000
 
 Kind = TypeVar("Kind", bound="RouteError")
 
 
 def shown(value: object) -> str:
     """Return a value as a message shows it: on one line, and not much of a long one."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
+    return _shortened(value, _SHOWN_CHARACTERS)
+
+
+def in_words(error: BaseException) -> str:
+    """Return what the user's own code has raised as part of a reason, whatever it is."""
+    return _shortened(error, _TOLD_CHARACTERS)
+
+
+def _shortened(value: object, most: int) -> str:
+    try:
+        text = repr(value)
+    except BaseException:  # noqa: BLE001 - the user's own code
+        text = f"<{type(value).__name__}, which can't be shown>"
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 class RouteError(Exception):

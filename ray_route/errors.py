@@ -291,12 +291,14 @@ class PartialBatchError(StoreUnavailableError):
 
 
 class RouterUnavailableError(RouteError):
-    """The namespace's router does not answer; near-cache hits and batch look-ups still work."""
+    """The router does not answer, or (not `passes`) fails; near-cache hits and batches work."""
 
-    def __init__(self, *, reason: str, **ids: Any) -> None:
-        super().__init__(reason=reason, **ids)
+    def __init__(self, *, reason: str, passes: bool = True, **ids: Any) -> None:
+        failed = {} if passes else {"passes": False, "hint": "its log has the traceback"}
+        super().__init__(reason=reason, **failed, **ids)
 
     reason: str
+    passes = True
     hint = "Ray restarts a router by itself; try again"
 
     def _what(self) -> str:

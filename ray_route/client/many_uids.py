@@ -79,10 +79,15 @@ def _decide(
         except StoreUnavailableError as error:
             answers.update(dict.fromkeys(lost, error))
             return
-        late = [uid for uid in asked if isinstance(answers[uid], RouterUnavailableError)]
+        late = [uid for uid in asked if _is_late(answers[uid])]
         if late:
             yield Pause(_AGAIN_S, f"the router, which said: {answers[late[0]]}")
         asked, lost = [*lost, *late], []
+
+
+def _is_late(answer: Any) -> bool:
+    """True if the router can't tell yet, and may soon."""
+    return isinstance(answer, RouterUnavailableError) and answer.passes
 
 
 def _read_many(

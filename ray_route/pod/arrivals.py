@@ -16,6 +16,7 @@ from functools import partial
 from typing import TypeGuard
 
 from ray_route.clock import Deadline, now
+from ray_route.error_root import in_words
 from ray_route.pod.exports import DROPPED, GONE, LARGE, LATER, Unsent
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
@@ -87,7 +88,8 @@ class _Fetch:
             if self._left:
                 self._fetch_all(self._find_peer(self._take.actor))
         except Exception as error:  # noqa: BLE001 - whatever it is, the router must hear of it
-            self._end(dict.fromkeys(self._left, Unsent(f"it could not be fetched: {error!r}")))
+            problem = Unsent(f"it could not be fetched: {in_words(error)}")
+            self._end(dict.fromkeys(self._left, problem))
 
     def _tell_known(self) -> None:
         if not self._hooks.carries:
@@ -140,7 +142,7 @@ class _Fetch:
             state: State = arrival(uid, packed, self._hooks.prepare)
         except BaseException as error:  # the user's own code, whatever it raises
             logger.exception("the state of %r can't be read", uid)
-            problem = f"its state can't be read there: {error!r}"
+            problem = f"its state can't be read there: {in_words(error)}"
             return Taken(self._number, uid, problem, is_final=True)
         with self._held.lock:
             is_in = self._held.take_in(uid, self._take.uids[uid], state)

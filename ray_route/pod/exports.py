@@ -18,6 +18,7 @@ import ray
 from ray import cloudpickle
 
 from ray_route.clock import Deadline
+from ray_route.error_root import in_words
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.states import State
 from ray_route.pod.work_line import SOON_S, run_in_line
@@ -130,7 +131,7 @@ class Exports:
         try:
             return pack(value)
         except BaseException as error:  # noqa: BLE001 - the user's own code: till it ends all wait
-            reason = f"its state can't be pickled: {error!r}"
+            reason = f"its state can't be pickled: {in_words(error)}"
             return DROPPED if self._drops else Unsent(reason, is_final=True)
 
     def _wait_a_moment(self, uids: Mapping[str, int]) -> None:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import ray
@@ -25,7 +24,7 @@ from ray_route.pod.hooks import Hooks
 from ray_route.pod.in_use import in_use
 from ray_route.pod.release import Kind, Releases, Work
 from ray_route.pod.surroundings import Surroundings
-from ray_route.pod.telling import Telling
+from ray_route.pod.telling import Telling, pieces
 from ray_route.protocol.commands import Address
 from ray_route.runtime.metrics import POD_UNRELEASED, meter
 from ray_route.runtime.waiting import run
@@ -206,7 +205,8 @@ class Releaser:
         while not self._ended.wait(ttl_s * _REVIEW_SHARE):
             began = now()
             try:
-                for some in _pieces(in_use(self._held, reported_at, self._kept_before(ttl_s))):
+                used = in_use(self._held, reported_at, self._kept_before(ttl_s))
+                for some in pieces(used, _AT_A_TIME):
                     self._refresh(some, ttl_s)
                 reported_at = began
             except (RouteError, ray.exceptions.RayError) as error:
@@ -234,10 +234,3 @@ class Releaser:
             self._gate.admission.denied(uid, epoch, term)
         kept = {uid: epoch for uid, epoch in used.items() if uid not in ended}
         self._gate.admission.lengthened(kept, until, term)
-
-
-def _pieces(used: dict[str, int]) -> Iterator[dict[str, int]]:
-    """Yield some of them at a time: no router is asked for 100,000 at once."""
-    items = iter(used.items())
-    while some := dict(islice(items, _AT_A_TIME)):
-        yield some

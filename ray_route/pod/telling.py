@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
 
 import ray
 
@@ -26,7 +27,10 @@ _LOOK_S = 0.2
 # A uid that was given up, and whose link still names this pod then, is nobody's move: the router
 # is asked to give it back, or to remove its link.
 _SETTLE_S = 1.0
+# The router answers for so many within a second or two, be each link removed by itself.
+_AT_A_TIME = 1_000
 
+T = TypeVar("T")
 
 Ask = Callable[..., Any]
 """Calls a method of the router, by its name; returns what it does."""
@@ -68,30 +72,50 @@ class Telling:
         outcomes = self._releases.outcomes()
         if not outcomes:
             return
+        is_told = False
         try:
             self._ask("take_outcomes", self._address(), outcomes)
+            is_told = True
         except (RouteError, ray.exceptions.RayError) as error:
             logger.debug("outcomes have not reached the router yet: %r", error)
-            self._releases.not_told(outcomes)
-            self._ended.wait(_LOOK_S)
+        finally:
+            if not is_told:  # whatever was raised
+                self._releases.not_told(outcomes)
+                self._ended.wait(_LOOK_S)
 
     def _settle(self) -> None:
+        """Ask whose uids are; some at a time, so that however many there are it comes to an end."""
         at = now()
-        if at >= self._settle_at:
-            self._settle_all(self._held.unsettled(at - _SETTLE_S))
-
-    def _settle_all(self, given: dict[str, tuple[int, bool]]) -> None:
+        if at < self._settle_at:
+            return
+        given = self._held.unsettled(at - _SETTLE_S)
         if self._held.leaving:  # what has no state is settled by the end of this life
             with self._held.lock:
                 has_state = self._held.nobodys.has_state
                 given = {uid: it for uid, it in given.items() if has_state(uid)}
-        if not given:
-            return
+        are_settled = [self._settle_some(some) for some in pieces(given, _AT_A_TIME)]
+        if not all(are_settled):  # those of somebody's move, or of damaged links
+            self._settle_at = now() + _SETTLE_S
+
+    def _settle_some(self, given: dict[str, tuple[int, bool]]) -> bool:
+        """Ask about some; False if there is one of which the router can't tell yet."""
+        if self._ended.is_set():
+            return False
         try:
             settled: dict[str, Settlement] = self._ask("settle", self._address(), given)
         except (RouteError, ray.exceptions.RayError) as error:
             logger.debug("uids given up can't be settled: %r", error)
             settled = {}
+        except Exception:  # the others are asked about all the same
+            service, pod, _ = self._address()
+            logger.exception("%d uids of pod %d of %s can't be settled", len(given), pod, service)
+            settled = {}
         self._releases.settled(settled)
-        if settled.keys() < given.keys():  # those of somebody's move, or of damaged links
-            self._settle_at = now() + _SETTLE_S
+        return settled.keys() >= given.keys()
+
+
+def pieces(all_of_them: dict[str, T], at_a_time: int) -> Iterator[dict[str, T]]:
+    """Yield some of them at a time: no router is asked for 100,000 at once."""
+    items = iter(all_of_them.items())
+    while some := dict(islice(items, at_a_time)):
+        yield some

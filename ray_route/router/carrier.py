@@ -17,10 +17,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from typing import Any
 
 from ray_route.clock import Deadline, now
-from ray_route.errors import DamagedKeyError, PodUnavailableError, RouteError, StateNotMovedError
+from ray_route.errors import PodUnavailableError, RouteError, StateNotMovedError
 from ray_route.model import Link, PodRecord
 from ray_route.protocol.commands import Address, Settled, Settlement, Take, Taken
-from ray_route.router.link_table import LinkTable, linked
+from ray_route.router.link_table import LinkTable
 from ray_route.router.mailbox import Mailboxes, NoAnswerError
 from ray_route.router.membership import Membership
 
@@ -253,7 +253,7 @@ class Carrier:
     async def _present(
         self, service: str, given: Mapping[str, tuple[int, bool]]
     ) -> dict[str, Link | None]:
-        """Read links; none of those that are damaged.
+        """Read links; none of those that are damaged, or away with their master.
 
         One that has ended may be about to be written back, as all are before anything is placed.
         """
@@ -261,9 +261,9 @@ class Carrier:
             asked_at = now()
             outcomes = await self._links.read_many(service, list(given))
             found = {
-                uid: linked(outcome)
+                uid: outcome.link
                 for uid, outcome in outcomes.items()
-                if not isinstance(outcome, DamagedKeyError)
+                if not isinstance(outcome, RouteError)
             }
             if is_last or None not in found.values():
                 break
@@ -277,7 +277,7 @@ class Carrier:
     async def _removed(self, service: str, uid: str, link: Link) -> bool:
         try:
             await self._links.remove(service, uid, link, 0)
-        except DamagedKeyError:
+        except RouteError:
             return False
         return True
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ray_route.clock import now
 from ray_route.config import RouteConfig
+from ray_route.error_root import in_words
 from ray_route.errors import (
     DamagedKeyError,
     PodRestartingError,
@@ -32,6 +33,8 @@ from ray_route.store.connect import AsyncStore
 logger = logging.getLogger(__name__)
 
 _UIDS_PER_SWEEP = 1_000
+# So often a batch that meets what nobody foresaw is halved, to find for whom it does.
+_HALVINGS = 64
 
 
 @dataclass(eq=False, slots=True)
@@ -177,7 +180,8 @@ class Directory:
         except RouteError as refusal:
             return {uid: refusal.about(uid=uid) for uid in lost}
         reason = "relinked" if prefer_index else "moved"
-        return await self._links.relink(service, proposal, lost, reason, waits=waits)
+        answers = await self._links.relink(service, proposal, lost, reason, waits=waits)
+        return {**answers, **proposal.refused}
 
     def propose(self, service: str, uids: Iterable[str]) -> Proposal:
         """Choose a pod for each uid that its owner has given up; raise `NoAvailablePodError`."""
@@ -220,20 +224,9 @@ class Directory:
         del self._forming[batch.service, batch.node]
         batch.sent_at = now()
         self._links.meter.observe(ROUTER_BATCH_UIDS, len(batch.uids))
+        halvings = iter(range(_HALVINGS))
         try:
-            batch.answers = await self._place(batch)
-        except RouteError as error:
-            batch.answers = dict.fromkeys(batch.uids, error)
-        except Exception as error:
-            # Whoever waits must hear of it: nothing else would ever end their wait.
-            facts = {"namespace": self._links.keys.namespace, "service": batch.service}
-            logger.exception(
-                "a batch of %d uids of %s failed", len(batch.uids), batch.service, extra=facts
-            )
-            unavailable = RouterUnavailableError(
-                namespace=self._links.keys.namespace, reason=f"a batch failed: {error!r}"
-            )
-            batch.answers = dict.fromkeys(batch.uids, unavailable)
+            batch.answers = await self._placed(batch.service, batch.uids, batch.node, halvings)
         finally:
             under_way = self._under_way[batch.service]
             for uid in batch.uids:
@@ -241,32 +234,59 @@ class Directory:
                     del under_way[uid]
             batch.done.set()
 
-    async def _place(self, batch: _Batch) -> dict[str, Answer]:
-        service = batch.service
+    async def _placed(
+        self, service: str, uids: list[str], node: str | None, halvings: Iterator[int]
+    ) -> dict[str, Answer]:
+        """Place uids. What nobody foresaw is the error of those alone who meet it by themselves.
+
+        Whoever waits must hear of it: nothing else would ever end their wait.
+        """
+        try:
+            return await self._place(service, uids, node)
+        except RouteError as error:
+            return dict.fromkeys(uids, error)
+        except Exception as error:
+            facts = {"namespace": self._links.keys.namespace, "service": service}
+            logger.exception("a batch of %d uids of %s failed", len(uids), service, extra=facts)
+            unforeseen = in_words(error)
+        if len(uids) > 1 and next(halvings, None) is not None:
+            half = len(uids) // 2
+            first = await self._placed(service, uids[:half], node, halvings)
+            return {**first, **await self._placed(service, uids[half:], node, halvings)}
+        failed = RouterUnavailableError(reason=f"it failed: {unforeseen}", passes=False, **facts)
+        return {uid: failed.about(uid=uid) for uid in uids}
+
+    async def _place(self, service: str, uids: list[str], node: str | None) -> dict[str, Answer]:
         if not self._membership.table.available(service):
             await self._membership.refresh(service)
         try:
-            proposal = self._placer.propose(service, batch.uids, batch.node)
+            proposal = self._placer.propose(service, uids, node)
         except RouteError as refusal:
-            return await self._existing(batch, refusal)
-        return await self._adopted(batch, await self._links.place(service, proposal))
+            return await self._existing(service, dict.fromkeys(uids, refusal))
+        outcomes = await self._links.place(service, proposal)
+        answers = await self._adopted(service, node, outcomes)
+        if proposal.refused:
+            answers |= await self._existing(service, proposal.refused)
+        return answers
 
-    async def _existing(self, batch: _Batch, refusal: RouteError) -> dict[str, Answer]:
-        """Answer from what is there when nothing can be placed."""
+    async def _existing(self, service: str, refused: Mapping[str, RouteError]) -> dict[str, Answer]:
+        """Answer from what is there for those that can't be placed."""
         answers: dict[str, Answer] = {}
-        outcomes = await self._links.read_many(batch.service, batch.uids, waits=False)
+        outcomes = await self._links.read_many(service, list(refused), waits=False)
         for uid, outcome in outcomes.items():
             if isinstance(outcome, RouteError):
                 answers[uid] = outcome
-            elif outcome.link and self._membership.table.routable(batch.service, outcome.link):
+            elif outcome.link and self._membership.table.routable(service, outcome.link):
                 answers[uid] = outcome.link
             else:
-                answers[uid] = refusal.about(uid=uid)
+                answers[uid] = refused[uid].about(uid=uid)
         return answers
 
-    async def _adopted(self, batch: _Batch, outcomes: Outcomes) -> dict[str, Answer]:
+    async def _adopted(
+        self, service: str, node: str | None, outcomes: Outcomes
+    ) -> dict[str, Answer]:
         """Turn outcomes into answers, relinking what points to a life that has ended."""
-        service, serving = batch.service, self._membership.table.serving.get(batch.service, {})
+        serving = self._membership.table.serving.get(service, {})
         answers: dict[str, Answer] = {}
         strayed: dict[str, Link] = {}
         for uid, outcome in outcomes.items():
@@ -279,7 +299,7 @@ class Directory:
             if not written and serving.get(link.pod) != link.incarnation:
                 strayed[uid] = link
         if strayed:
-            answers.update(await self._relink(service, strayed, batch.node))
+            answers.update(await self._relink(service, strayed, node))
         return answers
 
     async def _relink(

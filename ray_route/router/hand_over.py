@@ -176,6 +176,7 @@ class HandOver:
             for problem in await asyncio.gather(*ways, return_exceptions=True):
                 if problem is not None:
                     raise problem
+            _raise_first(proposal.refused, {})
         finally:
             await self.carrier.give_back(self.service, links)
 

@@ -206,7 +206,7 @@ class LinkTable:
     async def regrant(self, service: str, uids: Mapping[str, int]) -> dict[str, Link | None]:
         """Give uids back to their owner, each under a new epoch if it still has this one.
 
-        Returns the links that hold then; none of those that are damaged.
+        Returns the links that hold then; none of those that are damaged, or away with their master.
         """
 
         def build(writer: Writer, shard: int, some: list[str]) -> Call:
@@ -214,10 +214,10 @@ class LinkTable:
 
         links: dict[str, Link | None] = {}
         for uid, outcome in (await self._write(service, list(uids), build, placing=False)).items():
-            if isinstance(outcome, DamagedKeyError):
+            if isinstance(outcome, RouteError):
                 continue
-            links[uid] = linked(outcome)
-            if isinstance(outcome, Outcome) and outcome.link is not None:
+            links[uid] = outcome.link
+            if outcome.link is not None:
                 self._left(service, outcome.link if outcome.written else None)
                 self._counted(service, uid, outcome, "given back")
         return links

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ray_route.error_root import in_words
 from ray_route.errors import ConfigError, NoAvailablePodError
 from ray_route.model import Link, PodRecord
 from ray_route.placement import Strategy
@@ -20,6 +21,8 @@ class Proposal:
     pods: Mapping[int, PodRecord]
     names: Mapping[int, str]
     chosen: Mapping[str, int]
+    refused: Mapping[str, ConfigError] = field(default_factory=dict)
+    """Uids for which the strategy has chosen nothing that can be used, and why."""
 
     def owners(self, uids: Iterable[str]) -> list[str]:
         """Write the owners of some uids as the scripts do."""
@@ -55,7 +58,10 @@ class Placer:
         node: str | None,
         previous: Mapping[str, Link] | None = None,
     ) -> Proposal:
-        """Choose a pod for each uid, as if all that is under way to pods had arrived there."""
+        """Choose a pod for each uid, as if all that is under way to pods had arrived there.
+
+        A strategy that fails for one uid is a refusal of that one alone.
+        """
         pods = self._table.available(service)
         if not pods:
             known = {pod.pod: pod.describe() for pod in self._table.pods(service).values()}
@@ -63,13 +69,18 @@ class Placer:
         load = self._loads.ranked(service, pods)
         ramp = self._ramps.of(service, pods) if self._ramps else None
         chosen: dict[str, int] = {}
+        refused: dict[str, ConfigError] = {}
         for uid in uids:
             if ramp:
                 ramp.look(load)
             if previous is not None and previous[uid].pod in load:
                 index = previous[uid].pod
             else:
-                index = self._chosen(service, pods, load, uid, node)
+                try:
+                    index = self._chosen(service, pods, load, uid, node)
+                except ConfigError as error:
+                    refused[uid] = error
+                    continue
             load[index] += 1
             chosen[uid] = index
             if ramp:
@@ -79,7 +90,7 @@ class Placer:
         records = self._table.pods(service)
         targets = {index: records[index] for index in set(chosen.values())}
         names = {index: owner_of(pod) for index, pod in targets.items()}
-        return Proposal(targets, names, chosen)
+        return Proposal(targets, names, chosen, refused)
 
     def _chosen(
         self,
@@ -89,16 +100,13 @@ class Placer:
         uid: str,
         node: str | None,
     ) -> int:
+        ids = {"service": service, "uid": uid}
         try:
             chosen = self._strategy(pods, load, uid, node)
-        except Exception as error:  # the user's own code
-            raise ConfigError(
-                option="placement", reason=f"the strategy failed: {error!r}", service=service
-            ) from error
-        if chosen not in load:
-            raise ConfigError(
-                option="placement",
-                reason=f"the strategy chose {chosen!r}, which is not an available pod",
-                service=service,
-            )
-        return chosen
+            if chosen in load:
+                return int(chosen)
+            reason = f"the strategy chose {chosen!r}, which is not an available pod"
+        except BaseException as error:  # the user's own code, whatever it raises or returns
+            reason = f"the strategy failed: {in_words(error)}"
+            raise ConfigError(option="placement", reason=reason, **ids) from error
+        raise ConfigError(option="placement", reason=reason, **ids)

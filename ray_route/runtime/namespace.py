@@ -182,6 +182,8 @@ class Namespace:
             try:
                 return (yield send(what))
             except (ray.exceptions.RayActorError, RouterUnavailableError) as error:
+                if not getattr(error, "passes", True):
+                    raise
                 what = f"{asked}, which said: {_first_line(error)}"
                 yield Pause(backoff_s, what)
                 backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)

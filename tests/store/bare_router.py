@@ -77,7 +77,7 @@ class Router:
     async def answer(self) -> None:
         while True:
             for address, box in list(self.mailboxes._boxes.items()):
-                for number, command in list(box.commands):
+                for number, command in list(box.commands.items()):
                     assert isinstance(command, Recall)
                     self.recalls += 1
                     memory = self.memories.get(address[1], Memory([0] * CONFIG.shards, {}))

@@ -139,7 +139,7 @@ class Bench:
     async def _answer_recalls(self) -> None:
         while True:
             for address, box in list(self.mailboxes._boxes.items()):
-                for number, command in list(box.commands):
+                for number, command in list(box.commands.items()):
                     assert isinstance(command, Recall)
                     held = self._held(address[0], address[1], command.shards)
                     memory = Memory([0] * CONFIG.shards, held)

@@ -21,6 +21,8 @@ from ray_route.clock import now
 from ray_route.errors import RouteError, StoreUnavailableError
 from ray_route.model import Link
 from ray_route.protocol.commands import Memory, Word
+from ray_route.router.moves import Moves
+from ray_route.router.placer import Placer
 from ray_route.router.recovery import Recovery
 from ray_route.router.shards import Shards, SupersededError
 from ray_route.store.connect import Store
@@ -134,6 +136,32 @@ def test_after_an_outage_the_rest_is_placed_and_its_own_come_back_later(
             assert (await in_the_end(lambda: router.place(place.here))).epoch
         again = await in_the_end(lambda: router.place(place.there))
         assert (again.pod, again.epoch) == (there.pod, there.epoch)
+
+    tell(store, place.keys.namespace, story)
+
+
+@pytest.mark.parametrize("removes", [False, True])
+def test_what_a_pod_gave_up_is_settled_but_for_what_is_with_the_master_that_is_away(
+    cluster: ClusterServers, store: Store, removes: bool
+) -> None:
+    place = Place(cluster, CONFIG.shards)
+
+    async def story(router: Router) -> None:
+        router.directory._placer = Placer(router.membership, lambda *_: 0, place.keys.namespace)
+        links = {uid: await router.place(uid) for uid in (place.here, place.there)}
+        given = {uid: (link.epoch, removes) for uid, link in links.items()}
+        address = (SERVICE, 0, router.pod(0).incarnation)
+        rooms = (router.membership, router.links, router.directory, router.mailboxes)
+        moves = Moves(*rooms, lambda *_: None, grace_s=60)
+        with place.master_away():
+            settled = await moves.settle(address, given)
+            assert settled.keys() == {place.here}
+        left = {place.there: given[place.there]}
+        end = now() + WITHIN_S
+        while not (settled := await moves.settle(address, left)):
+            assert now() < end
+            await asyncio.sleep(0.05)  # polls, within a deadline
+        assert settled.keys() == {place.there}
 
     tell(store, place.keys.namespace, story)
 

@@ -24,6 +24,8 @@ class Router:
     def __init__(self) -> None:
         self.lost = 0
         """So many answers are lost."""
+        self.error: Exception = ray.exceptions.ActorUnavailableError("its connection broke", None)
+        """What is raised then."""
         self.told: list[Any] = []
         self.asked: list[dict[str, Any]] = []
         self.settles = threading.Event()
@@ -37,7 +39,7 @@ class Router:
         self.told += what
         if self.lost:
             self.lost -= 1
-            raise ray.exceptions.ActorUnavailableError("its connection broke", None)
+            raise self.error
         return None
 
 
@@ -61,9 +63,14 @@ def keep_a_state(pod: Pod, uid: str) -> None:
     pod.held.entries[uid].given_at = now() - 10
 
 
-def test_an_outcome_whose_telling_failed_is_told_again(pod: Pod) -> None:
+@pytest.mark.parametrize(
+    "error", [ray.exceptions.ActorUnavailableError("its connection broke", None), RuntimeError("!")]
+)
+def test_an_outcome_whose_telling_failed_is_told_again_whatever_was_raised(
+    pod: Pod, error: Exception
+) -> None:
     router = Router()
-    router.lost = 2
+    router.lost, router.error = 2, error
     with telling(pod, router):
         pod.releases.tell([Taken(1, "u")])
         pod.release(2, "never here", 100)
@@ -95,3 +102,39 @@ def test_a_pod_that_leaves_asks_about_what_has_arrived_and_no_more_about_the_res
     with telling(pod, router):
         eventually(lambda: not pod.held.unfinished(), "it is known to be another's")
     assert router.asked[0] == {"came": (50, False)}
+
+
+def test_many_uids_are_settled_though_the_router_can_tell_of_few_in_time(pod: Pod) -> None:
+    class Slow(Router):
+        def ask(self, method: str, address: object, what: Any) -> Any:
+            if len(what) > 2_000:
+                raise ray.exceptions.GetTimeoutError
+            return super().ask(method, address, what)
+
+    uids = [f"u{number}" for number in range(5_000)]
+    pod.releases.release(1, dict.fromkeys(uids, 100), 3.0, closes=True, router=1)
+    for entry in pod.held.entries.values():
+        entry.given_at = now() - 10
+    router = Slow()
+    with telling(pod, router):
+        eventually(lambda: not pod.held.nobodys.given_up, "all are settled", 30)
+    assert sum(map(len, router.asked)) == len(uids), "each once"
+
+
+def test_some_of_which_the_router_can_never_tell_keep_no_others_waiting(pod: Pod) -> None:
+    class Partial(Router):
+        poison = ""
+
+        def ask(self, method: str, address: object, what: Any) -> Any:
+            if method == "settle":
+                self.poison = self.poison or next(iter(what))
+            if self.poison in what:
+                raise RuntimeError("nobody foresaw it")
+            return super().ask(method, address, what)
+
+    uids = [f"u{number}" for number in range(3_000)]
+    pod.releases.release(1, dict.fromkeys(uids, 100), 3.0, closes=True, router=1)
+    for entry in pod.held.entries.values():
+        entry.given_at = now() - 10
+    with telling(pod, Partial()):
+        eventually(lambda: len(pod.held.nobodys.given_up) <= 1_000, "all others are settled", 30)

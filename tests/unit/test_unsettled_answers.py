@@ -74,3 +74,15 @@ def test_it_is_asked_again_until_it_tells(ask: Any) -> None:
 def test_it_is_asked_until_the_callers_deadline_alone(ask: Any) -> None:
     with pytest.raises(RouteTimeoutError, match="hear from every living pod"):
         ask(Session(late=10**6), 0.5)
+
+
+@pytest.mark.parametrize("ask", [one, many])
+def test_what_the_router_has_failed_at_is_not_asked_for_again(ask: Any) -> None:
+    session = Session(late=0)
+    failed = RouterUnavailableError(reason="it failed", passes=False)
+    session.answers = iter([failed, *[LINK] * 9])
+    try:
+        answer = ask(session, 60.0)
+    except RouterUnavailableError as error:
+        answer = error
+    assert answer is failed
