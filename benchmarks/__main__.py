@@ -11,7 +11,16 @@ from rich.console import Console
 from benchmarks.harness import RESULTS, machine, others_took, save, show
 
 FOLDER = Path(__file__).parent
-NOT_ONE = ("__init__", "__main__", "harness", "peers", "processors", "setting")
+NOT_ONE = (
+    "__init__",
+    "__main__",
+    "conversation_trace",
+    "harness",
+    "peers",
+    "processors",
+    "replay",
+    "setting",
+)
 NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in NOT_ONE)
 
 

@@ -7,65 +7,42 @@ trace a replica is added, at two thirds one is killed.
 from __future__ import annotations
 
 import asyncio
-import itertools
-import json
+import importlib
 import os
 import signal
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import click
-
+from benchmarks.conversation_trace import Prompt, known_before, read
 from benchmarks.harness import Plot, Report, Sample, others_took, wait_for_quiet
-from benchmarks.peers import PEERS, REPLICAS, Peer, PrefixCache, running_serve
+from benchmarks.peers import BY_PREFIX, PEERS, REPLICAS, Peer, PrefixCache, running_serve
+from benchmarks.replay import CAPACITY, Replay, many_at_a_time
 
 QUESTION = "prefix blocks found in the replica's cache, over one hour of conversations"
-TRACE = Path(__file__).parents[2] / "shared" / "data" / "conversation_trace.jsonl"
-CAPACITY = 10_000
-_TOKENS = 512
-_CONCURRENT = 16
+COLUMNS = (
+    "routing",
+    "blocks found",
+    "against the best",
+    "tokens computed again",
+    "fullest of 4",
+    "failed",
+    "prompts/s",
+)
 _WINDOW = 500
-_ATTEMPTS = 5
-_ANSWER_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One request of the trace."""
-
-    conversation: str
-    blocks: list[int]
-    tokens: int
-
-
-@dataclass
-class Replay:
-    """What came of one peer's run, prompt by prompt."""
-
-    found: list[int]
-    failed: int = 0
-    took_s: float = 0.0
+_QUICK = 2_000
 
 
 def run(*, quick: bool) -> Report:
     """Replay the trace once with each peer."""
-    prompts = _read(quick=quick)
-    columns = ("routing", "blocks found", "tokens computed again", "against the best", "failed")
-    report = Report("conversations", QUESTION, (*columns, "prompts/s"))
-    possible = _best(prompts)
+    prompts = read()[: _QUICK if quick else None]
+    report = Report("conversations", QUESTION, COLUMNS)
     lines: dict[str, tuple[list[float], list[float]]] = {}
-    shares: dict[str, float] = {}
-    for peer in PEERS:
-        others_took.append(wait_for_quiet())
-        with running_serve():
-            replay = asyncio.run(_replay(peer, prompts))
-        shares[peer.name] = _add(report, peer, prompts, replay, possible)
-        lines[peer.name] = _curve(prompts, replay.found)
+    for peer in peers():
+        replay = replayed(peer, prompts)
+        add(report, peer, replay)
+        lines[peer.name] = _curve(replay)
+    sticky = report.samples["sticky: blocks found"]
     for other in ("power of two", "consistent hash"):
-        ratio = Sample([shares["sticky"] / shares[other]])
+        ratio = sticky.over(report.samples[f"{other}: blocks found"])
         report.aim(f"blocks found, against {other} (times)", "at least", 1.0, ratio)
     report.plots["hits"] = Plot(
         f"Prefix blocks found in the cache, of the last {_WINDOW} prompts",
@@ -78,110 +55,60 @@ def run(*, quick: bool) -> Report:
     return report
 
 
-def _read(*, quick: bool) -> list[Prompt]:
-    """Read the trace; the second block of a prompt names its conversation."""
-    if not TRACE.exists():
-        raise click.ClickException(f"the trace is not at {TRACE}")
-    rows = [json.loads(line) for line in TRACE.read_text().splitlines()]
-    prompts = [Prompt(str(r["hash_ids"][1]), r["hash_ids"], r["input_length"]) for r in rows]
-    return prompts[:2_000] if quick else prompts
+def peers() -> Iterator[Peer]:
+    """Give all peers, and say which there is not with this Ray."""
+    yield from PEERS
+    module, _, _ = str(BY_PREFIX.router).rpartition(".")
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        print(f"{BY_PREFIX.name}: not importable: {error}")
+    else:
+        yield BY_PREFIX
 
 
-def _best(prompts: Sequence[Prompt]) -> int:
-    """Count the blocks that one cache without bounds would find."""
-    seen: set[int] = set()
-    total = 0
-    for prompt in prompts:
-        total += sum(1 for _ in itertools.takewhile(seen.__contains__, prompt.blocks))
-        seen.update(prompt.blocks)
-    return total
+def replayed(peer: Peer, prompts: Sequence[Prompt]) -> Replay:
+    """Replay the trace on a Serve of its own."""
+    others_took.append(wait_for_quiet())
+    with running_serve():
+        return asyncio.run(_with_events(peer, prompts))
 
 
-async def _replay(peer: Peer, prompts: Sequence[Prompt]) -> Replay:
-    """Send prompts in the trace's order, so many at a time, with the events on the way."""
+async def _with_events(peer: Peer, prompts: Sequence[Prompt]) -> Replay:
     handle = await asyncio.to_thread(peer.deploy, PrefixCache, REPLICAS, CAPACITY)
     await peer.ask(handle, "warm-up")
-    replay = Replay([0] * len(prompts))
-    left = iter(enumerate(prompts))
-    events = {
-        len(prompts) // 3: asyncio.to_thread(peer.deploy, PrefixCache, REPLICAS + 1, CAPACITY),
-        len(prompts) * 2 // 3: _kill(peer, handle),
-    }
-    under_way: list[asyncio.Task[Any]] = []
 
-    async def work() -> None:
-        for number, prompt in left:
-            if number in events:
-                under_way.append(asyncio.create_task(events[number]))
-            await _send(peer, handle, prompt, number, replay)
+    async def grow() -> None:
+        await asyncio.to_thread(peer.deploy, PrefixCache, REPLICAS + 1, CAPACITY)
 
-    began = time.monotonic()
-    await asyncio.gather(*(work() for _ in range(_CONCURRENT)))
-    replay.took_s = time.monotonic() - began
-    await asyncio.gather(*under_way)
-    return replay
+    async def kill() -> None:
+        _, pid = await peer.ask(handle, "whoever")
+        os.kill(pid, signal.SIGKILL)
+
+    events = {len(prompts) // 3: grow, len(prompts) * 2 // 3: kill}
+    return await many_at_a_time(peer, handle, prompts, events)
 
 
-async def _send(peer: Peer, handle: Any, prompt: Prompt, number: int, replay: Replay) -> None:
-    """Send one prompt; send it again if its replica dies over it."""
-    for _ in range(_ATTEMPTS):
-        try:
-            call = peer.of(handle, prompt.conversation).prefill.remote(prompt.blocks)
-            replay.found[number], _pid = await asyncio.wait_for(_answer(call), _ANSWER_S)
-        except Exception:  # noqa: BLE001 - counted
-            replay.failed += 1
-        else:
-            return
-
-
-async def _answer(call: Any) -> Any:
-    return await call
-
-
-async def _kill(peer: Peer, handle: Any) -> None:
-    _, pid = await peer.ask(handle, "whoever")
-    os.kill(pid, signal.SIGKILL)
-
-
-def _add(
-    report: Report, peer: Peer, prompts: Sequence[Prompt], replay: Replay, possible: int
-) -> float:
-    blocks = sum(len(prompt.blocks) for prompt in prompts)
-    found = sum(replay.found)
-    again = _again(prompts, replay.found)
-    for what, value in (("blocks found", found / blocks), ("tokens computed", float(again))):
-        report.samples[f"{peer.name}: {what}"] = Sample([value])
-    share, rate = found / blocks, len(prompts) / replay.took_s
+def add(report: Report, peer: Peer, replay: Replay) -> None:
+    """Add a peer's row."""
+    before_events = slice(len(replay.prompts) // 3)
+    share, again = replay.share_found(), replay.computed_again()
+    report.samples[f"{peer.name}: blocks found"] = Sample([share])
+    report.samples[f"{peer.name}: tokens computed again"] = Sample([float(again)])
     report.rows.append(
         (
             peer.name,
             f"{share:.1%}",
+            f"{sum(replay.found) / sum(known_before(replay.prompts)):.0%}",
             f"{again / 1e6:.1f} M",
-            f"{found / possible:.0%}",
+            f"{replay.fullest(before_events):.1%}",
             f"{replay.failed}",
-            f"{rate:.0f}",
+            f"{len(replay.prompts) / replay.took_s:.0f}",
         )
     )
-    return share
 
 
-def _again(prompts: Sequence[Prompt], found: Sequence[int]) -> int:
-    """Count the tokens that had been computed before, somewhere, and were not found."""
-    seen: set[int] = set()
-    again = 0
-    for prompt, hits in zip(prompts, found, strict=True):
-        known = sum(1 for _ in itertools.takewhile(seen.__contains__, prompt.blocks))
-        again += max(0, known - hits) * _TOKENS
-        seen.update(prompt.blocks)
-    return again
-
-
-def _curve(prompts: Sequence[Prompt], found: Sequence[int]) -> tuple[list[float], list[float]]:
-    def points() -> Iterator[tuple[float, float]]:
-        for end in range(_WINDOW, len(prompts) + 1, _WINDOW // 5):
-            window = slice(end - _WINDOW, end)
-            blocks = sum(len(prompt.blocks) for prompt in prompts[window])
-            yield float(end), sum(found[window]) / blocks
-
-    xs, ys = zip(*points(), strict=True)
-    return list(xs), list(ys)
+def _curve(replay: Replay) -> tuple[list[float], list[float]]:
+    ends = range(_WINDOW, len(replay.prompts) + 1, _WINDOW // 5)
+    shares = [replay.share_found(slice(end - _WINDOW, end)) for end in ends]
+    return [float(end) for end in ends], shares

@@ -19,6 +19,7 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
+from benchmarks.conversation_trace import TOKENS, Prompt
 from ray_route.store.embedded import free_port
 
 REPLICAS = 4
@@ -54,24 +55,33 @@ class Chat:
 class PrefixCache(Chat):
     """A model of a KV cache: the prefix blocks that it has seen, least recently used first out."""
 
-    def __init__(self, capacity: int) -> None:
-        """Begin with an empty cache of so many blocks."""
+    def __init__(self, capacity: int, tokens_per_s: float = 0.0) -> None:
+        """Begin with an empty cache of so many blocks; 0 tokens a second take no time."""
         super().__init__()
         self._capacity = capacity
+        self._tokens_per_s = tokens_per_s
         self._blocks: OrderedDict[int, None] = OrderedDict()
+        self._computing = asyncio.Lock()
 
-    async def prefill(self, blocks: list[int]) -> tuple[int, int]:
-        """Return how many leading blocks were here, and the process."""
+    async def prefill(self, prompt: Prompt) -> tuple[int, int]:
+        """Return how many leading blocks were here, and the process; one prompt at a time."""
         await self._meet()
-        found = next(
-            (n for n, block in enumerate(blocks) if block not in self._blocks), len(blocks)
-        )
-        for block in blocks:
-            self._blocks[block] = None
-            self._blocks.move_to_end(block)
-        while len(self._blocks) > self._capacity:
-            self._blocks.popitem(last=False)
+        async with self._computing:
+            found = self._take_in(prompt.blocks)
+            if self._tokens_per_s:
+                new = (len(prompt.blocks) - found) * TOKENS
+                await asyncio.sleep(new / self._tokens_per_s)
         return found, self.here[1]
+
+    def _take_in(self, blocks: list[int]) -> int:
+        known = self._blocks
+        found = next((n for n, block in enumerate(blocks) if block not in known), len(blocks))
+        for block in blocks:
+            known[block] = None
+            known.move_to_end(block)
+        while len(known) > self._capacity:
+            known.popitem(last=False)
+        return found
 
 
 class Front:
@@ -102,13 +112,15 @@ class Peer:
     name: str
     router: str | None = None
     by_model: bool = False
+    options: tuple[tuple[str, Any], ...] = ()
 
     def config(self) -> RequestRouterConfig:
         """Return what Serve is told."""
         if self.router is None:
             return RequestRouterConfig()
-        kwargs = {"namespace": NAMESPACE} if self.name == "sticky" else {}
-        return RequestRouterConfig(request_router_class=self.router, request_router_kwargs=kwargs)
+        return RequestRouterConfig(
+            request_router_class=self.router, request_router_kwargs=dict(self.options)
+        )
 
     def of(self, handle: DeploymentHandle[Any], session: str) -> DeploymentHandle[Any]:
         """Return a handle for one session's requests."""
@@ -120,7 +132,8 @@ class Peer:
         self, handle: DeploymentHandle[Any], session: str, seconds: float = 0.0
     ) -> DeploymentResponse[Any]:
         """Ask for a session's replica."""
-        return self.of(handle, session).ask.remote(seconds)
+        words = (seconds,) if seconds else ()  # a router that reads prompts takes any for one
+        return self.of(handle, session).ask.remote(*words)
 
     @property
     def app(self) -> str:
@@ -149,11 +162,21 @@ class Peer:
         return serve.run(app, name=name, route_prefix=f"/{name}")
 
 
+_STICKY = "ray_route.serve.StickyRequestRouter"
 PEERS = (
     Peer("power of two"),
     Peer("consistent hash", "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"),
     Peer("multiplexed", by_model=True),
-    Peer("sticky", "ray_route.serve.StickyRequestRouter"),
+    Peer("sticky", _STICKY, options=(("namespace", NAMESPACE),)),
+)
+BY_GROUP = Peer(
+    "sticky, by group", _STICKY, options=(("namespace", NAMESPACE), ("placement", "together"))
+)
+# By the file that has it: `ray.serve.llm` has the same class, but can't be imported without vLLM.
+BY_PREFIX = Peer(
+    "prefix affinity",
+    "ray.llm._internal.serve.routing_policies.prefix_aware.prefix_aware_router."
+    "PrefixCacheAffinityRouter",
 )
 
 

@@ -3,10 +3,11 @@
 The model is a stand-in, which only tells what it would have to compute: no GPU is needed. It is
 configured and called as `ray.serve.llm.build_openai_app` does it with a real one.
 
-python examples/llm_chats.py
+    python examples/llm_chats.py [PORT]
 """
 
 import json
+import sys
 import urllib.request
 from collections.abc import AsyncIterator
 from typing import Any
@@ -120,13 +121,16 @@ def converse(url: str, turns: int, **fields: Any) -> tuple[set[str], int]:
 def main() -> None:
     """Let thirty conversations have three turns each."""
     ray.init(ignore_reinit_error=True)
-    serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else PORT
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(app(), name="llm-example", route_prefix="/llm")
-    url = f"http://127.0.0.1:{PORT}/llm"
+    url = f"http://127.0.0.1:{port}/llm"
     talks = [converse(url, 3, prompt_cache_key=f"chat-{number}") for number in range(30)]
     stayed = sum(len(met) == 1 for met, _ in talks)
     computed = sum(computed for _, computed in talks)
-    print(f"{stayed} of 30 conversations stayed; of 150 messages in prompts, {computed} computed")
+    print(
+        f"{stayed} of 30 conversations stayed; of 270 messages in their prompts {computed} were new"
+    )
     serve.shutdown()
 
 

@@ -23,6 +23,7 @@ from ray_route.store.connect import Store
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.scripts import Call, plain_call
 from ray_route.store.url import parse_url
+from ray_route.testing.faults import frozen_pod
 
 USERS = [f"user-{number}" for number in range(300)]
 SHARDS = 16
@@ -255,10 +256,8 @@ def test_what_was_removed_stays_removed(world: World) -> None:
 def test_a_frozen_pod_is_heard_or_dead_before_its_users_can_move(world: World) -> None:
     """The router has forgotten the user, Redis too; the one pod that knows does not answer."""
     uid = USERS[0]
-    pid = world.client.call(uid, "svc", "pid")
     asked: list[ray_route.Link] = []
-    os.kill(pid, signal.SIGSTOP)
-    try:
+    with frozen_pod(world.client, "svc", world.links[uid].pod):
         world.client.cache_expired(uid, "svc")
         flush(world)
         ask = threading.Thread(
@@ -267,8 +266,6 @@ def test_a_frozen_pod_is_heard_or_dead_before_its_users_can_move(world: World) -
         ask.start()
         ask.join(1.0)
         assert not asked, "a user was placed whom a silent pod may hold"
-    finally:
-        os.kill(pid, signal.SIGCONT)
     ask.join(30)
     assert asked == [world.links[uid]]
     world.check()

@@ -20,6 +20,7 @@ from helpers import end_router, eventually, unique_name
 
 import ray_route
 from ray_route import PodUnavailableError
+from ray_route.testing.faults import frozen_pod
 
 Deploy = Callable[..., ray_route.Deployment]
 
@@ -325,12 +326,8 @@ def test_what_a_pod_lost_is_told_and_not_saved(ray_session: None, book: Book) ->
         ray_route.deploy(Diary, kwargs=how, **options),
     ):
         assert client.call("ann", "svc", "add", "ann") == 1
-        pid = client.call("ann", "svc", "pid")
-        os.kill(pid, signal.SIGSTOP)
-        try:
+        with frozen_pod(client, "svc", client.compute_linked_pod("ann", "svc").pod) as pid:
             assert client.call("ann", "svc", "add", "ann", idempotent=True, timeout=20) == 1
-        finally:
-            os.kill(pid, signal.SIGCONT)
         eventually(lambda: book.count("lost", "ann") == 1, "it is told")
         eventually(lambda: not Path(f"/proc/{pid}").exists(), "and ends")
         assert client.call("ann", "svc", "add", "ann", timeout=20) == 2

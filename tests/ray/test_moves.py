@@ -23,6 +23,7 @@ from ray_route.protocol.calls import Refused
 from ray_route.protocol.changes import read_entry
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.scripts import plain_call
+from ray_route.testing.faults import frozen_pod
 
 
 @pytest.fixture
@@ -532,17 +533,13 @@ def test_a_frozen_pod_loses_its_uids_and_refuses_when_it_wakes(
         ) as deployment,
     ):
         before = client.compute_linked_pod("u", "svc")
-        pid = client.call("u", "svc", "pid")
         header = ("u", before.epoch, before.incarnation, "add")
-        os.kill(pid, signal.SIGSTOP)
-        frozen_at = time.monotonic()
-        late = client.actor("u", "svc")._ray_route_call.remote(header, "u")  # waits in its queue
-        try:
+        with frozen_pod(client, "svc", before.pod) as pid:
+            frozen_at = time.monotonic()
+            late = client.actor("u", "svc")._ray_route_call.remote(header, "u")  # in its queue
             assert client.call("u", "svc", "add", "u", idempotent=True) == 1
             assert time.monotonic() - frozen_at < 3.0 + 20
             assert client.compute_linked_pod("u", "svc").pod != before.pod
-        finally:
-            os.kill(pid, signal.SIGCONT)
         assert_never_served(late)
         assert client.call("u", "svc", "add", "u") == 2
         eventually(

@@ -19,6 +19,7 @@ from services import Counter, Waiting, by_last_digit
 import ray_route
 from ray_route.pod.own_record import OwnRecord
 from ray_route.store.embedded import EmbeddedServer
+from ray_route.testing.faults import kill_pod
 
 # From the end of a process to the first served call: 1.5 s at rest, and on a busy machine still
 # far from the 10 s of a lease, after which a silent pod is dead too.
@@ -45,7 +46,7 @@ def service(client: Any, mortal: str) -> str:
 
 
 def end_from_outside(client: Any, uid: str, service: str) -> None:
-    os.kill(client.call(uid, service, "pid"), signal.SIGKILL)
+    kill_pod(client, service, client.compute_linked_pod(uid, service).pod)
 
 
 def end_from_inside(client: Any, uid: str, service: str) -> None:
@@ -101,7 +102,7 @@ def test_a_restarted_pod_takes_part_again_with_a_new_incarnation(client: Any, de
     first = client.compute_linked_pod("u", service)
     assert client.call("u", service, "add", "u", 5) == 5
 
-    os.kill(client.call("u", service, "pid"), signal.SIGKILL)
+    kill_pod(client, service, first.pod)
 
     assert client.call("u", service, "add", "u", idempotent=True, timeout=20) == 1
     second = client.compute_linked_pod("u", service)
@@ -153,7 +154,7 @@ def test_options_for_ray_pass_through(client: Any, deploy: Any) -> None:
         replicas=1, args=(7,), ray_actor_options={"num_cpus": 0.5, "max_restarts": 0}
     ).service
     assert client.call("u", service, "add", "u") == 8
-    os.kill(client.call("u", service, "pid"), signal.SIGKILL)
+    kill_pod(client, service, 0)
     eventually(
         lambda: client.pods(service)[0].life is ray_route.Life.GONE, "the pod is declared gone"
     )
@@ -218,7 +219,7 @@ def test_a_sweep_moves_the_uids_of_dead_pods_at_once(client: Any, deploy: Any) -
     uids = [f"u:{number}" for number in range(90)]
     before = client.compute_linked_pods(uids, service)
     victim = before[uids[0]]
-    os.kill(client.call(uids[0], service, "pid"), signal.SIGKILL)
+    kill_pod(client, service, victim.pod)
     eventually(
         lambda: client.pods(service)[victim.pod].life is ray_route.Life.GONE, "it is declared gone"
     )
@@ -235,7 +236,7 @@ def test_a_restarting_pod_gets_its_grace_and_keeps_its_uids(ray_session: None) -
         options = {"namespace": name, "service": "svc", "replicas": 2}
         with ray_route.deploy(Counter, **options):
             before = client.compute_linked_pod("u", "svc")
-            os.kill(client.call("u", "svc", "pid"), signal.SIGKILL)
+            kill_pod(client, "svc", before.pod)
             assert client.call("u", "svc", "add", "u", idempotent=True) == 1
             after = client.compute_linked_pod("u", "svc")
             assert after.pod == before.pod

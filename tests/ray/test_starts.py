@@ -34,6 +34,7 @@ from ray_route.store.connect import Store
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.scripts import Call
 from ray_route.store.url import parse_url
+from ray_route.testing.faults import frozen_pod
 
 # Leases outlive the outages here, so that each test has one cause.
 OPTIONS = {"shards": 16, "pod_lease_s": 60.0}
@@ -236,15 +237,11 @@ def test_whether_a_name_leads_here_is_not_guessed(
     client: Any, mortal: dict[type, str], u: str
 ) -> None:
     service = mortal[Counter]
-    pid = client.call(u, service, "pid")
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ray_route.pod.actor_name._ASK_S", 0.5)
-            with pytest.raises(ray_route.PodUnavailableError, match="does not tell"):
-                leads_here(pod_name(client.namespace, service, 0))
-    finally:
-        os.kill(pid, signal.SIGCONT)
+    client.call(u, service, "add", u)
+    with frozen_pod(client, service, 0), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray_route.pod.actor_name._ASK_S", 0.5)
+        with pytest.raises(ray_route.PodUnavailableError, match="does not tell"):
+            leads_here(pod_name(client.namespace, service, 0))
 
 
 def assert_another_life(client: Any, service: str, uid: str, before: ray_route.Link) -> None:

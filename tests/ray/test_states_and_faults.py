@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +15,7 @@ from tallies import AsyncTally, Tally
 
 import ray_route
 from ray_route import RouteError
+from ray_route.testing.faults import frozen_pod, kill_pod
 
 Deploy = Callable[..., ray_route.Deployment]
 
@@ -34,13 +33,6 @@ class Scene:
 
     def pod(self) -> int:
         return self.client.compute_linked_pod("ann", self.service, timeout=40).pod
-
-    def pid_of(self, pod: int) -> int:
-        """Return the process of a pod."""
-        uid = f"on-{pod}"
-        self.client.move(uid, self.service, pod)
-        pid: int = self.call("pid", uid=uid)
-        return pid
 
     @contextmanager
     def waits(self, step: str) -> Iterator[None]:
@@ -81,11 +73,10 @@ def scene(client: ray_route.RouteClient, deploy: Deploy, tmp_path: Path) -> Scen
 @pytest.mark.parametrize("step", ["write", "read"])
 def test_a_target_that_dies_before_it_has_the_state_costs_nothing(scene: Scene, step: str) -> None:
     home = scene.pod()
-    target = scene.pid_of(1 - home)
     with scene.waits(step):
         ended = scene.move(1 - home)
         scene.seen(step)
-        os.kill(target, signal.SIGKILL)
+        kill_pod(scene.client, scene.service, 1 - home)
         eventually(lambda: ended, "the mover is told", 40)
     assert ended[0] is not None
     assert scene.call("add") == 2
@@ -94,11 +85,10 @@ def test_a_target_that_dies_before_it_has_the_state_costs_nothing(scene: Scene, 
 
 def test_an_owner_that_dies_before_its_state_was_fetched_takes_it_along(scene: Scene) -> None:
     home = scene.pod()
-    owner = scene.call("pid")
     with scene.waits("write"):
         ended = scene.move(1 - home)
         scene.seen("write")
-        os.kill(owner, signal.SIGKILL)
+        kill_pod(scene.client, scene.service, home)
         eventually(lambda: ended, "the mover is told", 40)
     assert scene.call("add") == 1, "memory dies with its process"
     assert scene.call("add") == 2
@@ -106,11 +96,10 @@ def test_an_owner_that_dies_before_its_state_was_fetched_takes_it_along(scene: S
 
 def test_an_owner_that_dies_after_its_state_was_fetched_costs_nothing(scene: Scene) -> None:
     home = scene.pod()
-    owner = scene.call("pid")
     with scene.waits("read"):
         ended = scene.move(1 - home)
         scene.seen("read")
-        os.kill(owner, signal.SIGKILL)
+        kill_pod(scene.client, scene.service, home)
     eventually(lambda: ended, "the mover is told", 40)
     assert scene.call("add") == 2
     assert scene.pod() == 1 - home
@@ -145,16 +134,12 @@ def test_a_mover_that_gives_up_on_a_frozen_pod_leaves_the_uid_as_it_was(
     scene: Scene, who: str
 ) -> None:
     home = scene.pod()
-    pids = {"owner": scene.call("pid"), "target": scene.pid_of(1 - home)}
-    step = {"owner": "write", "target": "read"}[who]
+    pod, step = {"owner": (home, "write"), "target": (1 - home, "read")}[who]
     with scene.waits(step):
         ended = scene.move(1 - home, timeout=2)
         scene.seen(step)
-        os.kill(pids[who], signal.SIGSTOP)
-        try:
+        with frozen_pod(scene.client, scene.service, pod):
             eventually(lambda: ended, "the mover is told", 40)
-        finally:
-            os.kill(pids[who], signal.SIGCONT)
     assert ended[0] is not None
     assert scene.call("add") == 2
     assert scene.pod() == home
