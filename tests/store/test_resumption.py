@@ -95,7 +95,7 @@ class Router:
         """Let every agent hold nothing."""
         while True:
             for address, box in list(self.mailboxes._boxes.items()):
-                for number, command in list(box.commands):
+                for number, command in list(box.commands.items()):
                     assert isinstance(command, Recall)
                     self.mailboxes.answer(address, number, Memory([0] * CONFIG.shards, {}))
             await asyncio.sleep(0.005)  # polls for commands

@@ -223,6 +223,16 @@ class TestArrived:
         pod.release(5, "new", 60)
         assert pod.releases.outcomes()[-1] == Outcome(5, "new", 60, given=True, has_state=True)
 
+    def test_one_that_has_failed_is_tried_again_as_its_pod_leaves(self, pod: Pod):
+        """Its state is given up by a hook alone."""
+        arrive(pod)
+        pod.releases.settled({"new": (50, 60)})
+        assert confirm(pod, "new", 60, replaced=50) is Told.ACQUIRE
+        pod.admission.not_acquired("new", 60)
+        assert pod.releases.to_acquire() == []
+        pod.releases.leave_all()
+        assert [it.uid for it in pod.releases.to_acquire()] == ["new"]
+
     @pytest.mark.parametrize("is_told", [True, False])
     def test_a_release_that_meets_an_on_acquire_that_fails_has_it_go_on(
         self, pod: Pod, is_told: bool
