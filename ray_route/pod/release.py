@@ -16,7 +16,9 @@ from ray_route.pod.states import State
 from ray_route.protocol.commands import Outcome, Settlement, Taken
 
 # As many uids may wait for their next owner to fetch their states: nobody serves them meanwhile.
-_KEPT_AT_ONCE = 64
+# So the longest pause of one is the time in which so many are moved; fewer would leave the way to
+# their next owner empty while messages are under way.
+_KEPT_AT_ONCE = 128
 
 
 class Kind(Enum):

@@ -17,6 +17,9 @@ from ray_route.router.in_move import InMove
 from ray_route.router.mailbox import Followed, Mailboxes
 
 _LOOK_S = 0.2
+# Those that are given up within so short a time go on together: to bring a few to their next pod
+# takes as many messages as to bring many.
+_TOGETHER_S = 0.01
 # A state may be a gigabyte, and a pod that fetches it may be busy.
 _FETCH_S = 60.0
 _ATTEMPTS = 2
@@ -94,6 +97,9 @@ class HandOver:
         """Return what is told next; nothing if that takes a while, as hooks may."""
         if self.waiting:
             some = await outcomes.some_or_none(_LOOK_S)
+            if some and len(some) < len(self.waiting):
+                await asyncio.sleep(_TOGETHER_S)
+                some += outcomes.told()
         else:
             await asyncio.wait(self.tasks, timeout=_LOOK_S, return_when="FIRST_COMPLETED")
             some = []

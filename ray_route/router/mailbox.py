@@ -45,6 +45,12 @@ class Followed:
         self._wake.clear()
         return some
 
+    def told(self) -> list[Any]:
+        """Return what has been told since; nothing if nothing has."""
+        some, self._told = self._told, []
+        self._wake.clear()
+        return some
+
     async def some_or_none(self, timeout_s: float) -> list[Any]:
         """Return outcomes as soon as there are any; none if that takes longer.
 

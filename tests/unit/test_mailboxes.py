@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+import pytest
+
 from ray_route.protocol.commands import Outcome, Release, Show
-from ray_route.router.mailbox import Mailboxes
+from ray_route.router.mailbox import Mailboxes, NoAnswerError
 
 POD = ("rooms", 0, 7)
 RELEASE = Release({"ann": 100}, 5.0, closes=True)
@@ -61,5 +63,21 @@ def test_what_is_told_twice_is_heard_of() -> None:
             for _ in range(2):
                 boxes.take_outcomes(POD, [outcome])
             assert (await told.some(60))[0] == outcome
+
+    play(story())
+
+
+def test_what_is_told_meanwhile_is_heard_once() -> None:
+    async def story() -> None:
+        boxes = Mailboxes()
+        with boxes.following(POD, RELEASE) as told:
+            outcomes = [Outcome(told.number, uid, 100, given=True) for uid in ("ann", "bob")]
+            assert told.told() == []
+            boxes.take_outcomes(POD, outcomes[:1])
+            assert await told.some(60) == outcomes[:1]
+            boxes.take_outcomes(POD, outcomes[1:])
+            assert told.told() == outcomes[1:]
+            with pytest.raises(NoAnswerError, match="no answer within"):  # it waits, as it should
+                await told.some(0.01)
 
     play(story())

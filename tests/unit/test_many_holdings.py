@@ -226,7 +226,7 @@ def test_a_look_is_no_look_at_all_that_are_to_be_given_up(drained: Pod) -> None:
 
 
 def test_nor_while_those_given_up_wait_for_their_next_owners(drained: Pod) -> None:
-    given = [uid for _ in range(7) for uid in drained.give_up(10, "its state")]
+    given = [uid for _ in range(13) for uid in drained.give_up(10, "its state")]
     drained.looks()
     for _ in range(100):
         assert drained.look(10) == []

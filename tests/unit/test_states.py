@@ -119,15 +119,15 @@ class TestGivenUp:
         assert not pod.held.nobodys.kept
 
     def test_only_so_many_wait_for_their_next_pods_at_a_time(self, pod: Pod):
-        for number in range(100):
+        for number in range(200):
             pod.hold(f"v{number}", 100)
-        pod.releases.release(1, {f"v{n}": 100 for n in range(100)}, 3.0, closes=True, router=1)
+        pod.releases.release(1, {f"v{n}": 100 for n in range(200)}, 3.0, closes=True, router=1)
         while some := pod.releases.take(10):
             for work in some:
                 assert pod.releases.may_begin(work)
                 pod.releases.ended(work.uid, work.epoch, "a state")
         given = len(pod.held.nobodys.kept)
-        assert 64 <= given < 80
+        assert 128 <= given < 138
         pod.releases.settled(dict.fromkeys(list(pod.held.nobodys.kept)[:30], (100, 0)))
         assert pod.releases.take(100), "as they go, others follow"
 
@@ -223,6 +223,16 @@ class TestArrived:
         pod.release(5, "new", 60)
         assert pod.releases.outcomes()[-1] == Outcome(5, "new", 60, given=True, has_state=True)
 
+    def test_one_that_has_failed_is_tried_again_as_its_pod_leaves(self, pod: Pod):
+        """Its state is given up by a hook alone."""
+        arrive(pod)
+        pod.releases.settled({"new": (50, 60)})
+        assert confirm(pod, "new", 60, replaced=50) is Told.ACQUIRE
+        pod.admission.not_acquired("new", 60)
+        assert pod.releases.to_acquire() == []
+        pod.releases.leave_all()
+        assert [it.uid for it in pod.releases.to_acquire()] == ["new"]
+
     @pytest.mark.parametrize("is_told", [True, False])
     def test_a_release_that_meets_an_on_acquire_that_fails_has_it_go_on(
         self, pod: Pod, is_told: bool
@@ -317,8 +327,8 @@ class TestExports:
     @pytest.mark.timeout(60)
     def test_those_that_are_slow_keep_no_others_from_being_given_up(self, pod: Pod):
         slow = Slow()
-        uids = [f"v{number}" for number in range(70)]
-        for uid in uids[:64]:
+        uids = [f"v{number}" for number in range(128)]
+        for uid in uids:
             pod.hold(uid, 100)
             give_up(pod, uid, state=uid if uid != "v0" else slow)
         pod.hold("next", 100)
