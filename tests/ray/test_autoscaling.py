@@ -311,9 +311,15 @@ def test_the_load_that_pods_report_decides_and_one_that_is_none_harms_nobody(
     users.count()
     report(None)  # now it is as many as it has uids
     heavy.scale((1, 3), target_load=10, down_s=QUICK_S)
-    serve(heavy, 0)
+    eventually(lambda: len(heavy.status().pods) == 1, "one of them is left", SOON_S)
+    serve(heavy, *heavy.status().wanted)
     users.count()
-    assert heavy.status().autoscaling.why.startswith("3 of load needs 1 pods of 10 each")
+
+    def told_of_all() -> bool:
+        told = heavy.status().autoscaling
+        return told is not None and told.why.startswith("3 of load needs 1 pods of 10 each")
+
+    eventually(told_of_all, "all three are counted", SOON_S)
 
 
 def status_of(*command: str) -> object:
