@@ -381,6 +381,13 @@ class Storm:
     def _crash(self) -> None:
         """Kill Redis, which keeps nothing on disk, and start it again after a while."""
         self._outage("crash", self.world.server.stop, self.world.clock.start, ("kill", "", ""))
+        # Nor is the router struck before the pods whose leases have run out serve again.
+        with ThreadPoolExecutor(len(self.uids)) as pool:
+            list(pool.map(self._await_served, self.uids))
+
+    def _await_served(self, uid: str) -> None:
+        with contextlib.suppress(*_MISSED):
+            self.client.call(uid, SERVICE, "pid", idempotent=True, timeout=TIMEOUT_S)
 
     # Faults of the store's clock.
 
