@@ -34,7 +34,7 @@ from ray_route.errors import (
     RouteError,
     RouteTimeoutError,
 )
-from ray_route.protocol.calls import Refused, SendAgain, StreamEnd
+from ray_route.protocol.calls import UNREAD_S, Raised, Refused, SendAgain, StreamEnd
 from ray_route.runtime.joined_ray import joined_by_client
 from ray_route.runtime.waiting import Operation, Pause, run, run_async
 
@@ -42,8 +42,7 @@ R = TypeVar("R")
 
 AHEAD = 16
 """Items that a pod makes before the first of them has been taken."""
-IDLE_S = 60.0
-"""A stream of which nobody takes an item for so long is closed."""
+IDLE_S = UNREAD_S
 _LOOK_S = 0.2
 _WATCH_S = 5.0
 _BACKOFF_S = 0.02
@@ -204,6 +203,8 @@ class ResponseStream(Generic[R]):
 
     def _again(self) -> None:
         """Send the call once more: nothing of it has run, or it may run twice."""
+        with contextlib.suppress(ray.exceptions.RayError, ValueError):
+            self._feed.close()  # its pod waits until the answer has been read
         self._feed.generator, self._feed.item, self._sent = None, None, Future()
         self._dispatcher.loop.run_soon(self._open_soon)
 
@@ -232,9 +233,9 @@ class ResponseStream(Generic[R]):
             except GONE as error:
                 yield from self._lost(error)
                 continue
-            if type(item) is Failed:
+            if type(item) in (Failed, Raised):
                 self.close()
-                raise of_user(item.error, self._call.method, self._call.ids)
+                raise of_user(item.error, self._call.method, self._call.ids, raised=True)
             if type(item) is Refused:
                 self._refused(item)
                 continue

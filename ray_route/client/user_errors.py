@@ -56,19 +56,29 @@ class UserCall:
             raise of_user(error, self.method, self.ids)  # noqa: B904 - it has its cause
 
 
-def of_user(error: BaseException, method: str, ids: Mapping[str, Any]) -> BaseException:
+def of_user(
+    error: BaseException, method: str, ids: Mapping[str, Any], *, raised: bool = False
+) -> BaseException:
     """Return the error of a call that has run, as its caller is to see it.
 
     It has the type of what the user's code raised, and its text begins with the user's frames; one
     of ray_route is in a `NestedCallError` with the call's `ids`. An error, or a result, that can't
     be pickled is an `UnpicklableError`. Its cause is what Ray brought, or what that came from.
+    One that is `raised`, as the pod says, and not by Ray, is no verdict on the call either.
     """
+    if raised and isinstance(error, RouteError) and not isinstance(error, UnpicklableError):
+        return NestedCallError(method=method, error=error, **ids)
     if not isinstance(error, ray.exceptions.RayTaskError):
         return error
     made = _of_user(error, method, ids)
     if made.__cause__ is None:
         made.__cause__ = error if isinstance(made, NestedCallError) else error.__cause__
     return made
+
+
+def is_of_an_argument(error: BaseException) -> bool:
+    """True if a call has not run, since what was brought to its pod could not be read there."""
+    return isinstance(error, ray.exceptions.RayTaskError) and _OF_AN_ARGUMENT in str(error)
 
 
 def _of_user(

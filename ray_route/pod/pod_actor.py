@@ -21,6 +21,7 @@ from ray_route.pod.index_lease import OfPod
 from ray_route.pod.instances import Instances, OneForAll
 from ray_route.pod.leaving import leave_by
 from ray_route.pod.options import PodOptions
+from ray_route.pod.readers import WATCHED
 from ray_route.pod.serving import Manner, Target, methods_of_calls
 from ray_route.pod.sigterm import before_sigterm_ends
 from ray_route.pod.user_hooks import UserHooks
@@ -167,7 +168,7 @@ def pod_class(cls: type, *, per_uid: bool = False, turns: bool = False) -> type:
             return True
 
     for name, method in methods_of_calls(cls, turns=turns or per_uid).items():
-        setattr(Pod, name, method)
+        setattr(Pod, name, WATCHED.get(method, method))
     Pod.__name__ = cls.__name__
     Pod.__qualname__ = cls.__qualname__
     Pod.__doc__ = cls.__doc__

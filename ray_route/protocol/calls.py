@@ -91,6 +91,11 @@ class SendAgain:
     busy: bool = False
 
 
+UNREAD_S = 60.0
+"""A stream of which nobody takes an item for so long is closed: by its reader's process, or, a
+quarter later, by its pod."""
+
+
 @dataclass(frozen=True, slots=True)
 class StreamEnd:
     """The last item of a stream that has come to its end: one without it has broken off."""
@@ -98,6 +103,6 @@ class StreamEnd:
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """An error of the user's code within a batch of calls."""
+    """An error of the user's code within a batch of calls, or as the last item of a stream."""
 
     error: BaseException
