@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray_route
-from benchmarks.harness import Report, Sample, others_took, wait_for_quiet
+from benchmarks.harness import Plot, Report, Sample, others_took, wait_for_quiet
 from benchmarks.setting import SERVICE, deployed, local_client
 
 QUESTION = "users moved a second, seconds for a gigabyte, and what their callers notice"
@@ -18,6 +19,8 @@ _USERS, _QUICK_USERS = 10_000, 1_000
 _GIGABYTE, _QUICK_BYTES = 1 << 30, 200 << 20
 _CALLED = 50
 _DRAIN_S = 300.0
+_BESIDE_S = 1.0  # before and after a drain, to compare with
+_STEP_S = 0.1
 
 
 class Rooms:
@@ -66,6 +69,7 @@ class Caller:
         self._uids = uids
         self._ended = threading.Event()
         self.waits: list[float] = []
+        self.at: list[float] = []
         self.failed = 0
         self.went_back = 0
         self._thread = threading.Thread(target=self._run)
@@ -80,9 +84,15 @@ class Caller:
                 except ray_route.RouteError:
                     self.failed += 1
                     continue
+                self.at.append(begun)
                 self.waits.append(time.perf_counter() - begun)
                 self.went_back += count <= said.get(uid, 0)
                 said[uid] = count
+
+    def during(self, begun: float, ended: float) -> list[float]:
+        """Return the waits of the calls that began then, or waited then."""
+        calls = zip(self.at, self.waits, strict=False)  # one may just be added
+        return [wait for at, wait in calls if at <= ended and begun <= at + wait]
 
     def go_round(self) -> None:
         """Return when each has been called once more."""
@@ -123,9 +133,12 @@ def _drained(report: Report, client: ray_route.RouteClient, users: int) -> None:
         _say(client, uids)
         some = [uid for uid in uids if client.compute_linked_pod(uid, SERVICE).pod == 0]
         with _calling(client, some[:_CALLED]) as caller:
-            before = len(caller.waits)
+            time.sleep(_BESIDE_S)
             moved, seconds = _drain(deployment)
-        waits = sorted(caller.waits[before:])
+            ended = time.perf_counter()
+            time.sleep(_BESIDE_S)
+        waits = sorted(caller.during(ended - seconds, ended))
+        report.plots["drain"] = _over_time(caller, ended - seconds, ended, moved)
         _note(report, "moved, under calls", moved / seconds, "users/s")
         _note(report, "longest pause of a called user", 1000 * waits[-1], "ms")
         _note(report, "wait of a call meanwhile, p50", 1000 * _at(waits, 0.5), "ms")
@@ -134,6 +147,27 @@ def _drained(report: Report, client: ray_route.RouteClient, users: int) -> None:
         _note(report, "counts that went back", caller.went_back, "counts")
         report.aim("calls failed in a drain", "at most", 0, Sample([float(caller.failed)]))
         report.aim("states lost in a drain", "at most", 0, Sample([float(caller.went_back)]))
+
+
+def _over_time(caller: Caller, begun: float, ended: float, moved: int) -> Plot:
+    """Draw the waits of calls, step by step."""
+    steps = range(int(-_BESIDE_S / _STEP_S), int((ended - begun + _BESIDE_S) / _STEP_S))
+    middle: tuple[list[float], list[float]] = [], []
+    longest: tuple[list[float], list[float]] = [], []
+    for step in steps:
+        at = begun + step * _STEP_S
+        waits = caller.during(at, at + _STEP_S)
+        for line, figure in ((middle, statistics.median), (longest, max)) if waits else ():
+            line[0].append(step * _STEP_S)
+            line[1].append(1_000 * figure(waits))
+    return Plot(
+        f"Calls of {_CALLED} users, while they and {moved - _CALLED:,} others move",
+        "seconds",
+        f"ms that a call takes, in steps of {_STEP_S} s",
+        {"longest": longest, "median": middle},
+        linear=True,
+        events={"drain begins": 0.0, "pod is empty": ended - begun},
+    )
 
 
 def _evened_out(report: Report, client: ray_route.RouteClient, users: int) -> None:
