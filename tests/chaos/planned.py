@@ -56,7 +56,8 @@ class Planned(Storm):
             self._upgrader.start()
 
     def _upgrade_now(self) -> None:
-        self._note_lives("upgrade")
+        began = time.monotonic()
+        self._note_lives("upgrade", began)
         how = {"max_surge": 2, "deadline_s": DRAIN_S, "timeout": TIMEOUT_S}
         try:
             self.deployment.upgrade(self.world.cls, **how)
@@ -65,15 +66,13 @@ class Planned(Storm):
             self.done.append(f"upgrade not done: {error}")
         except (ray_route.RouteError, ray.exceptions.RayError) as error:
             self.failures.append(f"the upgrade itself: {error!r} {error}")
-        self._note_lives("upgrade")
+        self._note_lives("upgrade", began)  # those, too, that it has made and ended
 
-    def _note_lives(self, kind: str) -> None:
-        """Note what may move the users of all pods that there are."""
+    def _note_lives(self, kind: str, began: float) -> None:
+        """Note what may have moved the users of all pods that there are, since it began."""
         with suppress(*_MISSED):
-            for pod, it in self.client.pods(SERVICE).items():
-                self._note(
-                    kind, ray_route.Link(pod, it.incarnation, 0, persistent=False, lease_s=0)
-                )
+            for it in self.client.pods(SERVICE).values():
+                self.history.faults.append(Fault(kind, began, it.incarnation))
 
     def _rebalance(self) -> None:
         if self._is_upgrading:
