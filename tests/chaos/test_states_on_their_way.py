@@ -146,7 +146,7 @@ class Moving(Storm):
     "how",
     # Not in every run: for 10 s after a failover two servers take writes, the old primary until its
     # Sentinel demotes it, and whoever reads or renews there loses a state, or a life, now and then.
-    [pytest.param(failing_over, marks=pytest.mark.long), cut_off],
+    [failing_over, cut_off],
 )
 def test_no_state_is_lost_or_goes_back_while_no_pod_dies(
     ray_session: None, tmp_path: Path, how: Callable[[], AbstractContextManager[Struck]]
