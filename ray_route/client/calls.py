@@ -26,7 +26,7 @@ from ray_route.client.refusals import (
 )
 from ray_route.client.responses import Response, arguments, taken
 from ray_route.client.session import NoSuchActorError, Session
-from ray_route.client.user_errors import UserCall, of_user
+from ray_route.client.user_errors import UserCall, is_of_an_argument, of_user
 from ray_route.clock import Deadline
 from ray_route.errors import (
     FencedError,
@@ -223,9 +223,17 @@ class _Many:
         except GONE as died:
             return (yield from self._died(batch, died))
         except Exception as error:  # noqa: BLE001 - other pods' results count
+            if is_of_an_argument(error):
+                return self._each_alone(batch, error)
             return self._all_raised(batch, error, may_have_run=True)
         found = zip(batch.positions, answers, strict=True)
         return [self._apart(batch, position, answer) for position, answer in found]
+
+    def _each_alone(self, batch: _PodBatch, error: Exception) -> list[Any]:
+        """Have calls of which none ran sent by themselves: one has what the others fail by."""
+        if len(batch.positions) == 1:
+            return self._all_raised(batch, error, may_have_run=False)
+        return [SendAgain()] * len(batch.positions)
 
     def _all_raised(self, batch: _PodBatch, error: Exception, *, may_have_run: bool) -> list[Any]:
         return [
@@ -246,8 +254,10 @@ class _Many:
 
     def _unsent(self, batch: _PodBatch, error: Exception) -> Operation[list[Any]]:
         """Answer for a pod to which the calls were not sent: none of them ran."""
-        if not isinstance(error, NoSuchActorError):
+        if isinstance(error, (RouteError, ray.exceptions.RayError)):
             return self._all_raised(batch, error, may_have_run=False)
+        if not isinstance(error, NoSuchActorError):  # an argument's
+            return self._each_alone(batch, error)
         yield from self._report(batch)
         refused = Refused(FencedError(reason=str(error), may_have_run=False))
         return [refused] * len(batch.positions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -108,6 +109,36 @@ def test_a_reference_that_fails_fails_its_own_call_alone(client: Any, talk: str)
     first, failed, last = client.call_many(calls, talk, "echo")
     assert (first, last) == ((("x",), {}), (("y",), {}))
     assert isinstance(failed, OSError)
+
+
+def refuses() -> None:
+    raise LookupError("no way")
+
+
+class NotWritten:
+    """Can't be pickled."""
+
+    def __reduce__(self) -> Any:
+        return refuses()
+
+
+class NotRead:
+    """Can be pickled, and not be read again."""
+
+    def __reduce__(self) -> Any:
+        return refuses, ()
+
+
+@pytest.mark.parametrize("odd", [NotWritten(), NotRead()], ids=["written", "read"])
+def test_an_argument_that_cannot_be_sent_fails_its_own_call_alone(
+    client: Any, talk: str, odd: Any
+) -> None:
+    uids = [f"u{number}" for number in range(20)]
+    calls = [(uid, (uid,)) for uid in uids]
+    *outcomes, failed = client.call_many([*calls, ("odd", (odd,))], talk, "echo", timeout=60)
+    assert outcomes == [((uid,), {}) for uid in uids]
+    assert isinstance(failed, Exception)
+    assert re.search(r"no way|No module named 'test_calls'", str(failed))
 
 
 def test_what_is_no_call_is_refused(client: Any, talk: str) -> None:
