@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -279,11 +280,11 @@ class Controller:
     # How it is done.
 
     def _give_up(self, request: str) -> None:
-        asked = self._requests.get(request)
-        if asked is not None:
+        if request not in self._requests:  # it has ended, or has yet to come
+            give_up(self._wishes.actor, request)
+        if asked := self._requests.get(request):
             asked.given_up = True
             return
-        give_up(self._wishes.actor, request)
         spec = self._recipe.spec
         self._let_go(recipe_name(spec.namespace, spec.service, request), request)
 
@@ -291,8 +292,9 @@ class Controller:
     def _asked(
         self, request: str, deadline: Deadline, *, after_upgrades: bool = False
     ) -> Iterator[Request]:
-        """Hold the turn for what a caller asks."""
-        asked = self._requests.setdefault(request, Request())
+        """Hold the turn for what a caller asks, unless it has given up before this came."""
+        key = request or uuid.uuid4().hex
+        asked = self._requests.setdefault(key, Request())
 
         def wanted() -> Wanted:
             self._checked(asked)()
@@ -300,11 +302,13 @@ class Controller:
 
         taken = self._turn.taken_after_upgrades(deadline, wanted)
         try:
+            if request:
+                self._check_asked(request, "scale")
             with self._in_charge(), taken if after_upgrades else self._turn.taken(deadline):
                 self._checked(asked)()
                 yield asked
         finally:
-            self._requests.pop(request, None)
+            self._requests.pop(key, None)
 
     @contextlib.contextmanager
     def _in_charge(self) -> Iterator[None]:
@@ -351,10 +355,10 @@ class Controller:
             self._upkeep.recipes.end_unnamed({*wanted.recipes, *self._awaited})
             self._given_up.forget_old(wanted.upgrade.request if wanted.upgrade else "")
 
-    def _check_asked(self, request: str) -> None:
-        """Raise `CallCancelledError` if who asked for an upgrade has given up, in any life."""
+    def _check_asked(self, request: str, method: str = "upgrade") -> None:
+        """Raise `CallCancelledError` if who asked for something has given up, in any life."""
         if is_given_up(self._wishes.actor, request):
-            raise CallCancelledError(method="upgrade", may_have_run=True, service=self._service)
+            raise CallCancelledError(method=method, may_have_run=True, service=self._service)
 
     def _is_ended(self) -> bool:
         wanted = self._wishes.wanted

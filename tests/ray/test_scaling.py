@@ -20,6 +20,7 @@ from services import Counter, Gated, GatedCarrier
 from upgraded import Old
 
 import ray_route
+from ray_route.controller.actor import THREADS
 from ray_route.controller.draining import is_draining
 from ray_route.controller.upkeep import Upkeep
 from ray_route.protocol.names import RAY_NAMESPACE
@@ -148,6 +149,26 @@ def test_an_interrupted_scale_ends_what_it_made(client: Any, deploy: Any, go: Pa
         interrupted.result(SOON_S)
         eventually(lambda: deployment.status().pods == (0,), "pod 1 is ended", SOON_S)
         eventually(lambda: deployment.status().replicas == 1, "and not wanted any more", SOON_S)
+
+
+def test_a_scaling_that_was_given_up_before_it_came_does_not_begin(
+    client: Any, deploy: Any, go: Path
+) -> None:
+    """What is given up overtakes what was asked for, where all threads wait for their turns."""
+    deployment = deploy(Gated, replicas=1, args=(str(go.parent),))
+    controller = deployment._controller.found()
+    with ThreadPoolExecutor(1) as pool:
+        with shut(go):
+            scaled = pool.submit(deployment.scale, 2, timeout=4 * SOON_S)
+            eventually(lambda: "wait for pods [1]" in deployment.status().doing, "it waits", SOON_S)
+            waiting = [controller.keep_even.remote(None, SOON_S) for _ in range(THREADS)]
+            in_vain = controller.scale.remote("asked", 3, SOON_S, SOON_S)
+            ray.get(controller.give_up.remote("asked"))
+        scaled.result(4 * SOON_S)
+    ray.get(waiting)
+    with pytest.raises(ray_route.CallCancelledError):
+        ray.get(in_vain)
+    assert deployment.status().pods == (0, 1)
 
 
 def test_an_interrupted_scale_in_gives_the_pod_back_that_was_being_drained(
