@@ -96,9 +96,8 @@ class Counters:
 
     def needs_look(self, shard: int) -> bool:
         """True if a look may open a shard: not if one has just tried, and its server is away."""
-        is_elsewhere = self._server_of(shard) not in (
-            *(None, self._seen_at.get(shard), self._tried_at.get(shard)),
-        )
+        known = (None, self._seen_at.get(shard), self._tried_at.get(shard))
+        is_elsewhere = self._server_of(shard) not in known
         return is_elsewhere or self.sendings.is_in_doubt(shard, self._tried)
 
     def _server_of(self, shard: int) -> str | None:
