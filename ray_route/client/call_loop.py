@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from ray_route.runtime.cancelling import ended
+
 
 class CallLoop:
     """Runs coroutines, in one thread, which no interrupt reaches. Thread-safe."""
@@ -53,7 +55,5 @@ class CallLoop:
             self._ending = self._loop.create_task(self._ended())
 
     async def _ended(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(list(self._tasks))
         self._loop.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from time import thread_time
 from typing import Any, Protocol
 
 import ray
@@ -73,21 +74,21 @@ class Untaken:
         self._out.pop(call, None)
 
     async def _look(self) -> None:
-        """Look at answers now and then, for no more than a part of the time."""
+        """Look at answers now and then, for no more than a part of a processor's time."""
         if self._looking:
             return
         self._looking = True
         pause_s = _LOOK_S
         while self._has_work():
             await asyncio.sleep(pause_s)
-            begun_at = now()
+            spent_s = thread_time()  # what the machine does besides makes no look dear
             try:
-                self.look([call for call in list(self._out) if _is_due(call, begun_at)])
+                self.look([call for call in list(self._out) if _is_due(call, now())])
             except RayGoneError:
                 return  # no answer comes any more
             except Exception:  # whatever one look met, the next may see to the others
                 logger.exception("could not look at the answers of calls")
-            pause_s = max(_LOOK_S, (now() - begun_at) / _OF_THE_TIME)
+            pause_s = max(_LOOK_S, (thread_time() - spent_s) / _OF_THE_TIME)
 
     def _has_work(self) -> bool:
         """True if there is something to look at; else looking is over, and begins anew."""

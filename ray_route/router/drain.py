@@ -29,6 +29,7 @@ from ray_route.router.drained_pod import RETRY_S, DrainedPod
 from ray_route.router.hand_over import Damages, Step
 from ray_route.router.mailbox import NoAnswerError
 from ray_route.router.moves import Moves
+from ray_route.runtime.cancelling import ended
 
 _UIDS_PER_RELEASE = 1_000
 # Before its deadline, for so long (a third of it, if that is less), a drain refuses calls of uids
@@ -118,8 +119,7 @@ class Drain:
                     self._check(self.left)
             await task
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await ended([task])
 
     async def _work(self) -> None:
         await self._begin()
@@ -304,6 +304,4 @@ async def _all_of(works: Sequence[Coroutine[Any, Any, Any]]) -> None:
     try:
         await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await ended(tasks)

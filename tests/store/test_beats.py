@@ -21,6 +21,7 @@ from ray_route.router import change_writer
 from ray_route.router import counters as counters_module
 from ray_route.router.beats import Beats
 from ray_route.router.change_writer import ChangeWriter
+from ray_route.runtime.cancelling import ended
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.keys import Keys
 from ray_route.store.pods import PodCalls
@@ -90,9 +91,7 @@ async def beating(url: StoreUrl) -> AsyncIterator[Beating]:
     try:
         yield Beating(router, keys, store, changes)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await ended(tasks)
         await store.close()
         await close_all()
 

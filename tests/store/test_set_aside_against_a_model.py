@@ -84,6 +84,15 @@ class World:
             return
         self.check(uid, link)
 
+    async def placed_after_beats(self, uid: str) -> Link:
+        """Look, as each beat does, until a uid has its link."""
+
+        async def placed() -> Link:
+            await self.look()
+            return await self.router.place(uid)
+
+        return await in_the_end(placed)
+
     def check(self, uid: str, link: Link) -> None:
         known = self.held.setdefault(uid, link)
         assert (link.pod, link.epoch) == (known.pod, known.epoch), f"{uid} {self.told}"
@@ -189,7 +198,7 @@ def test_no_uid_that_a_pod_holds_goes_elsewhere(
         await world.come_back()
         world.remember()
         for uid in list(world.held):
-            world.check(uid, await in_the_end(lambda uid=uid: world.router.place(uid)))
+            world.check(uid, await world.placed_after_beats(uid))
 
     with closing(Store(cluster.store_url())) as store:
         tell(store, place.keys.namespace, story)
