@@ -14,7 +14,8 @@ class TcpProxy:
     """Forwards connections to a local port. Faults act on open and on new connections.
 
     `stall()` stops forwarding but keeps connections open, `cut()` resets them and refuses new
-    ones, `delay_s` holds every chunk back, `heal()` ends all faults. `lose()` loses one answer.
+    ones, `delay_s` holds every chunk back, `heal()` ends all faults. `lose()` loses one answer,
+    `after()` waits for one.
     """
 
     def __init__(self, target_port: int, tls: ssl.SSLContext | None = None) -> None:
@@ -25,7 +26,9 @@ class TcpProxy:
         self._flowing.set()
         self._cut = False
         self._losing: tuple[bytes, Callable[[], None]] | None = None
+        self._passing: tuple[bytes, Callable[[], None]] | None = None
         self._lost: set[socket.socket] = set()
+        self._passed: set[socket.socket] = set()
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -45,6 +48,10 @@ class TcpProxy:
         The server has carried it out by then, and `then` is called before anybody notices.
         """
         self._losing = (question, then)
+
+    def after(self, question: bytes, then: Callable[[], None]) -> None:
+        """Call `then` once the answer to the next chunk with some bytes has been passed on."""
+        self._passing = (question, then)
 
     def half_close(self) -> None:
         """Send the end of the stream on open connections, and go on reading from them."""
@@ -124,6 +131,12 @@ class TcpProxy:
                 if self.delay_s:
                     time.sleep(self.delay_s)
                 sink.sendall(chunk)
+                if self._passing and self._passing[0] in chunk:
+                    self._passed.add(client)
+                elif self._passing and client in self._passed:
+                    (_, then), self._passing = self._passing, None
+                    self._passed.clear()
+                    then()
         _shut(source)
         _shut(sink)
 

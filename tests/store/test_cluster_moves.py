@@ -12,15 +12,18 @@ from typing import Any
 
 import pytest
 from helpers import eventually, unique_name
+from redis.exceptions import TimeoutError as NoReplyError
 from servers import ClusterServers
 
 from ray_route.clock import Deadline
 from ray_route.config import RouteConfig
 from ray_route.errors import StoreUnavailableError
 from ray_route.store import conversation
+from ray_route.store import masters as masters_module
 from ray_route.store.bulk import BulkReader, Owned
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.embedded import EmbeddedServer
+from ray_route.store.exchange import UnansweredError
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, Writer
 from ray_route.store.owner_codes import FAILED
@@ -130,6 +133,36 @@ def test_an_async_script_waits_too(moving: Moving):
     moving.end()
     thread.join(10)
     assert {link.pod for link in moving.calls.parse(results[0]).links if link} == {3}
+
+
+def test_what_is_sent_once_is_not_sent_on_twice(moving: Moving, monkeypatch: pytest.MonkeyPatch):
+    """A master says that the slot has moved, and the answer of the one that has it is lost."""
+    key = f"{moving.keys.counter(0)}:asked"
+    assert moving.cluster.slot(key) == moving.slot
+    moving.begin()
+    moving.end()
+    there = str(moving.target.port)
+    run = masters_module._run
+
+    async def loses_its_answer(node: Any, commands: Any) -> None:
+        await run(node, commands)
+        if node.name.endswith(there) and any(key in command.args for command in commands):
+            raise NoReplyError("its answer is lost")
+
+    async def ask() -> list[Any]:
+        store = AsyncStore(moving.store.url)
+        try:
+            await store.servers()
+            cache = store._masters._client.nodes_manager.slots_cache
+            cache[moving.slot] = [store._masters._node(f"127.0.0.1:{moving.source.port}")]
+            monkeypatch.setattr(masters_module, "_run", loses_its_answer)
+            return await store.run([plain_call("INCR", key)], once=True)
+        finally:
+            await store.close()
+
+    (reply,) = asyncio.run(ask())
+    assert isinstance(reply, UnansweredError)
+    assert moving.store.one(plain_call("GET", key)) == b"1"
 
 
 def test_a_plain_command_follows_a_slot_that_has_moved(moving: Moving):

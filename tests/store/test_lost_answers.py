@@ -17,10 +17,12 @@ from servers import SentinelServers, admin
 from test_confirming_together import MINE
 from test_replaced_primary import failed_over, replacing
 
+from ray_route.clock import now
 from ray_route.errors import RouteError, StoreUnavailableError
 from ray_route.router.carrier import Carrier
-from ray_route.router.sendings import Sendings
+from ray_route.router.sendings import CARRIED_OUT_S, Sendings
 from ray_route.router.shards import Build, Outcome, Shards
+from ray_route.runtime.cancelling import ended
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.exchange import UnansweredError
@@ -134,24 +136,92 @@ def test_what_a_look_has_found_done_is_missed_if_the_next_server_lacks_it(
     with proxied(server) as (proxy, url):
 
         async def story(sender: Sender) -> None:
-            counters, noticed = sender.shards.counters, asyncio.Event()
-
-            async def look() -> None:
-                noticed.set()
-                await asyncio.Event().wait()
-
-            sender.shards.look = look
+            counters = sender.shards.counters
             with replacing(server) as new:
-                proxy.lose(U.encode())
-                running = asyncio.create_task(sender.link())
-                await noticed.wait()
-                running.cancel()  # whoever asked is gone, and nothing is sent again
-                await asyncio.gather(running, return_exceptions=True)
+                await nobody_hears_of_a_link(sender, proxy)
                 assert not (await counters.compare()).lost
                 assert not counters.shut(0)
                 counters.sendings = Sendings()  # it was long ago
                 proxy.retarget(new.port)
                 assert (await counters.compare()).lost == {0}
+
+        tell(url, story)
+
+
+async def nobody_hears_of_a_link(sender: Sender, proxy: TcpProxy) -> None:
+    """Have a link written whose answer is lost, and whose asker is gone before anybody looks."""
+    noticed = asyncio.Event()
+
+    async def look() -> None:
+        noticed.set()
+        await asyncio.Event().wait()
+
+    sender.shards.look = look
+    proxy.lose(U.encode())
+    running = asyncio.create_task(sender.link())
+    await noticed.wait()
+    await ended([running])
+
+
+def test_no_script_of_another_server_reaches_across_a_counter_that_was_read(
+    server: EmbeddedServer,
+) -> None:
+    """What was sent before the look may be answered after it, by who lacks what the look found."""
+    with proxied(server) as (proxy, url):
+
+        async def story(sender: Sender) -> None:
+            counters = sender.shards.counters
+            known = counters.seen[0]
+            await nobody_hears_of_a_link(sender, proxy)
+            assert not (await counters.compare()).lost
+            assert counters.seen[0] > known
+            assert not counters.take(0, known, counters.seen[0] + 1), "it was written elsewhere"
+            assert 0 in counters.aside
+
+        tell(url, story)
+
+
+def test_a_look_is_at_one_server_also_while_another_takes_its_place(server: EmbeddedServer) -> None:
+    """Who it is, and its counters: those of the next one would pass for what the first one did."""
+    with proxied(server) as (proxy, url):
+
+        async def story(sender: Sender) -> None:
+            counters = sender.shards.counters
+            with replacing(server) as new:
+                await nobody_hears_of_a_link(sender, proxy)
+                replaced = asyncio.Event()
+                loop = asyncio.get_running_loop()
+
+                def replace() -> None:
+                    proxy.retarget(new.port)
+                    loop.call_soon_threadsafe(replaced.set)
+
+                # Who is there it asks first, and again with the counters.
+                proxy.after(b"INFO", lambda: proxy.after(b"INFO", replace))
+                found = (await counters.compare()).lost
+                await asyncio.wait_for(replaced.wait(), 10)
+                counters.sendings = Sendings()  # it was long ago
+                assert found | (await counters.compare()).lost == {0}
+
+        tell(url, story)
+
+
+def test_what_was_cut_off_while_it_gave_a_uid_away_may_give_it_away_late(
+    server: EmbeddedServer,
+) -> None:
+    with proxied(server) as (proxy, url):
+
+        async def story(sender: Sender) -> None:
+            shards = sender.shards
+            proxy.stall()
+            placing = shards.run([U], sender.linking(), placing=True)
+            running = asyncio.create_task(placing)
+            for _ in range(5):  # Python 3.11 loses a cancel that comes as the sending ends
+                await asyncio.sleep(0)
+            assert shards.counters.sendings._sent[0], "it is on its way"
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            assert shards.placed_at[0] > now() + CARRIED_OUT_S / 2
 
         tell(url, story)
 
