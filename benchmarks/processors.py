@@ -38,10 +38,10 @@ class Processors:
 
     def _now(self) -> tuple[float, float, float]:
         info = self._redis.info("cpu")
-        return time.process_time(), info["used_cpu_user"] + info["used_cpu_sys"], _workers_s()
+        return time.process_time(), info["used_cpu_user"] + info["used_cpu_sys"], workers_s()
 
 
-def _workers_s() -> float:
+def workers_s() -> float:
     """Return the time of all Ray workers that descend from this process; Linux only."""
     stats = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
