@@ -34,7 +34,7 @@ TIMEOUT_S = 60.0
 OUTAGE_LEASES = 3.0
 # Of the lease: how long a pod's process may stop and none of its users moves (one that stops for
 # longer than a third counts as starved), and for how long the router's; and how often in a row.
-DOZE_LEASES = (0.1, 0.3)
+DOZE_LEASES = (0.1, 0.25)
 STUN_LEASES = (0.1, 1.5)
 STUTTERS = 3
 # Of the server's clock: more than leases last, and their margin, up to more than links live.
@@ -288,9 +288,8 @@ class Storm:
 
     def _stutter(self, kind: str, stops: dict[int, tuple[float, float]]) -> None:
         """Stop and continue some processes, each for so many leases at a time."""
-        fault = self._note(kind)
-        place = self.history.faults.index(fault)
-        self.history.faults[place] = fault = replace(fault, incarnation=-1)  # it moves nobody
+        fault = Fault(kind, time.monotonic(), incarnation=-1)  # it moves nobody
+        self.history.faults.append(fault)
         plans = {
             pid: [self.random.uniform(*leases) * self.lease_s for _ in range(STUTTERS)]
             for pid, leases in stops.items()
