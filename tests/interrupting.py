@@ -20,6 +20,7 @@ class Interrupter:
     def __init__(self, at_line: int, modules: tuple[Any, ...], spared: Container[str] = ()) -> None:
         self.at_line = at_line
         self.lines = 0
+        self.where = "nowhere"
         # It is kept: CPython calls it once more where an interrupt has just ended the tracing.
         self._trace = self._enter
         self._spared = spared
@@ -43,6 +44,7 @@ class Interrupter:
         self.lines += 1
         if self.lines == self.at_line:
             sys.settrace(None)
+            self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
             raise KeyboardInterrupt
         return self._line
 
@@ -74,5 +76,9 @@ def at_every_line(
             pass
         if interrupter.lines < number:
             return number
-        check()
+        try:
+            check()
+        except BaseException:
+            print(f"what was interrupted at line {number}, {interrupter.where}")
+            raise
     raise AssertionError

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import ray
 
 from ray_route.client.connect import CONNECT_TIMEOUT_S
-from ray_route.client.sessions import open_session
+from ray_route.client.sessions import open_client
 from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
 from ray_route.errors import RouteError
@@ -108,7 +108,8 @@ class LoadGenerator:
     def __init__(self, assignment: Assignment) -> None:
         self._order = assignment
         deadline = Deadline.after(CONNECT_TIMEOUT_S)
-        self._client = RouteClient(open_session(assignment.namespace, assignment.url, {}, deadline))
+        where = (assignment.namespace, assignment.url)
+        self._client = open_client(RouteClient, *where, {}, deadline)
         self._lock = threading.Lock()
         self._second = Second()
         self._last: dict[str, tuple[int, int]] = {}

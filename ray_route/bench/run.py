@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_route._version import __version__
 from ray_route.bench.load_generator import Assignment, LoadGenerator, Second, Target
-from ray_route.client.sessions import open_session
+from ray_route.client.sessions import open_client
 from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
 from ray_route.deploy import deploy
@@ -99,7 +99,8 @@ def run(plan: Plan, started: Bootstrap, note: Note) -> Result:
     namespace = f"bench-{uuid.uuid4().hex[:8]}"
     with undoing() as undo:
         undo.callback(clear_namespace, started.url, namespace, SERVICE, _uids(plan))
-        client = RouteClient(open_session(namespace, started.url, {}, Deadline.after(_ANSWER_S)))
+        deadline = Deadline.after(_ANSWER_S)
+        client = open_client(RouteClient, namespace, started.url, {}, deadline)
         undo.callback(client.close)
         deployment = undo.enter_context(_pods(plan, started, namespace))
         clients = undo.enter_context(_clients(plan, started, namespace))

@@ -18,7 +18,7 @@ from typing import Any
 import ray
 from ray.util import list_named_actors
 
-from ray_route.client.sessions import open_session
+from ray_route.client.sessions import open_client
 from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
 from ray_route.config import RouteConfig
@@ -224,7 +224,7 @@ class NamespaceView:
             reason = "there is none; the first client that connects makes one"
             raise RouterUnavailableError(reason=reason, namespace=self.name)
         deadline = Deadline.after(TIMEOUT_S)
-        return RouteClient(open_session(self.name, self.store.url, {}, deadline))
+        return open_client(RouteClient, self.name, self.store.url, {}, deadline)
 
     def close(self) -> None:
         """Give back the client, if one was needed."""

@@ -231,7 +231,7 @@ def _probes(keys: Keys) -> Iterator[Call]:
     yield links.remove(writer, 0, _SERVICE, [_UID])
     yield script_call("append", [keys.log], [1, "kind", "beat"])
     yield plain_call("XADD", keys.log, "*", "kind", "beat")  # an old server names it only here
-    yield Call(keys.log, ("XREAD", "COUNT", 1, "STREAMS", keys.log, "0-0"))
+    yield Call(keys.log, ("XREAD", "COUNT", "1", "STREAMS", keys.log, "0-0"))
     yield plain_call("XREVRANGE", keys.log, "+", "-", "COUNT", 1)
 
 

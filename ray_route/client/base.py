@@ -28,6 +28,7 @@ class ClientBase:
     def __init__(self, session: Session) -> None:
         self._opened = session
         self._closing = threading.Lock()  # taken once, for ever
+        self._given_back = threading.Lock()  # likewise, by the thread that does so
         # A hit is returned without any of the machinery of waiting, which takes 3 µs.
         self._hit: Callable[[str, str], Link | None] = session.near.get
 
@@ -48,10 +49,11 @@ class ClientBase:
         raise ClosedError(what=repr(self), namespace=self.namespace)
 
     def _close(self) -> None:
-        """Give the session back, once; may take a second."""
-        if self._closing.acquire(blocking=False):
+        """Give the session back, once; may take a second. Interrupted, it may be called again."""
+        self._closing.acquire(blocking=False)
+        if not self._given_back.locked():
             self._hit = self._refuse
-            close_session(self._opened)
+            close_session(self._opened, self._given_back)
 
     @property
     def namespace(self) -> str:

@@ -143,7 +143,8 @@ class ChangeReader:
         if self._lane is None:
             self._lane = lane_to(self._store, self._keys.log)
         key = self._keys.log
-        words = ("XREAD", "COUNT", _COUNT, "BLOCK", _BLOCK_MS, "STREAMS", key, self._position.entry)
+        count, wait_ms = str(_COUNT), str(_BLOCK_MS)
+        words = ("XREAD", "COUNT", count, "BLOCK", wait_ms, "STREAMS", key, self._position.entry)
         return _entries(self._lane.one(Call(key, words)))
 
     def _take_in_or_pass(self, entry: str, fields: dict[bytes, bytes]) -> Change | None:
@@ -190,7 +191,7 @@ class ChangeReader:
         """Begin at the stream's end: after a loss of data ours may lie beyond it for ever."""
         self._start_over()
         key, self._drained_at = self._keys.log, now()
-        reply = self._store.one(Call(key, ("XREVRANGE", key, "+", "-", "COUNT", 1)))
+        reply = self._store.one(Call(key, ("XREVRANGE", key, "+", "-", "COUNT", "1")))
         last = reply[0][0].decode() if reply else "0-0"
         # Whose the next entry is decides that entry: what was heard last may be no router's.
         self._position = Position(last, 0, 0)

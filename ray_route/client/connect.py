@@ -6,7 +6,7 @@ from typing import Any
 
 from ray_route.client.async_client import AsyncRouteClient
 from ray_route.client.base import seconds
-from ray_route.client.sessions import open_session, open_session_async
+from ray_route.client.sessions import open_client, open_client_async
 from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
 
@@ -40,7 +40,7 @@ def connect(
 
     """
     deadline = Deadline.after(seconds(timeout))
-    return RouteClient(open_session(namespace, redis_url, options, deadline))
+    return open_client(RouteClient, namespace, redis_url, options, deadline)
 
 
 async def connect_async(
@@ -52,4 +52,4 @@ async def connect_async(
 ) -> AsyncRouteClient:
     """Do the same as `connect` without blocking the event loop."""
     deadline = Deadline.after(seconds(timeout))
-    return AsyncRouteClient(await open_session_async(namespace, redis_url, options, deadline))
+    return await open_client_async(AsyncRouteClient, namespace, redis_url, options, deadline)

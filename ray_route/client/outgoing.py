@@ -20,6 +20,7 @@ from ray_route.errors import CallCancelledError
 from ray_route.model import Link
 from ray_route.protocol.calls import Chain, Header, Order
 from ray_route.runtime.call_context import current_chain, node_mark, time_of
+from ray_route.runtime.futures import Outcome
 from ray_route.runtime.waiting import late, slices
 
 _BUSY_S = 0.01
@@ -178,7 +179,7 @@ class Change:
     call: Outgoing
 
     def _future(self) -> Future[None]:
-        future: Future[None] = Future()
+        future: Outcome[None] = Outcome()
         self.call.waiters.append(future)
         if self._is_there():  # since before it could be told
             self.call.changed()

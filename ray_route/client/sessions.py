@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from ray_route.client.dispatcher import Dispatcher
 from ray_route.client.session import Session
@@ -25,6 +25,8 @@ from ray_route.runtime.namespace import Namespace, resolve_url
 from ray_route.runtime.waiting import Stage, late, within, within_async
 from ray_route.store.namespaces import check_options
 from ray_route.store.url import StoreUrl
+
+T = TypeVar("T")
 
 _Key = tuple[Any, ...]
 
@@ -67,6 +69,39 @@ def open_session(
     return within(deadline, stage, work, undo=_give_back)
 
 
+def open_client(
+    make: Callable[[Session], T],
+    namespace: str,
+    redis_url: str | StoreUrl | None,
+    options: dict[str, Any],
+    deadline: Deadline,
+) -> T:
+    """Return what is made of a session, which that gives back: no interrupt comes in between."""
+    stage, work = _opening(namespace, redis_url, options, deadline)
+    return within(deadline, stage, partial(_made, make, work), undo=_undo)[1]
+
+
+async def open_client_async(
+    make: Callable[[Session], T],
+    namespace: str,
+    redis_url: str | StoreUrl | None,
+    options: dict[str, Any],
+    deadline: Deadline,
+) -> T:
+    """Do the same, awaited."""
+    stage, work = _opening(namespace, redis_url, options, deadline)
+    return (await within_async(deadline, stage, partial(_made, make, work), undo=_undo))[1]
+
+
+def _made(make: Callable[[Session], T], work: Callable[[], Session]) -> tuple[Session, T]:
+    session = work()
+    return session, make(session)
+
+
+def _undo(made: tuple[Session, Any]) -> None:
+    _give_back(made[0])
+
+
 async def open_session_async(
     namespace: str, redis_url: str | StoreUrl | None, options: dict[str, Any], deadline: Deadline
 ) -> Session:
@@ -85,13 +120,20 @@ def _opening(
     return stage, partial(_opened, namespace, redis_url, options, deadline, stage)
 
 
-def close_session(session: Session) -> None:
+def close_session(session: Session, given_back: threading.Lock | None = None) -> None:
     """Give a session back, once for each `open_session`; the last user closes it.
 
-    In a thread of its own, too; waits for `_CLOSE_S` at most.
+    Whoever may be interrupted, and close again, has a lock that says whether it is given back:
+    that is taken once, for ever. In a thread of its own, too; waits for `_CLOSE_S` at most.
     """
+    work = partial(_give_back_once, session, given_back or threading.Lock())
     with contextlib.suppress(RouteTimeoutError, RayGoneError):
-        within(Deadline.after(_CLOSE_S), Stage("a session to end"), partial(_give_back, session))
+        within(Deadline.after(_CLOSE_S), Stage("a session to end"), work)
+
+
+def _give_back_once(session: Session, given_back: threading.Lock) -> None:
+    if given_back.acquire(blocking=False):
+        _give_back(session)
 
 
 def _give_back(session: Session) -> None:

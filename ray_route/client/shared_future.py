@@ -10,10 +10,12 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from ray_route.runtime.futures import Outcome
+
 T = TypeVar("T")
 
 
-class SharedFuture(Future[T]):
+class SharedFuture(Outcome[T]):
     """A future that a thousand tasks may wait for, each until a time of its own.
 
     Its loop is woken once for all of them, and has one timer. With a future, a wake-up and a

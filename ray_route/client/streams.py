@@ -35,6 +35,7 @@ from ray_route.errors import (
     RouteTimeoutError,
 )
 from ray_route.protocol.calls import UNREAD_S, Raised, Refused, SendAgain, StreamEnd
+from ray_route.runtime.futures import Outcome
 from ray_route.runtime.joined_ray import joined_by_client
 from ray_route.runtime.waiting import Operation, Pause, run, run_async
 
@@ -67,7 +68,7 @@ class ResponseStream(Generic[R]):
         self._call = call
         self._timeout_s = timeout_s
         self._feed = Feed()
-        self._sent: Future[Any] = Future()
+        self._sent: Future[Any] = Outcome()
         self._taken = 0
         self._used_at = now()
         self._over = False
@@ -205,7 +206,7 @@ class ResponseStream(Generic[R]):
         """Send the call once more: nothing of it has run, or it may run twice."""
         with contextlib.suppress(ray.exceptions.RayError, ValueError):
             self._feed.close()  # its pod waits until the answer has been read
-        self._feed.generator, self._feed.item, self._sent = None, None, Future()
+        self._feed.generator, self._feed.item, self._sent = None, None, Outcome()
         self._dispatcher.loop.run_soon(self._open_soon)
 
     # Taking.

@@ -34,9 +34,7 @@ class GivenUpError(Exception):
 
 def begin(done: Future[T], work: Callable[[], T], *, makes: bool = False) -> None:
     """Begin work in a thread that settles `done`; with `makes`, it is `making` until then."""
-    if makes:
-        _making.add(done)
-    args = (done, work, (*_works(), done))
+    args = (done, partial(_made, done, work) if makes else work, (*_works(), done))
     threading.Thread(target=_settle, args=args, name="ray_route-within", daemon=True).start()
 
 
@@ -48,6 +46,16 @@ def _settle(done: Future[T], work: Callable[[], T], works: tuple[Future[Any], ..
         done.set_exception(error)
     finally:
         _making.discard(done)
+
+
+def _made(done: Future[Any], work: Callable[[], T]) -> T:
+    """Do work that is `making` until `done` is settled and undone, if that is given up.
+
+    Said by its own thread: an interrupt of who begins it might leave it said of what never ran.
+    """
+    _making.add(done)  # before the look: one of the two sees the other
+    check_wanted()
+    return work()
 
 
 def _works() -> tuple[Future[Any], ...]:
@@ -77,15 +85,10 @@ def making() -> Iterator[None]:
         _making.difference_update(works)
 
 
-@contextlib.contextmanager
-def undone_if_given_up(done: Future[T], undo: Callable[[T], object] | None) -> Iterator[None]:
+def give_up(done: Future[T], undo: Callable[[T], object] | None) -> None:
     """Have what nobody waits for any more undone once it is there."""
-    try:
-        yield
-    except BaseException:
-        _given_up.add(done)
-        done.add_done_callback(partial(_undone, undo))
-        raise
+    _given_up.add(done)
+    done.add_done_callback(partial(_undone, undo))
 
 
 def _undone(undo: Callable[[T], object] | None, done: Future[T]) -> None:

@@ -17,6 +17,7 @@ import ray
 
 from ray_route.clock import Deadline
 from ray_route.errors import ConfigError, RayUnavailableError
+from ray_route.runtime.futures import Outcome
 from ray_route.runtime.joined_ray import is_forked, joined_ray
 from ray_route.runtime.waiting import Check, Stage, no_check, result_of
 from ray_route.runtime.which_ray import NEW, is_own, no_ray, which_ray
@@ -68,7 +69,7 @@ def _attempt(deadline: Deadline, stage: Stage, wish: Wish) -> tuple[Future[None]
     with _lock:
         if _under_way is not None and not _under_way.done():
             return _under_way, False
-        _under_way = attempt = Future[None]()
+        _under_way = attempt = Outcome[None]()
     args = (attempt, deadline, stage, wish)
     threading.Thread(target=_join_and_stay, args=args, name="ray_route-ray", daemon=True).start()
     return attempt, True

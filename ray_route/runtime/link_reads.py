@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from ray_route.clock import Deadline
 from ray_route.errors import RouteError
 from ray_route.runtime.belief import Belief
+from ray_route.runtime.futures import Outcome
 from ray_route.runtime.waiting import Check, late, no_check, result_of, slices
 from ray_route.runtime.worker import Worker
 from ray_route.store.lanes import Lane, has_moved, is_moving
@@ -104,7 +105,7 @@ class _Asked:
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.parts = parts
-        self.future: Future[Readings] = Future()
+        self.future: Outcome[Readings] = Outcome()
         self.future.set_running_or_notify_cancel()  # nobody who waits for it can cancel it
 
     def settle(self, outcome: Readings | BaseException) -> None:

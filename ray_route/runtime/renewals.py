@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from ray_route.clock import backoff_s, now
+from ray_route.runtime.futures import Outcome
 from ray_route.store.circuit import PROBE_S
 
 # A process' records of belief have one name, which its users filter by.
@@ -44,7 +45,7 @@ class Renewals:
         return not self._failures or now() >= self._failed_at + PROBE_S
 
     def _begun(self) -> Future[None]:
-        attempt: Future[None] = Future()
+        attempt: Outcome[None] = Outcome()
         attempt.set_running_or_notify_cancel()  # nobody who waits for it can cancel it
         name = "ray_route-belief"
         thread = threading.Thread(target=self._try, args=(attempt,), name=name, daemon=True)

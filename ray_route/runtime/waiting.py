@@ -20,7 +20,8 @@ import ray
 
 from ray_route.clock import Deadline
 from ray_route.errors import RayGoneError, RouteError, RouteTimeoutError
-from ray_route.runtime.given_up import begin, undone_if_given_up
+from ray_route.runtime.futures import Outcome
+from ray_route.runtime.given_up import begin, give_up
 from ray_route.runtime.joined_ray import joined_ray
 from ray_route.store.clients import SOCKET_TIMEOUT_S
 
@@ -166,11 +167,14 @@ def within(
     made is handed to `undo`. No interrupt reaches the work itself. With `makes`, it is `making` all
     the time.
     """
-    done: Future[T] = Future()
+    done: Outcome[T] = Outcome()
     check = staying(stage)
-    with undone_if_given_up(done, undo):
+    try:  # and no context manager's `with`: an interrupt on the way out of that would be missed
         begin(done, work, makes=makes)
         return result_of(done, stage, deadline, check)
+    except BaseException:
+        give_up(done, undo)
+        raise
 
 
 async def within_async(
@@ -180,7 +184,7 @@ async def within_async(
     undo: Callable[[T], object] | None = None,
 ) -> T:
     """Do as `within`, awaited; also after a cancellation. Takes no thread of the loop's few."""
-    done: Future[T] = Future()
+    done: Outcome[T] = Outcome()
     loop, woken = asyncio.get_running_loop(), asyncio.Event()
     check = staying(stage)
 
@@ -188,9 +192,7 @@ async def within_async(
         with contextlib.suppress(RuntimeError):  # nobody waits on a loop that has been closed
             loop.call_soon_threadsafe(woken.set)
 
-    done.add_done_callback(wake)
-    with undone_if_given_up(done, undo):
-        begin(done, work)
+    async def result() -> T:
         for slice_s in slices(deadline):
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(woken.wait(), slice_s)
@@ -198,6 +200,14 @@ async def within_async(
                 return done.result()
             check()
         raise late(stage.what, deadline)
+
+    done.add_done_callback(wake)
+    try:
+        begin(done, work)
+        return await result()
+    except BaseException:
+        give_up(done, undo)
+        raise
 
 
 def result_of(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 _PRELUDES = re.compile(r"^-- Preludes?: (.+)$", re.MULTILINE)
 
@@ -42,18 +42,21 @@ def _sources(file: str) -> Iterator[str]:
 
 
 class Call(NamedTuple):
-    """One command to Redis, built but not sent. `key` decides the node in a Cluster."""
+    """One command to Redis, built but not sent. `key` decides the node in a Cluster.
+
+    Its words are text or bytes: an interrupt while hiredis writes a number ends the process.
+    """
 
     key: str
-    words: tuple[Any, ...]
+    words: tuple[str | bytes, ...]
     script: Script | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys of a script's call."""
-        return self.words[3 : 3 + self.words[2]]
+        return cast("tuple[str, ...]", self.words[3 : 3 + int(self.words[2])])
 
-    def with_source(self) -> tuple[Any, ...]:
+    def with_source(self) -> tuple[str | bytes, ...]:
         """Return the words that work where the script isn't cached; Redis caches it then."""
         assert self.script is not None
         return ("EVAL", self.script.source, *self.words[2:])
@@ -61,10 +64,14 @@ class Call(NamedTuple):
 
 def plain_call(name: str, key: str, *args: Any) -> Call:
     """Build a call of a command on one key."""
-    return Call(key, (name, key, *args))
+    return Call(key, (name, key, *_words(args)))
 
 
 def script_call(name: str, keys: list[str], args: list[Any]) -> Call:
     """Build a call of a script; all keys must be of one hash tag."""
     loaded = script(name)
-    return Call(keys[0], ("EVALSHA", loaded.sha, len(keys), *keys, *args), loaded)
+    return Call(keys[0], ("EVALSHA", loaded.sha, str(len(keys)), *keys, *_words(args)), loaded)
+
+
+def _words(args: Iterable[Any]) -> list[str | bytes]:
+    return [arg if isinstance(arg, (str, bytes)) else str(arg) for arg in args]

@@ -32,6 +32,11 @@ CALL_S = 0.002
 TIMEOUT_S = 60.0
 # Of the lease.
 OUTAGE_LEASES = 3.0
+# Of the lease: how long a pod's process may stop and none of its users moves (one that stops for
+# longer than a third counts as starved), and for how long the router's; and how often in a row.
+DOZE_LEASES = (0.1, 0.25)
+STUN_LEASES = (0.1, 1.5)
+STUTTERS = 3
 # Of the server's clock: more than leases last, and their margin, up to more than links live.
 STEP_S = (400.0, 4_000.0)
 
@@ -261,6 +266,46 @@ class Storm:
             seconds, microseconds = redis.time()
         lives = life is not None and int(life) == link.incarnation
         return seconds + (microseconds - int(heartbeat_us)) / 1e6 if lives else 0.0
+
+    def _doze(self) -> None:
+        """Stop a pod's process a few times, for less than a lease: it goes on as if nothing was."""
+        _, pid = self._victim()
+        self._stutter("doze", {pid: DOZE_LEASES})
+
+    def _stun(self) -> None:
+        """Stop the router's process a few times, for less than a lease and for more."""
+        self._stutter("stun", {self._router_pid(): STUN_LEASES})
+
+    def _daze(self) -> None:
+        """Stop the router, the server and a pod at once, each a few times by its own measure."""
+        stops = {self.world.server.pid: STUN_LEASES, self._router_pid(): STUN_LEASES}
+        _, pid = self._victim()
+        self._stutter("daze", {**stops, pid: DOZE_LEASES})
+
+    def _router_pid(self) -> int:
+        asked = router_handle(self.client.namespace).whereabouts.remote()
+        return int(ray.get(asked, timeout=TIMEOUT_S)[0])
+
+    def _stutter(self, kind: str, stops: dict[int, tuple[float, float]]) -> None:
+        """Stop and continue some processes, each for so many leases at a time."""
+        fault = Fault(kind, time.monotonic(), incarnation=-1)  # it moves nobody
+        self.history.faults.append(fault)
+        plans = {
+            pid: [self.random.uniform(*leases) * self.lease_s for _ in range(STUTTERS)]
+            for pid, leases in stops.items()
+        }
+        with ThreadPoolExecutor(len(plans)) as pool:
+            list(pool.map(self._stop_and_go, plans, plans.values()))
+        self._over(fault)
+
+    def _stop_and_go(self, pid: int, stops: list[float]) -> None:
+        for seconds in stops:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+            self._wait(seconds)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+            self._wait(seconds / 3)
 
     def _restart(self) -> None:
         link, pid = self._victim()

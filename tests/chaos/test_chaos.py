@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from figures import p99, report
 from helpers import unique_name
-from history import recovery_s, violations
+from history import recovery_s, unexplained_moves, violations
 from states import state_violations
 from storm import TIMEOUT_S, Storm
 from witness import CarryingWitness
@@ -22,8 +22,11 @@ SECONDS = float(os.environ.get("CHAOS_S", "15"))
 SEED = int(os.environ.get("CHAOS_SEED", random.randrange(10**6)))
 LEASE_S = 3.0
 OF_PODS = ["kill", "move", "freeze", "hasty", "scale", "restart", "move", "router", "drain"]
+OF_ALL_PROCESSES = ["doze", "stun", "daze"]
 OF_LINKS_AND_STORE = ["remove", "cut", "stall", "pause", "full", "unreplicated", "ahead", "back"]
-FAULTS = os.environ.get("CHAOS_FAULTS", "").split() or OF_PODS + OF_LINKS_AND_STORE
+FAULTS = os.environ.get("CHAOS_FAULTS", "").split() or [
+    *(*OF_PODS, *OF_ALL_PROCESSES, *OF_LINKS_AND_STORE)
+]
 
 # The bounds of the design: after the end of a process, and after a freeze. They need a machine that
 # has little else to do, and many faults of a kind: the long form's.
@@ -46,6 +49,8 @@ def test_no_fault_makes_two_owners_or_loses_a_call_or_a_state(
     history.shut_down = True
 
     wrong = violations(history, unserved_bound_s=TIMEOUT_S) + state_violations(history)
+    if set(FAULTS) <= set(OF_ALL_PROCESSES):  # which give nobody a reason to move
+        wrong += unexplained_moves(history)
     report(history, storm.failures, wrong)
     assert wrong == []
     assert storm.failures == []
