@@ -10,49 +10,42 @@ import json
 from collections.abc import Iterable
 
 import ray
-from ray.experimental import internal_kv
 
 from ray_route.clock import now
 from ray_route.protocol.names import RAY_NAMESPACE
+from ray_route.runtime import head_notes
 
 BEGUN = b"begun"
 ENDED = b"ended"
 
-_KV_NAMESPACE = b"ray_route"
 _OLD_S = 3600.0
 
 
 def note(actor: str, mark: bytes) -> None:
     """Note how far the controller of that Ray actor id has come."""
-    internal_kv._internal_kv_put(actor.encode(), mark, overwrite=True, namespace=_KV_NAMESPACE)  # noqa: SLF001 - Serve's way, too
+    head_notes.put(actor, mark)
 
 
 def noted(actor: str) -> bytes | None:
     """Return what was noted of a controller last; None: nothing."""
-    found: bytes | None = internal_kv._internal_kv_get(actor.encode(), namespace=_KV_NAMESPACE)  # noqa: SLF001 - as above
-    return found
+    return head_notes.get(actor)
 
 
 def forget(actor: str) -> None:
     """Forget a controller, its plan, and what was given up of what it was asked for."""
     for name in (actor, plan_of(actor), _before(actor)):
-        internal_kv._internal_kv_del(name.encode(), namespace=_KV_NAMESPACE)  # noqa: SLF001 - as above
-    given_up = _given_up(actor, "")
-    internal_kv._internal_kv_del(given_up, del_by_prefix=True, namespace=_KV_NAMESPACE)  # noqa: SLF001 - as above
+        head_notes.delete(name)
+    head_notes.delete_all(_given_up(actor, ""))
 
 
 def give_up(actor: str, request: str) -> None:
     """Note that a caller has given up what it has asked a controller for, in whichever life."""
-    name = _given_up(actor, request)
-    internal_kv._internal_kv_put(name, b"1", overwrite=True, namespace=_KV_NAMESPACE)  # noqa: SLF001 - as above
+    head_notes.put(_given_up(actor, request), b"1")
 
 
 def is_given_up(actor: str, request: str) -> bool:
     """True if that was noted. Asks Ray's head."""
-    found: bool = internal_kv._internal_kv_exists(  # noqa: SLF001 - as above
-        _given_up(actor, request), namespace=_KV_NAMESPACE
-    )
-    return found
+    return head_notes.get(_given_up(actor, request)) is not None
 
 
 class GivenUp:
@@ -63,20 +56,19 @@ class GivenUp:
 
     def __init__(self, actor: str) -> None:
         self._actor = actor
-        self._seen_at: dict[bytes, float] = {}
+        self._seen_at: dict[str, float] = {}
 
     def forget_old(self, under_way: str) -> None:
         """Forget all but that of what is under way, an hour after they were seen first."""
-        prefix = _given_up(self._actor, "")
-        found: list[bytes] = internal_kv._internal_kv_list(prefix, namespace=_KV_NAMESPACE)  # noqa: SLF001 - as above
+        found = head_notes.names(_given_up(self._actor, ""))
         self._seen_at = {name: self._seen_at.get(name, now()) for name in found}
         for name, seen_at in self._seen_at.items():
             if now() >= seen_at + _OLD_S and name != _given_up(self._actor, under_way):
-                internal_kv._internal_kv_del(name, namespace=_KV_NAMESPACE)  # noqa: SLF001 - as above
+                head_notes.delete(name)
 
 
-def _given_up(actor: str, request: str) -> bytes:
-    return f"{actor}:given_up:{request}".encode()
+def _given_up(actor: str, request: str) -> str:
+    return f"{actor}:given_up:{request}"
 
 
 def plan_of(actor: str) -> str:

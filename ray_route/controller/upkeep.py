@@ -14,7 +14,7 @@ from ray_route.controller.sight import ASK_S, Sight
 from ray_route.errors import PodUnavailableError
 from ray_route.model import DrainProgress, Life, Pod, RoutingState
 from ray_route.pod.starting import wait_ready
-from ray_route.pod.stopping import GRACE_S, Actors, kill, stop
+from ray_route.pod.stopping import GRACE_S, Actors, stop
 from ray_route.protocol.names import controller_name
 from ray_route.runtime.waiting import Check, no_check, run
 
@@ -155,10 +155,7 @@ class Upkeep(Sight):
 
         One that can't be drained in time stays.
         """
-        pods = self.pods()
-        joined = [pod for pod in made if pod in pods and pods[pod].life is Life.ALIVE]
-        kill({pod: handle for pod, handle in made.items() if pod not in joined})
-        for pod in joined:
+        for pod in made:
             with contextlib.suppress(PodUnavailableError):
                 for _ in self.end(pod, deadline_s, no_check):
                     pass

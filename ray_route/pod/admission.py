@@ -108,7 +108,7 @@ class Admission:
         return (Verdict.ADMIT if self._held.is_confirmed(entry) else Verdict.CONFIRM), ""
 
     def still(self, uid: str, epoch: int) -> tuple[Verdict, str]:
-        """Judge a call that has run, before its result leaves.
+        """Judge a call that has run, before its result leaves; or that has waited, before it runs.
 
         A release that waits for this very call does not refuse it.
         """

@@ -101,7 +101,7 @@ class PodAgent:
             load=self.get_load_state,
             on_lapse=_of_pod.on_lapse if _of_pod else None,
             on_end=_of_pod.on_end if _of_pod else on_lost,
-            **({"is_reached": _of_pod.is_reached} if _of_pod else {}),
+            **({"may_claim": _of_pod.may_claim} if _of_pod else {}),
         )
         self._redis_url = redis_url
         self._load = LoadState(cpu_factor)

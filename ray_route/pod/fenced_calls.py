@@ -52,6 +52,7 @@ def _served(pod: Any, place: Place, header: Header, args: Any, kwargs: Any) -> A
         with pod._ray_route_turn, under(agent, header, due):
             if is_over(due):  # it waited for its turn, or for on_acquire
                 return Refused(late(due, agent.service, uid, method))
+            gate.recheck(uid, epoch, has_run=False)
             result = function(*args, **kwargs)
         gate.recheck(uid, epoch)
     except FencedError as error:

@@ -136,16 +136,19 @@ class Gate:
 
     # Leaving.
 
-    def recheck(self, uid: str, epoch: int) -> None:
-        """Return if the result of a call that has run may leave; else raise `FencedError`."""
+    def recheck(self, uid: str, epoch: int, *, has_run: bool = True) -> None:
+        """Return if the result of a call that has run may leave; else raise `FencedError`.
+
+        Or if one that has not run may begin, which has waited since it was admitted.
+        """
         deadline: Deadline | None = None
-        while not self._still_serves(uid, epoch):
+        while not self._still_serves(uid, epoch, has_run=has_run):
             deadline = deadline or Deadline.after(READ_S)
             try:
                 self._confirming.here(uid, epoch, deadline)
                 deadline.check(f"Redis to confirm uid {uid!r}")
             except RouteError as error:
-                raise self._lost(uid, epoch, error) from error
+                raise self._lost(uid, epoch, error, has_run=has_run) from error
 
     async def recheck_async(self, uid: str, epoch: int) -> None:
         """Do the same without blocking the event loop."""
@@ -158,15 +161,18 @@ class Gate:
             except RouteError as error:
                 raise self._lost(uid, epoch, error) from error
 
-    def _still_serves(self, uid: str, epoch: int) -> bool:
+    def _still_serves(self, uid: str, epoch: int, *, has_run: bool = True) -> bool:
         """True if the result of a call may leave; False if Redis must be asked first."""
         verdict, reason = self.admission.still(uid, epoch)
         if verdict is Verdict.REFUSE:
-            raise self._fenced(uid, epoch, reason, may_have_run=True)
+            raise self._fenced(uid, epoch, reason, may_have_run=has_run)
         return verdict is Verdict.ADMIT
 
-    def _lost(self, uid: str, epoch: int, error: RouteError) -> FencedError:
-        return self._fenced(uid, epoch, getattr(error, "reason", str(error)), may_have_run=True)
+    def _lost(
+        self, uid: str, epoch: int, error: RouteError, *, has_run: bool = True
+    ) -> FencedError:
+        reason = getattr(error, "reason", str(error))
+        return self._fenced(uid, epoch, reason, may_have_run=has_run)
 
     # What others than calls ask for.
 

@@ -40,14 +40,14 @@ _POLL_S = 0.05
 class OfPod:
     """What the agent of a deployed pod does in its own way.
 
-    `is_reached` says whether callers that know its name reach this process; one that they don't
-    reach claims nothing, and ends.
+    `may_claim` says whether this process is to be a pod: callers that know its name reach it, and
+    nobody has ended it before it began. One that is not claims nothing, and ends.
     """
 
     hooks: Hooks
     on_lapse: Callable[[], None] | None
     on_end: Callable[[], None]
-    is_reached: Callable[[], bool]
+    may_claim: Callable[[], bool]
 
 
 class IndexLease:
@@ -55,7 +55,7 @@ class IndexLease:
 
     `index` is None until one is claimed, unless it is fixed; `serving` is None until then.
     `on_lapse` is called when the lease lapses, `on_end` when a life was ended by others; without
-    `on_end` the index is claimed anew. Nothing is claimed unless `is_reached`: else `on_end` is
+    `on_end` the index is claimed anew. Nothing is claimed unless `may_claim`: else `on_end` is
     called.
     """
 
@@ -69,7 +69,7 @@ class IndexLease:
         load: Callable[[], float],
         on_lapse: Callable[[], None] | None = None,
         on_end: Callable[[], None] | None = None,
-        is_reached: Callable[[], bool] = lambda: True,
+        may_claim: Callable[[], bool] = lambda: True,
     ) -> None:
         # Read in every call, so no properties.
         self.index = pod
@@ -81,7 +81,7 @@ class IndexLease:
         self._load = load
         self._on_lapse = on_lapse
         self._on_end = on_end
-        self._is_reached = is_reached
+        self._may_claim = may_claim
         self._state = RoutingState.READY
         self._lapsed = False
         self._seq = 0  # of the record, as told last
@@ -136,8 +136,8 @@ class IndexLease:
 
     def _claim(self, deadline: Deadline) -> None:
         while not self._leaving.is_set():
-            if not self._is_reached():
-                self._end_unreached()
+            if not self._may_claim():
+                self._end_unwanted()
                 return
             index, status, wait_ms = self._try_to_claim()
             if status == b"ok":
@@ -151,10 +151,10 @@ class IndexLease:
                 self._record.ask_router("look_for", self._service, index)
             self._leaving.wait(min(_CLAIM_RETRY_S, wait_ms / 1000))
 
-    def _end_unreached(self) -> None:
-        """Claim nothing any more: callers that know this pod's name reach another process."""
+    def _end_unwanted(self) -> None:
+        """Claim nothing any more: callers that know this pod's name don't, or won't, reach it."""
         self._logger.error(
-            "actor %s is another process than this pod %s of %s, which ends",
+            "actor %s is another process than this pod %s of %s, or was ended: this ends",
             *(self._actor, self.index, self._service),
         )
         self._leaving.set()

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from ray_route.clock import Deadline
-from ray_route.pod.actor_name import leads_here, this_worker
+from ray_route.pod.actor_name import this_worker
 from ray_route.pod.agent import PodAgent
 from ray_route.pod.arguments import unpack
 from ray_route.pod.endings import Departure, made_again, watch_loop
@@ -24,6 +24,7 @@ from ray_route.pod.options import PodOptions
 from ray_route.pod.readers import WATCHED
 from ray_route.pod.serving import Manner, Target, methods_of_calls
 from ray_route.pod.sigterm import before_sigterm_ends
+from ray_route.pod.unbegun import may_claim
 from ray_route.pod.user_hooks import UserHooks
 from ray_route.pod.user_threads import in_thread, warn_on_loops_alone
 from ray_route.protocol.calls import Refused
@@ -114,7 +115,7 @@ def _become_pod(pod: Any, spec: PodSpec, target: Target) -> PodAgent:
         redis_url=spec.url,
         actor=spec.actor,
         cpu_factor=spec.how.cpu_factor,
-        _of_pod=OfPod(hooks, on_lapse, _exit_fenced, partial(leads_here, spec.actor)),
+        _of_pod=OfPod(hooks, on_lapse, _exit_fenced, partial(may_claim, spec.actor)),
     )
     departure = Departure(partial(_leave_service, _agent_here, spec.how.grace_s))
     leave_by(departure)

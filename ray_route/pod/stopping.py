@@ -13,6 +13,7 @@ import ray
 
 from ray_route.clock import Deadline
 from ray_route.errors import RouteTimeoutError
+from ray_route.pod.unbegun import end_unbegun
 from ray_route.protocol.names import RAY_NAMESPACE
 from ray_route.runtime.given_up import await_given_up
 from ray_route.runtime.waiting import Stage, within
@@ -25,6 +26,8 @@ STOP_S = 5.0
 """How long each step of Ray's may take then."""
 _LATE_S = 0.5
 _POLL_S = 0.02
+# So often those that have not answered are looked at: whether they are there at all.
+_LOOK_S = 0.5
 
 Actors = dict[int, Any]
 """Handles by the index of the pod."""
@@ -39,19 +42,21 @@ def stop(
 ) -> bool:
     """End pods in order, side by side, or what Ray is just restarting of them.
 
-    Each after it has released what it holds. False if they were spared at last, or if one says
-    that it lives another life than that of `incarnation`: it has stopped nothing then.
+    Each after it has released what it holds; those that have not begun at once. False if they were
+    spared at last, or if one says that it lives another life than that of `incarnation`: it has
+    stopped nothing then.
     """
     handles = {actor: handle for actor in actors if (handle := _actor(actor)) is not None}
-    pods = list(handles.values())
-    stops = [pod._ray_route_stop.remote(grace_s, incarnation) for pod in pods]
-    if False in _wait_for(stops, grace_s + STOP_S):
+    # First: one that waits for room would begin in what the others leave.
+    begun = [pod for pod in handles.values() if not end_unbegun(pod)]
+    stops = [pod._ray_route_stop.remote(grace_s, incarnation) for pod in begun]
+    if False in _answers(begun, stops, grace_s + STOP_S):
         return False
     # Queued calls are refused and follow their uids; killed ones would be in doubt.
-    _wait_for([pod._ray_route_flush.remote() for pod in pods], STOP_S)
-    if spared():
+    _answers(begun, [pod._ray_route_flush.remote() for pod in begun], STOP_S)
+    if begun and spared():
         return False
-    for pod in pods:
+    for pod in begun:
         ray.kill(pod, no_restart=True)
     deadline = Deadline.after(STOP_S)
     for actor in handles:
@@ -66,12 +71,27 @@ def _actor(name: str) -> Any:
         return None
 
 
-def _wait_for(answers: list[Any], longest_s: float) -> list[Any]:
-    """Wait for answers, or for the ends of those who were asked; return the answers."""
-    deadline, heard = Deadline.after(longest_s), []
-    for answer in answers:
+def _answers(pods: list[Any], asked: list[Any], longest_s: float) -> list[Any]:
+    """Wait for the answers of pods, or for their ends, and return the answers.
+
+    One that dies meanwhile may have nowhere to begin again: it is ended.
+    """
+    deadline = Deadline.after(longest_s)
+    of = dict(zip(asked, pods, strict=True))
+    late = asked
+    while late and deadline.remaining():
+        _, late = ray.wait(late, num_returns=len(late), timeout=min(_LOOK_S, deadline.remaining()))
+        for answer in late:
+            end_unbegun(of[answer])
+    return _heard(asked)
+
+
+def _heard(asked: list[Any]) -> list[Any]:
+    """Return those of the answers that are there."""
+    heard = []
+    for answer in asked:
         with contextlib.suppress(ray.exceptions.RayError):
-            heard.append(ray.get(answer, timeout=deadline.remaining()))
+            heard.append(ray.get(answer, timeout=0))
     return heard
 
 

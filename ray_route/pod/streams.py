@@ -65,10 +65,14 @@ def _served(pod: Any, call: object, header: Header, args: Any, kwargs: Any) -> I
 
 
 def _begun(agent: PodAgent, header: Header, function: Any, args: Any, kwargs: Any) -> Any:
-    """Return what the user's method returns; a refusal if it took too long to acquire the uid."""
+    """Return what the user's method returns; a refusal if it waited too long for that.
+
+    Raises `FencedError` if its uid was lost meanwhile.
+    """
     due = due_of(header)
     if is_over(due):
         return Refused(late(due, agent.service, header[0], header[3]))
+    agent.gate.recheck(header[0], header[1], has_run=False)
     with under(agent, header, None):
         return function(*args, **kwargs)
 

@@ -162,7 +162,8 @@ class TurnCalls:
         uid, epoch, _, name = header[:4]
         try:
             method = self._method(uid, name, args, kwargs)
-            result = await self._user(header, turn, due_of(header), method)
+            due = due_of(header)
+            result = await self._user(header, turn, due, partial(self._begun, header, due, method))
             await self._agent.gate.recheck_async(uid, epoch)
         except FencedError as error:
             return own_refusal(self._agent, error)
@@ -209,14 +210,12 @@ class TurnCalls:
     async def _user(
         self, header: Header, turn: _Begun, due: Deadline | None, function: Callable[[], Any]
     ) -> Any:
-        """Run user code for a call, in its thread if it needs one; too late, it is refused."""
+        """Run user code for a call, in its thread if it needs one."""
         chain = (*chain_of(header), turn.number)
         serving = partial(under, self._agent, header, due, chain)
 
         def run() -> Any:
             with serving():
-                if is_over(due):  # it waited for a thread, or to be acquired
-                    return Refused(late(due, self._agent.service, header[0], header[3]))
                 return function()
 
         if self._threads is not None:
@@ -226,6 +225,18 @@ class TurnCalls:
             with serving():
                 return await result
         return result
+
+    def _begun(self, header: Header, due: Deadline | None, function: Callable[[], Any]) -> Any:
+        """Run user code, unless its call has waited too long for its thread, or to be acquired.
+
+        Raises `FencedError` if its uid was lost while it waited for its thread.
+        """
+        uid, epoch, _, name = header[:4]
+        if is_over(due):
+            return Refused(late(due, self._agent.service, uid, name))
+        if self._threads is not None:
+            self._agent.gate.recheck(uid, epoch, has_run=False)
+        return function()
 
     async def call_many(self, calls: list[BatchedCall]) -> list[Any]:
         """Run many calls, each in its turn; their outcomes come together."""
@@ -294,14 +305,10 @@ class TurnCalls:
 
     async def _generator(self, header: Header, turn: _Begun, args: Any, kwargs: Any) -> Any:
         """Return what the user's method does, or a refusal if that is none, or comes too late."""
-        uid, name, due = header[0], header[3], due_of(header)
+        uid, name = header[0], header[3]
         method = self._method(uid, name, args, kwargs)
-
-        def begun() -> Any:  # what runs later has no deadline: each item has its own
-            if is_over(due):
-                return Refused(late(due, self._agent.service, uid, name))
-            return method()
-
+        # What runs later has no deadline: each item has its own.
+        begun = partial(self._begun, header, due_of(header), method)
         return checked(await self._user(header, turn, None, begun), name)
 
     async def _next(self, header: Header, turn: _Begun, items: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Why an actor that was made does not run yet, in words."""
+"""Whether an actor that was made runs yet; why it does not, in words."""
 
 from __future__ import annotations
 
@@ -8,12 +8,31 @@ from typing import Any
 import ray
 import ray._private.state as ray_state
 
+ALIVE = "ALIVE"
+DEAD = "DEAD"
+WAITING = frozenset({"DEPENDENCIES_UNREADY", "PENDING_CREATION", "RESTARTING"})
+"""States in which no process of an actor has begun: none has, or Ray is making its next one."""
+
 _UNITS = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
+
+
+def state_of(handle: Any) -> str:
+    """Return the state of an actor, in Ray's own words; empty: Ray's head does not know it.
+
+    Asks the head. Raises `RayError` if that can't be asked, as by way of `ray://`.
+    """
+    known = _known(handle)
+    return str(known["State"]) if known else ""
+
+
+def _known(handle: Any) -> dict[str, Any]:
+    found: dict[str, Any] = ray_state.actors(handle._actor_id.hex())  # noqa: SLF001 - Ray has no public way
+    return found
 
 
 def why_not_running(handle: Any, options: Mapping[str, Any]) -> str:
     """Return what an actor waits for, given the options that it was made with."""
-    known = ray_state.actors(handle._actor_id.hex())  # noqa: SLF001 - Ray has no public way
+    known = _known(handle)
     if not known:
         return "Ray does not know it"
     if known["Address"]["Port"]:

@@ -22,6 +22,17 @@ class Served:
     end: float | None
     count: int | None = None
     """The user's count after it, in the pod's memory."""
+    admitted: float | None = None
+    """When its pod admitted it, before it began."""
+
+    @property
+    def since(self) -> float:
+        """When it was admitted: its process may have been stopped between that and its beginning.
+
+        It begins when its process goes on, then: no check that a process makes of itself can be
+        so late that nothing comes after it.
+        """
+        return self.start if self.admitted is None else self.admitted
 
 
 @dataclass(frozen=True)
@@ -120,14 +131,15 @@ def _clipped(history: History) -> Iterator[Served]:
     for call in history.served:
         end = call.end
         for fault in stops:
-            if fault.incarnation == call.incarnation and call.start <= fault.at:
+            if fault.incarnation == call.incarnation and call.since <= fault.at:
                 end = fault.at if end is None else min(end, fault.at)
-        yield replace(call, end=call.start if end is None else end)
+        end = call.start if end is None else end
+        yield replace(call, start=min(call.start, end), end=end)
 
 
 def _epochs_back(served: Iterable[Served]) -> Iterator[str]:
     for uid, calls in _by_uid(served).items():
-        for one, other in pairwise(sorted(calls, key=lambda served: served.start)):
+        for one, other in pairwise(sorted(calls, key=lambda served: served.since)):
             if other.epoch < one.epoch:
                 yield f"{uid} went back from epoch {one.epoch} to {other.epoch}"
 
@@ -158,12 +170,21 @@ def unexplained_moves(history: History) -> list[str]:
     """Return every change of an owner whose life or uid no fault had struck before."""
     moved = []
     for uid, calls in _by_uid(history.served).items():
-        for one, other in pairwise(sorted(calls, key=lambda served: served.start)):
+        for one, other in pairwise(sorted(calls, key=lambda served: served.since)):
             if other.epoch != one.epoch and not any(
                 _explains(fault, one, other) for fault in history.faults
             ):
                 moved.append(f"{uid} left {life_of(one)} at {other.start:.2f} for no reason")
     return moved
+
+
+def lives_between(history: History, begun: float, over: float) -> set[int]:
+    """Return the lives that served, or ran a hook, within that time."""
+    return {
+        event.incarnation
+        for event in [*history.served, *history.hooks]
+        if event.start <= over and (event.end is None or event.end >= begun)
+    }
 
 
 def _explains(fault: Fault, one: Served, other: Served) -> bool:

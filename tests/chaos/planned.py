@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from history import Fault, History
+from history import Fault, History, lives_between
 from storm import _MISSED, TIMEOUT_S, Storm
 from world import SERVICE
 
@@ -30,6 +30,8 @@ class Planned(Storm):
         self.done: list[str] = []
         """Which planned events have come to their end."""
         self._upgrader: threading.Thread | None = None
+        self._upgrades: list[tuple[float, float]] = []
+        """When each began and was over."""
 
     def run(self, seconds: float, clients: int, faults: list[str]) -> History:
         """Do as a storm does, and wait for the upgrade that is under way."""
@@ -57,7 +59,7 @@ class Planned(Storm):
 
     def _upgrade_now(self) -> None:
         began = time.monotonic()
-        self._note_lives("upgrade", began)
+        self._note_lives(began)
         how = {"max_surge": 2, "deadline_s": DRAIN_S, "timeout": TIMEOUT_S}
         try:
             self.deployment.upgrade(self.world.cls, **how)
@@ -66,13 +68,24 @@ class Planned(Storm):
             self.done.append(f"upgrade not done: {error}")
         except (ray_route.RouteError, ray.exceptions.RayError) as error:
             self.failures.append(f"the upgrade itself: {error!r} {error}")
-        self._note_lives("upgrade", began)  # those, too, that it has made and ended
+        self._note_lives(began)  # those, too, that it has made and ended
+        self._upgrades.append((began, time.monotonic()))
 
-    def _note_lives(self, kind: str, began: float) -> None:
-        """Note what may have moved the users of all pods that there are, since it began."""
+    def _note_lives(self, began: float) -> None:
+        """Note that the users of all pods that there are may have moved, since it began."""
         with suppress(*_MISSED):
             for it in self.client.pods(SERVICE).values():
-                self.history.faults.append(Fault(kind, began, it.incarnation))
+                self.history.faults.append(Fault("upgrade", began, it.incarnation))
+
+    def note_lives_amid(self, history: History) -> None:
+        """Note so, too, of lives that began and ended while an upgrade lasted: no table has them.
+
+        What their pods wrote down has; so this is for a history that is whole.
+        """
+        known = {it.incarnation for it in history.faults if it.kind == "upgrade"}
+        for began, over in self._upgrades:
+            for life in lives_between(history, began, over) - known:
+                history.faults.append(Fault("upgrade", began, life))
 
     def _rebalance(self) -> None:
         if self._is_upgrading:

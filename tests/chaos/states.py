@@ -53,7 +53,7 @@ class Stay:
 
 
 class Seen:
-    """A history, and when each life was last seen to serve."""
+    """A history, and when each life was last seen to admit what it served."""
 
     def __init__(self, history: History) -> None:
         self.history = history
@@ -61,7 +61,7 @@ class Seen:
         self.served_at: dict[int, float] = defaultdict(float)
         for call in history.served:
             if call.call in answered:
-                last = max(call.start, self.served_at[call.incarnation])
+                last = max(call.since, self.served_at[call.incarnation])
                 self.served_at[call.incarnation] = last
 
     def may_have_ended(self, fault: Fault, stay: Stay, by: float) -> bool:

@@ -11,6 +11,7 @@ from history import (
     History,
     Hook,
     Served,
+    lives_between,
     recovery_s,
     unexplained_moves,
     violations,
@@ -50,6 +51,16 @@ def test_a_call_that_a_freeze_stopped_ends_there() -> None:
     assert found(late, SECOND, faults=(Fault("freeze", 1.5, incarnation=1),)) == ""
 
 
+def test_a_call_that_begins_as_its_pod_wakes_was_admitted_before_the_freeze_or_never() -> None:
+    freeze = Fault("freeze", 1.5, incarnation=1, until=2.8)
+    woken = replace(FIRST, start=2.81, end=2.9, admitted=1.4)
+    assert found(SECOND, woken, faults=(freeze,)) == ""
+    for admitted in (None, 2.805):
+        wrong = found(SECOND, replace(woken, admitted=admitted), faults=(freeze,))
+        assert "was served by" in wrong
+        assert "went back from epoch 11 to 10" in wrong
+
+
 def test_a_pod_that_is_cut_off_may_serve_until_its_lease_ends_and_not_then() -> None:
     late, cut = replace(FIRST, start=1.4, end=9.0), Fault("partition", 1.5, 1, until=4.0)
     assert "was served by" in found(late, SECOND)
@@ -80,6 +91,14 @@ def test_a_lost_acknowledged_call() -> None:
 
 def test_a_uid_that_waits_too_long() -> None:
     assert "waited 1.60 s" in found(FIRST, SECOND, acks=[Acknowledged("c1", "u", 0.5, 2.1)])
+
+
+def test_which_lives_there_were_meanwhile() -> None:
+    history = History([FIRST, SECOND], ACKS, [])
+    assert lives_between(history, 2.1, 2.6) == {2}
+    assert lives_between(history, 1.5, 2.5) == {1, 2}
+    killed = History([replace(FIRST, end=None)], ACKS, [])
+    assert lives_between(killed, 2.1, 2.6) == {1}
 
 
 def test_recovery_counts_from_the_fault_or_the_question() -> None:
@@ -229,6 +248,17 @@ def test_a_freeze_is_an_excuse_unless_its_life_went_on() -> None:
     assert "was lost" in states(*events, told=TOLD_BACK, faults=(freeze,))
     asleep = replace(freeze, at=2.5, until=4.2)
     assert states(*events, told=TOLD_BACK, faults=(asleep,)) == ""
+
+
+def test_a_life_did_not_go_on_that_ran_after_a_freeze_what_it_had_admitted_before() -> None:
+    asleep = Fault("freeze", 2.5, incarnation=1, until=3.9)
+    woken = replace(CALL_2, start=3.91, end=3.95, admitted=2.4)
+
+    def found(call: Served) -> str:
+        return states(*but(UNSAVED, *BACK, (CALL_2, call)), told=TOLD_BACK, faults=(asleep,))
+
+    assert found(woken) == ""
+    assert "was lost" in found(replace(woken, admitted=3.905))
 
 
 @pytest.mark.parametrize("kind", ["cut", "crash", "full", "router", "move", "scale", "drain"])

@@ -36,6 +36,7 @@ def test_what_owners_do_among_faults_costs_no_call_and_no_state(
         storm.first = ["kill", "partition", "controller", "upgrade", "rebalance"]
         history = storm.run(SECONDS, 6, [*OF_PODS, *OF_THE_STORE, *PLANNED])
     read_logs(tmp_path, history)
+    storm.note_lives_amid(history)
     history.shut_down = True
 
     wrong = violations(history, unserved_bound_s=TIMEOUT_S) + state_violations(history)

@@ -49,7 +49,7 @@ def test_what_it_counts_is_handed_over_and_read_back(
 
     told = []
     for epoch in (3, 4):
-        epochs["u"] = SimpleNamespace(epoch=epoch)
+        epochs["u"] = SimpleNamespace(epoch=epoch, used_at=0.0)
         pod = cls(str(tmp_path), seed=1, hook_s=0.0, starved_s=60.0)
         done(pod.on_acquire("u"))
         told += [done(pod.serve(f"c{epoch}{n}", 0.0)) for n in range(2)]
@@ -76,17 +76,17 @@ def test_what_it_counts_is_handed_over_and_read_back(
 def test_an_object_for_each_user_takes_its_count_along(
     epochs: dict[str, Any], tmp_path: Path
 ) -> None:
-    epochs["u"] = SimpleNamespace(epoch=3)
+    epochs["u"] = SimpleNamespace(epoch=3, used_at=0.0)
     first = UserWitness("u", str(tmp_path), seed=1, hook_s=0.0, starved_s=60.0)
     assert [first.serve("c1", 0.0), first.serve("c2", 0.0)] == [1, 2]
     first.on_release()
     state = pickle.dumps(first.__getstate__())
-    epochs["u"] = SimpleNamespace(epoch=4)
+    epochs["u"] = SimpleNamespace(epoch=4, used_at=0.0)
     second = UserWitness.__new__(UserWitness)
     second.__setstate__(pickle.loads(state))
     assert second.serve("c3", 0.0) == 3
     second.on_release()
-    epochs["u"] = SimpleNamespace(epoch=5)  # whose pod was lost
+    epochs["u"] = SimpleNamespace(epoch=5, used_at=0.0)  # whose pod was lost
     third = UserWitness("u", str(tmp_path), seed=1, hook_s=0.0, starved_s=60.0)
     third.on_release()
     history = read(tmp_path)
@@ -104,7 +104,7 @@ def test_an_object_for_each_user_takes_its_count_along(
 
 
 def test_a_second_release_is_written_down(epochs: dict[str, Any], tmp_path: Path) -> None:
-    epochs["u"] = SimpleNamespace(epoch=3)
+    epochs["u"] = SimpleNamespace(epoch=3, used_at=0.0)
     pod = Witness(str(tmp_path), seed=1, hook_s=0.0, starved_s=60.0)
     pod.on_acquire("u")
     pod.on_release("u")
@@ -113,7 +113,7 @@ def test_a_second_release_is_written_down(epochs: dict[str, Any], tmp_path: Path
 
 
 def test_what_was_lost_is_written_down(epochs: dict[str, Any], tmp_path: Path) -> None:
-    epochs["u"] = SimpleNamespace(epoch=3)
+    epochs["u"] = SimpleNamespace(epoch=3, used_at=0.0)
     pod = Witness(str(tmp_path), seed=1, hook_s=0.0, starved_s=60.0)
     pod.on_acquire("u")
     pod.serve("c", 0.0)
@@ -123,7 +123,7 @@ def test_what_was_lost_is_written_down(epochs: dict[str, Any], tmp_path: Path) -
 
 
 def test_what_was_under_way_has_no_end(epochs: dict[str, Any], tmp_path: Path) -> None:
-    epochs["u"] = SimpleNamespace(epoch=3)
+    epochs["u"] = SimpleNamespace(epoch=3, used_at=0.0)
     pod = Witness(str(tmp_path), seed=1, hook_s=0.0, starved_s=60.0)
     pod.on_acquire("u")
     pod._call_begins("c")
@@ -135,7 +135,7 @@ def test_what_was_under_way_has_no_end(epochs: dict[str, Any], tmp_path: Path) -
 def test_a_process_without_time_is_told_from_one_that_was_frozen(
     epochs: dict[str, Any], tmp_path: Path
 ) -> None:
-    epochs["u"] = SimpleNamespace(epoch=3)
+    epochs["u"] = SimpleNamespace(epoch=3, used_at=0.0)
     pod = Witness(str(tmp_path), seed=1, hook_s=0.0, starved_s=60.0)
     pod.on_acquire("u")
     pod._log.starved(10.0, 14.0)

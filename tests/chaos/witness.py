@@ -107,10 +107,14 @@ class _Counts:
         return choose.uniform(0.0, self._hook_s)
 
     def _call_begins(self, call: str) -> tuple[int, str]:
-        link = ray_route.current_link()
+        link, agent = ray_route.current_link(), ray_route.current_agent()
         assert link is not None
+        assert agent is not None
         facts = {"pod": link.pod, "incarnation": link.incarnation, "epoch": link.epoch}
-        return self._log.start("call", call=call, uid=link.uid, **facts), link.uid
+        admitted = agent.gate.held.entries[link.uid].used_at
+        return self._log.start(
+            "call", call=call, uid=link.uid, admitted=admitted, **facts
+        ), link.uid
 
     def _call_ends(self, number: int, uid: str) -> int:
         with self._lock:

@@ -18,7 +18,7 @@ class Pod:
 
     def __init__(self) -> None:
         gate = SimpleNamespace(
-            enter=lambda *_, **__: None, recheck=lambda *_: None, leave=lambda *_: self.ends()
+            enter=lambda *_, **__: None, recheck=lambda *_, **__: None, leave=lambda *_: self.ends()
         )
         self._ray_route_agent = SimpleNamespace(
             gate=gate, namespace="ns", service="rooms", pod=0, joined=True
