@@ -10,6 +10,7 @@ from ray_route.model import Link
 from ray_route.pod.entries import UNHELD, Entry, Phase
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.states import State
+from ray_route.protocol.commands import Refreshed
 
 
 class Verdict(Enum):
@@ -95,14 +96,17 @@ class Admission:
             idle = entry.phase is Phase.HELD and not (entry.running or entry.lost)
             over = entry.phase in UNHELD or idle
             return Verdict.CONFIRM if over else Verdict.WAIT, ""
-        return self._judge_held(entry, epoch, in_turn=in_turn)
+        return self._judge_held(uid, entry, epoch, in_turn=in_turn)
 
-    def _judge_held(self, entry: Entry, epoch: int, *, in_turn: bool) -> tuple[Verdict, str]:
+    def _judge_held(
+        self, uid: str, entry: Entry, epoch: int, *, in_turn: bool
+    ) -> tuple[Verdict, str]:
         if epoch < entry.epoch:
             return Verdict.REFUSE, f"the uid has epoch {entry.epoch} now"
         if entry.phase in (Phase.ACQUIRING, Phase.ARRIVED):
             return Verdict.CONFIRM, ""
-        refuses = not in_turn and entry.refuses_calls(self._held.clock())
+        is_due = self._held.clock() >= self._held.scheduled.at(uid, epoch)
+        refuses = not in_turn and (is_due or entry.refuses_calls)
         if entry.phase is not Phase.HELD or entry.lost or refuses:
             return Verdict.REFUSE, "the uid has been released"
         return (Verdict.ADMIT if self._held.is_confirmed(entry) else Verdict.CONFIRM), ""
@@ -169,7 +173,9 @@ class Admission:
                 return Told.VOID
             if entry.phase is Phase.ACQUIRING:
                 return Told.WAIT
-            self._confirm(entry, until, link)  # an ENDING one, too: its link lives on meanwhile
+            _confirm(
+                self._held, entry, until, link
+            )  # an ENDING one, too: its link lives on meanwhile
             self._held.look_at(uid, entry)
             return Told.HELD if entry.phase is Phase.HELD else Told.VOID
 
@@ -188,6 +194,7 @@ class Admission:
             if state is not None:
                 state.arrived = False  # it is this pod's from here on, whatever on_acquire does
             new = Entry(uid, epoch, Phase.ACQUIRING, term, until, at, link.persistent, state=state)
+            self._held.scheduled.follow(uid, link.replaced, epoch)
             self._add(uid, new)
             return Told.ACQUIRE
         if entry.phase is Phase.HELD:  # its link ended without a release
@@ -196,22 +203,13 @@ class Admission:
         return Told.WAIT
 
     def _add(self, uid: str, entry: Entry) -> None:
-        epoch, due_at = self._held.due.get(uid, (0, 0.0))
-        if epoch == entry.epoch:
-            entry.due_at = due_at
         self._held.entries[uid] = entry
+        self._held.scheduled.over(uid, entry.epoch - 1)
         self._held.nobodys.drop(uid)
         self._held.arrived.pop(uid, None)
         self._held.used(entry)
         self._held.order.leased(uid)
         self._held.order.changing.add(uid)
-
-    def _confirm(self, entry: Entry, until: float, link: Link) -> None:
-        if entry.persistent and not link.persistent:
-            self._held.used(entry)  # from now on it may end for want of use
-        self._held.order.leased(entry.uid)
-        entry.until = max(until, entry.until) if entry.term == self._held.term else until
-        entry.term, entry.persistent = self._held.term, link.persistent
 
     def acquired(self, uid: str, epoch: int) -> None:
         """Take in that `on_acquire` has ended well."""
@@ -248,6 +246,7 @@ class Admission:
             else:
                 self._held.order.drop(uid)
                 del self._held.entries[uid]
+            self._held.scheduled.look_again(uid)
 
     def denied(self, uid: str, epoch: int, term: int) -> None:
         """Take in that Redis does not name this pod for that epoch: it is dropped unsaved."""
@@ -260,6 +259,13 @@ class Admission:
                 entry.lost = entry.lost or entry.phase is Phase.HELD or taken
                 self._held.look_at(uid, entry)
 
+    def refreshed(self, uids: Mapping[str, int], told: Refreshed, until: float, term: int) -> None:
+        """Take in what a report of uids in use was answered; see `lengthened`."""
+        for uid, epoch in told.ended.items():
+            self.denied(uid, epoch, term)
+        as_before = told.ended.keys() | told.ending
+        self.lengthened({u: epoch for u, epoch in uids.items() if u not in as_before}, until, term)
+
     def lengthened(self, uids: Mapping[str, int], until: float, term: int) -> None:
         """Take in that links live on until a moment, at the least, if nobody removes them before.
 
@@ -268,7 +274,8 @@ class Admission:
         with self._held.lock:
             for uid, epoch in uids.items():
                 entry = self._held.entries.get(uid)
-                if entry is None or entry.epoch != epoch or entry.due_at < math.inf:
+                ends = self._held.scheduled.at(uid, epoch) < math.inf
+                if entry is None or entry.epoch != epoch or ends:
                     continue
                 if term == entry.term == self._held.term and not entry.lost:
                     entry.until = max(entry.until, until)
@@ -298,7 +305,7 @@ class Admission:
             entry.lost = True
             self._held.look_at(uid, entry)
         elif link.epoch == entry.epoch and entry.phase is Phase.HELD and not entry.lost:
-            self._confirm(entry, until, link)
+            _confirm(self._held, entry, until, link)
             self._held.used(entry)
 
 
@@ -307,6 +314,14 @@ def _state_of(entry: Entry | None, epoch: int, link: Link) -> State | None:
     if entry is None or entry.state is None:
         return None
     return entry.state if entry.epoch in (epoch, link.replaced) else None
+
+
+def _confirm(held: Holdings, entry: Entry, until: float, link: Link) -> None:
+    if entry.persistent and not link.persistent:
+        held.used(entry)  # from now on it may end for want of use
+    held.order.leased(entry.uid)
+    entry.until = max(until, entry.until) if entry.term == held.term else until
+    entry.term, entry.persistent = held.term, link.persistent
 
 
 def _is_old(held: Holdings, uid: str, epoch: int, asked_at: float) -> bool:

@@ -60,8 +60,6 @@ class Entry:
     persistent: bool = False
     calls: list[object] | None = None
     """Those that run; a list, not a number: what is interrupted while it counts can be mended."""
-    due_at: float = math.inf
-    """When a scheduled removal is due."""
     lost: bool = False
     """Redis does not name this pod: nothing is saved, `on_lost` runs when its calls have ended."""
     begun: bool = False
@@ -89,9 +87,10 @@ class Entry:
         """True if this pod keeps its state for others, or for itself."""
         return self.state is not None and not self.state.arrived
 
-    def refuses_calls(self, at: float) -> bool:
-        """True while it is to be given up as soon as its calls have ended."""
-        return at >= self.due_at or any(wish.closes for wish in self.wishes.values())
+    @property
+    def refuses_calls(self) -> bool:
+        """True while it is asked to be given up as soon as its calls have ended."""
+        return any(wish.closes for wish in self.wishes.values())
 
     def is_idle(self, at: float, idle_s: float) -> bool:
         """True if nobody has used it for so long that the pod gives it up by itself."""

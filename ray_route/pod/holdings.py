@@ -36,6 +36,7 @@ from ray_route.pod.moments import Moments
 from ray_route.pod.nobodys import Nobodys
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release_lines import ReleaseLines, Why
+from ray_route.pod.scheduled import ScheduledRemovals
 from ray_route.pod.states import State
 from ray_route.pod.use_order import UseOrder
 from ray_route.protocol.commands import Outcome, Shown, Taken
@@ -67,8 +68,7 @@ class Holdings:
         self.asked = AskedReleases()
         self.moments = Moments()
         """Uids to look at when their patience ends, or their removal is due."""
-        self.due: dict[str, tuple[int, float]] = {}
-        """Epochs of uids, and when they are to be given up."""
+        self.scheduled = ScheduledRemovals(self.moments)
         self.outcomes: list[Outcome | Taken] = []
         self.nobodys = Nobodys()
         self.arrived: dict[str, None] = {}
@@ -114,7 +114,7 @@ class Holdings:
             entry.lost
             or entry.wishes
             or self.leaving
-            or at >= entry.due_at
+            or at >= self.scheduled.at(entry.uid, entry.epoch)
             or entry.is_idle(at, self._idle_s)
         )
 
@@ -153,8 +153,6 @@ class Holdings:
         """Make a uid this pod's under an epoch that replaced the one of its state."""
         entry.epoch, entry.phase = epoch, Phase.ARRIVED
         entry.until = self.clock() + min(_WRITTEN_S, self._idle_s / 4)
-        due_epoch, due_at = self.due.get(uid, (0, 0.0))
-        entry.due_at = due_at if due_epoch == epoch else math.inf
         entry.tried, entry.removes, entry.term = False, False, self.term
         if entry.state is not None:
             entry.state.arrived = False
@@ -217,6 +215,7 @@ class Holdings:
         self.order.drop(uid)
         self.nobodys.drop(uid)
         self.arrived.pop(uid, None)
+        self.scheduled.over(uid, epoch)
         self.forgotten.add(uid, epoch, self.clock())
 
     def look_at(self, uid: str, entry: Entry) -> None:
@@ -230,7 +229,7 @@ class Holdings:
         """Have a uid that may be busy looked at when the patience with that ends."""
         if entry.wishes:
             self.moments.set(uid, min(wish.until for wish in entry.wishes.values()))
-        elif uid not in self.due:
+        elif uid not in self.scheduled:
             self.moments.drop(uid)
 
     def look_for_idle(self) -> None:
@@ -313,7 +312,7 @@ class Holdings:
             self.lease, self.pod = lease, pod
             self.closed = self.shut = ""
             self.leaving = False
-            self.due.clear()
+            self.scheduled.clear()
             for uid, entry in list(self.entries.items()):
                 if entry.phase in UNHELD:
                     self.forget(uid)
@@ -361,7 +360,8 @@ class Holdings:
                 over = at >= entry.until
                 is_kept = uid in self.nobodys.kept and not entry.removes
                 gone = entry.phase is Phase.GIVEN and not is_kept
-                if gone or entry.lost or (over and entry.due_at < math.inf):
+                ends = self.scheduled.at(uid, entry.epoch) < math.inf
+                if gone or entry.lost or (over and ends):
                     continue
                 held[uid] = (entry.epoch, entry.persistent)
                 if over:

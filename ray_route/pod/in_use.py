@@ -63,6 +63,7 @@ def _ending(held: Holdings, before: float) -> dict[str, int]:
         if entry.until >= before:
             break
         is_held = entry.phase is Phase.HELD and entry.term == held.term and not entry.lost
-        if is_held and not entry.persistent and entry.due_at == math.inf:
+        ends = held.scheduled.at(uid, entry.epoch) < math.inf
+        if is_held and not (entry.persistent or ends):
             some[uid] = entry.epoch
     return some

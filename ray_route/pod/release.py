@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Mapping
 from enum import Enum
@@ -70,6 +69,7 @@ class Releases:
 
     def _arrive(self, uid: str, replaced: int, epoch: int) -> None:
         """Take in that a link of this pod replaced an epoch, whose state may be here."""
+        self._held.scheduled.follow(uid, replaced, epoch)
         entry = self._held.entries.get(uid)
         if entry is None or entry.phase not in UNHELD or entry.epoch != replaced:
             return
@@ -128,17 +128,12 @@ class Releases:
         """
         with self._held.lock:
             entry = self._held.entries.get(uid)
-            if entry is not None and entry.epoch == epoch:
-                if entry.phase in (Phase.ENDING, Phase.GIVEN):
-                    return False
-                entry.due_at = at
-            self._held.due.pop(uid, None)
-            self._held.moments.drop(uid)
+            is_it = entry is not None and entry.epoch == epoch
+            if entry is not None and is_it and entry.phase in (Phase.ENDING, Phase.GIVEN):
+                return False
+            self._held.scheduled.set(uid, epoch, at)
             if entry is not None:
                 self._held.look_again(uid, entry)
-            if at < math.inf:
-                self._held.due[uid] = (epoch, at)
-                self._held.moments.set(uid, at)
             return True
 
     def leave_all(self) -> None:
@@ -181,18 +176,12 @@ class Releases:
 
     def _tick(self, uid: str, at: float) -> None:
         held = self._held
-        epoch, due_at = held.due.get(uid, (0, math.inf))
-        entry = held.entries.get(uid)
+        epoch, due_at = held.scheduled.of(uid)
         if at >= due_at:
-            if entry is None or (entry.epoch < epoch and _is_over(entry)):
-                # It was never called here: only its link is to go.
-                entry = held.bar(uid, epoch, removes=True)
-            if entry.epoch >= epoch:
-                del held.due[uid]
-            elif entry.phase is Phase.HELD:  # an earlier epoch is not over here
-                entry.lost = True
-        if uid in held.due:
-            held.moments.set(uid, due_at)
+            _end(held, uid, epoch)
+        entry = held.entries.get(uid)
+        if at < due_at or (entry is not None and entry.epoch < epoch):
+            held.scheduled.look_again(uid)
         if entry is None:
             return
         if entry.phase is not Phase.ENDING and not self._may_end(uid):
@@ -247,7 +236,7 @@ class Releases:
         entry.phase = Phase.ENDING
         self._held.order.changing.add(uid)
         asked = bool(entry.wishes) or entry.persistent
-        entry.removes = not asked or self._held.clock() >= entry.due_at
+        entry.removes = not asked or self._held.clock() >= self._held.scheduled.at(uid, entry.epoch)
         kind = Kind.LOSE if entry.lost else Kind.RELEASE
         return Work(uid, entry.epoch, self._held.term, kind)
 
@@ -329,6 +318,7 @@ class Releases:
         with self._held.lock:
             for uid, (epoch, present) in uids.items():
                 entry = self._held.entries.get(uid)
+                self._held.scheduled.follow(uid, epoch, present)
                 if entry is None or entry.phase is not Phase.GIVEN or entry.epoch != epoch:
                     continue
                 if present and entry.state is not None:
@@ -336,6 +326,20 @@ class Releases:
                 else:
                     self._held.forget(uid)
             self._held.work.ring()
+
+
+def _end(held: Holdings, uid: str, epoch: int) -> None:
+    """Begin a removal that is due; a uid that is held is looked at like all that are to end."""
+    entry = held.entries.get(uid)
+    if entry is None or (entry.epoch < epoch and _is_over(entry)):
+        held.bar(uid, epoch, removes=True)  # nothing of it is here: only its link is to go
+    elif entry.epoch > epoch:
+        held.scheduled.over(uid, epoch)
+    elif entry.epoch < epoch and entry.phase is Phase.HELD:  # that one is not over here
+        entry.lost = True
+    elif entry.epoch == epoch and entry.phase is Phase.ARRIVED and entry.tried:
+        entry.removes = True  # its on_acquire fails: nobody waits for its next call
+        held.give(uid, entry)
 
 
 def _is_over(entry: Entry) -> bool:

@@ -25,7 +25,7 @@ from ray_route.pod.in_use import in_use
 from ray_route.pod.release import Kind, Releases, Work
 from ray_route.pod.surroundings import Surroundings
 from ray_route.pod.telling import Telling, pieces
-from ray_route.protocol.commands import Address
+from ray_route.protocol.commands import Address, Refreshed
 from ray_route.runtime.metrics import POD_UNRELEASED, meter
 from ray_route.runtime.waiting import run
 
@@ -229,8 +229,5 @@ class Releaser:
         """Keep links in use alive, and let go of uids whose link is another by now."""
         term, until = self._held.term, now() + self._namespace.config.lease_s
         asked = self._namespace.ask("report_use", self._address()[0], used)
-        ended: dict[str, int] = run(asked, Deadline.after(max(ttl_s * _REVIEW_SHARE, 1.0)))
-        for uid, epoch in ended.items():
-            self._gate.admission.denied(uid, epoch, term)
-        kept = {uid: epoch for uid, epoch in used.items() if uid not in ended}
-        self._gate.admission.lengthened(kept, until, term)
+        told: Refreshed = run(asked, Deadline.after(max(ttl_s * _REVIEW_SHARE, 1.0)))
+        self._gate.admission.refreshed(used, told, until, term)

@@ -17,7 +17,16 @@ import ray
 
 from ray_route.config import RouteConfig
 from ray_route.model import DrainProgress, Explanation, HotUid, Link, Pod, PodRecord, RoutingState
-from ray_route.protocol.commands import Address, Fetched, Outcome, Settlement, Taken, Weighed, Word
+from ray_route.protocol.commands import (
+    Address,
+    Fetched,
+    Outcome,
+    Refreshed,
+    Settlement,
+    Taken,
+    Weighed,
+    Word,
+)
 from ray_route.protocol.decided import Decided
 from ray_route.protocol.welcome import Vouched, Welcome
 from ray_route.protocol.wire import pack_answers, unpack_question
@@ -273,8 +282,8 @@ class Router:
         """Take in an agent's answer."""
         self._mailboxes.answer(address, number, result)
 
-    async def report_use(self, service: str, used: dict[str, int]) -> dict[str, int]:
-        """Lengthen the lives of links in use; return the uids whose link is another by now."""
+    async def report_use(self, service: str, used: dict[str, int]) -> Refreshed:
+        """Lengthen the lives of links in use; say of which it did not."""
         await self._life.opened()
         return await self._links.refresh(service, used)
 

@@ -24,8 +24,9 @@ from ray_route.errors import (
 )
 from ray_route.model import Link, make_link
 from ray_route.protocol.wire import Answer
-from ray_route.router.link_table import LinkTable, Outcomes, linked
+from ray_route.router.link_table import LinkTable
 from ray_route.router.membership import Membership
+from ray_route.router.outcomes import Outcomes, linked
 from ray_route.router.placer import Placer, Proposal
 from ray_route.runtime.metrics import ROUTER_BATCH_UIDS
 from ray_route.store.connect import AsyncStore

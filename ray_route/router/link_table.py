@@ -14,8 +14,10 @@ from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import DamagedKeyError, RouteError, RouterUnavailableError
 from ray_route.model import Link, PodRecord
+from ray_route.protocol.commands import Refreshed
 from ray_route.router.decisions import Decisions
 from ray_route.router.membership import Membership
+from ray_route.router.outcomes import Outcomes, not_held, refreshed, written
 from ray_route.router.placer import Proposal, owner_of
 from ray_route.router.shards import Build, Outcome, Shards, SupersededError
 from ray_route.runtime.metrics import LINKS, meter
@@ -23,8 +25,6 @@ from ray_route.state.link_cache import LinkCache
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, RememberedLink, Writer
 from ray_route.store.scripts import Call
-
-Outcomes = Mapping[str, Outcome | RouteError]
 
 # Removals are remembered, so that a recovery does not bring back what was removed.
 _REMOVALS_KEPT = 100_000
@@ -48,6 +48,7 @@ class LinkTable:
         self._membership = membership
         self._shards = shards
         self._calls = LinkCalls(keys, config)
+        self._lease_s = config.lease_s
         self._removals: TLRUCache[tuple[str, str], _Removal] = TLRUCache(
             _REMOVALS_KEPT,
             ttu=lambda _, removal, at: max(at, removal[1]) + _REMEMBERED_S,
@@ -166,7 +167,7 @@ class LinkTable:
 
         outcomes = await self._write_proposed(service, proposal, build, waits=waits)
         for uid, outcome in outcomes.items():
-            self._left(service, lost[uid] if _written(outcome) else None)
+            self._left(service, lost[uid] if written(outcome) else None)
         return {
             uid: outcome
             if isinstance(outcome, RouteError)
@@ -193,7 +194,7 @@ class LinkTable:
         outcomes = await self._write(service, list(links), build, placing=True)
         answers: dict[str, Link | RouteError | None] = {}
         for uid, outcome in outcomes.items():
-            self._left(service, links[uid] if _written(outcome) else None)
+            self._left(service, links[uid] if written(outcome) else None)
             answers[uid] = outcome if isinstance(outcome, RouteError) else outcome.link
             if isinstance(outcome, Outcome) and outcome.link is not None:
                 self._counted(service, uid, outcome, "moved", links[uid].pod)
@@ -222,18 +223,18 @@ class LinkTable:
                 self._counted(service, uid, outcome, "given back")
         return links
 
-    async def refresh(self, service: str, uids: Mapping[str, int]) -> dict[str, int]:
-        """Lengthen the lives of links in use; return those whose link is no longer that one."""
+    async def refresh(self, service: str, uids: Mapping[str, int]) -> Refreshed:
+        """Lengthen the lives of links in use; say of which it did not."""
 
         def build(writer: Writer, shard: int, some: list[str]) -> Call:
             return self._calls.refresh(writer, shard, service, some, [uids[uid] for uid in some])
 
         outcomes = await self._guarded(self._shards.run(list(uids), build))
-        return _not_held(uids, outcomes)
+        return refreshed(uids, outcomes, self._lease_s)
 
     async def not_held(self, service: str, uids: Mapping[str, int]) -> dict[str, int]:
         """Return those uids whose link in Redis is no longer the one of that epoch."""
-        return _not_held(uids, await self.read_many(service, list(uids)))
+        return not_held(uids, await self.read_many(service, list(uids)))
 
     # What a recovery writes back.
 
@@ -257,9 +258,9 @@ class LinkTable:
                 continue
             if not self._shards.counters.set_aside_if_away(self.keys.shard(uid), outcome):
                 raise outcome
-        written = {uid: link for uid in links if (link := _written(outcomes[uid]))}
-        self.decisions.note(service, written, "brought back")
-        return len(written)
+        back = {uid: link for uid in links if (link := written(outcomes[uid]))}
+        self.decisions.note(service, back, "brought back")
+        return len(back)
 
     def memory(self, shards: Collection[int]) -> Iterator[tuple[str, str, RememberedLink]]:
         """Yield (service, uid, what is known) of every link remembered in some shards."""
@@ -368,31 +369,3 @@ class LinkTable:
                 self._membership.loads.placed(service, record, placed)
         self.decisions.note(service, written, decision, sources)
         self.meter.count(LINKS, service, decision.partition(" ")[0], by=len(written))
-
-
-def _not_held(uids: Mapping[str, int], outcomes: Outcomes) -> dict[str, int]:
-    """Return the uids whose link is another, or none; raise what could not be read.
-
-    Of a damaged link nothing is known, and the others must not suffer from it.
-    """
-    return {uid: epoch for uid, epoch in uids.items() if _holds(outcomes[uid], epoch) is False}
-
-
-def _holds(outcome: Outcome | RouteError, epoch: int) -> bool | None:
-    """Say whether a link is the one of that epoch; None if it is damaged."""
-    if isinstance(outcome, DamagedKeyError):
-        return None
-    link = linked(outcome)
-    return link is not None and link.epoch == epoch
-
-
-def _written(outcome: Outcome | RouteError) -> Link | None:
-    """Return the link that a script wrote; None where it wrote none, or did not run."""
-    return outcome.link if isinstance(outcome, Outcome) and outcome.written else None
-
-
-def linked(outcome: Outcome | RouteError) -> Link | None:
-    """Return the link that holds; raise what stood in the way of knowing."""
-    if isinstance(outcome, RouteError):
-        raise outcome
-    return outcome.link

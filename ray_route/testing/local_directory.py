@@ -27,6 +27,7 @@ from ray_route.protocol.commands import (
     EndAt,
     Fetched,
     Outcome,
+    Refreshed,
     Release,
     Settled,
     Settlement,
@@ -285,14 +286,15 @@ class LocalDirectory:
                 del self._links[uid]
                 yield uid, (epoch, 0)
 
-    def report_use(self, _: str, used: Mapping[str, int]) -> dict[str, int]:
-        """Return those whose link is another by now."""
+    def report_use(self, _: str, used: Mapping[str, int]) -> Refreshed:
+        """Say whose links are others by now; none has an end."""
         links = self.links()
-        return {
+        ended = {
             uid: epoch
             for uid, epoch in used.items()
             if uid not in links or links[uid].epoch != epoch
         }
+        return Refreshed(ended, set())
 
     def set_link(self, _: str, uid: str, pod: int, *, timeout_s: float, persistent: bool) -> Link:
         """See `PodAgent.set_linked_pod`."""

@@ -21,6 +21,7 @@ from ray_route.errors import (
 )
 from ray_route.model import Link, RoutingState
 from ray_route.protocol.changes import BEAT
+from ray_route.protocol.commands import Refreshed
 from ray_route.store.connect import Store
 from ray_route.store.links import Writer
 from ray_route.store.namespaces import look_up_namespace, open_namespace
@@ -261,7 +262,7 @@ def test_a_damaged_link_is_an_error_for_its_uid_alone(store: Store):
         assert list(many.codes).count(FAILED) == 1
         assert NO_LINK not in many.codes
         assert many.damaged == (link_key(bench),)
-        assert await bench.links.refresh(SERVICE, epochs(bench)) == {}
+        assert await bench.links.refresh(SERVICE, epochs(bench)) == Refreshed({}, set())
         assert await bench.directory.sweep(SERVICE) == 0
         await mended(bench, link_key(bench))
 

@@ -14,7 +14,7 @@ from shardbench import Shard
 from ray_route.clock import now
 from ray_route.errors import RouterUnavailableError, StoreUnavailableError
 from ray_route.model import Link
-from ray_route.protocol.commands import Memory, Word
+from ray_route.protocol.commands import Memory, Refreshed, Word
 from ray_route.router.resumption import Resumption
 from ray_route.store.connect import Store
 from ray_route.store.pods import Identity, PodCalls
@@ -277,5 +277,22 @@ def test_a_lapsed_life_has_its_links_back_before_it_goes_on(run: Run, store: Sto
         assert back is not None
         assert (back.pod, back.epoch) == (link.pod, link.epoch)
         assert router.recalls == 1, "nobody else is waited for"
+
+    run(story)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_of_links_in_use_those_are_told_that_do_not_live_on(run: Run, persistent: bool) -> None:
+    """A pod that trusted one that ends would serve its uid beside its next owner."""
+
+    async def story(router: Router) -> None:
+        links, pod = {}, router.pod(0)
+        for uid in ("stays", "ends", "removed"):
+            links[uid] = await router.links.set(SERVICE, uid, pod, None, persistent=persistent)
+        assert await router.links.remove(SERVICE, "ends", links["ends"], CONFIG.ttl_s / 2)
+        assert await router.links.remove(SERVICE, "removed", links["removed"], 0)
+        used = {uid: link.epoch for uid, link in links.items()}
+        gone = {"removed": links["removed"].epoch}
+        assert await router.links.refresh(SERVICE, used) == Refreshed(gone, {"ends"})
 
     run(story)

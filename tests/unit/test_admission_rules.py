@@ -14,7 +14,7 @@ from ray_route.pod.holdings import Holdings
 from ray_route.pod.in_use import in_use
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Kind, Releases, Work
-from ray_route.protocol.commands import Outcome
+from ray_route.protocol.commands import Outcome, Refreshed
 
 LEASE_S = 10.0
 SAFE_S = 9.0  # a pod stops a tenth of the lease before anybody may call it ended
@@ -37,7 +37,8 @@ class Pod:
     def confirm(self, uid: str = "u", epoch: int = 100, lease_s: float = 5.0, **more) -> Told:
         """Have a read that began just now name this pod."""
         facts = {"term": self.held.term, "asked_at": self.clock(), "persistent": False, **more}
-        link = Link(0, self.held.lease.incarnation, epoch, facts.pop("persistent"), lease_s)
+        of = (epoch, facts.pop("persistent"), lease_s, facts.pop("replaced", 0))
+        link = Link(0, self.held.lease.incarnation, *of)
         return self.admission.confirmed(uid, epoch, link, **facts)
 
     def hold(self, uid: str, epoch: int, lease_s: float = 5.0, **more) -> None:
@@ -897,12 +898,91 @@ class TestRemovals:
         pod.releases.tick()
         assert pod.releases.outcomes() == [Outcome(1, "u", 100, given=False)]
 
+    def test_one_that_falls_due_while_on_acquire_runs_and_fails_is_carried_out(
+        self, pod: Pod, clock: ManualClock
+    ):
+        assert pod.confirm("v", 100) is Told.ACQUIRE
+        pod.releases.end_at("v", 100, clock() + 1)
+        clock.tick(1)
+        pod.releases.tick()
+        pod.admission.not_acquired("v", 100)
+        assert pod.confirm("v", 100) is Told.ACQUIRE  # its next call, in time to come first
+        pod.admission.acquired("v", 100)
+        assert pod.verdict("v") is Verdict.REFUSE
+        assert pod.take() == [("v", 100, Kind.RELEASE)]
+
+    def test_nor_does_it_wait_for_a_next_call(self, pod: Pod, clock: ManualClock):
+        assert pod.confirm("v", 100) is Told.ACQUIRE
+        pod.releases.end_at("v", 100, clock() + 1)
+        clock.tick(1)
+        pod.releases.tick()
+        pod.admission.not_acquired("v", 100)
+        pod.releases.tick()
+        assert pod.verdict("v") is Verdict.REFUSE
+        clock.tick(1)
+        assert pod.held.unsettled(clock()) == {"v": (100, True)}
+
+    @pytest.mark.parametrize("state", [None, "its state"])
+    @pytest.mark.parametrize("how", ["settled", "read", "asked for again"])
+    @pytest.mark.parametrize("due_s", [0.5, 1.5])
+    def test_it_holds_for_a_uid_that_is_given_back_under_a_new_epoch(
+        self, pod: Pod, clock: ManualClock, how: str, state: str | None, due_s: float
+    ):
+        pod.releases.end_at("u", 100, clock() + due_s)
+        pod.release(1)
+        pod.releases.ended(*pod.begin_hook()[:2], state)
+        clock.tick(1)
+        pod.releases.tick()  # it may fall due while somebody tries to move the uid
+        if how == "settled":
+            pod.releases.settled({"u": (100, 101)})
+        elif how == "asked for again":
+            pod.releases.release(2, {"u": 101}, 3.0, closes=True, router=1, replaced={"u": 100})
+            pod.releases.settled({"u": (101, 102)})
+        epoch = 102 if how == "asked for again" else 101
+        clock.tick(1)
+        pod.releases.tick()
+        if state is None and how != "read":  # nothing has come back: only its link is to go
+            assert pod.held.unsettled(clock() + 1) == {"u": (epoch, True)}
+            return
+        assert pod.confirm("u", epoch, replaced=epoch - 1) is Told.ACQUIRE
+        pod.admission.acquired("u", epoch)
+        assert pod.verdict("u", epoch) is Verdict.REFUSE
+        assert pod.take() == [("u", epoch, Kind.RELEASE)]
+
+    def test_one_whose_state_cannot_be_acquired_goes_with_it(self, pod: Pod, clock: ManualClock):
+        pod.releases.end_at("u", 100, clock() + 1)
+        pod.release(1)
+        pod.releases.ended(*pod.begin_hook()[:2], "its state")
+        pod.releases.settled({"u": (100, 101)})
+        assert pod.confirm("u", 101) is Told.ACQUIRE
+        clock.tick(1)
+        pod.releases.tick()
+        pod.admission.not_acquired("u", 101)
+        pod.releases.tick()
+        assert pod.held.unsettled(clock()) == {"u": (101, True)}
+
+    @pytest.mark.parametrize("is_settled", [False, True])
+    def test_it_ends_with_its_uid(self, pod: Pod, clock: ManualClock, *, is_settled: bool):
+        """Another pod has had it, whose link was written anew."""
+        pod.releases.end_at("u", 100, clock() + 2)
+        pod.release(1)
+        pod.releases.ended(*pod.begin_hook()[:2])
+        if is_settled:
+            pod.releases.settled({"u": (100, 0)})
+            assert not pod.held.scheduled
+        clock.tick(1)
+        pod.hold("u", 102, replaced=101)
+        assert not pod.held.scheduled
+        clock.tick(2)
+        pod.releases.tick()
+        assert pod.verdict("u", 102) is Verdict.ADMIT
+
     def test_what_is_taken_back_leaves_nothing_behind(self, pod: Pod, clock: ManualClock):
         for uid in ("u", "v"):
             pod.releases.end_at(uid, 100, clock() + 1)
             pod.releases.end_at(uid, 100, math.inf)
         pod.releases.tick()
-        assert not pod.held.due
+        assert not pod.held.scheduled
         assert not pod.held.moments
 
 
@@ -1084,6 +1164,23 @@ class TestLengthened:
         self.report(pod, began=clock())
         clock.tick(2)
         assert not self.is_confirmed(pod)
+
+    def test_one_that_ends_though_nobody_has_told_this_pod_is_read_again(
+        self, pod: Pod, clock: ManualClock
+    ):
+        """Its removal was taken back here, and Redis was away when it was to be there."""
+        pod.hold("v", 100)
+        told = Refreshed({}, {"u"})
+        pod.admission.refreshed({"u": 100, "v": 100}, told, clock() + 8.0, pod.held.term)
+        clock.tick(5)
+        assert pod.verdict("u") is Verdict.CONFIRM
+        assert pod.verdict("v") is Verdict.ADMIT
+
+    def test_one_that_is_anothers_by_now_is_lost(self, pod: Pod, clock: ManualClock):
+        told = Refreshed({"u": 100}, set())
+        pod.admission.refreshed({"u": 100}, told, clock() + 8.0, pod.held.term)
+        assert pod.verdict("u") is Verdict.REFUSE
+        assert pod.run_hook() is Kind.LOSE
 
     def test_a_report_of_another_epoch_tells_nothing(self, pod: Pod, clock: ManualClock):
         clock.tick(4)

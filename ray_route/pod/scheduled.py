@@ -1,0 +1,67 @@
+"""Removals that are scheduled: which uids are to be given up at a moment, and their links to go."""
+
+from __future__ import annotations
+
+import math
+
+from ray_route.pod.moments import Moments
+
+
+class ScheduledRemovals:
+    """Of each uid the epoch that is to end, and when; the last word counts.
+
+    It is the link that is to go. So what becomes of its uid here meanwhile changes nothing: a hook
+    that fails, a move that is not made. Its uid is looked at again at that moment, by `moments`.
+    Whoever reads or changes it holds the holdings' lock.
+    """
+
+    def __init__(self, moments: Moments) -> None:
+        self._moments = moments
+        self._of: dict[str, tuple[int, float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def __contains__(self, uid: str) -> bool:
+        return uid in self._of
+
+    def of(self, uid: str) -> tuple[int, float]:
+        """Return the epoch that is to end, and when; 0 and infinity if there is none."""
+        return self._of.get(uid, (0, math.inf))
+
+    def at(self, uid: str, epoch: int) -> float:
+        """Return when that epoch of a uid is to end; infinity if it is not."""
+        found, at = self.of(uid)
+        return at if found == epoch else math.inf
+
+    def set(self, uid: str, epoch: int, at: float) -> None:
+        """Have an epoch of a uid ended at a moment; infinity takes it back."""
+        self._of.pop(uid, None)
+        self._moments.drop(uid)
+        if at < math.inf:
+            self._of[uid] = epoch, at
+            self.look_again(uid)
+
+    def look_again(self, uid: str) -> None:
+        """Have a uid looked at when its removal is due: it may be already, and not have begun."""
+        if uid in self._of:
+            self._moments.set(uid, self._of[uid][1])
+
+    def follow(self, uid: str, replaced: int, epoch: int) -> None:
+        """Take in that a link was given back to this pod, under an epoch that replaced another.
+
+        One that had another owner in between is written anew, and ends at no moment.
+        """
+        found, at = self.of(uid)
+        if replaced and found == replaced:
+            self._of[uid] = epoch, at
+            self.look_again(uid)
+
+    def over(self, uid: str, epoch: int) -> None:
+        """Take in that a uid is this pod's no more, up to an epoch."""
+        if self.of(uid)[0] <= epoch:
+            self._of.pop(uid, None)
+
+    def clear(self) -> None:
+        """Take in that all links are others by now."""
+        self._of.clear()
