@@ -234,11 +234,10 @@ class Deployment:
         nothing, once this process has left the Ray of the pods; `RouteTimeoutError` if Ray has not
         ended all within 15 s more: it ends them when it can, and this may be called again.
         """
-        if self._client.closed:
-            return
-        self._session.namespace.check_here()  # before anything is ended
-        self._controller.end_within(grace_s, Deadline.after(grace_s + 3 * STOP_S))
-        self._client.close()
+        if not self._client.closed:
+            self._session.namespace.check_here()  # before anything is ended
+            self._controller.end_within(grace_s, Deadline.after(grace_s + 3 * STOP_S))
+        self._client.close()  # also if an interrupt has cut that short before
 
     def close(self) -> None:
         """Let go of the service, which goes on. A second time it does nothing."""

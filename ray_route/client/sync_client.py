@@ -269,7 +269,8 @@ class RouteClient(ClientBase):
     def close(self) -> None:
         """End this client, once however often it is called. Router, pods and links stay.
 
-        Other clients of the process go on. Used later, this one raises `ClosedError`.
+        Other clients of the process go on. Used later, this one raises `ClosedError`. If an
+        interrupt cuts this short, call it again.
         """
         self._close()
 

@@ -237,6 +237,7 @@ class Controller:
         with self._asked("", deadline):
             self._wanted()
             if not self._knows(how.request):
+                self._upkeep.recipes.of(recipe)  # first: it may take its time
                 self._check_asked(how.request)
                 if upgrading.is_under_way:
                     return False
@@ -286,7 +287,9 @@ class Controller:
             asked.given_up = True
             return
         spec = self._recipe.spec
-        self._let_go(recipe_name(spec.namespace, spec.service, request), request)
+        recipe = recipe_name(spec.namespace, spec.service, request)
+        if recipe not in self._awaited:  # who awaits it lets it go, or has just begun with it
+            self._let_go(recipe, request)
 
     @contextlib.contextmanager
     def _asked(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,11 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from deploying import drive
 from helpers import eventually
-from upgraded import Old, OneWay, Refusing
+from upgraded import New, Old, OneWay, Refusing
 
 import ray_route
+from ray_route.clock import Deadline
+from ray_route.controller.recipe import Given
+from ray_route.controller.recipes import holders_of
+from ray_route.protocol.names import RAY_NAMESPACE
+from ray_route.runtime.waiting import run
+from ray_route.store.wanted import Upgrade
 
 SOON_S = 120.0
 SHORT_S = 3.0
@@ -163,3 +172,28 @@ def test_where_the_way_back_is_stuck_a_cordon_is_taken_and_a_scaling_is_told_why
     assert "on its way back to generation 1, which is tried again, and stops:" in told["said"]
     assert told["after_s"] < SHORT_S + BUSY_S
     assert rooms.status().replicas == 2
+
+
+def test_an_upgrade_that_is_given_up_before_its_class_is_there_does_not_begin(
+    rooms: ray_route.Deployment,
+) -> None:
+    """The holder of its class is let go by who awaits it alone: else it may be wanted by then."""
+    asked = rooms._controller
+    making = asked._make_holder(New, Given(), "asked")
+    name = run(making, Deadline.after(SOON_S))
+    holder: Any = ray.get_actor(name, namespace=RAY_NAMESPACE)
+    process = ray.get(holder.__ray_call__.remote(lambda _: os.getpid()))
+    os.kill(process, signal.SIGSTOP)
+    try:
+        controller = asked.found()
+        begun = controller.begin_upgrade.remote(name, Upgrade(0, 0, "", request="asked"), SOON_S)
+        awaits = lambda it: bool(it._awaited) and it._turn.lock.locked()  # noqa: E731 - sent there
+        waits = lambda: ray.get(controller.__ray_call__.remote(awaits))  # noqa: E731
+        eventually(waits, "its class is awaited", SOON_S)
+        ray.get(controller.give_up.remote("asked"))
+    finally:
+        os.kill(process, signal.SIGCONT)
+    with pytest.raises(ray_route.CallCancelledError):
+        ray.get(begun, timeout=SOON_S)
+    assert rooms.status().generation == 1
+    eventually(lambda: name not in holders_of(rooms.namespace, rooms.service), "it is let go")
