@@ -50,10 +50,12 @@ def stop(
     # First: one that waits for room would begin in what the others leave.
     begun = [pod for pod in handles.values() if not end_unbegun(pod)]
     stops = [pod._ray_route_stop.remote(grace_s, incarnation) for pod in begun]
-    if False in _answers(begun, stops, grace_s + STOP_S):
+    stopped = _answers(begun, stops, grace_s + STOP_S)
+    if False in stopped.values():
         return False
-    # Queued calls are refused and follow their uids; killed ones would be in doubt.
-    _answers(begun, [pod._ray_route_flush.remote() for pod in begun], STOP_S)
+    # Queued calls are refused and follow their uids; killed ones would be in doubt. Of those that
+    # have not answered by now nobody waits for another answer.
+    _answers(list(stopped), [pod._ray_route_flush.remote() for pod in stopped], STOP_S)
     if begun and spared():
         return False
     for pod in begun:
@@ -71,27 +73,22 @@ def _actor(name: str) -> Any:
         return None
 
 
-def _answers(pods: list[Any], asked: list[Any], longest_s: float) -> list[Any]:
-    """Wait for the answers of pods, or for their ends, and return the answers.
+def _answers(pods: list[Any], asked: list[Any], longest_s: float) -> dict[Any, Any]:
+    """Wait for the answers of pods, or for their ends, and return the answers by pod.
 
     One that dies meanwhile may have nowhere to begin again: it is ended.
     """
     deadline = Deadline.after(longest_s)
-    of = dict(zip(asked, pods, strict=True))
-    late = asked
+    of, late = dict(zip(asked, pods, strict=True)), asked
     while late and deadline.remaining():
-        _, late = ray.wait(late, num_returns=len(late), timeout=min(_LOOK_S, deadline.remaining()))
+        slice_s = min(_LOOK_S, deadline.remaining())
+        _, late = ray.wait(late, num_returns=len(late), timeout=slice_s)
         for answer in late:
             end_unbegun(of[answer])
-    return _heard(asked)
-
-
-def _heard(asked: list[Any]) -> list[Any]:
-    """Return those of the answers that are there."""
-    heard = []
-    for answer in asked:
+    heard = {}
+    for answer, pod in of.items():
         with contextlib.suppress(ray.exceptions.RayError):
-            heard.append(ray.get(answer, timeout=0))
+            heard[pod] = ray.get(answer, timeout=0)
     return heard
 
 

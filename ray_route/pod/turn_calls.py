@@ -69,6 +69,7 @@ class TurnCalls:
         self._agent = agent
         self._target = target
         self._threads = threads
+        self._begun = partial(_begun, agent, waits=threads is not None)
         self._orders = CallOrder()
         self._turns = Turns()
         self._looks = False
@@ -163,7 +164,8 @@ class TurnCalls:
         try:
             method = self._method(uid, name, args, kwargs)
             due = due_of(header)
-            result = await self._user(header, turn, due, partial(self._begun, header, due, method))
+            begun = partial(self._begun, header, due, method)
+            result = await self._user(header, turn, due, begun)
             await self._agent.gate.recheck_async(uid, epoch)
         except FencedError as error:
             return own_refusal(self._agent, error)
@@ -225,18 +227,6 @@ class TurnCalls:
             with serving():
                 return await result
         return result
-
-    def _begun(self, header: Header, due: Deadline | None, function: Callable[[], Any]) -> Any:
-        """Run user code, unless its call has waited too long for its thread, or to be acquired.
-
-        Raises `FencedError` if its uid was lost while it waited for its thread.
-        """
-        uid, epoch, _, name = header[:4]
-        if is_over(due):
-            return Refused(late(due, self._agent.service, uid, name))
-        if self._threads is not None:
-            self._agent.gate.recheck(uid, epoch, has_run=False)
-        return function()
 
     async def call_many(self, calls: list[BatchedCall]) -> list[Any]:
         """Run many calls, each in its turn; their outcomes come together."""
@@ -324,6 +314,26 @@ class TurnCalls:
                 await items.aclose()
         elif inspect.isgenerator(items):
             await self._user(header, turn, None, items.close)
+
+
+def _begun(
+    agent: PodAgent,
+    header: Header,
+    due: Deadline | None,
+    function: Callable[[], Any],
+    *,
+    waits: bool,
+) -> Any:
+    """Run user code, unless its call has waited too long for its thread, or to be acquired.
+
+    Raises `FencedError` if its uid was lost while it waited for its thread.
+    """
+    uid, epoch, _, name = header[:4]
+    if is_over(due):
+        return Refused(late(due, agent.service, uid, name))
+    if waits:
+        agent.gate.recheck(uid, epoch, has_run=False)
+    return function()
 
 
 async def _call(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Any:

@@ -32,12 +32,16 @@ def _known(handle: Any) -> dict[str, Any]:
 
 def why_not_running(handle: Any, options: Mapping[str, Any]) -> str:
     """Return what an actor waits for, given the options that it was made with."""
-    known = _known(handle)
+    asked = resources_of(options)
+    try:
+        known = _known(handle)
+    except ray.exceptions.RayError:  # by way of `ray://` that is told to nobody
+        return _no_node_has(asked) or "it does not run, and Ray does not tell this process why"
     if not known:
         return "Ray does not know it"
     if known["Address"]["Port"]:
         return f"its __init__ runs in process {known['Pid']}" if known["Pid"] else "it starts"
-    return f"it is not scheduled: {_what_lacks(resources_of(options))}"
+    return f"it is not scheduled: {_no_node_has(asked) or _what_is_taken(asked)}"
 
 
 def resources_of(options: Mapping[str, Any]) -> dict[str, float]:
@@ -47,15 +51,19 @@ def resources_of(options: Mapping[str, Any]) -> dict[str, float]:
     return {unit: float(amount) for unit, amount in asked.items() if amount}
 
 
-def _what_lacks(asked: Mapping[str, float]) -> str:
+def _no_node_has(asked: Mapping[str, float]) -> str:
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    if any(_has(there, asked) for there in nodes.values()):
+        return ""
+    most = {unit: max((n.get(unit, 0) for n in nodes.values()), default=0) for unit in asked}
+    return (
+        f"no node has {_listed(asked)} (the most that one has: {_listed(most)}); add such a node, "
+        "or ask for less by ray_actor_options"
+    )
+
+
+def _what_is_taken(asked: Mapping[str, float]) -> str:
     wanted = _listed(asked)
-    if not any(_has(there, asked) for there in nodes.values()):
-        most = {unit: max((n.get(unit, 0) for n in nodes.values()), default=0) for unit in asked}
-        return (
-            f"no node has {wanted} (the most that one has: {_listed(most)}); add such a node, "
-            "or ask for less by ray_actor_options"
-        )
     free = ray_state.available_resources_per_node()
     if not any(_has(there, asked) for there in free.values()):
         most = {unit: max((n.get(unit, 0) for n in free.values()), default=0) for unit in asked}

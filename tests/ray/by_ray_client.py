@@ -64,6 +64,13 @@ def by_hand(namespace: str, url: str) -> Any:
         agent.stop()
 
 
+def nowhere(namespace: str, url: str) -> None:
+    """Deploy what no node has room for."""
+    where: dict[str, Any] = {"namespace": namespace, "service": "nowhere", "redis_url": url}
+    options = {"num_gpus": 3}
+    ray_route.deploy(Talker, **where, replicas=1, ray_actor_options=options, timeout=3)
+
+
 def uses(client: ray_route.RouteClient, deployment: Any, url: str) -> dict[str, Callable[[], Any]]:
     room = client.service("talkers", Talker)["ann"]
     other = client.service("talkers", Talker)["bob"]
@@ -100,6 +107,7 @@ def uses(client: ray_route.RouteClient, deployment: Any, url: str) -> dict[str, 
         "cordon": lambda: [deployment.cordon(2), deployment.status().cordons][1],
         "uncordon": lambda: [deployment.uncordon(2), deployment.status().cordons][1],
         "rebalance": lambda: deployment.rebalance().problem,
+        "nowhere": lambda: nowhere(client.namespace, url),
         "attach": lambda: attached(client.namespace, url),
         "agent": lambda: by_hand(client.namespace, url),
         "upgrade": lambda: deployment.upgrade(Louder),

@@ -6,8 +6,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pytest
-
 
 def test_nodes_come_and_go() -> None:
     printed = run()
@@ -16,7 +14,6 @@ def test_nodes_come_and_go() -> None:
     assert "a miss is answered" in printed
 
 
-@pytest.mark.long
 def test_a_node_that_is_told_to_end_costs_no_call() -> None:
     assert "told to end has ended" in run("told")
 

@@ -62,10 +62,13 @@ def test_all_but_streams_and_the_embedded_server(address: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     no_url, error, stream = said.pop("no url"), said.pop("error"), said.pop("stream")
+    nowhere = said.pop("nowhere")
     assert "ConfigError: redis_url" in no_url
     assert "give a redis_url or set RAY_ROUTE_REDIS_URL" in no_url
     assert error.endswith("KeyError: 'my fault'")
     assert "InvalidInputError: method='count' can't be streamed by Ray Client" in stream
+    assert nowhere.startswith("RouteTimeoutError")
+    assert "no node has GPU 3" in nowhere
     assert said == {
         "call": ["hi"],
         "handle": ["hi", "ho"],

@@ -23,6 +23,7 @@ import ray_route
 from ray_route.controller.actor import THREADS
 from ray_route.controller.draining import is_draining
 from ray_route.controller.upkeep import Upkeep
+from ray_route.pod import stopping
 from ray_route.protocol.names import RAY_NAMESPACE
 
 SOON_S = 120.0
@@ -209,8 +210,9 @@ def test_scaling_in_ends_pods_that_are_just_being_restarted(
         ray.get_actor(f"ray_route:{client.namespace}:{service}:1", namespace=RAY_NAMESPACE)
 
 
+@pytest.mark.parametrize("when", ["before it is asked", "after it was asked"])
 def test_a_pod_that_comes_back_while_it_is_scaled_away_hands_its_users_over(
-    client: Any, deploy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: Any, deploy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     go = tmp_path / "go"
     go.touch()
@@ -224,15 +226,24 @@ def test_a_pod_that_comes_back_while_it_is_scaled_away_hands_its_users_over(
     eventually(lambda: 1 not in states(client, service), "its death is known", SOON_S)
     tables, looks = upkeep.pods, count()
 
+    def comes_back() -> None:
+        go.touch()
+        eventually(lambda: 1 in states(client, service), "it serves again", SOON_S)
+        client.move("user", service, 1)
+        assert client.call("user", service, "add", "user") == 1
+
     def looked() -> Any:
-        if next(looks) == 2:  # it looks again before it kills: now the pod comes back
-            go.touch()
-            eventually(lambda: 1 in states(client, service), "it serves again", SOON_S)
-            client.move("user", service, 1)
-            assert client.call("user", service, "add", "user") == 1
-        return tables()
+        look, found = next(looks), tables()
+        if (when, look) == ("before it is asked", 1):
+            comes_back()
+        elif (when, look) == ("after it was asked", 2):  # it looks again before it kills
+            comes_back()
+            return tables()
+        return found
 
     monkeypatch.setattr(upkeep, "pods", looked)
+    if when == "after it was asked":  # it ran when that was looked at, and has died since
+        monkeypatch.setattr(stopping, "end_unbegun", lambda _: False)
     done = list(upkeep.shrink([0], 60, lambda: None))
     assert "drain pod 1, which has begun another life" in done
     assert client.call("user", service, "add", "user") == 2

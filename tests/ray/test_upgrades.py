@@ -317,8 +317,9 @@ def test_no_second_one_begins_beside_it_and_its_controllers_death_costs_it_nothi
     held = client.service(service)["u0"].hold.options(timeout_s=4 * SOON_S).remote()
     eventually((Path(folder) / "held").exists, "a call runs", SOON_S)
     upgrade = threading.Thread(target=rooms.upgrade, args=(New,))
+    pod = client.compute_linked_pod("u0", service).pod
     upgrade.start()
-    eventually(lambda: "drain" in rooms.status().doing, "it drains", SOON_S)
+    eventually(lambda: f"drain pod {pod}" in rooms.status().doing, "it drains that", SOON_S)
     with pytest.raises(ray_route.RouteTimeoutError, match="drain pod"):
         rooms.scale(3, timeout=5)
     os.kill(rooms.status().process, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Pods that have not begun, or not begun again, are ended at once; one that begins, in order."""
+"""Pods are ended: those that have not begun at once, one that just begins in order, all in time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 import ray
+from deploying import recipe_of
 from helpers import eventually
-from lives import SOON_S, Service
+from lives import SOON_S, Life, Service
 from services import Counter, GatedCarrier, made_in
 
 import ray_route
+from ray_route.clock import Deadline
 from ray_route.controller import upkeep
+from ray_route.controller.making import named_pods
 from ray_route.pod import unbegun
 from ray_route.pod.unbegun import end_unbegun
 from ray_route.protocol.names import RAY_NAMESPACE, pod_name
@@ -56,6 +59,19 @@ class Stuck:
         (self.folder / "go").touch()
         eventually(lambda: self.lives() or state_of(self.handle) == DEAD, "it begins, or ends")
 
+    def made_anew(self) -> Life:
+        """Have pod 1 be made for the first time, as it were; return the life that made it."""
+        ray.kill(self.handle, no_restart=True)
+        where = (self.client, self.service, str(self.folder))
+        self.of.recipe = recipe_of(GatedCarrier, *where)
+        life = self.of.life()
+        eventually(lambda: 1 not in life.upkeep.named(), "its name is free")
+        deadline = Deadline.after(SOON_S)
+        life.upkeep.recipes.make(life.upkeep.recipes.name, [1], self.of.actor, deadline)
+        (self.handle,) = life.upkeep.handles([1]).values()
+        eventually(lambda: len(made_in(self.folder)) == 4, "its __init__ runs")
+        return life
+
     def add(self, uid: str) -> int:
         return int(self.client.call(uid, self.service, "add", uid))
 
@@ -87,11 +103,22 @@ def test_a_shutdown_does_not_wait_for_a_pod_that_has_nowhere_to_begin(
             scaling.result(LONG_S)
 
 
-def test_a_pod_that_cannot_begin_again_is_scaled_down_at_once(
+def test_a_pod_that_does_not_answer_is_waited_for_no_longer_than_a_shutdown_may_take(
+    client: Any, deploy: Any
+) -> None:
+    deployment = deploy(Counter, replicas=2)
+    client.move("ann", deployment.service, 1)
+    os.kill(client.call("ann", deployment.service, "pid"), signal.SIGSTOP)
+    deployment.shutdown(grace_s=1.0)
+    assert named_pods(client.namespace, deployment.service) == {}
+
+
+def test_a_pod_that_has_not_begun_is_scaled_down_at_once(
     stuck: Stuck, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    life = stuck.made_anew()
+    assert state_of(stuck.handle) == "PENDING_CREATION"
     monkeypatch.setattr(upkeep, "_NO_USERS_GRACE_S", LONG_S)
-    life = stuck.of.life()
     assert took_s(lambda: list(life.upkeep.shrink([0], SOON_S, no_check))) < LONG_S / 2
     assert list(life.upkeep.named()) == [0]
     constructing = made_in(stuck.folder)[-1]
