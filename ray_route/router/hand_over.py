@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ray_route.errors import DamagedKeyError, RouteError, StateNotMovedError
 from ray_route.model import Link, PodRecord
 from ray_route.protocol.commands import Address, Cancel, Outcome, Release
 from ray_route.router.carrier import Answer, Carrier
-from ray_route.router.directory import Directory
 from ray_route.router.in_move import InMove
 from ray_route.router.mailbox import Followed, Mailboxes
+from ray_route.router.placer import Proposal
 
 _LOOK_S = 0.2
 # Those that are given up within so short a time go on together: to bring a few to their next pod
@@ -30,13 +30,27 @@ Damages = dict[str, DamagedKeyError]
 class Step(NamedTuple):
     """What has just become of some uids, and how many are left.
 
-    `damaged` have links that can't be read or written, `stuck` have states that can't be moved.
+    `damaged` have links that can't be read or written. `back` are those that could not be moved,
+    and are their pod's again; of them `stuck` have states that can't be moved at all.
     """
 
     moved: int
     left: int
     damaged: Damages
     stuck: dict[str, StateNotMovedError]
+    back: dict[str, StateNotMovedError]
+
+
+class Places(Protocol):
+    """Says where uids go that their pod has given up; so does a `Directory`."""
+
+    def propose(self, service: str, uids: Iterable[str], /) -> Proposal:
+        """Choose a pod for each; raise why there is none."""
+
+    async def give_away(
+        self, service: str, lost: Mapping[str, Link], node: None, /
+    ) -> dict[str, Answer]:
+        """Link each that has no state to one, if nobody was faster."""
 
 
 Note = Callable[[Step], None]
@@ -47,7 +61,7 @@ Stale = Callable[[str, "dict[str, int]"], None]
 class HandOver:
     """One release of many uids. What it has begun to give to others goes on, whoever ends it."""
 
-    directory: Directory
+    places: Places
     mailboxes: Mailboxes
     carrier: Carrier
     in_move: InMove
@@ -55,6 +69,8 @@ class HandOver:
     service: str
     links: Mapping[str, Link]
     note: Note
+    attempts: int = _ATTEMPTS
+    """How many targets are tried for a uid with a state, should the first die, say."""
     kept: list[str] = field(default_factory=list)
     waiting: set[str] = field(default_factory=set)
     marked: set[str] = field(default_factory=set)
@@ -65,7 +81,8 @@ class HandOver:
         """Return the uids that their pod has kept; see `Moves.hand_over`."""
         self.waiting = set(self.links)
         epochs = {uid: link.epoch for uid, link in self.links.items()}
-        release = Release(epochs, patience_s, closes)
+        replaced = {uid: link.replaced for uid, link in self.links.items() if link.replaced}
+        release = Release(epochs, patience_s, closes, replaced)
         with self.mailboxes.following(self._address, release, self._told) as outcomes:
             try:
                 while self.waiting or self.tasks:
@@ -117,9 +134,9 @@ class HandOver:
         if plain:
             self._start(plain, self._give_away(plain))
         if carried:
-            self._start(carried, self._carry(carried, max(patience_s, _FETCH_S)))
+            self._start(carried, self._carry(carried, max(patience_s, _FETCH_S), self.attempts))
         if given and not mine:
-            self.note(Step(0, self._left, {}, {}))
+            self.note(Step(0, self._left, {}, {}, {}))
 
     def _start(self, links: dict[str, Link], work: Coroutine[Any, Any, None]) -> None:
         """Begin with some, which loses each as soon as it is somebody's again."""
@@ -154,7 +171,7 @@ class HandOver:
 
     async def _give_away(self, links: dict[str, Link]) -> None:
         """Give uids that their owner has given up to others."""
-        answers = await self.directory.give_away(self.service, links, None)
+        answers = await self.places.give_away(self.service, links, None)
         moved = _moved(links, answers)
         self.stale(self.service, moved)
         self.carrier.dropped(self.service, {uid: links[uid] for uid in moved})
@@ -162,15 +179,13 @@ class HandOver:
 
     # With one.
 
-    async def _carry(
-        self, links: dict[str, Link], within_s: float, attempts: int = _ATTEMPTS
-    ) -> None:
+    async def _carry(self, links: dict[str, Link], within_s: float, attempts: int) -> None:
         """Give uids to others with their states; what nobody takes is given back.
 
         If its target dies, another is looked for.
         """
         try:
-            proposal = self.directory.propose(self.service, links)
+            proposal = self.places.propose(self.service, links)
             groups: defaultdict[int, dict[str, Link]] = defaultdict(dict)
             for uid, pod in proposal.chosen.items():
                 groups[pod][uid] = links[uid]
@@ -229,7 +244,7 @@ def summed(links: Mapping[str, Link], answers: Mapping[str, Answer]) -> Step:
     unmoved = {uid: it for uid, it in answers.items() if isinstance(it, StateNotMovedError)}
     _raise_first(answers, {**damaged, **unmoved})
     stuck = {uid: error for uid, error in unmoved.items() if error.is_final}
-    return Step(len(_moved(links, answers)), 0, damaged, stuck)
+    return Step(len(_moved(links, answers)), 0, damaged, stuck, unmoved)
 
 
 def _moved(links: Mapping[str, Link], answers: Mapping[str, Answer]) -> dict[str, int]:

@@ -13,7 +13,6 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 
 from ray_route.clock import Deadline
 from ray_route.errors import PodUnavailableError, RouteError, StateNotMovedError
@@ -26,6 +25,7 @@ from ray_route.router.in_move import InMove
 from ray_route.router.link_table import LinkTable
 from ray_route.router.mailbox import Mailboxes, NoAnswerError
 from ray_route.router.membership import Membership
+from ray_route.router.shifting import Shifting, Targets
 
 logger = logging.getLogger(__name__)
 
@@ -103,25 +103,6 @@ class Moves:
             link = await self._give(service, uid, held, target, persistent, deadline)
             return is_at(link, target), link
 
-    async def shift(
-        self, service: str, uid: str, epoch: int, pod: int, *, patience_s: float, timeout_s: float
-    ) -> None:
-        """Move a uid to a pod while it has no call; nobody's call is refused for that.
-
-        Raises `PodUnavailableError` if it has one all the time for `patience_s` seconds, or is not
-        under that epoch any more: then it stays.
-        """
-        deadline = Deadline.after(timeout_s)
-        target = await self._membership.target(service, pod)
-        async with self._in_move.turn(service, uid, deadline):
-            held = await self._links.read(service, uid)
-            if held is not None and held.replaced == epoch and is_at(held, target):
-                return  # it was asked for before, and the answer was lost
-            if held is None or held.epoch != epoch:
-                raise self._membership.unavailable(service, pod, "its link is another now", uid)
-            gently = Release({uid: epoch}, patience_s, closes=False)
-            await self._give(service, uid, held, target, held.persistent, deadline, gently)
-
     async def remove(
         self, service: str, uid: str, pod: int | None, *, after_s: float, timeout_s: float
     ) -> bool:
@@ -152,11 +133,10 @@ class Moves:
         target: PodRecord,
         persistent: bool,  # noqa: FBT001 - one of many facts
         deadline: Deadline,
-        how: Release | None = None,
     ) -> Link:
         """Set a link if it still is what was read, having its living owner give it up first."""
         if held is not None and not is_at(held, target):
-            if await self._release(service, uid, held, deadline, how):
+            if await self._release(service, uid, held, deadline):
                 return await self._carry(service, uid, held, target, persistent, deadline)
         elif held is not None:
             await self._end_at(service, uid, held, math.inf)
@@ -196,19 +176,16 @@ class Moves:
 
         return await asyncio.shield(self._carrier.go_on(work()))
 
-    async def _release(
-        self, service: str, uid: str, link: Link, deadline: Deadline, how: Release | None = None
-    ) -> bool:
+    async def _release(self, service: str, uid: str, link: Link, deadline: Deadline) -> bool:
         """Have a uid's living owner give it up; say, when it has, whether it keeps a state of it.
 
-        `how` says for how long calls are waited for; else others are refused meanwhile. Raises
-        `PodUnavailableError` if it kept it, or has not told in time.
+        Raises `PodUnavailableError` if it kept it, or has not told in time.
         """
         if self._membership.table.has_ended(service, link):
             return False
         address = (service, link.pod, link.incarnation)
-        asked = how or Release({uid: link.epoch}, deadline.remaining() * _FOR_CALLS, closes=True)
-        asked = replace(asked, replaced={uid: link.replaced})
+        patience_s, replaced = deadline.remaining() * _FOR_CALLS, {uid: link.replaced}
+        asked = Release({uid: link.epoch}, patience_s, closes=True, replaced=replaced)
         with self._mailboxes.following(address, asked) as outcomes:
             try:
                 outcome, *_ = await outcomes.some(deadline.remaining())
@@ -248,6 +225,14 @@ class Moves:
         return True
 
     # Many uids.
+
+    async def shift(
+        self, service: str, targets: Targets, *, patience_s: float, timeout_s: float
+    ) -> dict[str, str]:
+        """Move uids while they have no call; nobody's call is refused for that. See `Shifting`."""
+        parts = (self._membership, self._links, self._mailboxes, self._carrier)
+        shifting = Shifting(*parts, self._in_move, self._stale, service, targets)
+        return await shifting.run(patience_s, timeout_s)
 
     async def hand_over(
         self,

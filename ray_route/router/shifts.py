@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from ray_route.errors import RouteError
 from ray_route.model import HotUid, PodRecord
 from ray_route.protocol.commands import Count, Weigh, Weighed
 from ray_route.router.mailbox import Mailboxes, NoAnswerError
@@ -58,18 +57,7 @@ class Shifts:
 
         One that has a call stays unless that ends within `patience_s` seconds.
         """
-        works = (
-            self._moved(service, uid, epoch, pod, patience_s) for uid, (epoch, pod) in moves.items()
-        )
-        return dict(zip(moves, await asyncio.gather(*works), strict=True))
-
-    async def _moved(self, service: str, uid: str, epoch: int, pod: int, patience_s: float) -> str:
-        how = {"patience_s": patience_s, "timeout_s": _MOVE_S}
-        try:
-            await self._moves.shift(service, uid, epoch, pod, **how)
-        except RouteError as error:
-            return str(error)
-        return ""
+        return await self._moves.shift(service, moves, patience_s=patience_s, timeout_s=_MOVE_S)
 
     async def _available(self, service: str) -> list[PodRecord]:
         await self._membership.refresh(service)

@@ -238,6 +238,22 @@ def test_nor_while_those_given_up_wait_for_their_next_owners(drained: Pod) -> No
     assert drained.looks() < 500
 
 
+def test_so_many_are_given_up_ahead_of_their_next_owners_and_no_more(drained: Pod) -> None:
+    """Fewer leave the way empty while messages are under way; more keep their users waiting."""
+    given = []
+    while some := drained.give_up(10, "its state"):
+        given += some
+    assert 64 <= len(given) <= 256
+    assert len(given) == drained.held.nobodys.undecided
+    for settled in range(1, 60):  # each that is fetched makes room for one
+        drained.releases.settled({given[settled]: (7, 0)})
+        while some := drained.give_up(1, "its state"):
+            given += some
+        assert drained.held.nobodys.undecided == len(given) - settled
+        assert 64 <= drained.held.nobodys.undecided <= 256
+    assert len(given) > 64 + 50
+
+
 def test_nor_while_redis_confirms_none(drained: Pod) -> None:
     drained.clock.tick(LEASE_S + 100)
     drained.looks()
