@@ -237,7 +237,8 @@ class Controller:
         with self._asked("", deadline):
             self._wanted()
             if not self._knows(how.request):
-                self._upkeep.recipes.of(recipe)  # first: it may take its time
+                self._check_asked(how.request)
+                self._upkeep.recipes.of(recipe)  # it may take its time
                 self._check_asked(how.request)
                 if upgrading.is_under_way:
                     return False

@@ -13,7 +13,7 @@ from stepping import SteppingServer, stepping_server
 
 from ray_route.config import RouteConfig
 from ray_route.model import Link
-from ray_route.protocol.commands import Memory
+from ray_route.protocol.commands import Memory, Refreshed
 from ray_route.store.connect import Store
 from ray_route.store.links import RememberedLink, Writer
 from ray_route.store.scripts import plain_call
@@ -105,7 +105,8 @@ def test_whoever_touches_a_link_first_finds_it(
             found = await router.find("u0")
             assert found.epoch == held.epoch
         elif verb == "refresh":
-            assert await router.links.refresh(SERVICE, {"u0": held.epoch}) == {}
+            found = await router.links.refresh(SERVICE, {"u0": held.epoch})
+            assert found == Refreshed({}, set())
         elif verb == "set":
             other = router.pod(1 - held.pod)
             link = await router.links.set(SERVICE, "u0", other, held, persistent=False)

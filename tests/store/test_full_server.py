@@ -13,8 +13,9 @@ from ray_route.errors import StoreUnavailableError
 from ray_route.model import Life, PodRecord, RoutingState
 from ray_route.protocol.changes import BEAT
 from ray_route.router.change_writer import ChangeWriter
-from ray_route.router.link_table import LinkTable, linked
+from ray_route.router.link_table import LinkTable
 from ray_route.router.membership import Membership
+from ray_route.router.outcomes import linked
 from ray_route.router.placer import Proposal, owner_of
 from ray_route.router.shards import Shards
 from ray_route.store.connect import AsyncStore, Store
