@@ -69,6 +69,14 @@ def open_session(
     return within(deadline, stage, work, undo=_give_back)
 
 
+async def open_session_async(
+    namespace: str, redis_url: str | StoreUrl | None, options: dict[str, Any], deadline: Deadline
+) -> Session:
+    """Do the same, awaited."""
+    stage, work = _opening(namespace, redis_url, options, deadline)
+    return await within_async(deadline, stage, work, undo=_give_back)
+
+
 def open_client(
     make: Callable[[Session], T],
     namespace: str,
@@ -100,14 +108,6 @@ def _made(make: Callable[[Session], T], work: Callable[[], Session]) -> tuple[Se
 
 def _undo(made: tuple[Session, Any]) -> None:
     _give_back(made[0])
-
-
-async def open_session_async(
-    namespace: str, redis_url: str | StoreUrl | None, options: dict[str, Any], deadline: Deadline
-) -> Session:
-    """Do the same, awaited."""
-    stage, work = _opening(namespace, redis_url, options, deadline)
-    return await within_async(deadline, stage, work, undo=_give_back)
 
 
 def _opening(
