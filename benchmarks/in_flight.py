@@ -29,8 +29,8 @@ _TEN = [f"value {number}" for number in range(10)]
 _SERVICES: dict[str, tuple[type, dict[str, Any]]] = {
     "threads": (Echo, {}),
     "async": (AsyncEcho, {}),
-    "threads, turns": (Echo, {"turns": True}),
-    "async, turns": (AsyncEcho, {"turns": True}),
+    "threads-turns": (Echo, {"turns": True}),
+    "async-turns": (AsyncEcho, {"turns": True}),
 }
 
 
