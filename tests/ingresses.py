@@ -53,6 +53,8 @@ def ports() -> dict[str, str]:
     own |= {"RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{base}/m"}
     names = "FALLBACK_PROXY_HTTP FALLBACK_PROXY_GRPC HAPROXY_METRICS HAPROXY_STATS"
     own |= {f"RAY_SERVE_{name}_PORT": str(free_port()) for name in names.split()}
+    # Serve kills a proxy that is not ready after 5 s, as none is on a busy machine, and us with it.
+    own |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
     first = free_port()
     own |= {"RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first)}
     own |= {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}

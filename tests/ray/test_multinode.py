@@ -24,12 +24,13 @@ def run(*parts: str) -> str:
     # In a folder of its own: Ray's test cluster leaves its address for any Ray program to join.
     with tempfile.TemporaryDirectory(prefix="rr-", dir="/tmp") as place:
         environment = {**os.environ, "PYTHONPATH": str(here.parent), "RAY_TMPDIR": place}
+        # Unbuffered: what it has printed says where it stands if it does not end.
         done = subprocess.run(
-            [sys.executable, str(here / "multinode.py"), *parts],
+            [sys.executable, "-u", str(here / "multinode.py"), *parts],
             env=environment,
             capture_output=True,
             text=True,
-            timeout=170,
+            timeout=280,
             check=False,
         )
     print(*(line for line in done.stdout.splitlines() if "node" in line), sep="\n")

@@ -48,6 +48,22 @@ def forget(session: Session) -> None:
     session.new_uids.note("svc", 1, 1)
 
 
+def in_peace(attempt: Callable[[], None]) -> None:
+    """Make an attempt, and another if it failed and took so long that leases may have run out."""
+
+    def made() -> bool:
+        began_at = now()
+        try:
+            attempt()
+        except AssertionError:
+            if now() - began_at < TTL_S / 3:
+                raise
+            return False
+        return True
+
+    eventually(made, "an attempt in peace")
+
+
 def answered(client: Any, source: str) -> int:
     counts = client._session.meter.counts
     return sum(
@@ -97,13 +113,16 @@ def ways(client: Any) -> dict[str, Callable[[list[str]], dict[str, Any]]]:
     ["compute", "get", "call", "call_many", "compute many", "threads", "tasks", "many, awaited"],
 )
 def test_links_are_read_by_the_process_that_asks(client: Any, session: Session, way: str) -> None:
-    uids = [f"{unique_name()}-{number}" for number in range(40)]
-    pods = {uid: link.pod for uid, link in client.compute_linked_pods(uids, "svc").items()}
-    forget(session)
-    by_router, by_redis = answered(client, "router"), answered(client, "redis")
-    assert ways(client)[way](uids) == pods
-    assert answered(client, "router") == by_router
-    assert answered(client, "redis") == by_redis + len(uids)
+    def attempt() -> None:
+        uids = [f"{unique_name()}-{number}" for number in range(40)]
+        pods = {uid: link.pod for uid, link in client.compute_linked_pods(uids, "svc").items()}
+        forget(session)
+        by_router, by_redis = answered(client, "router"), answered(client, "redis")
+        assert ways(client)[way](uids) == pods
+        assert answered(client, "router") == by_router
+        assert answered(client, "redis") == by_redis + len(uids)
+
+    in_peace(attempt)
 
 
 def test_known_uids_are_found_by_who_can_ask_no_router(
@@ -137,8 +156,12 @@ def test_a_burst_of_new_uids_is_one_call_to_the_router(
         uids = [f"{unique_name()}-{number}" for number in range(500)]
         return await asyncio.gather(*(aclient.compute_linked_pod(uid, "svc") for uid in uids))
 
-    assert len(asyncio.run(burst())) == 500
-    assert sent == [500]
+    def attempt() -> None:
+        sent.clear()
+        assert len(asyncio.run(burst())) == 500
+        assert sent == [500]
+
+    in_peace(attempt)
 
 
 def test_where_all_is_new_nobody_reads_in_vain_for_long(
