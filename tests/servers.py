@@ -94,7 +94,7 @@ class ClusterServers:
         self._meet()
         for number in range(self.replicas):
             self._follow(self.nodes[self.masters + number], self.nodes[number % self.masters])
-        eventually(self._is_ready, "the cluster is up", within_s=20)
+        eventually(self._is_ready, "the cluster is up")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -228,7 +228,7 @@ class SentinelServers:
         replica = EmbeddedServer(self.flavor, password=self.password, settings=follows)
         self.servers.append(self._stack.enter_context(replica))
         self._start_sentinel(primary)
-        eventually(self._knows_the_replica, "the Sentinel knows the replica", within_s=20)
+        eventually(self._knows_the_replica, "the Sentinel knows the replica")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -119,7 +119,7 @@ def test_a_failover_that_lags_makes_no_two_owners_and_takes_no_epoch_back(
         name = next(name for name in iter(unique_name, "") if store.fits(name))
         with deployed_on(store.url, AsyncWitness, name, tmp_path, 1, LEASE_S) as (client, pods):
             (tmp_path / "calm").touch()  # hooks take no time
-            eventually(lambda: is_in_step(store.replica), "the replica is in step", 20)
+            eventually(lambda: is_in_step(store.replica), "the replica is in step")
             client.compute_linked_pods(UIDS, SERVICE)
             processes = PROCESSES if how is one_server else PROCESSES // 2
             callers = [Caller.remote(name, store.url) for _ in range(processes)]

@@ -66,14 +66,14 @@ def failing_over() -> Iterator[Struck]:
         def strike(choose: random.Random) -> None:
             before = primary()
             (other,) = (server for server in servers.servers if server is not before)
-            eventually(lambda: is_in_step(other), "the replica is in step", 30)
+            eventually(lambda: is_in_step(other), "the replica is in step")
             if choose.random() < 0.5:
-                eventually(told_to_fail_over, "the sentinel knows a replica to promote", 30)
-                eventually(lambda: primary() is other, "the replica has taken over", 30)
+                eventually(told_to_fail_over, "the sentinel knows a replica to promote")
+                eventually(lambda: primary() is other, "the replica has taken over")
                 return
             os.kill(before.pid, signal.SIGSTOP)
             try:
-                eventually(lambda: primary() is other, "the replica has taken over", 30)
+                eventually(lambda: primary() is other, "the replica has taken over")
             finally:
                 os.kill(before.pid, signal.SIGCONT)
 

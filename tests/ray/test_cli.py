@@ -246,7 +246,7 @@ def test_a_drain_moves_all_but_the_damaged_names_their_keys_and_ends_when_they_a
 
     for found in faults(run):
         mend(found["command"], store)
-    eventually(lambda: run("drain", service, "0").status == 0, "it is drained", 30)
+    eventually(lambda: run("drain", service, "0").status == 0, "it is drained")
     assert {client.compute_linked_pod(uid, service).pod for uid in uids} == {1}
     assert [client.call(uid, service, "add", uid) for uid in uids] == [2] * 20
 
@@ -259,7 +259,7 @@ def busy(client: Any, deploy: Any, tmp_path: Path) -> Iterator[tuple[str, str, P
     assert client.set_linked_pod_if_absent(uid, service, 0).pod == 0
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(client.call, uid, service, "wait", uid, str(gate), timeout=60)
-        eventually(gate.with_suffix(".begun").exists, "the call is under way", 30)
+        eventually(gate.with_suffix(".begun").exists, "the call is under way")
         yield service, uid, gate, call
         gate.touch()
 
@@ -277,7 +277,7 @@ def test_an_interrupted_drain_says_how_things_stand_and_goes_on(
         RAY_ADDRESS=ray.get_runtime_context().gcs_address,
     )
     denied = ray_route.RoutingState.DENY_NEW
-    eventually(lambda: client.pods(service)[0].state is denied, "the drain has begun", 30)
+    eventually(lambda: client.pods(service)[0].state is denied, "the drain has begun")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
@@ -377,9 +377,9 @@ def test_damaged_keys_harm_nobody_else_and_are_mended_as_doctor_says(
         commands = [each["command"] for each in faults(run)]
         return commands if set(commands) <= set(run("doctor").out.splitlines()) else None
 
-    for command in eventually(printed, "both forms tell of the same faults", 30):
+    for command in eventually(printed, "both forms tell of the same faults"):
         mend(command, store)
-    eventually(lambda: faults(run) == [], "all is well again", 30)
+    eventually(lambda: faults(run) == [], "all is well again")
     assert client.call(u, "svc", "add", u) == counts[u] + 1  # where it was, with its memory
 
 

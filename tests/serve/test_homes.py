@@ -70,7 +70,7 @@ def test_the_home_of_a_known_session_is_read_from_redis_by_who_asks(chat: App) -
         assert ray.get(caller.homes.remote(names)) == homes
         return answered("redis") == before[0] + 8 and answered("router") == before[1]
 
-    eventually(reads, "all homes come from Redis, and none from the router", 30)
+    eventually(reads, "all homes come from Redis, and none from the router")
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_requests_without_a_session_go_anywhere(chat: App) -> None:
         met.update(answer.result(timeout_s=20)["replica"] for answer in asked)
         return met == set(chat.alive())
 
-    eventually(all_met, "every replica was met", 60)
+    eventually(all_met, "every replica was met")
 
 
 @pytest.mark.parametrize("how", [{}, {"_reserve": False}])  # the latter for LLM ingresses

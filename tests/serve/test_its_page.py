@@ -31,7 +31,7 @@ def test_the_pages_code_runs(serve_url: str, capsys: Any) -> None:
     session = handle.options(session_id="session 42")
     assert session.say.remote("hello").result(timeout_s=60) == "hello"
     with ray_route.connect("serve") as early:  # the page moves a session to the last replica
-        eventually(lambda: len(early.pods("app.Chat")) == 4, "all replicas have joined", 30)
+        eventually(lambda: len(early.pods("app.Chat")) == 4, "all replicas have joined")
     exec(looking, names)
     assert "session 42" in capsys.readouterr().out
     client = names["client"]

@@ -17,7 +17,7 @@ SOME = 60
 
 def scaled(chat: App, replicas: int) -> dict[str, int]:
     chat.redeploy(replicas)
-    return eventually(lambda: len(chat.alive()) == replicas and chat.alive(), "all have joined", 20)
+    return eventually(lambda: len(chat.alive()) == replicas and chat.alive(), "all have joined")
 
 
 def test_adding_a_replica_moves_nobody_and_removing_it_only_its_own(chat: App) -> None:
@@ -51,7 +51,7 @@ def test_a_death_moves_the_victims_sessions_alone_and_once(chat: App) -> None:
         theirs = {name for name, path in walk.path.items() if path[-1] == victim["replica"]}
         os.kill(victim["pid"], signal.SIGKILL)
         walk.go_on()
-        eventually(lambda: len(chat.alive()) == 4, "the replacement has joined", 30)
+        eventually(lambda: len(chat.alive()) == 4, "the replacement has joined")
         walk.go_on()
     assert set(walk.moved()) == theirs
     assert all(len(path) == 2 for path in walk.moved().values()), "each once"
@@ -110,11 +110,11 @@ def test_autoscaling_moves_nobody_up_and_leaves_nobody_behind_down(run: Run) -> 
     names = sessions(10)
     homes = app.homes(names)
     busy = {name: app.saying(name, 6.0) for name in names}
-    eventually(lambda: len(app.alive()) == 2, "there are more replicas", 20)
+    eventually(lambda: len(app.alive()) == 2, "there are more replicas")
     assert app.homes(names) == homes
     fresh = app.homes(sessions(10))
     assert set(fresh.values()) == set(app.alive()) - set(homes.values())
     for answer in busy.values():
         answer.result(timeout_s=30)
-    left = eventually(lambda: len(app.alive()) == 1 and app.alive(), "one is enough again", 20)
+    left = eventually(lambda: len(app.alive()) == 1 and app.alive(), "one is enough again")
     assert set(app.homes([*names, *fresh]).values()) == set(left)

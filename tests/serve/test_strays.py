@@ -36,7 +36,7 @@ def refusing(run_for_module: Run) -> App:
 
 
 def joined(app: App, replicas: int = 2) -> App:
-    eventually(lambda: len(app.alive()) == replicas, "all replicas have joined", 30)
+    eventually(lambda: len(app.alive()) == replicas, "all replicas have joined")
     return app
 
 
@@ -258,7 +258,7 @@ def test_what_is_passed_on_to_a_home_that_has_ended_fails_until_it_has_a_new_one
         except PodUnavailableError:
             return False
 
-    eventually(served, "it has a new home", 30)
+    eventually(served, "it has a new home")
     joined(forwarding)
 
 
@@ -268,7 +268,7 @@ def test_a_replica_that_leaves_fails_no_request(run: Run) -> None:
     with Walk(app, names) as walk:
         gone = set(app.alive())
         app.redeploy(1)
-        stays = eventually(lambda: len(app.alive()) == 1 and app.alive(), "one has left", 20)
+        stays = eventually(lambda: len(app.alive()) == 1 and app.alive(), "one has left")
         gone -= set(stays)
         walk.go_on()
     assert [str(error) for error in walk.errors] == []

@@ -26,7 +26,7 @@ def frail(run_for_module: Run) -> Iterator[tuple[App, EmbeddedServer]]:
         where = {"namespace": namespace, "redis_url": server.url}
         app = run_for_module(replicas=2, router={**where, "patience_s": 1.5, **options})
         # What starts may take longer than a request's patience.
-        eventually(lambda: answers(app, "first"), "the replicas have joined", 30)
+        eventually(lambda: answers(app, "first"), "the replicas have joined")
         with ray_route.connect(namespace, server.url) as app.client:
             yield app, server
         end_router(namespace)
@@ -70,7 +70,7 @@ def test_an_outage_of_the_store_moves_nobody_and_fails_fresh_sessions_in_time(
     finally:
         os.kill(server.pid, signal.SIGCONT)
     fresh = sessions(4)
-    eventually(lambda: answers(app, fresh[0]), "fresh sessions get homes again", 20)
+    eventually(lambda: answers(app, fresh[0]), "fresh sessions get homes again")
     assert app.homes(names) == homes
     assert len(app.alive()) == 2
 

@@ -95,7 +95,7 @@ def test_a_silent_stream_makes_every_hit_a_miss_until_it_speaks_again(
         near.put(S, "u", LINK, now())
         return near.get(S, "u") == LINK
 
-    eventually(believed, "a beat brings trust back", 5)
+    eventually(believed, "a beat brings trust back")
 
 
 def test_a_beat_that_came_while_the_process_slept_counts_from_before(
@@ -155,7 +155,7 @@ def is_flushed(near: LinkCache, stream: Stream, router: int) -> None:
         near.put(S, "u", LINK, now())
         return near.get(S, "u") == LINK
 
-    eventually(believed, "what comes next is believed", 5)
+    eventually(believed, "what comes next is believed")
 
 
 def test_a_reader_that_missed_an_entry_forgets_everything(near: LinkCache, stream: Stream) -> None:
@@ -226,7 +226,7 @@ def test_after_an_entry_of_a_router_that_never_was_the_real_one_is_believed_agai
         near.put(S, "u", LINK, now())
         return now() > end and near.get(S, "u") == LINK
 
-    eventually(believed, "the real router is believed", 10)
+    eventually(believed, "the real router is believed")
 
 
 def test_a_reader_whose_stream_was_lost_finds_its_place_again(

@@ -269,7 +269,7 @@ def replace_master(cluster: ClusterServers) -> EmbeddedServer:
         states = {cluster.info(node)["cluster_state"] for node in others}
         return slots == {"16384"} and states == {"ok"}
 
-    eventually(is_promoted, "the replica is promoted", within_s=20)
+    eventually(is_promoted, "the replica is promoted")
     return cluster.nodes[-1]
 
 

@@ -256,7 +256,7 @@ def test_whoever_gives_up_leaves_what_is_shared_to_others(pod: Pod) -> None:
 
     async def story() -> None:
         first, second = (asyncio.ensure_future(pod.enter("u")) for _ in range(2))
-        await soon(lambda: "u" in pod.gate.held.entries, "it is being acquired", 30)
+        await soon(lambda: "u" in pod.gate.held.entries, "it is being acquired")
         first.cancel()
         await asyncio.wait({first})
         free.set()

@@ -132,7 +132,7 @@ def test_after_a_failover_that_lags_a_link_is_never_what_it_was_before(
             return isinstance(reading, Reading)
 
         store.take_over()
-        eventually(is_lost, "its server is vouched for, and has less than the router knows", 60)
+        eventually(is_lost, "its server is vouched for, and has less than the router knows")
         process.close()
 
 
@@ -503,7 +503,7 @@ def test_in_a_cluster_a_server_is_believed_of_what_it_held_when_it_was_vouched_f
         process.store.primaries()  # this process hears of it, by whatever else it asks
         asked = process.asked
         assert process.read("u0") is None
-        eventually(lambda: process.pod_of("u0") == 3, "it is vouched for there", 20)
+        eventually(lambda: process.pod_of("u0") == 3, "it is vouched for there")
         assert process.asked > asked
         process.close()
 

@@ -127,8 +127,8 @@ def test_links_go_along_to_another_redis(server: EmbeddedServer):
         assert [line.split()[3] for line in run] == ["REPLICAOF", "INFO", "REPLICAOF"]
         begin, look, end = (line.replace("-h new", "") for line in run)
         shell(new, begin.replace("old 6379", f"127.0.0.1 {server.port}"))
-        eventually(lambda: "master_link_status:up" in shell(new, look), "it has caught up", 20)
-        eventually(lambda: is_in_step(new), "it is in step", 20)
+        eventually(lambda: "master_link_status:up" in shell(new, look), "it has caught up")
+        eventually(lambda: is_in_step(new), "it is in step")
         shell(new, end)
         with closing(Store(parse_url(new.url))) as after:
             assert after.one(plain_call(*stored)) == before.one(plain_call(*stored)) is not None

@@ -77,7 +77,7 @@ class Place:
             yield
         finally:
             self.cluster.thaw(self.other)
-            eventually(self.cluster._is_ready, "the master is back", within_s=20)
+            eventually(self.cluster._is_ready, "the master is back")
 
 
 async def in_the_end(work: Callable[[], Awaitable[Link]]) -> Link:

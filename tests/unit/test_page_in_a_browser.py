@@ -144,7 +144,7 @@ def test_uids_are_seen_on_their_way(page: Page, views: Scripted) -> None:
     rows = page.locator("#history li")
     expect(page.locator("#history .uid", has_text="bob")).to_have_count(1)
     assert "pod 0 → 1" in rows.all_inner_texts()[-1]
-    eventually(lambda: page.evaluate("window.flights") == 2, "a dot for each", 30)
+    eventually(lambda: page.evaluate("window.flights") == 2, "a dot for each")
     expect(page.locator("#sum-moved")).to_have_text("2")
     expect(page.locator("#sky > *")).to_have_count(0)
 

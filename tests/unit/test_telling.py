@@ -117,7 +117,7 @@ def test_many_uids_are_settled_though_the_router_can_tell_of_few_in_time(pod: Po
         entry.given_at = now() - 10
     router = Slow()
     with telling(pod, router):
-        eventually(lambda: not pod.held.nobodys.given_up, "all are settled", 30)
+        eventually(lambda: not pod.held.nobodys.given_up, "all are settled")
     assert sum(map(len, router.asked)) == len(uids), "each once"
 
 
@@ -137,4 +137,4 @@ def test_some_of_which_the_router_can_never_tell_keep_no_others_waiting(pod: Pod
     for entry in pod.held.entries.values():
         entry.given_at = now() - 10
     with telling(pod, Partial()):
-        eventually(lambda: len(pod.held.nobodys.given_up) <= 1_000, "all others are settled", 30)
+        eventually(lambda: len(pod.held.nobodys.given_up) <= 1_000, "all others are settled")

@@ -63,7 +63,7 @@ def test_a_state_that_fails_by_what_cannot_be_shown_is_told_of_at_once(state: An
     target.held.entries.clear()
     arrivals = Arrivals(target.held, Hooks(carries=True), lambda _: Owner(owner))
     arrivals.begin(5, Take({"u": 100, "v": 100}, "owner", 60.0), told.extend)
-    eventually(lambda: len(told) == 2, "both are told of", 30)
+    eventually(lambda: len(told) == 2, "both are told of")
     of = {taken.uid: taken for taken in told}
     assert of["v"] == Taken(5, "v")
     assert of["u"].is_final
