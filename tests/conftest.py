@@ -95,7 +95,7 @@ def namespace() -> str:
 
 # Processes of Ray that only look on: one reads all logs for drivers, one would ask a cloud for
 # nodes. No test waits for what they tell, and each of hundreds of processes costs the first a tenth
-# of what its start costs.
+# of what its start costs. A third, which stays, looks at each process every 5 s.
 ONLOOKERS = ("start_log_monitor", "start_monitor")
 
 
@@ -109,6 +109,7 @@ def ray_session() -> Iterator[None]:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here / "chaos")]))
         for onlooker in ONLOOKERS:
             patch.setattr(Node, onlooker, lambda _: None)
+        patch.setenv("REPORTER_UPDATE_INTERVAL_MS", "60000")
         made = partialmethod(RayParams.__init__, worker_path=str(here / "warm_worker.py"))
         patch.setattr(RayParams, "__init__", made)
         ray.init(
