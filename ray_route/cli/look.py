@@ -28,6 +28,7 @@ from ray_route.cli.output import (
     table,
 )
 from ray_route.model import HotUid, Pod
+from ray_route.runtime.unseen import answer_of
 from ray_route.store.connect import Store
 
 _ABSENT = 1
@@ -94,7 +95,7 @@ def _router(namespace: NamespaceView) -> dict[str, Any] | None:
         return None
     asked_at = time.perf_counter()
     try:
-        pid, node = ray.get(router.whereabouts.remote(), timeout=_ROUTER_S)
+        pid, node = answer_of(router.whereabouts.remote(), _ROUTER_S)
     except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
         return {"problem": type(error).__name__}
     return {"node": node, "pid": pid, "answer_ms": round((time.perf_counter() - asked_at) * 1e3, 2)}

@@ -21,6 +21,7 @@ from ray_route.model import UpgradeProgress
 from ray_route.pod.stopping import STOP_S, stop, wait_gone
 from ray_route.pod.unbegun import is_unbegun
 from ray_route.protocol.names import RAY_NAMESPACE, controller_name, recipe_name
+from ray_route.runtime.unseen import seen
 from ray_route.runtime.waiting import (
     Blocking,
     Operation,
@@ -204,7 +205,7 @@ class ControllerHandle:
 
     def _has_ended(self, handle: Any, grace_s: float) -> bool:
         """Have a controller end its service; False if it does not, or has not even begun."""
-        asked = handle.shutdown.remote(grace_s)
+        asked = seen(handle.shutdown.remote(grace_s))
         deadline = Deadline.after(grace_s + 2 * STOP_S)
         while not ray.wait([asked], timeout=min(_LOOK_S, deadline.remaining()))[0]:
             if is_unbegun(handle) or not deadline.remaining():
