@@ -78,6 +78,15 @@ class Carrier(Counter):
         return self.shelf / f"{agent.namespace}-{agent.service}-{uid}"
 
 
+class Weighed(Carrier):
+    """Its uids have loads of their own."""
+
+    def weigh(self, uid: str, load: float) -> None:
+        agent = ray_route.current_agent()
+        assert agent is not None
+        agent.set_uid_load(uid, load)
+
+
 class AsyncCounter:
     """The same with coroutines."""
 

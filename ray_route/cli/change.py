@@ -5,21 +5,14 @@ from __future__ import annotations
 from contextlib import suppress
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn
 
 from ray_route.cli.cluster import NamespaceView
-from ray_route.cli.output import console, in_namespace, print_json
+from ray_route.cli.output import console, in_namespace, print_json, progress
 from ray_route.errors import RouteError
 from ray_route.model import DrainProgress
 
 _LEFT = 1
-_COLUMNS = (
-    TextColumn("{task.description}", markup=False),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TimeElapsedColumn(),
-)
 
 
 @click.command()
@@ -49,14 +42,13 @@ def drain(
     """  # noqa: D301 - click's mark for text that is not wrapped
     namespace.pod(namespace.service(service), pod)
     last = DrainProgress(pod, left=0, moved=0, running=0)
-    out = Console(stderr=True, quiet=as_json)
     try:
-        with Progress(*_COLUMNS, console=out, redirect_stdout=False) as progress:
-            task = progress.add_task(f"pod {pod} of {service}", total=None)
+        with progress(MofNCompleteColumn(), quiet=as_json) as shown:
+            task = shown.add_task(f"pod {pod} of {service}", total=None)
             for last in namespace.client.drain(service, pod, deadline, go_on=go_on):
                 total = last.moved + last.left
                 text = f"pod {pod} of {service}: {last.left} left, {last.running} calls running"
-                progress.update(task, completed=last.moved, total=total, description=text)
+                shown.update(task, completed=last.moved, total=total, description=text)
     except KeyboardInterrupt:
         click.echo(_interrupted(namespace, service, pod, last), err=True)
         raise

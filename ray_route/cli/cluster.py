@@ -38,6 +38,7 @@ from ray_route.protocol.names import (
 )
 from ray_route.runtime.bootstrap import join_ray, undoing
 from ray_route.runtime.namespace import URL_VARIABLE
+from ray_route.runtime.unseen import answer_of
 from ray_route.runtime.waiting import Stage, run, within
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.inspection import Damage, damages
@@ -107,7 +108,7 @@ def _embedded_url() -> StoreUrl:
             reason=f"no embedded server runs in this Ray: give the URL, or set {URL_VARIABLE}",
         )
     try:
-        return parse_url(ray.get(host.url.remote(), timeout=_RAY_S))
+        return parse_url(answer_of(host.url.remote(), _RAY_S))
     except ray.exceptions.RayError as error:
         raise StoreUnavailableError(address="embedded", reason=type(error).__name__) from error
 

@@ -21,6 +21,7 @@ from ray_route.cli.output import at_cluster, console, print_json, table
 from ray_route.config import RouteConfig
 from ray_route.errors import DamagedKeyError, RouteError, UnsafeStoreError
 from ray_route.model import Life, RoutingState
+from ray_route.runtime.unseen import answer_of
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, Writer
@@ -279,7 +280,7 @@ def _router(namespace: NamespaceView) -> Finding:
         return Finding(what, WARN, "there is none", "it comes with the first client that connects")
     begun = time.perf_counter()
     try:
-        ray.get(router.whereabouts.remote(), timeout=_ROUTER_S)
+        answer_of(router.whereabouts.remote(), _ROUTER_S)
     except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
         advice = "look at its log in Ray's dashboard; Ray restarts it if it has ended"
         return Finding(what, FAULT, f"does not answer: {type(error).__name__}", advice)

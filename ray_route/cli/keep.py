@@ -10,11 +10,9 @@ from pathlib import Path
 
 import click
 from ray import cloudpickle
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ray_route.cli.cluster import TIMEOUT_S, NamespaceView
-from ray_route.cli.output import console, in_namespace, print_json, say, table
+from ray_route.cli.output import console, in_namespace, print_json, progress, say, table
 from ray_route.deploy import get_deployment
 from ray_route.deployment import Deployment
 from ray_route.errors import UpgradeError
@@ -224,9 +222,7 @@ def upgrade(
       ray-route upgrade rooms chat.rooms:Room --max-surge 4 --json
     """  # noqa: D301 - click's mark for text that is not wrapped
     found, last = _imported(cls), list[UpgradeProgress]()
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    out = Console(stderr=True, quiet=as_json)
-    with held(namespace, service) as deployment, Progress(*columns, console=out) as shown:
+    with held(namespace, service) as deployment, progress(quiet=as_json) as shown:
         task = shown.add_task(service, total=None)
 
         def tell(now: UpgradeProgress) -> None:

@@ -21,12 +21,14 @@ from ray_route.cli.output import (
     POD_COLUMNS,
     at_cluster,
     console,
+    digits_apart,
     in_namespace,
-    pod_row,
+    pod_rows,
     print_json,
     table,
 )
 from ray_route.model import HotUid, Pod
+from ray_route.runtime.unseen import answer_of
 from ray_route.store.connect import Store
 
 _ABSENT = 1
@@ -93,7 +95,7 @@ def _router(namespace: NamespaceView) -> dict[str, Any] | None:
         return None
     asked_at = time.perf_counter()
     try:
-        pid, node = ray.get(router.whereabouts.remote(), timeout=_ROUTER_S)
+        pid, node = answer_of(router.whereabouts.remote(), _ROUTER_S)
     except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
         return {"problem": type(error).__name__}
     return {"node": node, "pid": pid, "answer_ms": round((time.perf_counter() - asked_at) * 1e3, 2)}
@@ -105,24 +107,30 @@ def _print_status(about: dict[str, Any]) -> None:
     memory = f"{store['used_memory_bytes'] / 1e6:.1f} MB"
     out.print(f"store      {store['address']}, {store['server']}{masters}", markup=False)
     out.print(f"           {store['keys']:,} keys, {memory}, INFO in {store['info_ms']} ms")
+    digits = digits_apart(_nodes(about))
     for each in about["namespaces"]:
         out.print(f"namespace  {each['namespace']}", markup=False)
-        out.print(f"router     {_router_line(each['router'])}")
+        out.print(f"router     {_router_line(each['router'], digits)}")
         pods = [(name, pod) for name, pods in each["services"].items() for pod in pods]
         if pods:
-            out.print(table(POD_COLUMNS, [pod_row(name, pod) for name, pod in pods]))
+            out.print(table(POD_COLUMNS, pod_rows(pods)))
         else:
             out.print("pods       none: no pod has ever joined")
 
 
-def _router_line(router: dict[str, Any] | None) -> str:
+def _nodes(about: dict[str, Any]) -> Iterator[str]:
+    for each in about["namespaces"]:
+        yield (each["router"] or {}).get("node", "")
+        yield from (pod.node for pods in each["services"].values() for pod in pods)
+
+
+def _router_line(router: dict[str, Any] | None, digits: int) -> str:
     if router is None:
         return "none; the first client that connects makes one"
     if "problem" in router:
         return f"does not answer: {router['problem']}"
-    return (
-        f"on node {router['node'][:12]}, pid {router['pid']}, answers in {router['answer_ms']} ms"
-    )
+    node = router["node"][:digits]
+    return f"on node {node}, pid {router['pid']}, answers in {router['answer_ms']} ms"
 
 
 @click.command()
@@ -191,7 +199,7 @@ def pods(namespace: NamespaceView, service: str | None, *, as_json: bool) -> int
     if as_json:
         print_json(found)
     else:
-        rows = [pod_row(name, pod) for name, pods in found.items() for pod in pods]
+        rows = pod_rows((name, pod) for name, pods in found.items() for pod in pods)
         console().print(table(POD_COLUMNS, rows))
     return 0
 
@@ -270,5 +278,6 @@ def _key(service: str, pod: Pod) -> _Key:
 def _busiest(found: dict[str, list[Pod]], new: dict[_Key, int], interval: float) -> Table:
     pods = [(name, pod) for name, pods in found.items() for pod in pods]
     pods.sort(key=lambda item: -item[1].load)
-    rows = [(*pod_row(name, pod), round(new[_key(name, pod)] / interval, 1)) for name, pod in pods]
+    rates = [round(new[_key(name, pod)] / interval, 1) for name, pod in pods]
+    rows = [(*row, rate) for row, rate in zip(pod_rows(pods), rates, strict=True)]
     return table((*POD_COLUMNS, "new links/s"), rows)

@@ -13,7 +13,8 @@ from typing import Any, TextIO
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 from ray_route.cli.cluster import Cluster, joined_cluster
@@ -22,6 +23,7 @@ from ray_route.model import Life, Pod, RoutingState
 
 _PIPE_COLUMNS = 200
 _ID_CHARACTERS = 12
+_BAR_COLUMNS = 16
 
 
 def at_cluster(command: Callable[..., int]) -> Callable[..., int]:
@@ -118,6 +120,18 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{value!r} can't be written as JSON")
 
 
+def progress(*more: ProgressColumn, quiet: bool) -> Progress:
+    """Show on standard error how far something has come: in words, none of which is cut."""
+    words = Column(overflow="fold")
+    columns = (
+        TextColumn("{task.description}", markup=False, table_column=words),
+        BarColumn(_BAR_COLUMNS),
+        *more,
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True, quiet=quiet), redirect_stdout=False)
+
+
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table:
     """Lay out rows; what is a number stands to the right.
 
@@ -142,8 +156,22 @@ def _cell(value: object) -> Text:
 POD_COLUMNS = ("service", "pod", "state", "load", "links", "heartbeat", "node", "incarnation")
 
 
-def pod_row(service: str, pod: Pod) -> tuple[object, ...]:
-    """Lay out one pod."""
+def pod_rows(pods: Iterable[tuple[str, Pod]]) -> list[tuple[object, ...]]:
+    """Lay out pods, each with the name of its service."""
+    found = list(pods)
+    digits = digits_apart(pod.node for _, pod in found)
+    return [_pod_row(service, pod, digits) for service, pod in found]
+
+
+def digits_apart(ids: Iterable[str]) -> int:
+    """Return how many of the first characters tell all of these ids apart, twelve at the least."""
+    known, digits = set(ids), _ID_CHARACTERS
+    while len({one[:digits] for one in known}) < len(known):
+        digits += 1
+    return digits
+
+
+def _pod_row(service: str, pod: Pod, digits: int) -> tuple[object, ...]:
     return (
         service,
         pod.pod,
@@ -151,7 +179,7 @@ def pod_row(service: str, pod: Pod) -> tuple[object, ...]:
         round(pod.load, 2),
         pod.links,
         f"{pod.heartbeat_age_s:.1f} s",
-        pod.node[:_ID_CHARACTERS],
+        pod.node[:digits],
         pod.incarnation,
     )
 

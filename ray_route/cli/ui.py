@@ -31,7 +31,8 @@ def ui(namespace: NamespaceView, port: int, *, as_json: bool) -> int:
         if as_json:
             print_json({"url": server.url})
         else:
-            console().print(f"{namespace.name} is shown at {server.url}", markup=False)
+            text = f"{namespace.name} is shown at {server.url}"
+            console().print(text, soft_wrap=True, markup=False)  # to be copied
         with suppress(KeyboardInterrupt):
             server.serve_forever()
     return 0

@@ -17,6 +17,7 @@ from ray_route.errors import LostWritesError, RouterUnavailableError, StoreUnava
 from ray_route.model import Link, LinkedPods, check_name, check_uids, listed
 from ray_route.protocol.wire import pack_question
 from ray_route.runtime.link_reads import Awaited, Part, Readings
+from ray_route.runtime.unseen import seen
 from ray_route.runtime.waiting import Operation, Pause, Remote
 
 # Many uids: the router works on a call for about 8 ms, and answers others in between.
@@ -137,13 +138,17 @@ def _decided_many(session: Session, service: str, missing: list[str]) -> Operati
     """Ask the router for many uids, a few calls at a time."""
     answers: dict[str, Any] = {}
     under_way: deque[_Asked] = deque()
-    for start in range(0, len(missing), _UIDS_PER_CALL):
-        if len(under_way) == _CALLS_IN_FLIGHT:
+    try:
+        for start in range(0, len(missing), _UIDS_PER_CALL):
+            if len(under_way) == _CALLS_IN_FLIGHT:
+                answers.update((yield from _computed(session, under_way.popleft())))
+            some = dict.fromkeys(missing[start : start + _UIDS_PER_CALL], 0)
+            under_way.append(_asked(session, service, some))
+        while under_way:
             answers.update((yield from _computed(session, under_way.popleft())))
-        some = dict.fromkeys(missing[start : start + _UIDS_PER_CALL], 0)
-        under_way.append(_asked(session, service, some))
-    while under_way:
-        answers.update((yield from _computed(session, under_way.popleft())))
+    finally:
+        for given_up in under_way:
+            seen(given_up.ref)
     return answers
 
 

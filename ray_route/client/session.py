@@ -35,6 +35,7 @@ from ray_route.runtime.metrics import (
     meter,
 )
 from ray_route.runtime.namespace import Namespace
+from ray_route.runtime.unseen import seen
 from ray_route.runtime.waiting import Blocking, Operation
 from ray_route.state.link_cache import LinkCache
 from ray_route.state.pod_table import PodTable
@@ -140,7 +141,7 @@ class Session:
 
     def _report_use(self, service: str, used: dict[str, int]) -> None:
         with contextlib.suppress(RayGoneError):
-            self.namespace.router.report_use.remote(service, used)
+            seen(self.namespace.router.report_use.remote(service, used))
 
     # Look-ups by the router.
 

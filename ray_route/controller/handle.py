@@ -13,13 +13,15 @@ import ray
 from ray_route.clock import Deadline, shorter
 from ray_route.controller.actor import GROUPS, THREADS, Controller
 from ray_route.controller.making import named_pods, taken_told
-from ray_route.controller.marks import forget, give_up
+from ray_route.controller.marks import forget, give_up, note_end
 from ray_route.controller.recipe import Given, Recipe
 from ray_route.controller.recipes import end_holder, end_holders, make_holder
 from ray_route.errors import ClosedError, StoreUnavailableError, UpgradeError
 from ray_route.model import UpgradeProgress
 from ray_route.pod.stopping import STOP_S, stop, wait_gone
+from ray_route.pod.unbegun import is_unbegun
 from ray_route.protocol.names import RAY_NAMESPACE, controller_name, recipe_name
+from ray_route.runtime.unseen import seen
 from ray_route.runtime.waiting import (
     Blocking,
     Operation,
@@ -191,22 +193,35 @@ class ControllerHandle:
         handle = self.found()
         if handle is None and self._named() is not None:
             return  # it has ended before, and what is there is another's
-        is_done = handle is not None and self._has_ended(handle, grace_s)
-        if handle is not None and not is_done:
-            ray.kill(handle, no_restart=True)  # first: it would make anew what is ended
+        if handle is not None and not self._has_ended(handle, grace_s):
+            if is_unbegun(handle):
+                # Its process may begin any time, and ours end: then it goes on with this.
+                note_end(_id_of(handle), grace_s)
+                self._end_pods(grace_s)
+            ray.kill(handle, no_restart=True)  # else it would make anew what is ended below
+            wait_gone(self._name, Deadline.after(STOP_S))
             forget(_id_of(handle))
-        end_holders(self._namespace, self._service)  # they may be at it, too
-        left = named_pods(self._namespace, self._service)
-        if left:
-            stop(list(left.values()), grace_s)
+        self._end_pods(grace_s)
 
     def _has_ended(self, handle: Any, grace_s: float) -> bool:
+        """Have a controller end its service; False if it does not, or has not even begun."""
+        asked = seen(handle.shutdown.remote(grace_s))
+        deadline = Deadline.after(grace_s + 2 * STOP_S)
+        while not ray.wait([asked], timeout=min(_LOOK_S, deadline.remaining()))[0]:
+            if is_unbegun(handle) or not deadline.remaining():
+                return False
         try:
-            ray.get(handle.shutdown.remote(grace_s), timeout=grace_s + 2 * STOP_S)
+            ray.get(asked)
         except ray.exceptions.RayError:
             return False
         wait_gone(self._name, Deadline.after(STOP_S))
         return self.found() is None
+
+    def _end_pods(self, grace_s: float) -> None:
+        end_holders(self._namespace, self._service)  # they may be making some
+        left = named_pods(self._namespace, self._service)
+        if left:
+            stop(list(left.values()), grace_s)
 
     def end_within(self, grace_s: float, deadline: Deadline) -> None:
         """Do so in a thread of its own; raise `RouteTimeoutError`."""

@@ -12,7 +12,15 @@ from ray_route.clock import Deadline, now
 from ray_route.controller.autoscaling import Autoscaler
 from ray_route.controller.evenness import Evenness
 from ray_route.controller.figures import Figures
-from ray_route.controller.marks import BEGUN, ENDED, first_found, forget, note, noted
+from ray_route.controller.marks import (
+    BEGUN,
+    first_found,
+    forget,
+    grace_of,
+    note,
+    note_end,
+    noted,
+)
 from ray_route.controller.rebalancing import Rebalancer
 from ray_route.controller.recipe import Recipe
 from ray_route.controller.recipes import end_holders
@@ -97,7 +105,7 @@ class Keeping:
     def finish(self, grace_s: float) -> None:
         """End the service. Redis is told first and last, if it answers: pods end in any case."""
         self.doing = "end the service"
-        note(self._wishes.actor, ENDED)
+        note_end(self._wishes.actor, grace_s)
         with contextlib.suppress(RouteError):
             if self._wishes.wanted is not None:
                 self._wishes.write(replace(self._wishes.wanted, ended=True))
@@ -135,7 +143,8 @@ class Keeping:
         once there is something else to be done than what nobody has asked for just now.
         """
         if ending:  # whoever asked for that has failed half-way
-            self.finish(GRACE_S)
+            grace_s = grace_of(noted(self._wishes.actor))
+            self.finish(GRACE_S if grace_s is None else grace_s)
             return
         self.take_up()
         if self.done:
@@ -157,8 +166,9 @@ class Keeping:
         if self._is_taken_up:
             return
         mark = noted(self._wishes.actor)
-        if mark == ENDED:
-            self.finish(GRACE_S)
+        grace_s = grace_of(mark)
+        if grace_s is not None:
+            self.finish(grace_s)
         else:
             self._wishes.claim()
         if not self.done and (mark == BEGUN or self._wishes.wanted is not None):

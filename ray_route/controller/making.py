@@ -19,6 +19,7 @@ from ray_route.pod.exports import EXPORT_GROUP
 from ray_route.pod.pod_actor import CONTROL_GROUP, pod_class
 from ray_route.pod.stopping import Actors
 from ray_route.protocol.names import RAY_NAMESPACE, controller_name, index_of, pod_name
+from ray_route.runtime.unseen import answer_of
 
 # Some of them wait for states that take long.
 _EXPORTS_AT_ONCE = 8
@@ -78,7 +79,7 @@ def make_elsewhere(
     done = task.remote(list(indexes), actor, held, *recipe.pieces())
     what = f"Ray to make pods {list(indexes)} of service {recipe.spec.service!r}"
     try:
-        ray.get(done, timeout=deadline.remaining())
+        answer_of(done, deadline.remaining())
     except ray.exceptions.GetTimeoutError as error:
         ray.cancel(done, force=True)
         raise RouteTimeoutError(waiting_for=what, timeout_s=deadline.timeout_s) from error

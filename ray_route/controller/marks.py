@@ -16,7 +16,7 @@ from ray_route.protocol.names import RAY_NAMESPACE
 from ray_route.runtime import head_notes
 
 BEGUN = b"begun"
-ENDED = b"ended"
+_ENDS = b"ends within "
 
 _OLD_S = 3600.0
 
@@ -29,6 +29,21 @@ def note(actor: str, mark: bytes) -> None:
 def noted(actor: str) -> bytes | None:
     """Return what was noted of a controller last; None: nothing."""
     return head_notes.get(actor)
+
+
+def note_end(actor: str, grace_s: float) -> None:
+    """Note that the controller's service ends, and how long its pods have for that.
+
+    A controller that begins from now on goes on with it, and no more pods are made.
+    """
+    note(actor, _ENDS + str(grace_s).encode())
+
+
+def grace_of(mark: bytes | None) -> float | None:
+    """Return how long the pods of a service that ends have, by what was noted; None: it goes on."""
+    if mark is None or not mark.startswith(_ENDS):
+        return None
+    return float(mark.removeprefix(_ENDS))
 
 
 def forget(actor: str) -> None:

@@ -19,6 +19,7 @@ from ray_route.controller.making import make_elsewhere
 from ray_route.controller.recipe import Recipe
 from ray_route.errors import PodStartError, RouteError, RouteTimeoutError
 from ray_route.protocol.names import RAY_NAMESPACE, is_recipe_of, recipe_name
+from ray_route.runtime.unseen import answer_of
 
 _ASK_S = 20.0
 _ANSWER_S = 5.0
@@ -124,7 +125,7 @@ class Recipes:
     def _ask(self, name: str, ask: Callable[[Any], Any], timeout_s: float) -> Any:
         what = f"the recipe of {self.own.spec.service!r} ({name})"
         try:
-            return ray.get(ask(ray.get_actor(name, namespace=RAY_NAMESPACE)), timeout=timeout_s)
+            return answer_of(ask(ray.get_actor(name, namespace=RAY_NAMESPACE)), timeout_s)
         except Exception as error:
             cause = getattr(error, "cause", None)  # the holder's own
             if isinstance(cause, RouteError):

@@ -15,6 +15,7 @@ from ray_route.controller.figures import Figures
 from ray_route.errors import PodStartError
 from ray_route.pod.starting import readiness
 from ray_route.pod.stopping import Actors
+from ray_route.runtime.unseen import seen
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Starts:
     def begun(self, made: Actors) -> None:
         """Take in pods that have just been made."""
         for pod, handle in made.items():
-            self._starting[pod] = handle._ray_route_ready.remote()  # noqa: SLF001 - our own
+            self._starting[pod] = seen(handle._ray_route_ready.remote())  # noqa: SLF001 - our own
 
     def forget_all_but(self, indexes: Container[int]) -> None:
         """Forget the starts of pods that are not wanted any more: their class may be no more."""

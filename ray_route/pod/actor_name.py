@@ -12,6 +12,7 @@ import ray
 
 from ray_route.errors import PodUnavailableError
 from ray_route.protocol.names import RAY_NAMESPACE
+from ray_route.runtime.unseen import answer_of
 
 _ASK_S = 5.0
 
@@ -34,7 +35,7 @@ def leads_here(actor: str) -> bool:
         return False
     try:
         asked = reached._ray_route_worker.remote()  # noqa: SLF001 - of our own class
-        return bool(ray.get(asked, timeout=_ASK_S) == this_worker())
+        return bool(answer_of(asked, _ASK_S) == this_worker())
     except AttributeError:  # it is no pod
         return False
     except (ray.exceptions.RayError, TimeoutError) as error:

@@ -12,6 +12,7 @@ from ray_route.clock import Deadline
 from ray_route.errors import ConfigError, PodStartError, RouteTimeoutError, UnsafeStoreError
 from ray_route.protocol.calls import Refused
 from ray_route.runtime.scheduling import why_not_running
+from ray_route.runtime.unseen import seen
 from ray_route.runtime.waiting import Check, no_check, slices
 
 _RETRY_S = 0.1
@@ -32,9 +33,9 @@ def wait_ready(
     Raises at once what no waiting mends, and what `check` does; at the deadline it says what was in
     the way. `options` are those that the pods' actors were made with.
     """
-    waiting, seen = dict(handles), ""
+    waiting, told = dict(handles), ""
     while waiting:
-        asked = {pod._ray_route_ready.remote(): index for index, pod in waiting.items()}
+        asked = {seen(pod._ray_route_ready.remote()): index for index, pod in waiting.items()}
         answered, late = _answers(list(asked), deadline, check)
         for ref in answered:
             index = asked[ref]
@@ -44,13 +45,13 @@ def wait_ready(
             elif isinstance(answer, Refused):
                 if isinstance(answer.error, _NEVER_MENDED):
                     raise answer.error
-                seen = f"; pod {index} can't join: {answer.error}"
+                told = f"; pod {index} can't join: {answer.error}"
         if late:
             index = asked[late[0]]
-            seen = seen or f"; pod {index}: {why_not_running(waiting[index], options)}"
-            raise RouteTimeoutError(waiting_for=what + seen, timeout_s=deadline.timeout_s)
+            told = told or f"; pod {index}: {why_not_running(waiting[index], options)}"
+            raise RouteTimeoutError(waiting_for=what + told, timeout_s=deadline.timeout_s)
         if waiting:
-            deadline.check(what + seen)
+            deadline.check(what + told)
             time.sleep(min(_RETRY_S, deadline.remaining()))
 
 

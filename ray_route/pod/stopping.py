@@ -16,6 +16,7 @@ from ray_route.errors import RouteTimeoutError
 from ray_route.pod.unbegun import end_unbegun
 from ray_route.protocol.names import RAY_NAMESPACE
 from ray_route.runtime.given_up import await_given_up
+from ray_route.runtime.unseen import answer_of, seen
 from ray_route.runtime.waiting import Stage, within
 
 logger = logging.getLogger(__name__)
@@ -49,13 +50,13 @@ def stop(
     handles = {actor: handle for actor in actors if (handle := _actor(actor)) is not None}
     # First: one that waits for room would begin in what the others leave.
     begun = [pod for pod in handles.values() if not end_unbegun(pod)]
-    stops = [pod._ray_route_stop.remote(grace_s, incarnation) for pod in begun]
+    stops = [seen(pod._ray_route_stop.remote(grace_s, incarnation)) for pod in begun]
     stopped = _answers(begun, stops, grace_s + STOP_S)
     if False in stopped.values():
         return False
     # Queued calls are refused and follow their uids; killed ones would be in doubt. Of those that
     # have not answered by now nobody waits for another answer.
-    _answers(list(stopped), [pod._ray_route_flush.remote() for pod in stopped], STOP_S)
+    _answers(list(stopped), [seen(pod._ray_route_flush.remote()) for pod in stopped], STOP_S)
     if begun and spared():
         return False
     for pod in begun:
@@ -88,7 +89,7 @@ def _answers(pods: list[Any], asked: list[Any], longest_s: float) -> dict[Any, A
     heard = {}
     for answer, pod in of.items():
         with contextlib.suppress(ray.exceptions.RayError):
-            heard[pod] = ray.get(answer, timeout=0)
+            heard[pod] = answer_of(answer, 0.0)
     return heard
 
 

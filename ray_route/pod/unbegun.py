@@ -28,11 +28,11 @@ _POLL_S = 0.02
 
 def end_unbegun(pod: Any) -> bool:
     """End an actor for good if no process of it has begun; False if one has, or nobody knows."""
-    if not _is_unbegun(pod):
+    if not is_unbegun(pod):
         return False
     note = _note_of(pod)
     head_notes.put(note, b"ends")
-    if not _is_unbegun(pod):
+    if not is_unbegun(pod):
         head_notes.delete(note)
         return False
     if _end_for_good(pod):
@@ -40,9 +40,10 @@ def end_unbegun(pod: Any) -> bool:
     return True
 
 
-def _is_unbegun(pod: Any) -> bool:
+def is_unbegun(actor: Any) -> bool:
+    """True if no process of an actor has begun; False if one has, or nobody knows."""
     try:
-        return state_of(pod) in WAITING
+        return state_of(actor) in WAITING
     except ray.exceptions.RayError:
         return False
 

@@ -23,6 +23,7 @@ from ray_route.router.recovery import Recovery
 from ray_route.router.shards import Shards, SupersededError
 from ray_route.runtime.joined_ray import was_restarted
 from ray_route.runtime.metrics import ROUTER_STARTS
+from ray_route.runtime.unseen import seen
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ class Lifecycle:
         await asyncio.sleep(_RETRY_S)  # let the answers out that say so
         # By way of Ray, so that it does not restart this one against the younger; unless Ray
         # has made the younger under this one's name already, and the call reaches that.
-        ray.get_runtime_context().current_actor.leave.remote()
+        seen(ray.get_runtime_context().current_actor.leave.remote())
         await asyncio.sleep(_LEAVE_S)
         os._exit(0)
 

@@ -23,6 +23,7 @@ from ray_route.runtime.given_up import GivenUpError, await_given_up
 from ray_route.runtime.joining import Wish, ensure_ray
 from ray_route.runtime.namespace import resolve_url
 from ray_route.runtime.process_ids import POLL_S, has_ended, identify
+from ray_route.runtime.unseen import answer_of
 from ray_route.runtime.waiting import Stage, within
 from ray_route.store.connect import Store
 from ray_route.store.keys import Keys
@@ -196,7 +197,7 @@ def _stop_router(namespace: str) -> None:
     process = None
     if router is not None:
         with contextlib.suppress(ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
-            pid, node = ray.get(router.whereabouts.remote(), timeout=_STOP_S)
+            pid, node = answer_of(router.whereabouts.remote(), _STOP_S)
             if node == ray.get_runtime_context().get_node_id():
                 process = identify(pid)
     _stop_actor(router_name(namespace))
@@ -219,7 +220,7 @@ def _stop_actor(name: str) -> None:
     if handle is not None:
         ray.kill(handle, no_restart=True)
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(handle.__ray_ready__.remote(), timeout=_STOP_S)
+            answer_of(handle.__ray_ready__.remote(), _STOP_S)
 
 
 def _actor(name: str) -> Any:

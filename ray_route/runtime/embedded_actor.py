@@ -16,6 +16,7 @@ from ray_route.protocol.names import EMBEDDED_SERVER, RAY_NAMESPACE
 from ray_route.runtime.given_up import making
 from ray_route.runtime.joined_ray import joined_by_client
 from ray_route.runtime.local_rays import MARK
+from ray_route.runtime.unseen import answer_of
 from ray_route.store.embedded import EmbeddedServer, free_port
 
 
@@ -69,7 +70,7 @@ def embedded_url(deadline: Deadline) -> str:
     with making():
         host = server.remote(str(folder), free_port(), secrets.token_urlsafe(24))
     try:
-        url: str = ray.get(host.url.remote(), timeout=deadline.remaining())
+        url: str = answer_of(host.url.remote(), deadline.remaining())
     except ray.exceptions.RayError as error:
         raise StoreUnavailableError(address="embedded", reason=repr(error)) from error
     return url

@@ -34,6 +34,7 @@ from ray_route.runtime.joined_ray import joined_ray
 from ray_route.runtime.joining import ensure_ray, exit_at_sigterm
 from ray_route.runtime.link_reads import Awaited, LinkReads, Part
 from ray_route.runtime.local_rays import MARK
+from ray_route.runtime.unseen import answer_of
 from ray_route.runtime.waiting import (
     Blocking,
     Operation,
@@ -170,7 +171,7 @@ class Namespace:
 
     def ask_now(self, method: str, *args: Any, timeout_s: float) -> Any:
         """Ask the router as it was last found, once; raises what Ray does."""
-        return ray.get(getattr(self.router, method).remote(*args), timeout=timeout_s)
+        return answer_of(getattr(self.router, method).remote(*args), timeout_s)
 
     def until_answered(self, send: Callable[[str], Wait], what: str) -> Operation[Any]:
         """Wait for a router's answer; send again while there is no router, until the deadline.

@@ -23,6 +23,7 @@ from ray_route.errors import RayGoneError, RouteError, RouteTimeoutError
 from ray_route.runtime.futures import Outcome
 from ray_route.runtime.given_up import begin, give_up
 from ray_route.runtime.joined_ray import joined_ray
+from ray_route.runtime.unseen import seen
 from ray_route.store.clients import SOCKET_TIMEOUT_S
 
 T = TypeVar("T")
@@ -113,7 +114,7 @@ class Remote:
         """
         is_here = joined_ray() is self.joined
         if is_here:
-            self.ref.future()
+            seen(self.ref)
         else:
             _left_behind.append(self.ref)
         return is_here

@@ -25,10 +25,11 @@ from upgraded import Unborn
 
 import ray_route
 from ray_route.clock import Deadline
+from ray_route.controller import keeping
 from ray_route.controller.draining import drain
 from ray_route.controller.evenness import Evenness
 from ray_route.controller.making import PodMaker
-from ray_route.controller.marks import forget, is_given_up, note
+from ray_route.controller.marks import forget, is_given_up, note_end
 from ray_route.controller.requests import StoppedError
 from ray_route.controller.wishes import DeposedError
 from ray_route.errors import InvalidInputError, RouterUnavailableError, RouteTimeoutError
@@ -357,11 +358,14 @@ def test_no_pod_is_ended_on_the_word_of_a_store_that_lags(service: Service) -> N
 
 @pytest.mark.parametrize("is_lost", [True, False])
 def test_an_end_that_was_cut_short_is_completed_whether_the_store_has_lost_it_or_not(
-    service: Service, is_lost: bool
+    service: Service, is_lost: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    graces, stop = [], keeping.stop
+    patched = lambda pods, grace_s: graces.append(grace_s) or stop(pods, grace_s)  # noqa: E731
+    monkeypatch.setattr(keeping, "stop", patched)
     first = service.life()
     first.keeping.look(ending=False)
-    note(service.actor, b"ended")
+    note_end(service.actor, 7.5)
     ray.kill(
         ray.get_actor(
             f"ray_route:{service.client.namespace}:{service.service}:0", namespace=RAY_NAMESPACE
@@ -375,6 +379,7 @@ def test_an_end_that_was_cut_short_is_completed_whether_the_store_has_lost_it_or
     later = service.life()
     later.keeping.look(ending=False)
     assert later.keeping.done
+    assert set(graces) == {7.5}, "its pods have as long as they were given"
     assert not later.upkeep.named()
     assert store.one(plain_call("EXISTS", key)) == 0
 

@@ -13,8 +13,9 @@ from ray_route.cli.app import main
 from ray_route.cli.output import (
     POD_COLUMNS,
     console,
+    digits_apart,
     output_alone,
-    pod_row,
+    pod_rows,
     print_json,
     table,
 )
@@ -23,6 +24,7 @@ from ray_route.model import Life, Pod, RoutingState
 bench = import_module("ray_route.cli.bench")  # the package has a command of that name
 
 INCARNATIONS = (1795725853419123, 1795725853419124)
+NODE = "a4" * 27 + "f"
 
 
 def said(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -50,7 +52,7 @@ def test_no_digit_is_lost_in_a_narrow_terminal(width: int):
             life=Life.ALIVE,
             load=1234.5,
             links=1_000_000,
-            node=f"{pod}" * 56,
+            node=NODE + str(pod),
             actor=f"ray_route:game:conversations:{pod}",
             incarnation=incarnation,
             heartbeat_age_s=0.3,
@@ -59,13 +61,20 @@ def test_no_digit_is_lost_in_a_narrow_terminal(width: int):
     ]
     narrow = Console(width=width, highlight=False)
     with narrow.capture() as shown:
-        narrow.print(table(POD_COLUMNS, [pod_row("conversations", pod) for pod in pods]))
+        narrow.print(table(POD_COLUMNS, pod_rows(("conversations", pod) for pod in pods)))
     text = shown.get()
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
     lines = [re.split("[│┃]", line) for line in text.splitlines() if "│" in line]
-    last = "".join(cells[-2].strip() for cells in lines)
-    assert last == "".join(map(str, INCARNATIONS))
+    node, incarnation = ("".join(cells[at].strip() for cells in lines) for at in (-3, -2))
+    assert incarnation == "".join(map(str, INCARNATIONS))
+    assert node == f"{NODE}0{NODE}1"
+
+
+def test_of_a_node_as_many_digits_are_shown_as_tell_it_from_the_others():
+    assert digits_apart([]) == digits_apart(["a" * 56, "b" * 56, "b" * 56]) == 12
+    assert digits_apart([NODE + "0", "b" * 56, NODE + "1"]) == 56
+    assert digits_apart(["", "a" * 20 + "0" * 36, "a" * 20 + "1" * 36]) == 21
 
 
 def test_a_picture_that_can_not_be_drawn_is_refused_before_the_run(

@@ -1,0 +1,73 @@
+"""Errors of calls that nobody waits for are no news: Ray would print each, with its traceback."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from deploying import driver
+from helpers import own_namespace
+
+REPORT = """
+import ray
+from helpers import eventually, router_handle
+from ray_route.store.embedded import EmbeddedServer
+with EmbeddedServer() as server:
+    agent = ray_route.PodAgent(namespace, "svc", 0, redis_url=server.url, ttl_s=2.0, margin_s=0.2)
+    agent.start()
+    client = ray_route.connect(namespace, redis_url=server.url)
+    epoch = client.compute_linked_pod("u", "svc").epoch
+uses = client._session._uses
+uses.note("svc", {"u": epoch})
+eventually(lambda: not uses._used, "the use is reported, as ever")
+for _ in range(2):  # by then the router has failed at that, too
+    try:
+        ray.get(router_handle(namespace).report_use.remote("svc", {"u": epoch}))
+    except ray_route.StoreUnavailableError:
+        print("the store is away")
+"""
+LATE = """
+import logging, ray, time
+from pathlib import Path
+from helpers import eventually
+from ray_route.runtime.unseen import answer_of, seen
+here, complaints = Path(folder), []
+class Complaints(logging.Handler):
+    def emit(self, record):
+        complaints.append(record.getMessage())
+logging.getLogger("ray._private.worker").addHandler(Complaints())
+@ray.remote(num_cpus=0)
+def fails(name, gate):
+    while not (here / gate).exists():
+        time.sleep(0.02)
+    (here / name).touch()
+    raise LookupError(f"nobody wants {name}")
+try:
+    answer_of(fails.remote("late", "gate"), 0.1)
+except ray.exceptions.GetTimeoutError:
+    seen(fails.remote("alone", "gate"))
+(here / "gate").touch()
+eventually(lambda: (here / "late").exists() and (here / "alone").exists(), "both have failed")
+fails.remote("dropped", "gate")
+eventually(lambda: complaints, "Ray complains of what is dropped")
+"""
+
+
+def ran(begun: subprocess.Popen[str]) -> str:
+    out, err = begun.communicate(timeout=250)
+    assert begun.returncode == 0, err
+    return out + err
+
+
+def test_a_report_of_use_that_fails_is_printed_nowhere(ray_session: None) -> None:
+    with own_namespace() as namespace:
+        said = ran(driver(REPORT, namespace))
+    assert said.count("the store is away") == 2
+    assert "Unhandled error" not in said
+
+
+def test_only_of_what_is_dropped_ray_complains(ray_session: None, tmp_path: Path) -> None:
+    said = ran(driver(LATE, "none", folder=str(tmp_path)))
+    assert "nobody wants dropped" in said
+    assert "nobody wants late" not in said
+    assert "nobody wants alone" not in said
