@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ray_route.cli.cluster import TIMEOUT_S, NamespaceView
 from ray_route.cli.output import console, in_namespace, print_json, say, table
-from ray_route.deploy import get_deployment
+from ray_route.deploying import get_deployment
 from ray_route.deployment import Deployment
 from ray_route.errors import UpgradeError
 from ray_route.model import ServiceStatus, UpgradeProgress
