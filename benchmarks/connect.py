@@ -11,7 +11,7 @@ import ray
 from benchmarks.harness import Report, Sample, others_took, wait_for_quiet
 from benchmarks.setting import SERVICE, address, deployed, local_client
 
-QUESTION = "a fresh Ray worker that connects, looks a known uid up, and closes"
+QUESTION = "a fresh Ray worker that connects, looks a known uid up, and closes; and does so again"
 _UID = "known"
 _Took = dict[str, tuple[float, float]]
 
@@ -28,14 +28,21 @@ def _fresh(namespace: str, url: str) -> _Took:
         return result
 
     step("import redis", lambda: __import__("redis"))
-    route = step("import ray_route", lambda: __import__("ray_route"))
-    client = step("first connect", lambda: route.connect(namespace, url))
+    connect = step("import ray_route", lambda: __import__("ray_route").connect)
+
+    def task() -> None:
+        with connect(namespace, url) as client:
+            client.compute_linked_pod(_UID, SERVICE)
+
+    client = step("first connect", lambda: connect(namespace, url))
     step("look-up", lambda: client.compute_linked_pod(_UID, SERVICE))
-    again = step("connect beside it", lambda: route.connect(namespace, url))
+    again = step("connect beside it", lambda: connect(namespace, url))
     again.close()
+    step("a task beside it", task)
     step("close", client.close)
-    other = step("connect after it", lambda: route.connect(namespace, url))
+    other = step("connect after it", lambda: connect(namespace, url))
     other.close()
+    step("a task after it", task)
     return took
 
 

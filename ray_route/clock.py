@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from ray_route.errors import RouteTimeoutError
 
@@ -40,8 +40,7 @@ def shorter(timeout_s: float) -> float:
     return _SHORTER * timeout_s
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
+class Deadline(NamedTuple):
     """A moment after which nobody waits any longer.
 
     Durations cross process borders, deadlines do not: clocks of two processes share no zero.

@@ -18,7 +18,7 @@ from ray_route.bench.load_generator import Assignment, LoadGenerator, Second, Ta
 from ray_route.client.sessions import open_client
 from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
-from ray_route.deploy import deploy
+from ray_route.deploying import deploy
 from ray_route.deployment import Deployment
 from ray_route.model import Life
 from ray_route.protocol.names import RAY_NAMESPACE

@@ -13,7 +13,7 @@ from ray import cloudpickle
 
 from ray_route.cli.cluster import TIMEOUT_S, NamespaceView
 from ray_route.cli.output import console, in_namespace, print_json, progress, say, table
-from ray_route.deploy import get_deployment
+from ray_route.deploying import get_deployment
 from ray_route.deployment import Deployment
 from ray_route.errors import UpgradeError
 from ray_route.model import ServiceStatus, UpgradeProgress

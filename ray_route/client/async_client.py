@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray_route.client import many_uids, operations
 from ray_route.client.base import DRAIN_S, ClientBase, seconds
-from ray_route.client.batch import BatchOptions, Progress
 from ray_route.client.calls import ManyCall, call, call_many
 from ray_route.clock import Deadline, shorter
 from ray_route.model import DrainProgress, Explanation, Link, LinkedPods, Pod, check_duration
 from ray_route.runtime.tracing import span
 from ray_route.runtime.waiting import Operation, name_of, run_async
+
+if TYPE_CHECKING:
+    from ray_route.client.batch import Progress
 
 T = TypeVar("T")
 
@@ -122,10 +124,10 @@ class AsyncRouteClient(ClientBase):
     ) -> LinkedPods:
         """See `RouteClient.batch_get_linked_pod`."""
         deadline = Deadline.after(seconds(timeout))
-        options = BatchOptions(num_cpus, max_in_flight, progress)
+        how = (num_cpus, max_in_flight, progress)
         with span("batch", self.namespace):
             return await run_async(
-                many_uids.batch(self._session, uids, service, deadline, options), deadline
+                many_uids.batch(self._session, uids, service, deadline, *how), deadline
             )
 
     async def actor(self, uid: str, service: str, *, timeout: float | None = None) -> Any:

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -104,8 +104,7 @@ def _kept(operation: Operation[Any]) -> Operation[Any]:
         return error
 
 
-@dataclass(frozen=True, slots=True)
-class _PodBatch:
+class _PodBatch(NamedTuple):
     """Calls that go to one pod together: their positions in the caller's order."""
 
     link: Link

@@ -11,8 +11,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray_route.client.trust import Trust
 from ray_route.clock import now
@@ -38,8 +37,7 @@ _STOP_S = 0.01
 _STOP_TRIES = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """What a process knows, and the stream keeps true.
 
     `saw_all` takes in counters of shards.
@@ -155,7 +153,7 @@ class ChangeReader:
         try:
             return self._take_in(entry, *read_entry(fields))
         except UnreadableEntryError as error:
-            self._position = replace(self._position, entry=entry)
+            self._position = self._position._replace(entry=entry)
             tell(DamagedKeyError(key=self._keys.log, reason=f"entry {entry}, {error}"))
             return None
 
@@ -163,7 +161,7 @@ class ChangeReader:
         """Take in an entry; return it if it is a beat of the router in force."""
         expected = (self._position.router, self._position.number + 1)
         if router < self._position.router:  # the last words of one that has been superseded
-            self._position = replace(self._position, entry=entry)
+            self._position = self._position._replace(entry=entry)
             return None
         if (router, number) != expected:
             logger.info("changes were missed: expected %s, got %s", expected, number)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import InvalidStateError
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray_route.client.shared_future import SharedFuture
 from ray_route.clock import Deadline, now
@@ -54,8 +54,7 @@ class Batch:
             self._called_by = loop
 
 
-@dataclass(frozen=True, slots=True)
-class SharedAnswer:
+class SharedAnswer(NamedTuple):
     """Wait for the answers to a batch, with all who joined it; giving up does not cancel them."""
 
     batch: Batch

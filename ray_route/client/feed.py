@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -39,8 +38,7 @@ class Feed:
             self.generator = None  # not before: whoever was interrupted may close it again
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(NamedTuple):
     """Wait until a stream's call has been sent."""
 
     sent: Future[Any]
@@ -64,8 +62,7 @@ class Sent:
         self.sent.result()
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """Wait for the next item of a stream; one that ends without its mark has lost its pod.
 
     An item stays in the feed until it is delivered: whoever is cancelled has lost none.

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 
-from ray_route.client.batch import BatchOptions, look_up
 from ray_route.client.session import Session
 from ray_route.clock import Deadline, now
 from ray_route.errors import LostWritesError, RouterUnavailableError, StoreUnavailableError
@@ -19,6 +17,9 @@ from ray_route.protocol.wire import pack_question
 from ray_route.runtime.link_reads import Awaited, Part, Readings
 from ray_route.runtime.unseen import seen
 from ray_route.runtime.waiting import Operation, Pause, Remote
+
+if TYPE_CHECKING:
+    from ray_route.client.batch import Progress
 
 # Many uids: the router works on a call for about 8 ms, and answers others in between.
 _UIDS_PER_CALL = 1_000
@@ -29,8 +30,7 @@ _READS_IN_FLIGHT = 2
 _AGAIN_S = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
+class _Asked(NamedTuple):
     """A call to the router that is under way; leases count from `asked_at`."""
 
     service: str
@@ -40,8 +40,7 @@ class _Asked:
     asked_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
+class _Read(NamedTuple):
     """A read from Redis that is under way; leases count from `asked_at`."""
 
     parts: Sequence[Part]
@@ -173,9 +172,18 @@ def _computed(session: Session, asked: _Asked) -> Operation[dict[str, Any]]:
 
 
 def batch(
-    session: Session, uids: Iterable[str], service: str, deadline: Deadline, options: BatchOptions
+    session: Session,
+    uids: Iterable[str],
+    service: str,
+    deadline: Deadline,
+    num_cpus: float,
+    max_in_flight: int,
+    progress: Progress | None,
 ) -> Operation[LinkedPods]:
     """See `RouteClient.batch_get_linked_pod`."""
+    from ray_route.client.batch import BatchOptions, look_up  # noqa: PLC0415 - few need it
+
+    options = BatchOptions(num_cpus, max_in_flight, progress)
     check_name("service", service)
     wanted = listed(uids)
     return (yield from look_up(session, service, wanted, deadline, options))

@@ -7,7 +7,7 @@ the client that runs it decides how.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -72,8 +72,7 @@ def get(session: Session, uid: str, service: str) -> Operation[Link | None]:
     return answer  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True, slots=True)
-class _Looked:
+class _Looked(NamedTuple):
     """Wait for what Redis says of a uid: a link, the batch of the router's answers, or `Lost`."""
 
     session: Session
@@ -125,8 +124,7 @@ def _answer(
         yield from session.recover([uid])
 
 
-@dataclass(frozen=True, slots=True)
-class _Decided:
+class _Decided(NamedTuple):
     """Wait for the router's answer about a uid; raises the one that it can't tell yet."""
 
     answers: SharedAnswer

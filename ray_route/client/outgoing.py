@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -169,8 +169,7 @@ def cancelled(call: Outgoing, *, may_have_run: bool) -> CallCancelledError:
 _REFERENCES = (Outgoing, ray.ObjectRef)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """Wait until a call has been sent, or is over.
 
     Looks for itself now and then: an interrupt may have kept a thread from telling.

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar
 
 import ray
 
@@ -211,15 +210,13 @@ def settled(dispatcher: Dispatcher, call: Outgoing) -> Operation[Any]:
     return call.ref
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """What came instead of an answer."""
 
     error: Exception
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
+class _Outcome(NamedTuple):
     """Wait for an answer, or what the user's code raised: that is apart from errors of the wait."""
 
     remote: Remote
@@ -239,8 +236,7 @@ class _Outcome:
             return Failed(error)
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
+class _Answer(NamedTuple):
     """Wait a while for an answer, without fetching it."""
 
     ref: Any

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray_route.client import many_uids, operations
 from ray_route.client.base import DRAIN_S, ClientBase, seconds
-from ray_route.client.batch import BatchOptions, Progress
 from ray_route.client.calls import ManyCall, call, call_many
 from ray_route.clock import Deadline, shorter
 from ray_route.model import DrainProgress, Explanation, Link, LinkedPods, Pod, check_duration
 from ray_route.runtime.tracing import span
 from ray_route.runtime.waiting import Operation, name_of, run
+
+if TYPE_CHECKING:
+    from ray_route.client.batch import Progress
 
 T = TypeVar("T")
 
@@ -161,9 +163,9 @@ class RouteClient(ClientBase):
 
         """
         deadline = Deadline.after(seconds(timeout))
-        options = BatchOptions(num_cpus, max_in_flight, progress)
+        how = (num_cpus, max_in_flight, progress)
         with span("batch", self.namespace):
-            return run(many_uids.batch(self._session, uids, service, deadline, options), deadline)
+            return run(many_uids.batch(self._session, uids, service, deadline, *how), deadline)
 
     def actor(self, uid: str, service: str, *, timeout: float | None = None) -> Any:
         """Return the Ray handle of the uid's pod, placing the uid if need be.

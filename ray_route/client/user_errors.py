@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -25,8 +24,7 @@ _PICKLING = "/ray/cloudpickle/"
 _OF_AN_ARGUMENT = "At least one of the input arguments"
 
 
-@dataclass(frozen=True, slots=True)
-class UserCall:
+class UserCall(NamedTuple):
     """Wait for a pod's answer; an error of ray_route that the user's code met is nested.
 
     It is no verdict on the call itself. `ids` are those of the call.

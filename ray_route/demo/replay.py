@@ -19,7 +19,7 @@ from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
 from ray_route.demo.trace import Trace
 from ray_route.demo.verdict import Ack, History, Kill, Outcome, Owner, Record, ScaleOut
-from ray_route.deploy import deploy
+from ray_route.deploying import deploy
 from ray_route.deployment import Deployment
 from ray_route.errors import NoAvailablePodError
 from ray_route.model import Life, Pod

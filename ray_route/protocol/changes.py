@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 from ray_route.model import Life, PodRecord, RoutingState
 
@@ -21,8 +21,7 @@ class UnreadableEntryError(ValueError):
     """An entry that no router has written."""
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(NamedTuple):
     """A position in the stream: the last entry's id, and who wrote it under which number."""
 
     entry: str
@@ -30,8 +29,7 @@ class Position:
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One entry.
 
     `kind` is "pod" (a record changed), "link" (links up to an epoch are stale), "lost" (Redis has

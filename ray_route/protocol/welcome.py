@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ray_route.config import RouteConfig
 from ray_route.model import PodRecord
 from ray_route.protocol.changes import Position
 
 
-@dataclass(frozen=True, slots=True)
-class Welcome:
+class Welcome(NamedTuple):
     """What holds for all: the options in force, where the change stream stood, all pods.
 
     `seen` is the highest counter of each shard that the router knows of.
@@ -22,8 +21,7 @@ class Welcome:
     seen: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Vouched:
+class Vouched(NamedTuple):
     """What a router vouches for after a comparison of all counters.
 
     `servers` are the identities of all primaries (see `AsyncStore.servers`), `seen` the highest

@@ -17,22 +17,22 @@ import ray
 
 from ray_route.config import RouteConfig
 from ray_route.model import DrainProgress, Explanation, HotUid, Link, Pod, PodRecord, RoutingState
-from ray_route.protocol.commands import (
-    Address,
-    Fetched,
-    Outcome,
-    Refreshed,
-    Settlement,
-    Taken,
-    Weighed,
-    Word,
-)
-from ray_route.protocol.decided import Decided
 from ray_route.protocol.welcome import Vouched, Welcome
 from ray_route.protocol.wire import pack_answers, unpack_question
 from ray_route.store.url import StoreUrl
 
 if TYPE_CHECKING:
+    from ray_route.protocol.commands import (
+        Address,
+        Fetched,
+        Outcome,
+        Refreshed,
+        Settlement,
+        Taken,
+        Weighed,
+        Word,
+    )
+    from ray_route.protocol.decided import Decided
     from ray_route.router.parts import Parts
 
 _RETRY_S = 0.2
@@ -177,6 +177,8 @@ class Router:
 
         Of another router's than this nothing is known: all are new.
         """
+        from ray_route.protocol.decided import Decided  # noqa: PLC0415 - as the parts
+
         await self._life.opened()
         decisions, mine = self._links.decisions, self._life.incarnation
         new = decisions.after(count if router == mine else 0, most)
@@ -254,6 +256,8 @@ class Router:
 
         All but those that it says it `had`, by their numbers: an answer may have been lost.
         """
+        from ray_route.protocol.commands import Fetched  # noqa: PLC0415 - as the parts
+
         service, pod, incarnation = address
         record = self._membership.table.get(service, pod)
         if record is None or record.incarnation < incarnation:

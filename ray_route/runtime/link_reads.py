@@ -77,8 +77,7 @@ class Reading(NamedTuple):
 Readings = list[Reading | Exception | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Awaited:
+class Awaited(NamedTuple):
     """Wait for a future that others may wait for; giving up does not cancel it."""
 
     future: Future[Any]

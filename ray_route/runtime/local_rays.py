@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 # In a Ray's session folder: ray_route is used there.
 MARK = "ray_route"
@@ -15,8 +15,7 @@ _PROC = Path("/proc")
 _ADDRESS, _FOLDER = "--gcs-address=", "--session_dir="
 
 
-@dataclass(frozen=True, slots=True)
-class LocalRay:
+class LocalRay(NamedTuple):
     """A Ray with a node on this machine: its address, and where its session's files are."""
 
     address: str

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 Labels = tuple[str, ...]
 Gauge = Callable[[], Iterable[tuple[Labels, float]]]
@@ -30,8 +30,7 @@ class Kind(str, Enum):
     HISTOGRAM = "histogram"
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
+class Metric(NamedTuple):
     """One metric. Every one has the label `namespace` before those listed here."""
 
     name: str

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ray_route.errors import PodUnavailableError
 from ray_route.protocol.calls import Chain
 
 
-@dataclass(frozen=True, slots=True)
-class RunningHook:
+class RunningHook(NamedTuple):
     """A hook, and for whom it runs."""
 
     name: str

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import ray
 
@@ -243,8 +243,7 @@ def staying(stage: Stage) -> Check:
     return check
 
 
-@dataclass(frozen=True, slots=True)
-class Blocking:
+class Blocking(NamedTuple):
     """Run a function that blocks: for the store, unless `longest_s` says otherwise."""
 
     work: Callable[[], Any]
@@ -262,8 +261,7 @@ class Blocking:
         return await within_async(deadline, Stage(self.what), self.work)
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(NamedTuple):
     """Wait a while before the next attempt."""
 
     seconds: float
@@ -280,7 +278,6 @@ class Pause:
         await asyncio.sleep(min(self.seconds, deadline.remaining()))
 
 
-@dataclass(frozen=True, slots=True)
 class TheDeadline:
     """Wait for nothing; what comes is the operation's deadline."""
 

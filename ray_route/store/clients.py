@@ -29,7 +29,7 @@ try:
 except ImportError:  # a redis-py that finds its own version once, when it is imported
     _DRIVER: dict[str, Any] = {}
 else:  # others look through all that is installed for each client and each connection: 4 ms
-    _DRIVER = {"driver_info": DriverInfo()}
+    _DRIVER = {"driver_info": DriverInfo(lib_version=redis.__version__)}
 
 SOCKET_TIMEOUT_S = 2.0
 RETRIES = 2

@@ -60,8 +60,7 @@ class ShardReply(NamedTuple):
     found: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RememberedLink:
+class RememberedLink(NamedTuple):
     """What somebody remembers of a link that Redis may have lost.
 
     `removal_s` is None, or how many seconds are left until its removal, 0 if it was removed.

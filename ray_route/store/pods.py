@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from ray_route.errors import DamagedKeyError
 from ray_route.model import MAX_POD, Life, PodRecord, RoutingState, is_name
-from ray_route.protocol.commands import Address
 from ray_route.store.damage import is_number, shown, tell
 from ray_route.store.keys import Keys
 from ray_route.store.scripts import Call, plain_call, script_call
 
+if TYPE_CHECKING:
+    from ray_route.protocol.commands import Address
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+
+class Identity(NamedTuple):
     """Who claims a pod index. `process` names one process for ever (see `agent`)."""
 
     service: str
@@ -127,8 +129,7 @@ class PodCalls:
         return plain_call("SMEMBERS", self.keys.services)
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """A service's pod table as read: the records, and what is damaged in it.
 
     `damaged` maps a pod's index, or a field that belongs to none, to what is wrong with it.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple, cast
@@ -13,8 +12,7 @@ from typing import Any, NamedTuple, cast
 _PRELUDES = re.compile(r"^-- Preludes?: (.+)$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class Script:
+class Script(NamedTuple):
     """A Lua script with its preludes.
 
     Its file begins with its contract: preludes, KEYS, ARGV, what it returns.

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.crc import key_slot
 from redis.exceptions import RedisError
@@ -21,8 +20,7 @@ from ray_route.store.url import StoreUrl
 Words = tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Homes:
+class Homes(NamedTuple):
     """Which server, by name, holds each slot of a Cluster at one moment; None: there is but one."""
 
     by_slot: Mapping[int, str] | None = None

@@ -279,7 +279,7 @@ def interrupt_deploys(client: ray_route.RouteClient, lines: Iterator[int]) -> in
     where = {"namespace": client.namespace, "redis_url": client._session.namespace.url}
     while deployed is None:
         line = next(lines)
-        sys.settrace(Interrupt(line, ("deploy.py", "starting.py", "waiting.py")))
+        sys.settrace(Interrupt(line, ("deploying.py", "starting.py", "waiting.py")))
         with contextlib.suppress(KeyboardInterrupt):
             try:
                 deployed = ray_route.deploy(Counter, service=service, replicas=1, **where)

@@ -10,7 +10,6 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -20,13 +19,13 @@ from leftovers import Taken, users_of
 from services import Counter
 
 import ray_route
+from ray_route import deploying
 from ray_route import deployment as deployment_module
 from ray_route.client import async_client, base, connect, sessions, sync_client
 from ray_route.runtime import given_up, waiting
 
-deploy_module = import_module("ray_route.deploy")  # whose name is also that of a function in it
 OPENING = (
-    *(async_client, base, connect, deploy_module, deployment_module, sessions, sync_client),
+    *(async_client, base, connect, deploying, deployment_module, sessions, sync_client),
     *(given_up, waiting),
 )
 SERVICE = "rooms"

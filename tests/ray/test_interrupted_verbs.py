@@ -6,7 +6,6 @@ By its handle, and by the command line, which follows until a wish is done. See 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from typing import Any
 
 import click
@@ -18,6 +17,7 @@ from services import Counter
 from upgraded import Count
 
 import ray_route
+from ray_route import deploying
 from ray_route import deployment as deployment_module
 from ray_route.cli import change, keep, output
 from ray_route.cli.app import app
@@ -27,9 +27,8 @@ from ray_route.runtime import given_up, waiting
 
 pytestmark = pytest.mark.own_namespace
 
-deploy_module = import_module("ray_route.deploy")  # whose name is also that of a function in it
 BY_HANDLE = (deployment_module, handle, making, marks, waiting, given_up)
-OPENING = (deploy_module, connect, base, sync_client, sessions, waiting, given_up)
+OPENING = (deploying, connect, base, sync_client, sessions, waiting, given_up)
 BY_COMMAND = (change, keep, output, *BY_HANDLE, *OPENING)
 SOON_S = 60.0
 strides = pytest.mark.parametrize("stride", [11, pytest.param(1, marks=pytest.mark.long)])
