@@ -152,8 +152,9 @@ class Refreshed(NamedTuple):
     """What became of the links that an agent has reported as in use (`Router.report_use`).
 
     `ended` are those that are others by now, with the epochs reported. `ending` are those whose
-    lives were not lengthened, for their removal is scheduled: their pod may not know of that, since
-    whoever took it back there could not take it back in Redis. All else live on for a whole lease.
+    lives were not lengthened: their removal is scheduled, and their pod may not know of that, since
+    whoever took it back there could not take it back in Redis; or they are damaged, and were
+    temporary. All else live on for a whole lease.
     """
 
     ended: dict[str, int]
