@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from ray_route.clock import Deadline
 from ray_route.errors import PodUnavailableError, RouteError, StateNotMovedError
 from ray_route.model import Link, PodRecord
-from ray_route.protocol.commands import Address, Cancel, EndAt, Release, Settlement
+from ray_route.protocol.commands import Address, Cancel, EndAt, Kinds, Release, Settlement
 from ray_route.router.carrier import Carrier, is_at
 from ray_route.router.directory import Directory
 from ray_route.router.hand_over import Damages, HandOver, Note, damaged_of
@@ -143,6 +143,9 @@ class Moves:
         link = await self._links.set(service, uid, target, held, persistent=persistent)
         if held is not None and link.epoch != held.epoch:
             self._stale(service, {uid: link.epoch - 1})
+        elif held is not None:
+            kinds = Kinds({uid: (link.epoch, link.persistent)})
+            self._mailboxes.post((service, link.pod, link.incarnation), kinds)
         return link
 
     async def _carry(

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from helpers import soon
 
 from ray_route.clock import now
 from ray_route.config import RouteConfig
@@ -27,12 +28,14 @@ from ray_route.pod.admission import Admission, Told, Verdict
 from ray_route.pod.entries import Phase
 from ray_route.pod.exports import Exports, Unsent
 from ray_route.pod.holdings import Holdings
+from ray_route.pod.kinds import set_kinds
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Kind, Releases
 from ray_route.pod.states import arrival
 from ray_route.protocol.commands import (
     Cancel,
     EndAt,
+    Kinds,
     Memory,
     Recall,
     Release,
@@ -183,6 +186,8 @@ class Pod:
             router.mailboxes.answer(self.address, number, None)
         elif isinstance(command, EndAt):
             router.mailboxes.answer(self.address, number, [])
+        elif isinstance(command, Kinds):
+            set_kinds(self.held, command.uids)
         elif isinstance(command, Recall):
             self.held.recalled_at = self.held.clock()
             lapsed, held, ago_s = self.held.memory()
@@ -347,6 +352,10 @@ class World:
             self.start_pod(index)
         await self.router.membership.refresh_all()
 
+    def end(self) -> None:
+        for pod in self.pods.values():
+            pod.end()
+
     def start_pod(self, index: int) -> None:
         calls = PodCalls(self.keys)
         actor = f"actor-{index}-{self.random.getrandbits(40)}"
@@ -488,8 +497,7 @@ async def history(world: World, steps: int) -> None:
     for _ in range(200):
         await world.call()
         await asyncio.sleep(0.002)  # the pace of a caller
-    for pod in world.pods.values():
-        pod.end()
+    world.end()
     for router in world.routers:
         await router.connection.close()
 
@@ -510,3 +518,26 @@ def test_no_state_is_lost_but_with_the_pod_that_had_it(store: Store, namespace: 
     seen = run(store, namespace, seed, steps=int(os.environ.get("STATES_STEPS", "300")))
     print(f"seed {seed}: {dict(seen)}")
     assert seen["calls"], "this proves little"
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+@pytest.mark.parametrize("verb", ["set", "try_set"])
+def test_a_pod_hears_of_which_kind_a_link_is_that_it_keeps(
+    store: Store, namespace: str, verb: str
+) -> None:
+    async def story(world: World) -> None:
+        await world.begin()
+        link = (await world.router.directory.compute(SERVICE, {"a": 1}, None))["a"]
+        assert isinstance(link, Link)
+        pod = world.pods[link.pod]
+        await pod.add("a", link)
+        change = getattr(world.router.moves, verb)
+        how = {"timeout_s": ALWAYS_S, **({"steal": False} if verb == "try_set" else {})}
+        for persistent in (True, False):
+            await change(SERVICE, "a", link.pod, persistent=persistent, **how)
+            known = (link.epoch, persistent)
+            await soon(lambda known=known: pod.held.memory()[1]["a"] == known, "its pod hears it")
+        world.end()
+        await world.router.connection.close()
+
+    asyncio.run(story(World(store, namespace, 1)))
