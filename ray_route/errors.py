@@ -92,11 +92,13 @@ class DamagedKeyError(RouteError):
     Nothing was read from it, nothing was written to it, and it is not a missing one.
     """
 
-    def __init__(self, *, key: str, reason: str, **ids: Any) -> None:
-        super().__init__(key=key, reason=reason, **ids)
+    def __init__(self, *, key: str, reason: str, ends: bool = False, **ids: Any) -> None:
+        super().__init__(key=key, reason=reason, ends=ends, **ids)
 
     key: str
     reason: str
+    ends: bool
+    """It has a time to live: it goes by itself, and is missing then."""
     hint = "`ray-route doctor` says how to mend it"
 
     def _what(self) -> str:

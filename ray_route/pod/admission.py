@@ -9,6 +9,7 @@ from enum import Enum
 from ray_route.model import Link
 from ray_route.pod.entries import UNHELD, Entry, Phase
 from ray_route.pod.holdings import Holdings
+from ray_route.pod.kinds import set_kind
 from ray_route.pod.states import State
 from ray_route.protocol.commands import Refreshed
 
@@ -317,11 +318,10 @@ def _state_of(entry: Entry | None, epoch: int, link: Link) -> State | None:
 
 
 def _confirm(held: Holdings, entry: Entry, until: float, link: Link) -> None:
-    if entry.persistent and not link.persistent:
-        held.used(entry)  # from now on it may end for want of use
+    set_kind(held, entry, persistent=link.persistent)
     held.order.leased(entry.uid)
     entry.until = max(until, entry.until) if entry.term == held.term else until
-    entry.term, entry.persistent = held.term, link.persistent
+    entry.term = held.term
 
 
 def _is_old(held: Holdings, uid: str, epoch: int, asked_at: float) -> bool:

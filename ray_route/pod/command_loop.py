@@ -15,6 +15,7 @@ from ray_route.errors import RayGoneError, RouteError
 from ray_route.model import RoutingState
 from ray_route.pod.arrivals import Arrivals
 from ray_route.pod.holdings import Holdings
+from ray_route.pod.kinds import set_kinds
 from ray_route.pod.release import Releases
 from ray_route.pod.surroundings import Surroundings
 from ray_route.pod.uid_loads import UidLoads
@@ -26,6 +27,7 @@ from ray_route.protocol.commands import (
     Count,
     EndAt,
     Fetched,
+    Kinds,
     Memory,
     Open,
     Recall,
@@ -173,6 +175,9 @@ class CommandLoop:
         if isinstance(command, Settled):
             self._saw({uid: max(epochs) for uid, epochs in command.uids.items()})
             self._releases.settled(command.uids)
+            return None
+        if isinstance(command, Kinds):
+            set_kinds(self._held, command.uids)
             return None
         if isinstance(command, Close):
             self._releases.close("the pod is being drained")

@@ -31,10 +31,15 @@ def method_of(pod: Any, name: str) -> Callable[..., Any]:
     Raises `UnknownMethodError` if there is none of that name.
     """
     found = stream_of(pod, name)
-    function = getattr(found, "__func__", None)  # of anything but a method none is remembered
-    if _yields(found) if function is None else _known_to_yield(function):
+    if is_generator(found):
         raise stream_error(name)
     return found
+
+
+def is_generator(method: Any) -> bool:
+    """True of a method of which nothing runs until its first item is asked for."""
+    function = getattr(method, "__func__", None)  # of anything but a method none is remembered
+    return _yields(method) if function is None else _known_to_yield(function)
 
 
 @lru_cache(maxsize=1024)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from ray_route.errors import FencedError, RouteError
@@ -13,10 +14,12 @@ from ray_route.pod.current_link import under
 from ray_route.pod.due import check_due, due_of, is_over, late
 from ray_route.pod.endings import EXITS
 from ray_route.pod.leaving import leaving, own_refusal
-from ray_route.pod.methods import is_stream, no_stream_error, stream_of
+from ray_route.pod.methods import is_generator, is_stream, no_stream_error, stream_of
 from ray_route.pod.surely_left import surely_left
 from ray_route.protocol.calls import Header, Refused, StreamEnd, chain_of
 from ray_route.runtime.running_hooks import check_not_awaited
+
+_END = object()
 
 
 def stream(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -45,13 +48,15 @@ def _served(pod: Any, call: object, header: Header, args: Any, kwargs: Any) -> I
     items: Any = None
     try:
         with pod._ray_route_turn:
-            items = checked(_begun(agent, header, function, args, kwargs), method)
-        if type(items) is Refused:
-            last = items
+            items = checked(_begun(agent, header, partial(function, *args, **kwargs)), method)
+        has_run = not is_generator(function)
+        for item in _taking_turns(pod, agent, header, items, has_run=has_run):
+            if type(item) is Refused:
+                last = item
+                break
+            gate.recheck(uid, epoch)
+            yield item
         else:
-            for item in _taking_turns(pod, agent, header, items):
-                gate.recheck(uid, epoch)
-                yield item
             gate.recheck(uid, epoch)
     except FencedError as error:
         last = own_refusal(agent, error)
@@ -64,8 +69,8 @@ def _served(pod: Any, call: object, header: Header, args: Any, kwargs: Any) -> I
     yield last
 
 
-def _begun(agent: PodAgent, header: Header, function: Any, args: Any, kwargs: Any) -> Any:
-    """Return what the user's method returns; a refusal if it waited too long for that.
+def _begun(agent: PodAgent, header: Header, function: Callable[[], Any]) -> Any:
+    """Return what the user's code returns that begins a call; a refusal if it waited too long.
 
     Raises `FencedError` if its uid was lost meanwhile.
     """
@@ -73,8 +78,7 @@ def _begun(agent: PodAgent, header: Header, function: Any, args: Any, kwargs: An
     if is_over(due):
         return Refused(late(due, agent.service, header[0], header[3]))
     agent.gate.recheck(header[0], header[1], has_run=False)
-    with under(agent, header, None):
-        return function(*args, **kwargs)
+    return _step(agent, header, function)
 
 
 def checked(items: Any, method: str) -> Any:
@@ -83,15 +87,28 @@ def checked(items: Any, method: str) -> Any:
     return items if known else Refused(no_stream_error(method, items))
 
 
-def _taking_turns(pod: Any, agent: PodAgent, header: Header, items: Iterator[Any]) -> Iterator[Any]:
-    """Yield the items, each made in a turn of its own: hooks may run in between."""
-    while True:
-        with pod._ray_route_turn, under(agent, header, None):
-            try:
-                item = next(items)
-            except StopIteration:
-                return
+def _taking_turns(
+    pod: Any, agent: PodAgent, header: Header, items: Any, *, has_run: bool
+) -> Iterator[Any]:
+    """Yield the items, each made in a turn of its own: hooks may run in between; or a refusal.
+
+    Of a generator nothing `has_run` before its first one: it may have waited too long for that.
+    """
+    if type(items) is Refused:
+        yield items
+        return
+    step = partial(next, items, _END)
+    with pod._ray_route_turn:
+        item = _step(agent, header, step) if has_run else _begun(agent, header, step)
+    while item is not _END:
         yield item
+        with pod._ray_route_turn:
+            item = _step(agent, header, step)
+
+
+def _step(agent: PodAgent, header: Header, step: Callable[[], Any]) -> Any:
+    with under(agent, header, None):
+        return step()
 
 
 def _close(agent: PodAgent, header: Header, items: Any) -> None:
@@ -111,14 +128,14 @@ async def stream_async(
         check_due(due_of(header), agent.service, uid, method)
         check_not_awaited(chain_of(header), agent.namespace, agent.service, uid)
         function = stream_of(pod, method)
-        await gate.enter_async(uid, epoch, incarnation)
+        await gate.enter_async(uid, epoch, incarnation, due=due_of(header))
     except RouteError as error:
         yield Refused(error)
         return
     last: Any = StreamEnd()
     items: Any = None
     try:
-        items = _begun(agent, header, function, args, kwargs)
+        items = _begun(agent, header, partial(function, *args, **kwargs))
         if inspect.isawaitable(items):
             with under(agent, header, None):
                 items = await items

@@ -18,6 +18,7 @@ from ray_route.pod.due import check_due, due_of, is_over, late, patience_s
 from ray_route.pod.endings import EXITS
 from ray_route.pod.leaving import leaving, own_refusal
 from ray_route.pod.methods import (
+    is_generator,
     is_interleaved,
     is_stream,
     lacks_value,
@@ -199,7 +200,7 @@ class TurnCalls:
             self._agent.gate.leave(uid)
             turn.end()
 
-    def _method(self, uid: str, name: str, args: Any, kwargs: Any) -> Callable[[], Any]:
+    def _method(self, uid: str, name: str, args: Any, kwargs: Any) -> partial[Any]:
         return partial(getattr(self._target.of(uid), name), *args, **kwargs)
 
     def _end(self, uid: str, turn: _Begun) -> None:
@@ -281,28 +282,35 @@ class TurnCalls:
     ) -> AsyncGenerator[Any, None]:
         """Yield the items of a user's generator, or a refusal, each once the uid is still held."""
         uid, epoch = header[:2]
-        items = await self._generator(header, turn, args, kwargs)
+        method = self._method(uid, header[3], args, kwargs)
+        items = await self._generator(header, turn, method)
         if type(items) is Refused:
             yield items
             return
+        has_run = not is_generator(method.func)
         try:
-            while (item := await self._next(header, turn, items)) is not _END:
+            while (item := await self._next(header, turn, items, has_run=has_run)) is not _END:
+                if type(item) is Refused:
+                    yield item
+                    return
+                has_run = True
                 await self._agent.gate.recheck_async(uid, epoch)
                 yield item
             await self._agent.gate.recheck_async(uid, epoch)
         finally:
             await self._close(header, turn, items)
 
-    async def _generator(self, header: Header, turn: _Begun, args: Any, kwargs: Any) -> Any:
+    async def _generator(self, header: Header, turn: _Begun, method: Callable[[], Any]) -> Any:
         """Return what the user's method does, or a refusal if that is none, or comes too late."""
-        uid, name = header[0], header[3]
-        method = self._method(uid, name, args, kwargs)
         # What runs later has no deadline: each item has its own.
         begun = partial(self._begun, header, due_of(header), method)
-        return checked(await self._user(header, turn, None, begun), name)
+        return checked(await self._user(header, turn, None, begun), header[3])
 
-    async def _next(self, header: Header, turn: _Begun, items: Any) -> Any:
+    async def _next(self, header: Header, turn: _Begun, items: Any, *, has_run: bool) -> Any:
+        """Return the next item; if nothing has run before, perhaps a refusal, as of a call."""
         step = items.__anext__ if inspect.isasyncgen(items) else partial(next, items, _END)
+        if not has_run:
+            step = partial(self._begun, header, due_of(header), step)
         try:
             return await self._user(header, turn, None, step)
         except StopAsyncIteration:

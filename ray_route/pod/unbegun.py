@@ -4,13 +4,15 @@ Ray ends an actor whatever it does. One that waited for room when it was looked 
 its index and have users before its end arrives. So who ends it notes that first, in Ray's head, and
 then looks again: a pod that has not begun by then finds the note before it may claim.
 
-The note goes once the head calls the actor dead, or if it had begun. Should whoever ends a pod die
-in between, the pod ends itself when it begins.
+The note goes once the head calls the actor dead, or if it had begun. It is a note of who ends the
+pod: another may have looked before the pod began, and is about to end it. Should whoever ends a pod
+die in between, the pod ends itself when it begins.
 """
 
 from __future__ import annotations
 
 import time
+import uuid
 from typing import Any
 
 import ray
@@ -30,7 +32,7 @@ def end_unbegun(pod: Any) -> bool:
     """End an actor for good if no process of it has begun; False if one has, or nobody knows."""
     if not is_unbegun(pod):
         return False
-    note = _note_of(pod)
+    note = f"{_notes_of(pod)}{uuid.uuid4().hex}"
     head_notes.put(note, b"ends")
     if not is_unbegun(pod):
         head_notes.delete(note)
@@ -62,7 +64,7 @@ def may_claim(actor: str) -> bool:
 def _is_ended() -> bool:
     own: Any = ray.get_runtime_context().current_actor
     try:
-        if head_notes.get(_note_of(own)) is None:
+        if not head_notes.names(_notes_of(own)):
             return state_of(own) != ALIVE
         _end_for_good(own)
     except ray.exceptions.RayError as error:
@@ -83,5 +85,6 @@ def _end_for_good(pod: Any) -> bool:
     return True
 
 
-def _note_of(pod: Any) -> str:
-    return f"{pod._actor_id.hex()}:ends"  # noqa: SLF001 - it has no public one
+def _notes_of(pod: Any) -> str:
+    """Return how the names of all notes begin that a pod ends."""
+    return f"{pod._actor_id.hex()}:ends:"  # noqa: SLF001 - it has no public one

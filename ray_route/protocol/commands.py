@@ -115,6 +115,17 @@ class EndAt:
     after_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """Take in of uids, and their epochs, whether their links are persistent from now on.
+
+    They are this pod's as before: one that it takes for temporary it would give up when nobody
+    uses it, and its link would go. Answer: nothing.
+    """
+
+    uids: dict[str, tuple[int, bool]]
+
+
 class Shown(NamedTuple):
     """What a pod has: the epochs of all uids held, and how many calls run.
 
@@ -152,8 +163,9 @@ class Refreshed(NamedTuple):
     """What became of the links that an agent has reported as in use (`Router.report_use`).
 
     `ended` are those that are others by now, with the epochs reported. `ending` are those whose
-    lives were not lengthened, for their removal is scheduled: their pod may not know of that, since
-    whoever took it back there could not take it back in Redis. All else live on for a whole lease.
+    lives were not lengthened: their removal is scheduled, and their pod may not know of that, since
+    whoever took it back there could not take it back in Redis; or they are damaged, and were
+    temporary. All else live on for a whole lease.
     """
 
     ended: dict[str, int]
@@ -207,7 +219,9 @@ class Memory:
     ago_s: dict[str, float] = field(default_factory=dict)
 
 
-Command = Release | Cancel | Take | Settled | EndAt | Show | Count | Weigh | Close | Open | Recall
+Command = (
+    Release | Cancel | Take | Settled | EndAt | Kinds | Show | Count | Weigh | Close | Open | Recall
+)
 
 Numbered = tuple[int, Command]
 """A command, and the number under which its answer is expected."""

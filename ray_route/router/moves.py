@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from ray_route.clock import Deadline
 from ray_route.errors import PodUnavailableError, RouteError, StateNotMovedError
 from ray_route.model import Link, PodRecord
-from ray_route.protocol.commands import Address, Cancel, EndAt, Release, Settlement
+from ray_route.protocol.commands import Address, Cancel, EndAt, Kinds, Release, Settlement
 from ray_route.router.carrier import Carrier, is_at
 from ray_route.router.directory import Directory
 from ray_route.router.hand_over import Damages, HandOver, Note, damaged_of
@@ -108,22 +108,32 @@ class Moves:
     ) -> bool:
         """Remove a uid's link, now or later, if `pod` (None: any) holds it; say whether it did.
 
-        Later, its owner gives it up when that is due, and then the link goes.
+        Later, its owner gives it up when that is due, and then the link goes. One that is moved
+        meanwhile, by a drain, is removed where it has gone.
         """
         deadline = Deadline.after(timeout_s)
         async with self._in_move.turn(service, uid, deadline):
-            held = await self._links.read(service, uid)
-            if held is None or pod not in (None, held.pod):
-                return False
-            if after_s == 0:
-                await self._release(service, uid, held, deadline)
-            elif await self._end_at(service, uid, held, after_s):
-                after_s += self._grace_s
-            removed = await self._links.remove(service, uid, held, after_s)
-            if after_s == 0:
-                self._carrier.dropped(service, {uid: held})
-            self._stale(service, {uid: held.epoch})
-            return removed
+            while held := await self._links.read(service, uid):
+                if pod not in (None, held.pod):
+                    return False
+                if await self._removed(service, uid, held, after_s, deadline):
+                    return True
+                deadline.check(f"uid {uid!r} of {service!r} to stand still")
+            return False
+
+    async def _removed(
+        self, service: str, uid: str, held: Link, after_s: float, deadline: Deadline
+    ) -> bool:
+        """Remove exactly that link, by way of its living owner; say whether it still held."""
+        if after_s == 0:
+            await self._release(service, uid, held, deadline)
+        elif await self._end_at(service, uid, held, after_s):
+            after_s += self._grace_s
+        removed = await self._links.remove(service, uid, held, after_s)
+        if removed and after_s == 0:  # else its owner asks: it may have it back
+            self._carrier.dropped(service, {uid: held})
+        self._stale(service, {uid: held.epoch})
+        return removed
 
     async def _give(
         self,
@@ -143,6 +153,9 @@ class Moves:
         link = await self._links.set(service, uid, target, held, persistent=persistent)
         if held is not None and link.epoch != held.epoch:
             self._stale(service, {uid: link.epoch - 1})
+        elif held is not None:
+            kinds = Kinds({uid: (link.epoch, link.persistent)})
+            self._mailboxes.post((service, link.pod, link.incarnation), kinds)
         return link
 
     async def _carry(

@@ -46,10 +46,13 @@ def _holds(outcome: Outcome | RouteError, epoch: int) -> bool | None:
 def refreshed(uids: Mapping[str, int], outcomes: Outcomes, lease_s: float) -> Refreshed:
     """Say which links are others by now, and which do not live on for a whole lease."""
     ended = not_held(uids, outcomes)
-    least_s = lease_s - _ROUNDED_S
-    ending = {
-        uid
-        for uid, outcome in outcomes.items()
-        if isinstance(outcome, Outcome) and outcome.link and outcome.link.lease_s < least_s
-    }
+    ending = {uid for uid, outcome in outcomes.items() if _ends(outcome, lease_s - _ROUNDED_S)}
     return Refreshed(ended, ending - ended.keys())
+
+
+def _ends(outcome: Outcome | RouteError, least_s: float) -> bool:
+    """Say whether a link lives on for less than that; one that is damaged nobody lengthens."""
+    if isinstance(outcome, DamagedKeyError):
+        return outcome.ends
+    link = linked(outcome)
+    return link is not None and link.lease_s < least_s

@@ -318,7 +318,7 @@ class LinkCalls:
             if owner is None or len(epoch) != EPOCH_DIGITS or epoch > _MOST or not epoch.isdigit():
                 found = parse_link(value)
                 if found is None:
-                    links.append(self._damaged(names, len(links), value))
+                    links.append(self._damaged(names, len(links), value, ttl_ms))
                     continue
                 owner, epoch, replaced = found
                 if value.count(b":") == _COLONS:
@@ -331,8 +331,11 @@ class LinkCalls:
             links.append(make_link(pod, incarnation, int(epoch), persistent, lease_s, replaced))
         return links
 
-    def _damaged(self, names: Sequence[str], index: int, value: bytes) -> DamagedKeyError:
-        return damaged_link(self.keys, names[index] if names else "", value)
+    def _damaged(
+        self, names: Sequence[str], index: int, value: bytes, ttl_ms: int | None
+    ) -> DamagedKeyError:
+        key = names[index] if names else ""
+        return damaged_link(self.keys, key, value, ends=ttl_ms is not None)
 
 
 def parse_link(value: bytes) -> tuple[tuple[int, int], bytes, int] | None:
@@ -346,12 +349,13 @@ def parse_link(value: bytes) -> tuple[tuple[int, int], bytes, int] | None:
     return (int(found[1]), int(found[2])), found[3], int(found[4] or 0)
 
 
-def damaged_link(keys: Keys, key: str, value: bytes) -> DamagedKeyError:
+def damaged_link(keys: Keys, key: str, value: bytes, *, ends: bool = False) -> DamagedKeyError:
     """Make the error of a link that nobody can read; a script puts "?" before its value."""
     service, uid = Keys.link_named(key) or (None, None)
     return DamagedKeyError(
         key=key,
         reason=f"{shown(value.removeprefix(b'?'))} instead of a link",
+        ends=ends,
         namespace=keys.namespace,
         service=service,
         uid=uid,

@@ -160,7 +160,7 @@ def test_a_pod_that_has_begun_by_then_is_not_ended_and_serves_on(
 def test_a_pod_whose_ender_died_ends_itself_and_is_made_anew_where_it_is_wanted(
     stuck: Stuck,
 ) -> None:
-    head_notes.put(unbegun._note_of(stuck.handle), b"ends")
+    head_notes.put(f"{unbegun._notes_of(stuck.handle)}of who died", b"ends")
     stuck.let_begin()
     assert state_of(stuck.handle) == DEAD
     assert stuck.client.pods(stuck.service)[1].incarnation == stuck.before

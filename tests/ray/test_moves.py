@@ -243,6 +243,23 @@ def test_links_in_use_never_end_and_unused_ones_are_released(ray_session: None) 
     end_router(name)
 
 
+def test_a_link_that_becomes_persistent_does_not_end_for_want_of_use(ray_session: None) -> None:
+    name, service, released = unique_name(), "svc", []
+    with ray_route.connect(name, ttl_s=3.0, margin_s=0.2) as client:
+        agent = ray_route.PodAgent(name, service, 0, on_release=released.append).start()
+        for uid in ("kept", "unused"):  # in this order: the first is idle before the other
+            admit(agent, client.compute_linked_pod(uid, service), uid)
+        kept = agent.set_linked_pod("kept")
+        eventually(
+            lambda: client.get_linked_pod_not_cache("unused", service) is None, "the other ends"
+        )
+        assert released == ["unused"]
+        assert client.get_linked_pod_not_cache("kept", service) == kept
+        assert kept.persistent
+        agent.stop()
+    end_router(name)
+
+
 def test_a_drain_moves_every_uid_with_its_state_and_fails_no_call(client: Any, deploy: Any) -> None:
     service = deploy(Carrier, replicas=3).service
     uids = [f"u{number}" for number in range(60)]

@@ -269,6 +269,28 @@ def test_a_damaged_link_is_an_error_for_its_uid_alone(store: Store):
     with_each(store, LINKS, scenario)
 
 
+def ending(harm: Harm) -> Harm:
+    """Do a harm to a link that leaves it the time that it has."""
+
+    def harm_it(bench: Bench) -> None:
+        left_ms = bench.store.one(plain_call("PTTL", link_key(bench)))
+        assert left_ms > 0
+        harm(bench)
+        bench.put("PEXPIRE", link_key(bench), left_ms)
+
+    return harm_it
+
+
+def test_a_pods_belief_in_a_damaged_link_that_ends_is_not_lengthened_by_a_use_report(store: Store):
+    async def scenario(bench: Bench) -> None:
+        assert await bench.links.refresh(SERVICE, epochs(bench)) == Refreshed({}, {UID})
+        # Where it stays, its uid can be nobody else's, until it is mended.
+        bench.put("PERSIST", link_key(bench))
+        assert await bench.links.refresh(SERVICE, epochs(bench)) == Refreshed({}, set())
+
+    with_each(store, {name: ending(harm) for name, harm in LINKS.items()}, scenario)
+
+
 def epochs(bench: Bench) -> dict[str, int]:
     return {
         uid: link.epoch for uid, link in bench.placed[SERVICE].items() if isinstance(link, Link)

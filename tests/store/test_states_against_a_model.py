@@ -18,21 +18,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from helpers import soon
 
 from ray_route.clock import now
 from ray_route.config import RouteConfig
-from ray_route.errors import FencedError, RouteError
+from ray_route.errors import FencedError, RouteError, StoreUnavailableError
 from ray_route.model import Link, PodRecord, RoutingState
 from ray_route.pod.admission import Admission, Told, Verdict
 from ray_route.pod.entries import Phase
 from ray_route.pod.exports import Exports, Unsent
 from ray_route.pod.holdings import Holdings
+from ray_route.pod.kinds import set_kinds
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Kind, Releases
 from ray_route.pod.states import arrival
 from ray_route.protocol.commands import (
     Cancel,
     EndAt,
+    Kinds,
     Memory,
     Recall,
     Release,
@@ -183,6 +186,8 @@ class Pod:
             router.mailboxes.answer(self.address, number, None)
         elif isinstance(command, EndAt):
             router.mailboxes.answer(self.address, number, [])
+        elif isinstance(command, Kinds):
+            set_kinds(self.held, command.uids)
         elif isinstance(command, Recall):
             self.held.recalled_at = self.held.clock()
             lapsed, held, ago_s = self.held.memory()
@@ -347,6 +352,10 @@ class World:
             self.start_pod(index)
         await self.router.membership.refresh_all()
 
+    def end(self) -> None:
+        for pod in self.pods.values():
+            pod.end()
+
     def start_pod(self, index: int) -> None:
         calls = PodCalls(self.keys)
         actor = f"actor-{index}-{self.random.getrandbits(40)}"
@@ -488,8 +497,7 @@ async def history(world: World, steps: int) -> None:
     for _ in range(200):
         await world.call()
         await asyncio.sleep(0.002)  # the pace of a caller
-    for pod in world.pods.values():
-        pod.end()
+    world.end()
     for router in world.routers:
         await router.connection.close()
 
@@ -510,3 +518,102 @@ def test_no_state_is_lost_but_with_the_pod_that_had_it(store: Store, namespace: 
     seen = run(store, namespace, seed, steps=int(os.environ.get("STATES_STEPS", "300")))
     print(f"seed {seed}: {dict(seen)}")
     assert seen["calls"], "this proves little"
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+@pytest.mark.parametrize("after_s", [0, ALWAYS_S])
+@pytest.mark.parametrize("of", ["whoever holds it", "its old pod"])
+def test_a_uid_that_is_moved_as_it_is_removed_is_removed_where_it_has_gone(
+    store: Store, namespace: str, after_s: float, of: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(world: World) -> None:
+        await world.begin()
+        router = world.router
+        moves, links, membership = router.moves, router.links, router.membership
+        link = await placed(world)
+        remove, other = links.remove, (link.pod + 1) % PODS
+
+        async def late(service: str, uid: str, held: Link, after_s: float) -> bool:
+            monkeypatch.undo()
+            target = await membership.target(service, other)
+            await links.hand_over(service, {uid: held}, target)  # as a drain does
+            return await remove(service, uid, held, after_s)
+
+        monkeypatch.setattr(links, "remove", late)
+        pod = None if of == "whoever holds it" else link.pod
+        is_removed = await moves.remove(SERVICE, "a", pod, after_s=after_s, timeout_s=20.0)
+        left = await links.read(SERVICE, "a")
+        if pod is not None:
+            assert not is_removed
+            assert left is not None
+            assert left.pod == other
+        else:
+            assert is_removed
+            assert (left is None) == (after_s == 0)
+        world.end()
+        await world.router.connection.close()
+
+    asyncio.run(story(World(store, namespace, 1)))
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+def test_a_uid_that_is_given_back_as_it_is_removed_keeps_its_state_if_it_stays(
+    store: Store, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(world: World) -> None:
+        await world.begin()
+        moves, links = world.router.moves, world.router.links
+        link = await placed(world)
+        remove = links.remove
+
+        async def fails(*_: object) -> None:
+            monkeypatch.undo()
+            raise StoreUnavailableError(address="its address", reason="it is away")
+
+        async def late(service: str, uid: str, held: Link, after_s: float) -> bool:
+            await links.regrant(service, {uid: held.epoch})  # as a drain does that has failed
+            monkeypatch.setattr(links, "read", fails)
+            return await remove(service, uid, held, after_s)
+
+        monkeypatch.setattr(links, "remove", late)
+        with pytest.raises(StoreUnavailableError):
+            await moves.remove(SERVICE, "a", None, after_s=0, timeout_s=20.0)
+        back = await links.read(SERVICE, "a")
+        assert back is not None
+        assert back.replaced == link.epoch
+        pod = world.pods[link.pod]
+        await soon(lambda: pod.held.memory()[1].get("a") == (back.epoch, False), "it is back")
+        assert await pod.add("a", back) == 2
+        world.end()
+        await world.router.connection.close()
+
+    asyncio.run(story(World(store, namespace, 1)))
+
+
+async def placed(world: World) -> Link:
+    """Place "a", and call it once."""
+    link = (await world.router.directory.compute(SERVICE, {"a": 1}, None))["a"]
+    assert isinstance(link, Link)
+    assert await world.pods[link.pod].add("a", link) == 1
+    return link
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+@pytest.mark.parametrize("verb", ["set", "try_set"])
+def test_a_pod_hears_of_which_kind_a_link_is_that_it_keeps(
+    store: Store, namespace: str, verb: str
+) -> None:
+    async def story(world: World) -> None:
+        await world.begin()
+        link = await placed(world)
+        pod = world.pods[link.pod]
+        change = getattr(world.router.moves, verb)
+        how = {"timeout_s": ALWAYS_S, **({"steal": False} if verb == "try_set" else {})}
+        for persistent in (True, False):
+            await change(SERVICE, "a", link.pod, persistent=persistent, **how)
+            known = (link.epoch, persistent)
+            await soon(lambda known=known: pod.held.memory()[1]["a"] == known, "its pod hears it")
+        world.end()
+        await world.router.connection.close()
+
+    asyncio.run(story(World(store, namespace, 1)))

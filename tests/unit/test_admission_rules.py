@@ -12,6 +12,7 @@ from ray_route.pod.admission import Admission, Told, Verdict
 from ray_route.pod.entries import Phase
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.in_use import in_use
+from ray_route.pod.kinds import set_kinds
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Kind, Releases, Work
 from ray_route.protocol.commands import Outcome, Refreshed
@@ -91,6 +92,13 @@ class Pod:
 
     def renew(self) -> None:
         assert self.held.renew(self.clock())
+
+    def idle(self) -> None:
+        """Have nobody use anything for long."""
+        for _ in range(8):
+            self.clock.tick(IDLE_S / 6)
+            self.renew()
+        self.releases.look_for_idle()
 
     def lapse_and_resume(self) -> None:
         assert self.held.resume(self.held.lapse(), self.clock())
@@ -1109,6 +1117,27 @@ class TestUse:
         pod.releases.look_for_idle()
         assert pod.to_confirm() == []
         assert pod.take() == []
+
+    def test_one_that_has_become_persistent_is_never_idle(self, pod: Pod):
+        pod.confirm(lease_s=1_000)
+        set_kinds(pod.held, {"u": (100, True), "v": (100, True)})
+        pod.idle()
+        assert pod.take() == []
+
+    def test_one_that_is_persistent_no_more_is_idle_once_nobody_has_used_it_since(self, pod: Pod):
+        pod.confirm(lease_s=1_000, persistent=True)
+        pod.idle()
+        set_kinds(pod.held, {"u": (100, False)})
+        pod.releases.look_for_idle()
+        assert pod.take() == []
+        pod.idle()
+        assert pod.take() == [("u", 100, Kind.RELEASE)]
+
+    def test_what_becomes_of_another_epoch_says_nothing_of_this(self, pod: Pod):
+        pod.confirm(lease_s=1_000)
+        set_kinds(pod.held, {"u": (99, True)})
+        pod.idle()
+        assert pod.take() == [("u", 100, Kind.RELEASE)]
 
     def test_what_is_held_is_listed_with_its_kind(self, pod: Pod):
         pod.hold("v", 200, persistent=True)

@@ -7,15 +7,18 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from helpers import eventually, soon
-from test_interrupted_pods import PATIENCE_S, Pod, Room, TurnPod, call, stream
+from test_interrupted_pods import PATIENCE_S, Pod, Room, Rooms, TurnPod, call, stream
 
-from ray_route.errors import FencedError
+from ray_route.clock import Deadline
+from ray_route.errors import FencedError, RouteError, RouteTimeoutError
+from ray_route.pod import streams, turn_calls
 from ray_route.pod.holdings import Holdings
-from ray_route.protocol.calls import Refused
+from ray_route.protocol.calls import SAME_PROCESS, Refused
+from ray_route.runtime.call_context import time_of
 
 
 def lapses(held: Holdings) -> None:
@@ -123,3 +126,144 @@ def test_one_that_waits_for_a_thread_begins_only_while_its_uid_is_held(
         assert Counted.said == runs
 
     asyncio.run(main())
+
+
+Happens = Callable[[Holdings, pytest.MonkeyPatch], object]
+
+
+class Steps:
+    """Stands for a turn that another call has, before it is had for the second time."""
+
+    def __init__(self, between: Callable[[], object]) -> None:
+        self._between = between
+        self._had = 0
+
+    def __enter__(self) -> None:
+        self._had += 1
+        if self._had == 2:
+            self._between()
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class Told(Room):
+    """Notes what has run of its streams."""
+
+    ran: ClassVar[list[str]] = []
+
+    def told(self) -> Iterator[str]:
+        Told.ran.append("told")
+        yield "hello"
+
+    def worked_and_told(self) -> Iterator[str]:
+        Told.ran.append("worked")
+        return self.told()
+
+
+def comes_late(_: Holdings, patch: pytest.MonkeyPatch) -> None:
+    """Have all callers have given up by now."""
+    patch.setattr(streams, "is_over", lambda _: True)
+    patch.setattr(turn_calls, "is_over", lambda _: True)
+
+
+def with_deadline(pod: Pod, method: str, due_s: float = PATIENCE_S) -> list[Any]:
+    due_at = time_of(Deadline.after(due_s))
+    return [*pod.header(method, 0, 0), due_at, SAME_PROCESS, 0]
+
+
+@pytest.mark.parametrize(
+    ("happens", "refused"),
+    [
+        pytest.param(lambda held, _: lapses(held), FencedError, id="its lease lapses"),
+        pytest.param(lambda held, _: is_lost(held), FencedError, id="its uid is lost"),
+        pytest.param(comes_late, RouteTimeoutError, id="it is late"),
+        pytest.param(lambda held, _: needs_confirmation(held), None, id="it is confirmed"),
+    ],
+)
+class TestStreamsThatWaitForTheirFirstItem:
+    """Of a generator nothing has run before that."""
+
+    def refuses(self, items: list[Any], refused: type[RouteError] | None) -> None:
+        if refused is None:
+            assert (items[0], Told.ran) == ("hello", ["told"])
+            return
+        assert isinstance(items[0], Refused), items
+        assert isinstance(items[0].error, refused)
+        assert not items[0].error.may_have_run
+        assert Told.ran == []
+
+    def test_for_their_pods_turn(
+        self, happens: Happens, refused: type[RouteError] | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pod = Pod(one_by_one=True)
+        pod.rooms: Any = Told("u")
+        header = with_deadline(pod, "told")
+        pod._ray_route_turn = Steps(lambda: happens(pod.held, monkeypatch))  # type: ignore[assignment]
+        Told.ran.clear()
+        self.refuses(list(streams.stream(pod, header)), refused)
+        assert pod.held.running == 0
+
+    def test_for_a_thread(
+        self, happens: Happens, refused: type[RouteError] | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def main() -> None:
+            pod = TurnPod(Told, on_loop=False)
+            header = with_deadline(pod, "told")
+            self.steps(pod, lambda: happens(pod.held, monkeypatch))
+            Told.ran.clear()
+            self.refuses([item async for item in pod.calls.stream(header, (), {})], refused)
+            assert pod.held.running == 0
+
+        asyncio.run(main())
+
+    @staticmethod
+    def steps(pod: TurnPod, between: Callable[[], object]) -> None:
+        """Have something happen before a thread is there for the second time."""
+        threads: Any = pod.calls._threads
+        steps, run = Steps(between), threads.run
+
+        async def waits(*args: Any, **kwargs: Any) -> Any:
+            with steps:
+                return await run(*args, **kwargs)
+
+        threads.run = waits
+
+
+def test_a_stream_whose_method_has_worked_before_its_first_item_is_not_said_not_to_have_run() -> (
+    None
+):
+    pod = Pod(one_by_one=True)
+    pod.rooms: Any = Told("u")
+    header = with_deadline(pod, "worked_and_told")
+    pod._ray_route_turn = Steps(lambda: lapses(pod.held))  # type: ignore[assignment]
+    (answer,) = streams.stream(pod, header)
+    assert isinstance(answer.error, FencedError)
+    assert answer.error.may_have_run
+
+
+def test_a_stream_on_the_loop_waits_for_on_acquire_no_longer_than_its_caller_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def acquire(*_: object) -> None:
+        begun.set()
+        over.wait(4 * PATIENCE_S)
+
+    monkeypatch.setattr(Rooms, "on_acquire", acquire)
+    pod = Pod(one_by_one=False)
+
+    async def main() -> None:
+        due_s = 0.1
+        while not begun.is_set():  # where that was too short to come so far, again
+            header = with_deadline(pod, "items", due_s)
+            answer = await asyncio.wait_for(anext(streams.stream_async(pod, header)), PATIENCE_S)
+            assert isinstance(answer.error, RouteTimeoutError)
+            assert not answer.error.may_have_run
+            due_s *= 2
+
+    try:
+        asyncio.run(main())
+    finally:
+        over.set()

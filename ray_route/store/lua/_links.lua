@@ -49,21 +49,26 @@ local function advance()
   return counter
 end
 
+-- How many ms a key has left; nil: it has no end.
+local function left_ms(key)
+  local ttl = redis.call('PTTL', key)
+  return ttl >= 0 and ttl or nil
+end
+
 -- Returns nil for no link. A damaged one has no owner; its value is reported with a '?' before it.
 local function read(key)
   local value, is_foreign = try('GET', key)
-  if is_foreign then return {value = '?another type', is_damaged = true} end
+  if is_foreign then return {value = '?another type', is_damaged = true, ttl = left_ms(key)} end
   if not value then return nil end
   local owner, epoch, rest = string.match(value, '^(%d+:%d+):(%d+)(.*)$')
   local replaced, marked = string.match(rest or '', '^:(%d+)(.*)$')
   rest = marked or rest
   local mark = rest == '' and '' or string.match(rest or '', '^:([tp])$')
   if not (is_number(epoch) and is_number(replaced or '0') and mark) or #owner > 27 then
-    return {value = '?' .. string.sub(value, 1, 40), is_damaged = true}
+    return {value = '?' .. string.sub(value, 1, 40), is_damaged = true, ttl = left_ms(key)}
   end
-  local ttl = redis.call('PTTL', key)
   return {value = value, owner = owner, epoch = epoch, replaced = replaced, mark = mark,
-    ttl = ttl >= 0 and ttl or nil}
+    ttl = left_ms(key)}
 end
 
 -- What a link begins with, whether or not its removal is scheduled.
