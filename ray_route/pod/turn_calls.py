@@ -195,7 +195,8 @@ class TurnCalls:
             turn.end()
             raise
         try:
-            return await self._user(header, turn, None, function)
+            begun = partial(self._begun, header, None, function)
+            return await self._user(header, turn, None, begun)
         finally:
             self._agent.gate.leave(uid)
             turn.end()

@@ -17,7 +17,7 @@ from ray_route.store.scripts import plain_call, script_call
 READY, DENY_NEW = RoutingState.READY, RoutingState.DENY_NEW
 ROUTER = 1_000
 FIRST = Identity("chat", 0, "process-1", "node-1", "actor-1")
-SECOND = replace(FIRST, process="process-2", node="node-2", actor="actor-2")
+SECOND = FIRST._replace(process="process-2", node="node-2", actor="actor-2")
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ def test_the_first_claim_makes_the_service_known(pods: Pods):
 
 def test_a_table_holds_each_pod_by_itself_in_the_order_of_their_indexes(pods: Pods):
     for index in (10, 0, 2):
-        pods.claim(replace(FIRST, pod=index, process=f"process-{index}"))
-    pods.renew(replace(FIRST, pod=2, process="process-2"), pods.table()[1].incarnation, 2.5)
+        pods.claim(FIRST._replace(pod=index, process=f"process-{index}"))
+    pods.renew(FIRST._replace(pod=2, process="process-2"), pods.table()[1].incarnation, 2.5)
     assert [(pod.pod, pod.process, pod.load) for pod in pods.table()] == [
         (0, "process-0", 0.0),
         (2, "process-2", 2.5),
@@ -117,7 +117,7 @@ def test_a_table_holds_each_pod_by_itself_in_the_order_of_their_indexes(pods: Po
 
 @pytest.mark.parametrize("text", ["with:colon", "a b", "é", ""])
 def test_a_record_keeps_any_text(pods: Pods, text: str):
-    pods.claim(replace(FIRST, node=text, actor=text))
+    pods.claim(FIRST._replace(node=text, actor=text))
     assert (pods.record().node, pods.record().actor) == (text, text)
 
 

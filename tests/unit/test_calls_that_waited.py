@@ -128,6 +128,33 @@ def test_one_that_waits_for_a_thread_begins_only_while_its_uid_is_held(
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(("happens", "runs"), [(lapses, 0), (is_lost, 0), (needs_confirmation, 1)])
+def test_a_save_that_waits_for_a_thread_begins_only_while_its_uid_is_held(
+    happens: Callable[[Holdings], None], runs: int
+) -> None:
+    async def main() -> None:
+        pod = TurnPod(Room, on_loop=False)
+        assert await pod.say(1, 0) == "hello"
+        saved: list[int] = []
+        threads = pod.calls._threads
+        assert threads is not None
+        over = threading.Event()
+        kept = asyncio.ensure_future(threads.run(lambda: over.wait(PATIENCE_S)))
+        save = asyncio.ensure_future(pod.calls.in_turn("u", "save", lambda: saved.append(1)))
+        await soon(lambda: pod.held.running == 1, "it is admitted")
+        happens(pod.held)
+        over.set()
+        await kept
+        if runs:
+            await save
+        else:
+            with pytest.raises(FencedError):
+                await save
+        assert len(saved) == runs
+
+    asyncio.run(main())
+
+
 Happens = Callable[[Holdings, pytest.MonkeyPatch], object]
 
 
