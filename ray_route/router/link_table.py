@@ -77,11 +77,17 @@ class LinkTable:
         return self._counted(service, uid, outcome, "set if absent")
 
     async def set(
-        self, service: str, uid: str, target: PodRecord, held: Link | None, *, persistent: bool
+        self,
+        service: str,
+        uid: str,
+        target: PodRecord,
+        held: Link | None,
+        *,
+        persistent: bool | None,
     ) -> Link:
         """Link a uid to a pod if `held` is still its link, or has ended; return what holds then.
 
-        A living owner must have given it up before.
+        A living owner must have given it up before. `persistent=None` keeps its kind.
         """
         expected = held.epoch if held else None
         outcome = await self._write_one(

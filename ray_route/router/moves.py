@@ -74,10 +74,7 @@ class Moves:
         async with self._in_move.turn(service, uid, deadline):
             while True:
                 held = await self._links.read(service, uid)
-                kind = persistent
-                if kind is None:
-                    kind = held is not None and held.persistent
-                link = await self._give(service, uid, held, target, kind, deadline)
+                link = await self._give(service, uid, held, target, persistent, deadline)
                 if is_at(link, target):
                     return link
                 deadline.check(f"uid {uid!r} of {service!r} to stand still")
@@ -141,7 +138,7 @@ class Moves:
         uid: str,
         held: Link | None,
         target: PodRecord,
-        persistent: bool,  # noqa: FBT001 - one of many facts
+        persistent: bool | None,  # noqa: FBT001 - one of many facts
         deadline: Deadline,
     ) -> Link:
         """Set a link if it still is what was read, having its living owner give it up first."""
@@ -164,7 +161,7 @@ class Moves:
         uid: str,
         held: Link,
         target: PodRecord,
-        persistent: bool,  # noqa: FBT001 - one of many facts
+        persistent: bool | None,  # noqa: FBT001 - one of many facts
         deadline: Deadline,
     ) -> Link:
         """Move a uid that its owner has given up with its state; give it back if that fails.

@@ -138,9 +138,9 @@ class LinkCalls:
 
         Of the kind that it has, unless `persistent` says another.
         """
-        kind = "kept" if persistent is None else _kind(persistent)
+        how = (self._ttl_ms, _kind(persistent))
         pairs = _interleave(expected, owners)
-        return self._call("hand_over", writer, shard, service, uids, self._ttl_ms, kind, *pairs)
+        return self._call("hand_over", writer, shard, service, uids, *how, *pairs)
 
     def regrant(
         self,
@@ -162,11 +162,11 @@ class LinkCalls:
         owners: Sequence[str],
         expected: Sequence[int | None] | None = None,
         *,
-        persistent: bool,
+        persistent: bool | None,
     ) -> Call:
         """Link each uid to its owner if its epoch is the expected one, or if it has no link.
 
-        Without `expected`, whatever it has.
+        Without `expected`, whatever it has; with `persistent=None` of the kind that it has.
         """
         epochs = (
             ["*"] * len(uids) if expected is None else ["" if e is None else e for e in expected]
@@ -372,7 +372,9 @@ def readable(links: Iterable[Link | DamagedKeyError | None]) -> list[Link | None
     return good
 
 
-def _kind(persistent: bool) -> str:  # noqa: FBT001 - it has no other argument
+def _kind(persistent: bool | None) -> str:  # noqa: FBT001 - it has no other argument
+    if persistent is None:
+        return "kept"
     return "persistent" if persistent else "temporary"
 
 

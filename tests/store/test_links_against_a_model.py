@@ -171,10 +171,12 @@ class LinkMachine(RuleBasedStateMachine):
         else:
             self._expect(uid, outcome, written=False)
 
-    @rule(uid=UIDS, owner=OWNERS, persistent=st.booleans())
-    def set(self, uid: str, owner: str, persistent) -> None:
+    @rule(uid=UIDS, owner=OWNERS, persistent=st.sampled_from([None, False, True]))
+    def set(self, uid: str, owner: str, persistent: bool | None) -> None:
+        held = self.held.get(uid)
         outcome = self._do("set", uid, owner, persistent=persistent)
-        self._assign(uid, outcome, owner, persistent)
+        kind = held is not None and held.persistent if persistent is None else persistent
+        self._assign(uid, outcome, owner, kind)
 
     @rule(uid=UIDS, owner=OWNERS, steal=st.booleans(), replaces=st.booleans())
     def try_set(self, uid: str, owner: str, steal, replaces) -> None:

@@ -142,6 +142,22 @@ def test_moves_of_one_uid_take_turns(store: Store) -> None:
 
 
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("pod", [0, 1])
+def test_a_move_keeps_the_kind_of_a_link_whose_removal_is_scheduled(
+    store: Store, pod: int, persistent: bool
+) -> None:
+    async def work(space: Space) -> None:
+        held = await space.moves.set("svc", "u", 0, persistent=persistent, timeout_s=10)
+        assert await space.links.remove("svc", "u", held, 60.0)
+        moved = await space.moves.set("svc", "u", pod, persistent=None, timeout_s=10)
+        assert (moved.pod, moved.persistent) == (pod, persistent)
+        assert await space.links.read("svc", "u") == moved
+
+    run(store, work)
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
 def test_what_a_pod_keeps_is_left(store: Store) -> None:
     async def work(space: Space) -> None:
         held = {

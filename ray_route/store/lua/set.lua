@@ -2,8 +2,9 @@
 -- the link is still the one that the caller has dealt with, or has ended.
 -- Prelude: _links.lua
 -- KEYS  see _links.lua
--- ARGV  3 ttl_ms; 4 'temporary' or 'persistent'; then per uid: "pod:incarnation", the epoch that
---       the caller has dealt with (empty: that it has no link; '*': whatever it has)
+-- ARGV  3 ttl_ms; 4 'temporary', 'persistent', or 'kept': of the kind that it has; then per uid:
+--       "pod:incarnation", the epoch that the caller has dealt with (empty: that it has no link;
+--       '*': whatever it has)
 -- Returns {status, counter, then per uid: value, ttl_ms or nil, 1 if written}
 local status = begin()
 if status ~= 'ok' then return {status, text(counter)} end
@@ -16,7 +17,8 @@ for i = 2, #KEYS do
     report(held, false)
   else
     if held then allow_full() end
-    report(assign(KEYS[i], held, owner, ARGV[4] == 'persistent', ARGV[3]), true)
+    local persistent = ARGV[4] == 'persistent' or (ARGV[4] == 'kept' and held and is_persistent(held))
+    report(assign(KEYS[i], held, owner, persistent, ARGV[3]), true)
   end
 end
 return finish()
