@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 from damagebench import CONFIG, OPTIONS, OTHER, SERVICE, USERS, Bench, Pod
@@ -389,7 +389,7 @@ def test_a_damaged_record_frees_no_index_and_its_command_does(store: Store):
     """Its pod is dead, and writes nothing back: another takes the index once it is mended."""
 
     async def scenario(bench: Bench) -> None:
-        heir = Pod(replace(bench.pods[1].who, process="another-process"), bench.pods[1].calls)
+        heir = Pod(bench.pods[1].who._replace(process="another-process"), bench.pods[1].calls)
         assert bench.store.one(heir.calls.claim(heir.who, READY))[0] == b"held"
         for damage in await bench.examine():
             assert damage.key == bench.keys.pods(SERVICE)

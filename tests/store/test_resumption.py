@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
@@ -730,7 +730,7 @@ def test_new_uids_go_to_pods_that_serve(run: Run) -> None:
         await world.router.membership.refresh_all()
         table = world.router.membership.table
         assert [pod.pod for pod in table.available(SERVICE)] == [0], "there is no other"
-        other = replace(WHO, pod=1, process="process-2")
+        other = WHO._replace(pod=1, process="process-2")
         world.store.one(world.pod.calls.claim(other, READY))
         await world.router.membership.refresh_all()
         assert [pod.pod for pod in table.available(SERVICE)] == [1]
