@@ -124,14 +124,23 @@ CELLS = {cell.name: cell for cell in (*VERSIONS, *SERVERS)}
 
 
 def interpreter(version: str) -> Path:
-    """Find a Python, on the path or where pyenv keeps them."""
+    """Find a Python, where pyenv keeps them or on the path.
+
+    What pyenv puts on the path runs only the versions that it is told to: it tells where the others
+    are, whatever the home is.
+    """
     name = f"python{version}"
-    pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
-    there = sorted((pyenv / "versions").glob(f"{version}.*/bin/{name}"))
-    found = [*there[-1:], *filter(None, [shutil.which(name)])]
-    if not found:
-        sys.exit(f"there is no {name}, neither on the path nor in {pyenv}")
-    return Path(found[0])
+    on_path = shutil.which(name)
+    roots = [Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()]
+    if on_path and Path(on_path).parent.name == "shims":
+        roots.append(Path(on_path).parents[1])
+        on_path = None
+    for root in roots:
+        if there := sorted((root / "versions").glob(f"{version}.*/bin/{name}")):
+            return there[-1]
+    if on_path is None:
+        sys.exit(f"there is no {name}, neither on the path nor in {', '.join(map(str, roots))}")
+    return Path(on_path)
 
 
 def install(python: Path, *what: str | Path) -> None:
