@@ -23,6 +23,8 @@ Deploy = Callable[..., ray_route.Deployment]
 
 # Its router, and the pods of its service "svc", serve all modules that do not ask for their own.
 COMMON = unique_name()
+# What nobody ends is ended after so long: it fails nothing, and a module would wait for a minute.
+_LEFT_S = 10.0
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,7 +35,8 @@ def no_router_stays() -> Iterator[None]:
     if not ray.is_initialized():
         return
     try:
-        eventually(lambda: namespaces_with_routers() <= others, "this module's routers have ended")
+        what = "this module's routers have ended"
+        eventually(lambda: namespaces_with_routers() <= others, what, _LEFT_S)
     except pytest.fail.Exception:
         for namespace in namespaces_with_routers() - others:
             print(f"nobody has ended the router of {namespace}")
