@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
@@ -105,6 +106,22 @@ class Counted(Room):
         return text
 
 
+async def once_a_thread_is_free(
+    pod: TurnPod, begin: Callable[[], Coroutine[Any, Any, Any]], happens: Callable[[Holdings], None]
+) -> asyncio.Task[Any]:
+    """Begin something that waits for the pod's thread; have something happen, and free that."""
+    threads = pod.calls._threads
+    assert threads is not None
+    over = threading.Event()
+    kept = asyncio.ensure_future(threads.run(lambda: over.wait(PATIENCE_S)))
+    begun = asyncio.create_task(begin())
+    await soon(lambda: pod.held.running == 1, "it is admitted")
+    happens(pod.held)
+    over.set()
+    await kept
+    return begun
+
+
 @pytest.mark.parametrize(("happens", "runs"), [(lapses, 0), (is_lost, 0), (needs_confirmation, 1)])
 def test_one_that_waits_for_a_thread_begins_only_while_its_uid_is_held(
     happens: Callable[[Holdings], None], runs: int
@@ -113,15 +130,7 @@ def test_one_that_waits_for_a_thread_begins_only_while_its_uid_is_held(
         pod = TurnPod(Counted, on_loop=False)
         assert await pod.say(1, 0) == "hello"
         Counted.said = 0
-        threads = pod.calls._threads
-        assert threads is not None
-        over = threading.Event()
-        kept = asyncio.ensure_future(threads.run(lambda: over.wait(PATIENCE_S)))
-        answer = asyncio.ensure_future(pod.say(2, 0))
-        await soon(lambda: pod.held.running == 1, "it is admitted")
-        happens(pod.held)
-        over.set()
-        await kept
+        answer = await once_a_thread_is_free(pod, lambda: pod.say(2, 0), happens)
         assert await answer == "hello" if runs else refuses(await answer)
         assert Counted.said == runs
 
@@ -136,15 +145,8 @@ def test_a_save_that_waits_for_a_thread_begins_only_while_its_uid_is_held(
         pod = TurnPod(Room, on_loop=False)
         assert await pod.say(1, 0) == "hello"
         saved: list[int] = []
-        threads = pod.calls._threads
-        assert threads is not None
-        over = threading.Event()
-        kept = asyncio.ensure_future(threads.run(lambda: over.wait(PATIENCE_S)))
-        save = asyncio.ensure_future(pod.calls.in_turn("u", "save", lambda: saved.append(1)))
-        await soon(lambda: pod.held.running == 1, "it is admitted")
-        happens(pod.held)
-        over.set()
-        await kept
+        in_turn = partial(pod.calls.in_turn, "u", "save", lambda: saved.append(1))
+        save = await once_a_thread_is_free(pod, in_turn, happens)
         if runs:
             await save
         else:
