@@ -10,7 +10,8 @@ from ray_route.client.sessions import open_client, open_client_async
 from ray_route.client.sync_client import RouteClient
 from ray_route.clock import Deadline
 
-CONNECT_TIMEOUT_S = 60.0
+# What is wrong is said at once. What is slow is a new Ray: 35 s were seen on a busy machine.
+CONNECT_TIMEOUT_S = 120.0
 
 
 def connect(
