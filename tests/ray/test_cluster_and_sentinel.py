@@ -227,7 +227,7 @@ def test_service_goes_on_after_a_replica_was_promoted(
         except RouteError:
             return False
 
-    eventually(works, "new uids are placed in all shards", within_s=40)
+    eventually(works, "new uids are placed in all shards")
 
     def kept() -> bool:
         try:

@@ -242,7 +242,7 @@ def test_what_was_removed_stays_removed(world: World) -> None:
         agent = ray_route.PodAgent(namespace, "other", 0, redis_url=url).start()
         try:
             asked = agent._namespace.ask("remove_link", "svc", uid, None, after_s=0, timeout_s=5)
-            return run(asked, Deadline.after(10))
+            return run(asked, Deadline.after(60))
         finally:
             agent.stop()
 

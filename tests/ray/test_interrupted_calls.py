@@ -105,7 +105,7 @@ def u(rooms: Rooms, namespace: str) -> Iterator[str]:
     rooms.another = f"{namespace}-2"
     rooms.check(namespace, rooms.another)
     yield namespace
-    eventually(rooms.is_at_rest, "nothing is left on its way", within_s=30)
+    eventually(rooms.is_at_rest, "nothing is left on its way")
 
 
 def by_handle(rooms: Rooms, uid: str) -> None:
