@@ -21,6 +21,8 @@ from ray_route.errors import RouteError
 from ray_route.runtime.metrics import LOOKUPS
 from ray_route.store.embedded import EmbeddedServer
 
+pytestmark = pytest.mark.slow
+
 Servers = ClusterServers | SentinelServers
 
 

@@ -30,6 +30,8 @@ from ray_route.cli.app import main
 from ray_route.client import sessions
 from ray_route.pod import starting, stopping
 
+pytestmark = pytest.mark.slow
+
 SLOW_S = 8.0
 SIDE_BY_SIDE = 4
 FAILED = (ray_route.RouteTimeoutError, ray_route.StoreUnavailableError)

@@ -25,6 +25,8 @@ from ray_route.store.scripts import Call, plain_call
 from ray_route.store.url import parse_url
 from ray_route.testing.faults import frozen_pod
 
+pytestmark = pytest.mark.slow
+
 USERS = [f"user-{number}" for number in range(300)]
 SHARDS = 16
 OPTIONS = {"shards": SHARDS, "heartbeat_s": 0.3, "pod_lease_s": 3.0}

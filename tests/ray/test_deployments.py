@@ -20,6 +20,8 @@ from ray_route.protocol.names import RAY_NAMESPACE, controller_name, pod_name
 from ray_route.store.keys import Keys
 from ray_route.store.scripts import plain_call
 
+pytestmark = pytest.mark.slow
+
 DEPLOY = """
 ray_route.deploy(services.Given, args=(b"x" * 300_000,), namespace=namespace, service=service,
                  replicas=2)

@@ -351,7 +351,8 @@ def test_thousands_in_flight_from_one_thread_keep_their_order_and_leave_nothing(
     for number in range(50):
         for uid in uids:
             responses[uid].append(rooms[uid].say.remote(uid, number))
-    assert resident_bytes() - before < 5_000 * 20_000, "20 kB a call are plenty, Ray's own part too"
+    each = (resident_bytes() - before) / 5_000
+    assert each < 40_000, "bytes of a call, with what Ray and a heap that is new take"
     for uid in uids:
         heard = [len(response.result()) for response in responses[uid]]
         assert heard == list(range(2, 52)), "each has run in its turn"

@@ -22,6 +22,8 @@ import ray_route
 from ray_route import PodUnavailableError
 from ray_route.testing.faults import frozen_pod
 
+pytestmark = pytest.mark.slow
+
 Deploy = Callable[..., ray_route.Deployment]
 
 BOTH = pytest.mark.parametrize("cls", [Diary, AsyncDiary])

@@ -38,6 +38,8 @@ from ray_route.client import (
 from ray_route.clock import now
 from ray_route.runtime import waiting
 
+pytestmark = pytest.mark.slow
+
 S = "rooms"
 OUTGOING = (arrivals, call_loop, dispatcher, held_calls, lanes, outgoing, refusals, untaken)
 TAKING = (calls, handles, responses, waiting)

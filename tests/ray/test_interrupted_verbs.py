@@ -25,7 +25,7 @@ from ray_route.client import base, connect, sessions, sync_client
 from ray_route.controller import handle, making, marks
 from ray_route.runtime import given_up, waiting
 
-pytestmark = pytest.mark.own_namespace
+pytestmark = [pytest.mark.slow, pytest.mark.own_namespace]
 
 BY_HANDLE = (deployment_module, handle, making, marks, waiting, given_up)
 OPENING = (deploying, connect, base, sync_client, sessions, waiting, given_up)

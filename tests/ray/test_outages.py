@@ -23,6 +23,8 @@ from services import Counter
 import ray_route
 from ray_route.store.embedded import EmbeddedServer
 
+pytestmark = pytest.mark.slow
+
 LEASE_S = 2.0
 OUTAGE_S = 3 * LEASE_S
 OPTIONS = {"shards": 16, "pod_lease_s": LEASE_S, "heartbeat_s": 0.4, "staleness_s": 2.0}

@@ -21,6 +21,8 @@ from ray_route.pod.own_record import OwnRecord
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.testing.faults import kill_pod
 
+pytestmark = pytest.mark.slow
+
 # From the end of a process to the first served call: 1.5 s at rest, and on a busy machine still
 # less than the 10 s of a lease, after which a silent pod is dead too.
 FAILOVER_S = 9.0

@@ -22,6 +22,8 @@ from ray_route.clock import Deadline
 from ray_route.errors import NestedCallError
 from ray_route.runtime.waiting import run
 
+pytestmark = pytest.mark.slow
+
 UIDS = [f"user-{number}" for number in range(60)]
 
 

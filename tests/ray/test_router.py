@@ -22,7 +22,7 @@ from ray_route.protocol.names import RAY_NAMESPACE
 from ray_route.protocol.wire import pack_question, unpack_answers
 from ray_route.router.actor import Router
 
-pytestmark = pytest.mark.own_namespace
+pytestmark = [pytest.mark.slow, pytest.mark.own_namespace]
 
 
 def sets(client: Any, work: Callable[[], Any]) -> int:

@@ -20,7 +20,7 @@ from ray_route.client.sessions import begun
 from ray_route.clock import Deadline, now
 from ray_route.runtime.namespace import Namespace
 
-pytestmark = pytest.mark.own_namespace
+pytestmark = [pytest.mark.slow, pytest.mark.own_namespace]
 
 
 def memory_mb() -> float:

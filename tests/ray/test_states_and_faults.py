@@ -17,6 +17,8 @@ import ray_route
 from ray_route import RouteError
 from ray_route.testing.faults import frozen_pod, kill_pod
 
+pytestmark = pytest.mark.slow
+
 Deploy = Callable[..., ray_route.Deployment]
 
 

@@ -17,6 +17,8 @@ from tallies import AsyncTally, Tally
 import ray_route
 from ray_route import StateNotMovedError
 
+pytestmark = pytest.mark.slow
+
 Deploy = Callable[..., ray_route.Deployment]
 
 BOTH = pytest.mark.parametrize("cls", [Tally, AsyncTally])
