@@ -13,6 +13,7 @@ from ray import serve
 from serveapp import App, Run, sessions
 from served import Front
 
+import ray_route
 from ray_route.runtime.metrics import LOOKUPS, meter
 
 pytestmark = pytest.mark.slow
@@ -38,10 +39,10 @@ class Caller:
 def test_a_thousand_sessions_are_spread_evenly(chat: App) -> None:
     chat.say(sessions(1)[0])  # replicas join as those who route to them hear of them
 
-    def available() -> list[Any]:
-        return [it for it in chat.client.pods(chat.service).values() if it.available]
+    def joined() -> list[ray_route.Life]:
+        return [pod.life for pod in chat.client.pods(chat.service).values()]
 
-    eventually(lambda: len(available()) == 4, "all four have joined")
+    eventually(lambda: joined() == [ray_route.Life.ALIVE] * 4, "all four have joined")
     homes = chat.homes(sessions(1_000))
     counts = Counter(homes.values())
     print(counts)
