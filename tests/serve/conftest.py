@@ -41,8 +41,7 @@ def stop_routers() -> None:
 def directory(serve_url: str) -> Iterator[ray_route.RouteClient]:
     """A client of the namespace in which all of Serve's sessions are."""
     namespace = unique_name()
-    # Replicas join one by one; those that come late get all that evens them out, at once.
-    with ray_route.connect(namespace, ramp_s=0) as client:
+    with ray_route.connect(namespace) as client:
         yield client
     end_router(namespace)
 

@@ -47,7 +47,8 @@ def test_a_thousand_sessions_are_spread_evenly(chat: App) -> None:
     counts = Counter(homes.values())
     print(counts)
     assert len(counts) == 4
-    assert max(counts.values()) <= 1.02 * 1_000 / 4
+    # Even within 2 % if they have joined together; one that is later than others is not flooded.
+    assert max(counts.values()) <= 1.1 * 1_000 / 4
 
 
 def test_a_session_comes_back_to_where_its_state_is(chat: App) -> None:
