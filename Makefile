@@ -26,7 +26,7 @@ unit: $(READY)  ## what needs neither servers nor Ray
 # the others on a busy machine. Each has a Ray and servers of its own; one that crashes fails the run.
 WORKERS ?= 2
 SUITE = $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder --max-worker-restart 0
-test: $(READY)  ## what answers within five minutes: all but what is marked slow
+test: $(READY)  ## what answers within minutes: all but what is marked slow
 	$(SUITE) -m 'not long and not slow'
 
 suite: $(READY)  ## the whole suite, short forms of long tests included
