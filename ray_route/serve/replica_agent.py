@@ -60,6 +60,8 @@ class ReplicaAgent:
         ids = {"namespace": homes.namespace, "service": homes.service}
         self._see_requests(Forwarder(ids, on_end=homes.died))
         self._joined = False
+        self._early: dict[str, Link] = {}
+        self._joining = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="ray_route-replica", daemon=True)
         self._thread.start()
         self._serves.have_wait(self._left)
@@ -84,21 +86,34 @@ class ReplicaAgent:
 
         Not where requests enter one by one: there each of them is a use, and what is told late may
         be of a session that has left.
+
+        A router may know that this replica has joined before its own thread does.
         """
-        if self._joined and not self._door.is_guarded:
-            self.agent.use(links)
+        if self._door.is_guarded:
+            return
+        with self._joining:
+            if not self._joined:
+                self._early.update(links)
+                return
+        self.agent.use(links)
 
     def _run(self) -> None:
         while not self._joined:
             try:
                 self.agent.start()
-                self._joined = True
+                self._have_joined()
             except Exception as error:  # noqa: BLE001 - whatever it is may pass
                 logger.warning("a replica can't join %s yet: %s", self.agent.service, error)
                 time.sleep(_RETRY_S)
         while not self._serves.is_stopping:
             time.sleep(_POLL_S)
         self._leave()
+
+    def _have_joined(self) -> None:
+        with self._joining:
+            self._joined = True
+        self.agent.use(self._early)
+        self._early.clear()
 
     def _leave(self) -> None:
         """Take no new sessions, and give the others up when nothing runs any more."""

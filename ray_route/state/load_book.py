@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -10,9 +10,9 @@ from math import isfinite
 from ray_route.model import PodRecord
 from ray_route.placement import Loads
 
-# How long a new link may take to reach its pod, and to be counted there: longer than that takes on
-# a busy machine, where half a second gave the pod that reported first 48 of 1,000 uids too many.
-_ARRIVAL_US = 2_000_000
+# How long a new link may take to reach its pod, and to be counted there: its first call may have to
+# wait, and a pod that is slow to take calls is the last that should get more of them.
+_ARRIVAL_US = 10_000_000
 
 
 @dataclass(slots=True)
@@ -45,9 +45,9 @@ class LoadBook:
     "Since" is decided by Redis time on both sides: a new link's epoch is at least Redis `TIME`
     in microseconds, and so is the heartbeat that carried the report.
 
-    A link that was placed just before a report may not have reached its pod by then. It counts
-    on, unless the pod has lost as many meanwhile: else placements would crowd, once a heartbeat,
-    on the pod that has just reported.
+    A link may not have reached its pod by the next report, nor by the one after. It counts on for
+    ten seconds, as long as the pod reports fewer than it should have: else placements would crowd,
+    once a heartbeat, on the pod that has just reported, and on the one that is slowest.
     """
 
     def __init__(self) -> None:
@@ -93,10 +93,10 @@ class LoadBook:
         before = bisect_right(count.placed, pod.heartbeat_us)
         late = before - bisect_right(count.placed, pod.heartbeat_us - _ARRIVAL_US, hi=before)
         if pod.heartbeat_us > count.heartbeat_us:
-            unreported = min(late, count.expected + before - pod.load)
-            count.expected = pod.load + max(0, unreported)
+            unreported = max(0, min(late, count.expected + before - pod.load))
+            count.expected = pod.load
+            del count.placed[: before - int(unreported)]
         count.heartbeat_us = pod.heartbeat_us
-        del count.placed[:before]
         self._changed(service, pod.pod)
 
     def propose(self, service: str, pod: PodRecord, links: int) -> None:
@@ -124,8 +124,9 @@ class LoadBook:
         if count is None or count.incarnation != incarnation:
             return
         count.links = max(0, count.links - 1)
-        if epoch in count.placed:
-            count.placed.remove(epoch)
+        at = bisect_left(count.placed, epoch)
+        if at < len(count.placed) and count.placed[at] == epoch:
+            del count.placed[at]
         else:
             count.expected = max(0.0, count.expected - 1)
         self._changed(service, pod)

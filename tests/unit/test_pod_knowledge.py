@@ -212,10 +212,32 @@ class TestLoadBook:
         book = LoadBook()
         at = 10_000_000
         book.placed(S, POD, [at - 1])
-        book.report(S, replace(POD, load=0.0, heartbeat_us=at))
-        assert self.load(book) == 1.0
-        book.report(S, replace(POD, load=0.0, heartbeat_us=at + 1_000_000))
+        for second in range(10):
+            book.report(S, replace(POD, load=0.0, heartbeat_us=at + second * 1_000_000))
+            assert self.load(book) == 1.0
+        book.report(S, replace(POD, load=0.0, heartbeat_us=at + 10_000_000))
         assert self.load(book) == 0.0
+
+    def test_a_pod_that_is_slow_to_take_calls_does_not_seem_to_be_empty(self):
+        book = LoadBook()
+        at = 10_000_000
+        book.placed(S, POD, range(at, at + 80))
+        for second, arrived in enumerate((0, 0, 3, 3, 79, 80, 80), start=1):
+            book.report(S, replace(POD, load=arrived, heartbeat_us=at + second * 1_000_000))
+            assert self.load(book) == 80.0
+        book.report(S, replace(POD, load=60.0, heartbeat_us=at + 8_000_000))
+        assert self.load(book) == 60.0, "all had arrived, and twenty were lost"
+
+    def test_a_link_that_left_before_it_was_reported_is_not_waited_for(self):
+        book = LoadBook()
+        at = 10_000_000
+        book.placed(S, POD, [at + 1, at + 2, at + 3])
+        book.report(S, replace(POD, load=1.0, heartbeat_us=at + 1_000_000))
+        assert self.load(book) == 3.0
+        book.left(S, POD.pod, POD.incarnation, at + 2)
+        assert self.load(book) == 2.0
+        book.report(S, replace(POD, load=2.0, heartbeat_us=at + 2_000_000))
+        assert self.load(book) == 2.0
 
     def test_what_a_pod_has_lost_is_not_made_up_for_by_what_it_already_reports(self):
         book = LoadBook()

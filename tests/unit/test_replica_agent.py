@@ -46,6 +46,28 @@ def test_serve_waits_until_the_replica_has_left(monkeypatch: pytest.MonkeyPatch)
     asyncio.run(stop())
 
 
+def test_sessions_that_are_told_while_a_replica_joins_count_once_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    has_claimed = threading.Event()
+    told: list[dict[str, Any]] = []
+    agent = Mock(start=lambda: has_claimed.wait(60), use=lambda links: told.append(dict(links)))
+    monkeypatch.setattr(replica_agent, "ray", Mock())
+    monkeypatch.setattr(replica_agent, "PodAgent", lambda *_, **__: agent)
+    serves = SimpleNamespace(_shutting_down=False, perform_graceful_shutdown=Mock())
+    replica: Any = SimpleNamespace(_replica_impl=serves, get_num_ongoing_requests=lambda: 0)
+    address = replica_agent.ServiceAddress("n", "s", parse_url("redis://127.0.0.1:1/0"))
+    joining = replica_agent.ReplicaAgent(replica, address, ReplicaOptions())
+    early: dict[str, Any] = {"a": Mock(), "b": Mock()}
+    joining.use(early)
+    assert told == [], "nothing is claimed yet"
+    has_claimed.set()
+    eventually(lambda: told == [early], "what was told early counts")
+    joining.use({"c": Mock()})
+    assert [set(links) for links in told] == [{"a", "b"}, {"c"}]
+    serves._shutting_down = True  # its thread ends
+
+
 def test_a_ray_whose_replicas_have_other_names_is_told_and_served(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
