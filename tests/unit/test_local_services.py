@@ -77,6 +77,11 @@ class Room:
         agent.set_uid_load(self.room, 3.0)
         return agent.get_load_state()
 
+    def keep(self, uid: str, pod: int, *, persistent: bool) -> ray_route.Link:
+        agent = ray_route.current_agent()
+        assert agent is not None
+        return agent.set_linked_pod(uid, pod, persistent)
+
     def left_s(self) -> float | None:
         link = ray_route.current_link()
         return None if link is None else link.remaining_s
@@ -236,6 +241,20 @@ def test_one_that_ends_is_released_and_forgotten(
     assert rooms.link("ann") is None
     assert rooms["ann"].all() == []
     getattr(rooms, end)("nobody")
+
+
+def test_one_whose_link_is_persistent_does_not_end_for_want_of_use_until_it_is_no_more(
+    rooms: testing.LocalService, diary: list[Any]
+) -> None:
+    pod = rooms["ann"].where()[0]
+    kept = rooms["bob"].keep("ann", pod, persistent=True)
+    with pytest.raises(RouteTimeoutError):
+        rooms.idle("ann", timeout=0.5)
+    assert (rooms.link("ann"), diary) == (kept, [])
+    assert kept.persistent
+    rooms["bob"].keep("ann", pod, persistent=False)
+    rooms.idle("ann")
+    assert (rooms.link("ann"), diary) == (None, [("release", "ann")])
 
 
 def test_a_pod_that_is_killed_comes_back_empty(
