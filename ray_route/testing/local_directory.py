@@ -193,7 +193,7 @@ class LocalDirectory:
     def _kept(self, uid: str, link: Link, kind: bool | None, deadline: Deadline) -> Link:  # noqa: FBT001
         """Set a link anew, where it is; its pod is asked before, and told afterwards."""
         tell, what = self.places[link.pod].mailbox.ask, f"uid {uid!r} to be kept"
-        if tell(EndAt({uid: link.epoch}, math.inf, kind is False), deadline, what):
+        if tell(EndAt({uid: link.epoch}, math.inf), deadline, what):
             raise self._unavailable("it is giving the uid up just now: try again", link.pod, uid)
         with self._lock:
             if kind is not None and self._links.get(uid) == link:

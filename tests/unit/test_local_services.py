@@ -257,6 +257,33 @@ def test_one_whose_link_is_persistent_does_not_end_for_want_of_use_until_it_is_n
     assert (rooms.link("ann"), diary) == (None, [("release", "ann")])
 
 
+class Slow(Room):
+    """Takes its time to be released."""
+
+    def on_release(self) -> None:
+        super().on_release()
+        assert Room.gate.wait(30)
+
+
+def test_one_that_is_being_given_up_is_not_said_to_be_kept(diary: list[Any]) -> None:
+    Room.gate = threading.Event()
+    with (
+        testing.local(Slow, args=(diary,), per_uid=True) as rooms,
+        ThreadPoolExecutor(1) as other,
+    ):
+        pod = rooms["ann"].where()[0]
+        rooms["bob"].say("hi")
+        idle = other.submit(rooms.idle, "ann")
+        try:
+            eventually(lambda: diary == [("release", "ann")], "its hook runs")
+            with pytest.raises(PodUnavailableError, match="try again"):
+                rooms["bob"].keep("ann", pod, persistent=True)
+        finally:
+            Room.gate.set()
+        idle.result()
+        assert rooms.link("ann") is None
+
+
 def test_a_pod_that_is_killed_comes_back_empty(
     rooms: testing.LocalService, diary: list[Any]
 ) -> None:
