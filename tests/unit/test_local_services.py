@@ -380,9 +380,13 @@ def test_a_call_that_waits_can_be_cancelled(rooms: testing.LocalService, diary: 
     held = rooms["ann"].wait.remote()
     began(diary, "ann")
     waiting = rooms["ann"].say.remote("never")
+    turns = [pod._pod._ray_route_turns._turns for pod in rooms._pods]
+    eventually(lambda: any(each.waiting for each in turns), "it waits for its turn")
     waiting.cancel()
     with pytest.raises(CallCancelledError):
         waiting.result()
+    # Its caller hears that at once, its pod a moment later.
+    eventually(lambda: not any(each.waiting for each in turns), "its pod hears it")
     Room.gate.set()
     held.result()
     assert rooms["ann"].all() == []
