@@ -287,10 +287,12 @@ class Router:
         """Take in an agent's answer."""
         self._mailboxes.answer(address, number, result)
 
-    async def report_use(self, service: str, used: dict[str, int]) -> Refreshed:
-        """Lengthen the lives of links in use; say of which it did not."""
+    async def report_use(
+        self, service: str, used: dict[str, int], *, ending: bool = False
+    ) -> Refreshed:
+        """See `LinkTable.refresh`."""
         await self._life.opened()
-        return await self._links.refresh(service, used)
+        return await self._links.refresh(service, used, ending=ending)
 
     async def take_outcomes(self, address: Address, outcomes: list[Outcome | Taken]) -> None:
         """Take in what became of uids that an agent was told to give up, or to fetch."""

@@ -236,11 +236,18 @@ class LinkTable:
                 self._counted(service, uid, outcome, "given back")
         return links
 
-    async def refresh(self, service: str, uids: Mapping[str, int]) -> Refreshed:
-        """Lengthen the lives of links in use; say of which it did not."""
+    async def refresh(
+        self, service: str, uids: Mapping[str, int], *, ending: bool = False
+    ) -> Refreshed:
+        """Lengthen the lives of links in use; say of which it did not.
+
+        Nor does it of those whose removal is scheduled, unless they are `ending`: their pod knows
+        of that, and gives them up when it is due, or when their calls have ended then.
+        """
 
         def build(writer: Writer, shard: int, some: list[str]) -> Call:
-            return self._calls.refresh(writer, shard, service, some, [uids[uid] for uid in some])
+            epochs = [uids[uid] for uid in some]
+            return self._calls.refresh(writer, shard, service, some, epochs, ending=ending)
 
         outcomes = await self._guarded(self._shards.run(list(uids), build))
         return refreshed(uids, outcomes, self._lease_s)

@@ -224,9 +224,12 @@ class LinkCalls:
         service: str,
         uids: Sequence[str],
         expected: Sequence[int],
+        *,
+        ending: bool = False,
     ) -> Call:
-        """Lengthen the life of links in use."""
-        return self._call("refresh", writer, shard, service, uids, self._ttl_ms, *expected)
+        """Lengthen the life of links in use; `ending`: also if their removal is scheduled."""
+        how = (self._ttl_ms, "ending" if ending else "used")
+        return self._call("refresh", writer, shard, service, uids, *how, *expected)
 
     def readmit(
         self,

@@ -300,7 +300,7 @@ class LocalDirectory:
                 del self._links[uid]
                 yield uid, (epoch, 0)
 
-    def report_use(self, _: str, used: Mapping[str, int]) -> Refreshed:
+    def report_use(self, _: str, used: Mapping[str, int], **__: bool) -> Refreshed:
         """Say whose links are others by now; none has an end."""
         links = self.links()
         ended = {

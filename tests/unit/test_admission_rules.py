@@ -11,7 +11,7 @@ from ray_route.model import Link
 from ray_route.pod.admission import Admission, Told, Verdict
 from ray_route.pod.entries import Phase
 from ray_route.pod.holdings import Holdings
-from ray_route.pod.in_use import in_use
+from ray_route.pod.in_use import are_to_go, in_use
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Kind, Releases, Work
 from ray_route.protocol.commands import Fate, Outcome, Refreshed
@@ -851,6 +851,34 @@ class TestRemovals:
         _, held, ago_s = pod.held.memory()
         assert held == ({} if due else {"u": (100, False)})
         assert ago_s == ({} if due else {"u": pytest.approx(1)})
+
+    def test_its_pod_says_that_it_knows_of_it_until_it_has_given_the_uid_up(
+        self, pod: Pod, clock: ManualClock
+    ):
+        def told() -> dict[str, int]:
+            used = in_use(pod.held, clock())
+            assert used == {"u": 100}
+            return are_to_go(pod.held, used)
+
+        pod.enter()
+        assert told() == {}
+        pod.releases.end_at("u", 100, clock() + 2)
+        assert told() == {"u": 100}
+        clock.tick(2)
+        pod.releases.tick()
+        assert told() == {"u": 100}
+        pod.admission.leave("u")
+        pod.begin_hook()
+        assert told() == {"u": 100}
+        pod.releases.ended("u", 100)
+        assert in_use(pod.held, clock()) == {}
+
+    def test_the_link_of_one_that_nobody_uses_lives_on_until_then(
+        self, pod: Pod, clock: ManualClock
+    ):
+        pod.releases.end_at("u", 100, clock() + 60)
+        assert in_use(pod.held, clock() + 1) == {}
+        assert in_use(pod.held, clock() + 1, ending_before=clock() + 10) == {"u": 100}
 
     def test_it_can_be_taken_back(self, pod: Pod, clock: ManualClock):
         pod.releases.end_at("u", 100, clock() + 1)
