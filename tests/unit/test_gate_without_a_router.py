@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -56,9 +57,11 @@ class Namespace:
         self.keys = Keys(self.name, 8)
         self.link: Link | None = Link(0, 7, EPOCH, persistent=False, lease_s=100.0)
         self.reads = Reads(self)
+        self.takes_s = 0.0
 
     def read(self, shard: int, names: list[tuple[str, str]]) -> Operation[list[Link | None]]:
         assert shard == self.keys.shard(names[0][1])
+        time.sleep(self.takes_s)  # as long as Redis takes
         yield from ()
         return [self.link]
 
