@@ -19,8 +19,10 @@ from typing import NamedTuple
 import ray
 
 from ray_route.clock import Deadline
+from ray_route.error_root import in_words
 from ray_route.errors import (
     FencedError,
+    PodUnavailableError,
     RouteError,
     RouterUnavailableError,
     RouteTimeoutError,
@@ -204,6 +206,8 @@ class Confirming:
         self._arrived(asked, error)
 
     def _arrived(self, asked: _Asked, error: BaseException | None) -> None:
+        if error is not None and not isinstance(error, Exception):
+            error = _unacquired(asked.uid, error)
         with self._lock:
             if self._flights.get((asked.uid, asked.epoch)) is asked.flight:
                 del self._flights[asked.uid, asked.epoch]
@@ -279,6 +283,12 @@ class Confirming:
         if not began.is_named_by(link, asked.epoch):
             return None
         return self._admission.confirmed(asked.uid, asked.epoch, link, began.at, began.term)
+
+
+def _unacquired(uid: str, error: BaseException) -> PodUnavailableError:
+    """Make an error of what would end the thread, or the task, of each call that waits for it."""
+    reason = f"{uid!r} could not be acquired: {in_words(error)}"
+    return PodUnavailableError(reason=reason, may_have_run=False, uid=uid)
 
 
 def _tell(then: Then, uid: str, flight: Future[None]) -> None:
