@@ -18,6 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from helpers import eventually
 from interrupting import Interrupter, at_every_line
 from test_gate_without_a_router import Namespace
 
@@ -39,6 +40,7 @@ from ray_route.pod import (
     instances,
     moments,
     pod_lease,
+    readers,
     release_lines,
     streams,
     surely_left,
@@ -186,6 +188,17 @@ def test_who_reads_for_a_call_is_hung_by_no_interrupt_of_its_wait() -> None:
     assert at_every_line(callers.first, callers.check, *of_python, *ours) > 60
 
 
+def test_a_stream_that_is_watched_and_interrupted_anywhere_holds_up_nothing_and_is_let_go() -> None:
+    pod = Pod(one_by_one=False)
+    callers = Callers(pod, watched)
+
+    def check() -> None:
+        callers.check()
+        eventually(lambda: not readers._watch._readers, "nobody looks at it")
+
+    assert at_every_line(callers.first, check, readers, streams, surely_left) > 30
+
+
 class WantedUid:
     """A call of a uid that is to be given up, which the pod has found busy meanwhile."""
 
@@ -230,7 +243,15 @@ def call(pod: Pod, header: list[Any]) -> Any:
 
 
 def stream(pod: Pod, header: list[Any]) -> Any:
-    *items, last = list(streams.stream(pod, [*header[:3], "items"]))
+    return items_of(streams.stream(pod, [*header[:3], "items"]))
+
+
+def watched(pod: Pod, header: list[Any]) -> Any:
+    return items_of(readers.stream(pod, [*header[:3], "items"]))
+
+
+def items_of(streamed: Iterator[Any]) -> Any:
+    *items, last = list(streamed)
     if not isinstance(last, StreamEnd):
         return last
     assert items == [0, 1]
