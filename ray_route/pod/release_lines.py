@@ -7,6 +7,7 @@ a little ahead.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -70,6 +71,7 @@ class ReleaseLines:
     def __init__(self) -> None:
         self._lines = {why: _Line() for why in Why}
         self._why: dict[str, Why] = {}
+        self._read_at: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._why)
@@ -94,9 +96,19 @@ class ReleaseLines:
         self._lines[why].waiting[uid] = None
         return True
 
+    def read(self, uid: str, asked_at: float) -> None:
+        """Take in that the link of a uid was read, as was asked for then, if it waits here."""
+        if uid in self._why:
+            self._read_at[uid] = asked_at
+
+    def read_at(self, uid: str) -> float:
+        """Return when that was asked for last, while it waits here."""
+        return self._read_at.get(uid, -math.inf)
+
     def discard(self, uid: str) -> None:
         """Have a uid wait no more."""
         why = self._why.pop(uid, None)
+        self._read_at.pop(uid, None)
         if why is not None:
             self._lines[why].discard(uid)
 
@@ -104,6 +116,7 @@ class ReleaseLines:
         """Have none wait."""
         self._lines = {why: _Line() for why in Why}
         self._why.clear()
+        self._read_at.clear()
 
     def to_confirm(self, is_confirmed: Is, may_end: Is) -> list[str]:
         """Return those next ones that are to be confirmed, each once, until it is `answered`."""
@@ -118,7 +131,7 @@ class ReleaseLines:
             uid = next(iter(line.waiting))
             del line.waiting[uid]
             if not may_end(uid):
-                del self._why[uid]
+                self.discard(uid)
             elif is_confirmed(uid):
                 line.first[uid] = None
             else:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ray_route.protocol.commands import (
         Address,
         Fetched,
+        Given,
         Outcome,
         Refreshed,
         Settlement,
@@ -295,9 +296,7 @@ class Router:
         """Take in what became of uids that an agent was told to give up, or to fetch."""
         self._mailboxes.take_outcomes(address, outcomes)
 
-    async def settle(
-        self, address: Address, given: dict[str, tuple[int, bool]]
-    ) -> dict[str, Settlement]:
+    async def settle(self, address: Address, given: dict[str, Given]) -> dict[str, Settlement]:
         """See `Moves.settle`."""
         await self._life.opened()
         return await self._moves.settle(address, given)
