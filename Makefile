@@ -8,7 +8,7 @@ SHARED := ../shared/data/college_msg.txt
 # Each of the tests' hundreds of processes would compile anew what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo unit test long chaos soak partitions serve-ingresses lint type floors docs package lowest matrix bench check clean
+.PHONY: demo unit test suite long chaos soak partitions serve-ingresses lint type floors docs package lowest matrix bench check clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,8 +25,12 @@ unit: $(READY)  ## what needs neither servers nor Ray
 # As many processes as a small machine has cores: a third saves up to a quarter of the time, and starves
 # the others on a busy machine. Each has a Ray and servers of its own; one that crashes fails the run.
 WORKERS ?= 2
-test: $(READY)  ## the whole suite, short forms of long tests included
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder --max-worker-restart 0
+SUITE = $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder --max-worker-restart 0
+test: $(READY)  ## what answers within five minutes: all but what is marked slow
+	$(SUITE) -m 'not long and not slow'
+
+suite: $(READY)  ## the whole suite, short forms of long tests included
+	$(SUITE)
 
 long: $(READY)  ## what is too slow for every run: load on a cluster, metrics on their way, autoscaling
 	$(BIN)/python -m pytest -m long
@@ -79,7 +83,7 @@ matrix: $(READY)  ## the suite's core on other Pythons, Rays and redis-pys; that
 bench: $(READY)  ## every benchmark, with plots beside the JSON
 	$(BIN)/python -m benchmarks all
 
-check: lint type floors docs test  ## exactly what CI runs
+check: lint type floors docs suite  ## exactly what CI runs
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -21,6 +21,8 @@ from ray_route.pod.methods import is_async
 from ray_route.pod.pod_actor import PodSpec
 
 _HASH_DIGITS = 16
+# Before Python 3.12.2, of two threads that parse at once one may fail: gh-106905 of CPython.
+_PARSES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +122,15 @@ def _facts(
 
 def _source(user_class: type) -> bytes | None:
     """Return the text of a class, which is the same in every process; None without one."""
-    try:
-        return inspect.getsource(user_class).encode()
-    except (OSError, TypeError):
-        return None
+    for left in reversed(range(_PARSES)):
+        try:
+            return inspect.getsource(user_class).encode()
+        except (OSError, TypeError):
+            return None
+        except SystemError:
+            if not left:
+                raise
+    raise AssertionError
 
 
 def _hash(text: bytes) -> str:

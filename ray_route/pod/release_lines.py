@@ -45,6 +45,9 @@ class _Line:
         yield from self.waiting
         yield from self.asked
 
+    def __contains__(self, uid: object) -> bool:
+        return uid in self.waiting or uid in self.first or uid in self.asked
+
     def discard(self, uid: str) -> None:
         self.first.pop(uid, None)
         self.waiting.pop(uid, None)
@@ -80,9 +83,12 @@ class ReleaseLines:
         return uid in self._why
 
     def add(self, uid: str, why: Why) -> bool:
-        """Have a uid wait in a line, behind the others; False if it does already."""
+        """Have a uid wait in a line, behind the others; False if it does already.
+
+        To add one once more mends what an interrupt has left of the first time.
+        """
         known = self._why.get(uid)
-        if known is why:
+        if known is why and uid in self._lines[why]:
             return False
         if known is not None:
             self._lines[known].discard(uid)

@@ -139,7 +139,7 @@ class LocalResponse(Generic[R]):
                 return self._outcome.result()
             raise self._late() from None
         except CancelledError:
-            raise self._cancelled() from None
+            raise _cancelled(self._call) from None
 
     def __await__(self) -> Generator[Any, None, R]:
         return self._awaited().__await__()
@@ -150,7 +150,7 @@ class LocalResponse(Generic[R]):
         if not outcome.done():
             raise self._late()
         if outcome.cancelled():
-            raise self._cancelled()
+            raise _cancelled(self._call)
         return outcome.result()
 
     def done(self) -> bool:
@@ -170,8 +170,9 @@ class LocalResponse(Generic[R]):
             uid=call.uid,
         )
 
-    def _cancelled(self) -> CallCancelledError:
-        return CallCancelledError(method=self._call.name, may_have_run=True, uid=self._call.uid)
+
+def _cancelled(call: Call) -> CallCancelledError:
+    return CallCancelledError(method=call.name, may_have_run=True, uid=call.uid)
 
 
 class LocalStream(Generic[R]):
@@ -191,6 +192,8 @@ class LocalStream(Generic[R]):
             item: R = self._caller.soon(self._next()).result()
         except StopAsyncIteration:
             raise StopIteration from None
+        except CancelledError:  # the user's own
+            raise _cancelled(self._call) from None
         return item
 
     def __aiter__(self) -> AsyncIterator[R]:
@@ -206,7 +209,10 @@ class LocalStream(Generic[R]):
 
     def close(self) -> None:
         """End the stream: the user's generator is closed."""
-        self._caller.soon(self._items.aclose()).result()
+        try:
+            self._caller.soon(self._items.aclose()).result()
+        except CancelledError:  # the user's own
+            raise _cancelled(self._call) from None
 
 
 def _check_not_on_loop(name: str) -> None:

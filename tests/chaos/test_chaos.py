@@ -18,6 +18,8 @@ from storm import TIMEOUT_S, Storm
 from witness import CarryingWitness
 from world import deployed, read_logs
 
+pytestmark = pytest.mark.slow
+
 SECONDS = float(os.environ.get("CHAOS_S", "15"))
 SEED = int(os.environ.get("CHAOS_SEED", random.randrange(10**6)))
 LEASE_S = 3.0

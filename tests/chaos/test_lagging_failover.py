@@ -26,6 +26,8 @@ from world import SERVICE, deployed_on, read_logs, watch_this_process
 import ray_route
 from ray_route.runtime.metrics import LOOKUPS
 
+pytestmark = pytest.mark.slow
+
 LEASE_S = 3.0
 PROCESSES = 8
 UIDS = [f"user-{number}" for number in range(40)]

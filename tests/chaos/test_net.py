@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from net_lab import CLIENT, HEAD, PODS, Lab, problem
 
+pytestmark = pytest.mark.slow
+
 CUTS = int(os.environ.get("NET_CUTS", "4"))  # 0: all
 SEED = int(os.environ.get("NET_SEED", random.randrange(10**6)))
 _PER_CUT_S = 110

@@ -19,6 +19,8 @@ from storm import TIMEOUT_S
 from witness import UserWitness
 from world import deployed, read_logs
 
+pytestmark = pytest.mark.slow
+
 SECONDS = float(os.environ.get("CHAOS_S", "8"))
 SEED = int(os.environ.get("CHAOS_SEED", random.randrange(10**6)))
 LEASE_S = 3.0

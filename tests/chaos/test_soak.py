@@ -23,6 +23,8 @@ from world import SERVICE, deployed, read_logs
 
 import ray_route
 
+pytestmark = pytest.mark.slow
+
 SECONDS = float(os.environ.get("SOAK_S", "15"))
 SEED = int(os.environ.get("SOAK_SEED", random.randrange(10**6)))
 LEASE_S = 3.0

@@ -32,6 +32,8 @@ from world import SERVICE, World, deployed_on, read_logs, watch_this_process
 import ray_route
 from ray_route.store.embedded import EmbeddedServer
 
+pytestmark = pytest.mark.slow
+
 SECONDS = float(os.environ.get("CHAOS_S", "5"))
 SEED = int(os.environ.get("CHAOS_SEED", random.randrange(10**6)))
 LEASE_S = 3.0

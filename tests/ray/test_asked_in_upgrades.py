@@ -25,6 +25,8 @@ from ray_route.protocol.names import RAY_NAMESPACE
 from ray_route.runtime.waiting import run
 from ray_route.store.wanted import Upgrade
 
+pytestmark = pytest.mark.slow
+
 SOON_S = 120.0
 SHORT_S = 3.0
 BUSY_S = 30.0

@@ -24,6 +24,8 @@ from ray_route.cli.app import main
 from ray_route.controller.making import PodMaker
 from ray_route.store.scripts import plain_call
 
+pytestmark = pytest.mark.slow
+
 SOON_S = 120.0
 """For what takes a few seconds where the machine has time."""
 TARGET = 10

@@ -30,7 +30,7 @@ from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.scripts import plain_call
 from ray_route.store.url import parse_url
 
-pytestmark = pytest.mark.own_namespace
+pytestmark = [pytest.mark.slow, pytest.mark.own_namespace]
 
 Run = Callable[..., Finished]
 

@@ -30,6 +30,8 @@ from ray_route.cli.app import main
 from ray_route.client import sessions
 from ray_route.pod import starting, stopping
 
+pytestmark = pytest.mark.slow
+
 SLOW_S = 8.0
 SIDE_BY_SIDE = 4
 FAILED = (ray_route.RouteTimeoutError, ray_route.StoreUnavailableError)
@@ -85,7 +87,7 @@ def test_one_threads_slow_connect_holds_up_no_other(
     ray_route.connect(client.namespace).close()
     assert slow.is_alive()
     slow.join()
-    eventually(lambda: nobody_has(namespace), "what was given up is not kept", 30)
+    eventually(lambda: nobody_has(namespace), "what was given up is not kept")
 
 
 def test_an_interrupt_ends_a_connect_at_once_and_spoils_nothing(
@@ -307,8 +309,8 @@ def test_a_session_that_anything_ends_while_it_is_made_leaves_nothing(client: An
             pass
         finally:
             threading.settrace(None)  # type: ignore[arg-type]
-        eventually(lambda: nobody_has(namespace), f"it is nobody's, line {line}", 30)
-        eventually(lambda: threads() <= before, f"its threads have ended, line {line}", 30)
+        eventually(lambda: nobody_has(namespace), f"it is nobody's, line {line}")
+        eventually(lambda: threads() <= before, f"its threads have ended, line {line}")
     assert line > 30, "it was ended all along the way"
     end_router(namespace)
 

@@ -38,6 +38,8 @@ from ray_route.protocol.names import RAY_NAMESPACE
 from ray_route.runtime.waiting import no_check
 from ray_route.store.scripts import plain_call
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.timeout(300)
 def test_growing_and_shrinking_are_completed_whichever_step_was_the_last(service: Service) -> None:

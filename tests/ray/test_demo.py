@@ -27,6 +27,8 @@ from ray_route.runtime.bootstrap import clear_namespace
 from ray_route.runtime.process_ids import has_ended, identify
 from ray_route.store.embedded import EmbeddedServer
 
+pytestmark = pytest.mark.slow
+
 COLLEGE = Path(__file__).parents[3] / "shared" / "data" / "college_msg.txt"
 EVENTS = 3_000
 Here = Callable[..., Finished]

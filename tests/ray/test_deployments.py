@@ -21,6 +21,8 @@ from ray_route.protocol.names import RAY_NAMESPACE, controller_name, pod_name
 from ray_route.store.keys import Keys
 from ray_route.store.scripts import plain_call
 
+pytestmark = pytest.mark.slow
+
 DEPLOY = """
 ray_route.deploy(services.Given, args=(b"x" * 300_000,), namespace=namespace, service=service,
                  replicas=2)
@@ -46,7 +48,7 @@ def kill_controller(deployment: ray_route.Deployment) -> None:
     """End its process; Ray makes it again."""
     before = deployment.status().controller
     ray.kill(controller(deployment), no_restart=False)
-    eventually(lambda: deployment.status().controller > before, "its next life", 30)
+    eventually(lambda: deployment.status().controller > before, "its next life")
 
 
 def give_up(deployment: ray_route.Deployment, pod: int) -> None:
@@ -96,7 +98,7 @@ def test_a_pod_starts_again_with_its_arguments_when_its_driver_has_left(
     eventually(
         lambda: client.pods(left.service)[link.pod].incarnation > link.incarnation, "again", 30
     )
-    eventually(sizes(client, left, 2), "all serve", 30)
+    eventually(sizes(client, left, 2), "all serve")
 
 
 def test_another_driver_scales_it(client: Any, left: ray_route.Deployment) -> None:
@@ -133,7 +135,7 @@ def test_what_redis_has_lost_the_controller_writes_back(
     read = plain_call("HGETALL", key)
     before = namespace.store.one(read)
     namespace.store.one(plain_call("DEL", key))
-    eventually(lambda: namespace.store.one(read) == before, "all is there again", 30)
+    eventually(lambda: namespace.store.one(read) == before, "all is there again")
 
 
 def test_a_controller_that_lost_all_in_a_wipe_keeps_what_is_there(
@@ -300,7 +302,7 @@ def test_a_pod_that_fails_to_start_is_made_again_and_reported(
     assert deployment.status().replicas == 2
     (tmp_path / "fail").unlink()
     eventually(lambda: state(client, deployment, 1) == "READY", "it serves", 60)
-    eventually(lambda: not deployment.status().problems, "nothing is in the way", 30)
+    eventually(lambda: not deployment.status().problems, "nothing is in the way")
 
 
 def test_a_service_without_its_controller_can_be_ended(client: Any, deploy: Any) -> None:

@@ -26,6 +26,8 @@ from tutorial import PAGE, blocks
 import ray_route
 from ray_route.cli.app import app, main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if page != PAGE)

@@ -28,6 +28,8 @@ from ray_route.runtime import head_notes
 from ray_route.runtime.scheduling import DEAD, state_of
 from ray_route.runtime.waiting import no_check
 
+pytestmark = pytest.mark.slow
+
 # Of the 8 CPUs of the tests' Ray: a second pod has no room.
 TOO_MANY = {"num_cpus": 5}
 # What a pod that runs may be given, and one that does not is not waited for.

@@ -13,6 +13,8 @@ from helpers import end_router
 
 from ray_route.store.embedded import free_port
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FINDS = {
     "chat_rooms": ["200 texts were said; the last in room-0: 'eve: bye'"],

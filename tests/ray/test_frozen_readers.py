@@ -14,6 +14,8 @@ from deploying import driver
 from gated_streams import AsyncGate, Gate
 from helpers import eventually
 
+pytestmark = pytest.mark.slow
+
 SOON_S = 60.0
 KINDS: dict[str, tuple[type, dict[str, Any]]] = {
     "one object per user": (Gate, {"per_uid": True}),

@@ -237,7 +237,7 @@ def test_a_long_call_holds_up_nobody_behind_one_that_never_came(
     path = str(tmp_path / "go")
     long = async_rooms[u].wait_for.remote(path)
     began = lambda: async_rooms[u].began.remote(path).result()  # noqa: E731
-    eventually(began, "it runs", within_s=30)
+    eventually(began, "it runs")
     never_comes = async_rooms[u].say.remote(u, broken.remote(str(tmp_path / "fail")))
     behind = async_rooms[u].say.remote(u, "behind")
     (tmp_path / "fail").touch()
@@ -255,7 +255,7 @@ def test_a_refused_call_does_not_wait_for_one_that_has_begun(
     path = str(tmp_path / "go")
     long = async_rooms[u].wait_for.remote(path)
     began = lambda: async_rooms[u].began.remote(path).result()  # noqa: E731
-    eventually(began, "it runs", within_s=30)
+    eventually(began, "it runs")
     with pytest.raises(ray_route.FencedError, match="lapsed"):
         async_rooms[u].lapse.remote().result()
     assert async_rooms[u].say.remote(u, "refused at first").result() == ["refused at first"]
@@ -317,7 +317,7 @@ def test_a_refused_call_follows_its_uid_though_nobody_waits(
             rooms[u].say.remote(u, number)
         on_its_way = dispatcher(client)
         gone = lambda: not len(on_its_way.untaken) and not len(on_its_way.lanes)  # noqa: E731
-        eventually(gone, "nothing is on its way", within_s=30)
+        eventually(gone, "nothing is on its way")
     assert client.call(u, service, "say", u, "last") == [0, 1, 2, "last"]
 
 
@@ -332,7 +332,7 @@ def test_what_nobody_takes_is_no_leak_and_a_failure_is_logged_once(
         rooms[u].fail.remote("somebody does").result()
     on_its_way = dispatcher(client)
     gone = lambda: not len(on_its_way.untaken) and not len(on_its_way.lanes)  # noqa: E731
-    eventually(gone, "nothing is on its way", within_s=30)
+    eventually(gone, "nothing is on its way")
     # It is on its way no more just before that is told.
     eventually(lambda: caplog.messages, "the failure is logged")
     logged = caplog.messages
@@ -351,7 +351,8 @@ def test_thousands_in_flight_from_one_thread_keep_their_order_and_leave_nothing(
     for number in range(50):
         for uid in uids:
             responses[uid].append(rooms[uid].say.remote(uid, number))
-    assert resident_bytes() - before < 5_000 * 20_000, "20 kB a call are plenty, Ray's own part too"
+    each = (resident_bytes() - before) / 5_000
+    assert each < 40_000, "bytes of a call, with what Ray and a heap that is new take"
     for uid in uids:
         heard = [len(response.result()) for response in responses[uid]]
         assert heard == list(range(2, 52)), "each has run in its turn"
@@ -359,7 +360,7 @@ def test_thousands_in_flight_from_one_thread_keep_their_order_and_leave_nothing(
     responses.clear()
     on_its_way = dispatcher(client)
     gone = lambda: not len(on_its_way.untaken) and not len(on_its_way.lanes)  # noqa: E731
-    eventually(gone, "nothing is on its way", within_s=30)
+    eventually(gone, "nothing is on its way")
 
 
 # Passing on.
@@ -498,7 +499,7 @@ def test_a_call_whose_caller_has_given_up_does_not_begin(
     assert running.result()
     assert behind[1].result() == ["first", "in time"]
     out = dispatcher(client).untaken._out
-    eventually(lambda: behind[0]._call not in out, "the answer came", within_s=30)
+    eventually(lambda: behind[0]._call not in out, "the answer came")
     with pytest.raises(RouteTimeoutError, match="not begun") as caught:
         behind[0].result()
     assert caught.value.may_have_run is False
@@ -537,12 +538,12 @@ def test_a_coroutine_sees_that_it_is_cancelled(async_rooms: Any, u: str, tmp_pat
     path = str(tmp_path / "never")
     response = async_rooms[u].wait_for.remote(path)
     began = lambda: async_rooms[u].began.remote(path).result()  # noqa: E731
-    eventually(began, "it runs", within_s=30)
+    eventually(began, "it runs")
     response.cancel()
     with pytest.raises(CallCancelledError, match="may have run"):
         response.result()
     seen = lambda: async_rooms[u].was_cancelled.remote(path).result()  # noqa: E731
-    eventually(seen, "its method was told", within_s=30)
+    eventually(seen, "its method was told")
 
 
 def test_the_death_of_a_pod_is_told_or_survived(client: Any, deploy: Any, u: str) -> None:

@@ -38,6 +38,8 @@ from ray_route.client import (
 from ray_route.clock import now
 from ray_route.runtime import waiting
 
+pytestmark = pytest.mark.slow
+
 S = "rooms"
 OUTGOING = (arrivals, call_loop, dispatcher, held_calls, lanes, outgoing, refusals, untaken)
 TAKING = (calls, handles, responses, waiting)
@@ -105,7 +107,7 @@ def u(rooms: Rooms, namespace: str) -> Iterator[str]:
     rooms.another = f"{namespace}-2"
     rooms.check(namespace, rooms.another)
     yield namespace
-    eventually(rooms.is_at_rest, "nothing is left on its way", within_s=30)
+    eventually(rooms.is_at_rest, "nothing is left on its way")
 
 
 def by_handle(rooms: Rooms, uid: str) -> None:

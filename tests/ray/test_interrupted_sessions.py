@@ -24,6 +24,8 @@ from ray_route import deployment as deployment_module
 from ray_route.client import async_client, base, connect, sessions, sync_client
 from ray_route.runtime import given_up, waiting
 
+pytestmark = pytest.mark.slow
+
 OPENING = (
     *(async_client, base, connect, deploying, deployment_module, sessions, sync_client),
     *(given_up, waiting),

@@ -25,7 +25,7 @@ from ray_route.client import base, connect, sessions, sync_client
 from ray_route.controller import handle, making, marks
 from ray_route.runtime import given_up, waiting
 
-pytestmark = pytest.mark.own_namespace
+pytestmark = [pytest.mark.slow, pytest.mark.own_namespace]
 
 BY_HANDLE = (deployment_module, handle, making, marks, waiting, given_up)
 OPENING = (deploying, connect, base, sync_client, sessions, waiting, given_up)
@@ -46,10 +46,12 @@ class Deployed:
         """True once its controller does nothing, for nobody, and there is what is wanted."""
         status = self.deployment.status(SOON_S)
         is_as_wanted = status.pods == status.wanted and not status.problem and not status.problems
-        return is_as_wanted and not status.doing
+        is_of_one_kind = set(status.generations.values()) <= {status.generation}
+        return is_as_wanted and is_of_one_kind and not status.doing
 
     def check(self) -> None:
         """Find it at rest, its users served, and no thread of this process left at it."""
+        eventually(lambda: not workers(), "nobody is about to ask for anything", SOON_S)
         eventually(self.is_at_rest, "the service is as it is wanted", SOON_S)
         assert self.client.call("ann", self.service, "add", "ann", timeout=SOON_S)
         eventually(lambda: not workers(), "no thread is left at it", SOON_S)
@@ -126,9 +128,7 @@ def test_an_upgrade_that_is_interrupted_anywhere_is_undone_or_done(
 
     def check() -> None:
         rooms.check()
-        status = deployment.status()
-        assert len(status.pods) == 1
-        assert set(status.generations.values()) == {status.generation}
+        assert len(deployment.status().generations) == 1
 
     lines = at_every_line(lambda: deployment.upgrade(Count), check, *BY_HANDLE, stride=stride)
     assert lines > 50

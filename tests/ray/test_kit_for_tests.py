@@ -17,6 +17,8 @@ from ray_route.store.scripts import plain_call
 from ray_route.testing import faults
 from ray_route.testing.spares import Spares, _named
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["ray_route.testing.plugin"]
 
 

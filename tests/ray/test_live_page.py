@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import ray
 from commands import Command
 from helpers import end_router, eventually, namespaces_with_routers, unique_name
 from pages import get
 
 import ray_route
+
+pytestmark = pytest.mark.slow
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import ray_route
 from ray_route.runtime import telemetry
 from ray_route.runtime.metrics import meter
 
-pytestmark = pytest.mark.own_namespace
+pytestmark = [pytest.mark.slow, pytest.mark.own_namespace]
 
 
 def counted(client: ray_route.RouteClient, name: str, *labels: str) -> int:

@@ -25,6 +25,8 @@ from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.scripts import plain_call
 from ray_route.testing.faults import frozen_pod
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def agents(client: Any) -> Any:

@@ -20,6 +20,8 @@ import ray_route
 from ray_route.cli.app import app, main
 from ray_route.cli.page.server import PageServer
 
+pytestmark = pytest.mark.slow
+
 LONG = 40
 UIDS = [f"6f1c2d3e-8a4b-4c5d-9e6f-7a8b9c0d1e2{digit}" for digit in "0123"]
 

@@ -12,6 +12,8 @@ from helpers import end_router, eventually, unique_name
 from kernels import Kernel, kernel
 from ray.util import list_named_actors
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 SET_UP = """

@@ -26,6 +26,8 @@ from ray_route.controller.recipes import holders_of
 from ray_route.pod import stopping
 from ray_route.protocol.names import RAY_NAMESPACE, pod_name
 
+pytestmark = pytest.mark.slow
+
 MOST_LINES = 16
 """Of a step, so many at the most lie between two deaths that are tried."""
 

@@ -23,6 +23,8 @@ from services import Counter
 import ray_route
 from ray_route.store.embedded import EmbeddedServer
 
+pytestmark = pytest.mark.slow
+
 LEASE_S = 2.0
 OUTAGE_S = 3 * LEASE_S
 OPTIONS = {"shards": 16, "pod_lease_s": LEASE_S, "heartbeat_s": 0.4, "staleness_s": 2.0}
@@ -253,12 +255,12 @@ def test_a_pod_exits_in_an_outage_if_it_is_to(lone: Any, exits: bool) -> None:
     pod = lone(exit_when_fenced=exits)
     pod.proxy.cut()
     if exits:
-        eventually(pod.has_ended, "its lease has run out", 30)
+        eventually(pod.has_ended, "its lease has run out")
     else:
         pass_time(OUTAGE_S)
         assert not pod.has_ended()
     pod.proxy.heal()
-    eventually(pod.is_served, "by its next life, or by this one", 40)
+    eventually(pod.is_served, "by its next life, or by this one")
     assert pod.book.count("acquire", "ann") == (2 if exits else 1)
 
 
@@ -275,6 +277,6 @@ def test_a_pod_told_to_end_in_a_lapse_releases_what_it_holds_if_the_store_is_bac
     first = [event.what for event in pod.book.events("ann") if event.pid == pod.pid]
     assert first.count("release-end") == 1
     assert "lost" not in first
-    eventually(pod.is_served, "by its next life", 40)
+    eventually(pod.is_served, "by its next life")
     assert pod.book.load("ann") == 1, "it was saved, and is loaded again"
     assert pod.client.call("ann", "svc", "add", "ann") == 3

@@ -16,6 +16,8 @@ from helpers import eventually, unique_name
 
 from ray_route.store.embedded import EmbeddedServer, free_port
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 

@@ -12,6 +12,8 @@ from alone import ALONE, plain, why_not
 
 import ray_route
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 

@@ -295,7 +295,7 @@ def test_a_uid_that_is_to_end_ends_though_it_is_looked_up(client: Any, session: 
         assert now() < end, "it outlived its removal"
         return client.compute_linked_pod(uid, "svc").epoch != link.epoch
 
-    eventually(ended, "the link has ended and another was made", 30)
+    eventually(ended, "the link has ended and another was made")
 
 
 def test_who_was_refused_asks_the_router(client: Any, session: Session) -> None:
@@ -303,5 +303,5 @@ def test_who_was_refused_asks_the_router(client: Any, session: Session) -> None:
     client.compute_linked_pod(uid, "svc")
     forget(session)
     by_router, by_redis = answered(client, "router"), answered(client, "redis")
-    run(operations.compute(session, uid, "svc", 1), Deadline.after(10))
+    run(operations.compute(session, uid, "svc", 1), Deadline.after(60))
     assert (answered(client, "router"), answered(client, "redis")) == (by_router + 1, by_redis)

@@ -22,6 +22,8 @@ from ray_route.clock import Deadline
 from ray_route.errors import NestedCallError
 from ray_route.runtime.waiting import run
 
+pytestmark = pytest.mark.slow
+
 UIDS = [f"user-{number}" for number in range(60)]
 
 
@@ -106,7 +108,7 @@ def test_users_with_a_call_stay_while_others_can_go(
     handle = client.service(rooms.service, Weighted)
     running = [handle[uid].wait.remote(uid) for uid in busy]
     for uid in busy:
-        eventually((folder / f"waits-{uid}").exists, "its call runs", 30)
+        eventually((folder / f"waits-{uid}").exists, "its call runs")
     try:
         done = rooms.rebalance(max_moves_per_s=500)
         assert not {move.uid for move in done.moves} & set(busy)
@@ -168,7 +170,7 @@ def test_a_run_stops_when_a_pod_dies_and_at_its_deadline(
     )
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(rooms.rebalance, max_moves_per_s=2, deadline_s=120)
-        eventually(lambda: "even loads out" in rooms.status().doing, "it has begun", 30)
+        eventually(lambda: "even loads out" in rooms.status().doing, "it has begun")
         os.kill(pid, signal.SIGKILL)
         done = running.result(60)
     assert "have died, or take no new uids" in done.problem
@@ -197,7 +199,7 @@ def test_the_command_shows_the_plan_first(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     del crowded
-    eventually(lambda: len(serving(client, rooms)) == 3, "all serve", 30)
+    eventually(lambda: len(serving(client, rooms)) == 3, "all serve")
 
     def command(*words: str, name: str = "rebalance") -> tuple[object, str]:
         return told(capsys, name, rooms, *words)

@@ -14,6 +14,8 @@ from postgres import postgres
 
 import ray_route
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "keep_states.md"
 
 

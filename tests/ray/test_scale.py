@@ -20,7 +20,7 @@ from ray_route.client.sessions import begun
 from ray_route.clock import Deadline, now
 from ray_route.runtime.namespace import Namespace
 
-pytestmark = pytest.mark.own_namespace
+pytestmark = [pytest.mark.slow, pytest.mark.own_namespace]
 
 
 def memory_mb() -> float:
@@ -72,7 +72,7 @@ def test_connects_and_closes_leave_nothing_behind(home: str, client: Any, count:
     grown_kb = (memory_mb() - mb) * 1000 / count
     print(f"{count} connects: {before} files and threads before, {taken()} after,", end=" ")
     print(f"{grown_kb:.1f} KB each")
-    eventually(lambda: given_back(before), f"files and threads as before: {before}", 30)
+    eventually(lambda: given_back(before), f"files and threads as before: {before}")
     assert count < 1000 or grown_kb < 10
 
 
@@ -97,7 +97,7 @@ def test_many_sessions_hear_of_a_move_and_end(home: str, client: Any, count: int
             "all have heard of the move",
             60,
         )
-    eventually(lambda: given_back(before), f"files and threads as before: {before}", 30)
+    eventually(lambda: given_back(before), f"files and threads as before: {before}")
 
 
 @many(4, 50)
@@ -112,4 +112,4 @@ def test_many_namespaces_side_by_side(client: Any, count: int) -> None:
         for name, one in zip(names, clients, strict=True):
             assert one.namespace == name
             assert one.get_linked_pod("nobody", "svc") is None
-    eventually(lambda: given_back(before), f"files and threads as before: {before}", 30)
+    eventually(lambda: given_back(before), f"files and threads as before: {before}")

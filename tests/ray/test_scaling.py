@@ -26,6 +26,8 @@ from ray_route.controller.upkeep import Upkeep
 from ray_route.pod import stopping
 from ray_route.protocol.names import RAY_NAMESPACE
 
+pytestmark = pytest.mark.slow
+
 SOON_S = 120.0
 """For what takes a second or two where the machine has time."""
 

@@ -23,6 +23,8 @@ from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.scripts import Call
 from ray_route.store.url import parse_url
 
+pytestmark = pytest.mark.slow
+
 PASSWORD = "pw-that-must-stay-secret"
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 REQUESTS = 48
 STICKY = {"split": 0, "seen": 12, "200": REQUESTS, "is_home True": REQUESTS}

@@ -36,6 +36,8 @@ from ray_route.store.scripts import Call
 from ray_route.store.url import parse_url
 from ray_route.testing.faults import frozen_pod
 
+pytestmark = pytest.mark.slow
+
 # Leases outlive the outages here, so that each test has one cause.
 OPTIONS = {"shards": 16, "pod_lease_s": 60.0}
 SERVED_WITHIN_S = 5.0

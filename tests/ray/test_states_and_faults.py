@@ -17,6 +17,8 @@ import ray_route
 from ray_route import RouteError
 from ray_route.testing.faults import frozen_pod, kill_pod
 
+pytestmark = pytest.mark.slow
+
 Deploy = Callable[..., ray_route.Deployment]
 
 
@@ -44,7 +46,7 @@ class Scene:
             (self.folder / f"{step}.waits").unlink()
 
     def seen(self, step: str) -> None:
-        eventually((self.folder / f"{step}.seen").exists, f"{step} has begun", 30)
+        eventually((self.folder / f"{step}.seen").exists, f"{step} has begun")
 
     def move(self, pod: int, timeout: float = 40) -> list[RouteError | None]:
         """Begin a move; the list has its error, or None, when it has ended."""
@@ -77,7 +79,7 @@ def test_a_target_that_dies_before_it_has_the_state_costs_nothing(scene: Scene, 
         ended = scene.move(1 - home)
         scene.seen(step)
         kill_pod(scene.client, scene.service, 1 - home)
-        eventually(lambda: ended, "the mover is told", 40)
+        eventually(lambda: ended, "the mover is told")
     assert ended[0] is not None
     assert scene.call("add") == 2
     assert scene.pod() == home
@@ -89,7 +91,7 @@ def test_an_owner_that_dies_before_its_state_was_fetched_takes_it_along(scene: S
         ended = scene.move(1 - home)
         scene.seen("write")
         kill_pod(scene.client, scene.service, home)
-        eventually(lambda: ended, "the mover is told", 40)
+        eventually(lambda: ended, "the mover is told")
     assert scene.call("add") == 1, "memory dies with its process"
     assert scene.call("add") == 2
 
@@ -100,7 +102,7 @@ def test_an_owner_that_dies_after_its_state_was_fetched_costs_nothing(scene: Sce
         ended = scene.move(1 - home)
         scene.seen("read")
         kill_pod(scene.client, scene.service, home)
-    eventually(lambda: ended, "the mover is told", 40)
+    eventually(lambda: ended, "the mover is told")
     assert scene.call("add") == 2
     assert scene.pod() == 1 - home
 
@@ -139,7 +141,7 @@ def test_a_mover_that_gives_up_on_a_frozen_pod_leaves_the_uid_as_it_was(
         ended = scene.move(1 - home, timeout=2)
         scene.seen(step)
         with frozen_pod(scene.client, scene.service, pod):
-            eventually(lambda: ended, "the mover is told", 40)
+            eventually(lambda: ended, "the mover is told")
     assert ended[0] is not None
     assert scene.call("add") == 2
     assert scene.pod() == home

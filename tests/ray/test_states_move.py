@@ -17,6 +17,8 @@ from tallies import AsyncTally, Tally
 import ray_route
 from ray_route import StateNotMovedError
 
+pytestmark = pytest.mark.slow
+
 Deploy = Callable[..., ray_route.Deployment]
 
 BOTH = pytest.mark.parametrize("cls", [Tally, AsyncTally])
@@ -77,7 +79,7 @@ def test_a_pod_that_is_told_to_end_takes_nobodys_state_with_it(
     assert {call(client, service, uid, "add") for uid in uids} == {1}
     victim = next(uid for uid in uids if pod_of(client, uid, service) == 0)
     os.kill(call(client, service, victim, "pid"), signal.SIGTERM)
-    eventually(lambda: pod_of(client, victim, service) == 1, "its uids have moved", 30)
+    eventually(lambda: pod_of(client, victim, service) == 1, "its uids have moved")
     for expected in (2, 3):
         assert {call(client, service, uid, "add") for uid in uids} == {expected}
 
@@ -167,7 +169,7 @@ def test_a_router_that_is_killed_in_the_middle_costs_nobody_their_state(
     home = pod_of(client, uids[0], service)
     begun = router_handle(client.namespace).drain.remote(service, home, 60, go_on=False)
     ray.get(begun, timeout=30)
-    eventually((tmp_path / f"{step}.seen").exists, f"{step} has begun", 30)
+    eventually((tmp_path / f"{step}.seen").exists, f"{step} has begun")
     ray.kill(router_handle(client.namespace), no_restart=False)
     (tmp_path / f"{step}.waits").unlink()
     assert {call(client, service, uid, "add") for uid in uids} == {2}

@@ -17,6 +17,8 @@ from stepping import SteppingServer, stepping_server
 
 import ray_route
 
+pytestmark = pytest.mark.slow
+
 HOUR_S = 3_600.0
 USERS = [f"user-{number}" for number in range(30)]
 

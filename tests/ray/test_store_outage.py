@@ -16,6 +16,8 @@ from services import Counter
 import ray_route
 from ray_route.store.embedded import EmbeddedServer
 
+pytestmark = pytest.mark.slow
+
 PASSWORD = "pw-of-a-store-that-is-away"
 USERS = [f"user-{number}" for number in range(50)]
 # Pods and near caches outlive the outages of these tests.

@@ -26,6 +26,8 @@ from ray_route.runtime import head_notes
 from ray_route.runtime.scheduling import ALIVE, DEAD, state_of
 from ray_route.runtime.waiting import run
 
+pytestmark = pytest.mark.slow
+
 # What a controller that runs may be given, and one that does not is not waited for.
 LONG_S = 60.0
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
 from deploying import driver
 from helpers import own_namespace
+
+pytestmark = pytest.mark.slow
 
 REPORT = """
 import ray

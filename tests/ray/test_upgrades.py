@@ -23,6 +23,8 @@ import ray_route
 from ray_route.controller.draining import is_draining
 from ray_route.protocol.names import RAY_NAMESPACE, is_recipe_of
 
+pytestmark = pytest.mark.slow
+
 SOON_S = 120.0
 UIDS = [f"u{number}" for number in range(60)]
 

@@ -149,6 +149,6 @@ def test_what_comes_after_a_caller_has_given_up_is_complained_of_by_nobody(
     asyncio.run(awaited())
     gate.touch()
     client.actor("ann", bank).fail_at.remote(str(gate))
-    eventually(lambda: complaints, "Ray complains of one that nobody ever waited for", 30)
+    eventually(lambda: complaints, "Ray complains of one that nobody ever waited for")
     assert len([said for said in complaints if "Unhandled error" in said]) == 1
     debits.extend([1, 1] if bank == "AsyncBank" else [1])  # who waited for his turn gave up

@@ -80,7 +80,7 @@ def waiting_for_a_call(client: ray_route.RouteClient) -> Waiting:
         begun = Path(folder) / "begun"
         calling = partial(client.call, "slow", "svc", "ponder", str(begun), timeout=600)
         waiting = Waiting(calling)
-        eventually(begun.exists, "the call is under way", 30)
+        eventually(begun.exists, "the call is under way")
     return waiting
 
 
@@ -90,7 +90,7 @@ def waiting_for_the_router(client: ray_route.RouteClient) -> Waiting:
     os.kill(pid, signal.SIGSTOP)
     waiting = Waiting(partial(client.compute_linked_pod, "new", "svc", timeout=600))
     deciding = client._session.computing.deciding
-    eventually(lambda: any(q.is_busy for q in deciding._queues.values()), "it is asked", 30)
+    eventually(lambda: any(q.is_busy for q in deciding._queues.values()), "it is asked")
     return waiting
 
 

@@ -15,6 +15,8 @@ from served import Front
 
 from ray_route.runtime.metrics import LOOKUPS, meter
 
+pytestmark = pytest.mark.slow
+
 SOME = 200
 
 

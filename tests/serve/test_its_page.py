@@ -15,6 +15,8 @@ from tutorial import blocks
 import ray_route
 from ray_route.cli.app import main
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "serve.md"
 
 

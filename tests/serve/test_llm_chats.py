@@ -20,6 +20,8 @@ from served import sticky
 
 import ray_route
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "llm_chats.py"
 REPLICAS = 3
 

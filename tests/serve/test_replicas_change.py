@@ -12,6 +12,8 @@ from helpers import end_router, eventually
 from ray import serve
 from serveapp import App, Run, Walk, sessions
 
+pytestmark = pytest.mark.slow
+
 SOME = 60
 
 

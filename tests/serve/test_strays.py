@@ -21,6 +21,8 @@ from strayed import actor, actor_name, another, answered, home, metadata, sent, 
 from ray_route import FencedError, PodUnavailableError
 from ray_route.serve.statements import Home, Way
 
+pytestmark = pytest.mark.slow
+
 IDS = ["cookie:sid", "query:session", "path:/rooms/{session}", "json:metadata.room", "json:user"]
 
 

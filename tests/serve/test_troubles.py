@@ -14,6 +14,8 @@ from serveapp import App, Run, sessions
 import ray_route
 from ray_route.store.embedded import EmbeddedServer
 
+pytestmark = pytest.mark.slow
+
 TTL_S = 7.0
 
 

@@ -142,13 +142,13 @@ def test_a_stale_link_is_dropped_and_a_newer_one_is_not(near: LinkCache, stream:
     near.put(S, "u", LINK, now())
     near.put(S, "v", LINK, now())
     stream.append(Change("link", S, stale={"u": 100, "v": 99}))
-    eventually(lambda: near.get(S, "u") is None, "the link is known to be stale", 5)
+    eventually(lambda: near.get(S, "u") is None, "the link is known to be stale")
     assert near.get(S, "v") == LINK
 
 
 def is_flushed(near: LinkCache, stream: Stream, router: int) -> None:
     """The cache forgets all, then believes what it is told after that."""
-    eventually(lambda: near.get(S, "u") is None, "all is forgotten", 5)
+    eventually(lambda: near.get(S, "u") is None, "all is forgotten")
 
     def believed() -> bool:
         stream.append(BEAT, router)
@@ -182,7 +182,7 @@ def test_the_last_words_of_an_older_router_change_nothing(near: LinkCache, strea
     stream.skip(-1)
     near.put(S, "v", LINK, now())
     stream.append(Change("link", S, stale={"v": 100}))
-    eventually(lambda: near.get(S, "v") is None, "the next entry has been read", 5)
+    eventually(lambda: near.get(S, "v") is None, "the next entry has been read")
     assert near.get(S, "u") == LINK
 
 
@@ -210,7 +210,7 @@ def test_stray_entries_cost_no_hit_and_the_reader_goes_on(
         flat = [part for pair in fields.items() for part in pair]
         store.one(plain_call("XADD", keys.log, "*", *flat))
         stream.append(Change("link", S, stale={"v": 100}))
-        eventually(lambda: near.get(S, "v") is None, f"the entry after one {what} is read", 5)
+        eventually(lambda: near.get(S, "v") is None, f"the entry after one {what} is read")
         assert near.get(S, "u") == LINK, what
 
 

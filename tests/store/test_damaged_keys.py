@@ -28,6 +28,8 @@ from ray_route.store.namespaces import look_up_namespace, open_namespace
 from ray_route.store.owner_codes import FAILED, NO_LINK
 from ray_route.store.scripts import Call, plain_call
 
+pytestmark = pytest.mark.slow
+
 Harm = Callable[[Bench], None]
 Scenario = Callable[[Bench], Awaitable[None]]
 

@@ -38,6 +38,8 @@ from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.keys import Keys
 from ray_route.store.url import parse_url
 
+pytestmark = pytest.mark.slow
+
 S = "chat"
 PATIENCE_S = 10
 SHARED = (coalescer, lookups, shared_future, belief, link_reads, worker, link_cache, lanes)

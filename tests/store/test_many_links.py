@@ -19,6 +19,8 @@ from ray_route.store.bulk import BulkReader
 from ray_route.store.connect import Store
 from ray_route.store.scripts import plain_call
 
+pytestmark = pytest.mark.slow
+
 LONG = [pytest.mark.long, pytest.mark.timeout(3600)]
 
 

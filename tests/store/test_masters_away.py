@@ -31,6 +31,8 @@ from ray_route.store.keys import Keys
 from ray_route.store.pods import PodCalls
 from ray_route.store.scripts import plain_call
 
+pytestmark = pytest.mark.slow
+
 WITHIN_S = 40
 
 

@@ -26,6 +26,8 @@ from ray_route.store.links import LinkCalls, Writer
 from ray_route.store.pods import Identity, PodCalls
 from ray_route.store.scripts import plain_call
 
+pytestmark = pytest.mark.slow
+
 KEYS = Keys("race", 16)
 CONFIG = RouteConfig(shards=16)
 

@@ -21,6 +21,8 @@ from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, Writer
 from ray_route.store.url import parse_url
 
+pytestmark = pytest.mark.slow
+
 PROCESSES = 8
 UIDS = [f"user-{number}" for number in range(400)]
 SHARDS = 4

@@ -34,6 +34,8 @@ from ray_route.store.pods import Identity, PodCalls, parse_table
 from ray_route.store.scripts import Call, plain_call
 from ray_route.store.url import StoreUrl, parse_url
 
+pytestmark = pytest.mark.slow
+
 SERVICE = "chat"
 CONFIG = RouteConfig(shards=16, pod_lease_s=3.0, heartbeat_s=0.5, staleness_s=3.0)
 WHO = Identity(SERVICE, 0, "process-1", "another-node", "actor")

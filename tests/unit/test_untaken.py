@@ -29,7 +29,7 @@ def test_a_look_that_waits_for_a_busy_machine_puts_the_next_off_no_longer() -> N
         call = Outgoing("ns", "rooms", "ann", "say", (), {}, False, Deadline.after(60))
         untaken.add(call)
         # A tenth of the time, were waiting a cost: the next would come after 20 s.
-        eventually(lambda: len(looks) >= 2, "it was looked at again", within_s=15)
+        eventually(lambda: len(looks) >= 2, "it was looked at again")
         untaken.discard(call)
     finally:
         loop.stop()
