@@ -42,6 +42,7 @@ from ray_route.runtime.link_reads import Part, Reading, Readings
 from ray_route.runtime.waiting import Operation
 from ray_route.store.keys import Keys
 from ray_route.store.links import ShardReply
+from ray_route.testing.move_turns import MoveTurns
 
 # Nothing runs out by itself within any test.
 _TTL_S = 1e6
@@ -116,6 +117,7 @@ class LocalDirectory:
         self._lock = threading.Lock()
         self._links: dict[str, Link] = {}
         self._moving: set[str] = set()
+        self._turns = MoveTurns()
         self.places: dict[int, Place] = {}
 
     # Links.
@@ -173,17 +175,21 @@ class LocalDirectory:
     def move(
         self, uid: str, pod: int | None, deadline: Deadline, *, persistent: bool | None = None
     ) -> Link:
-        """Move a uid to a pod, or to any other one; see `RouteClient.move`."""
-        link = self.link_of(uid)
-        with self._lock:
-            target = self._lightest({link.pod}) if pod is None else self._known(pod)
-            self._moving.add(uid)
-        try:
-            if target == link.pod:
-                return self._kept(uid, link, persistent, deadline)
-            return self._moved(uid, link, target, deadline, persistent)
-        finally:
-            self._moving.discard(uid)
+        """Move a uid to a pod, or to any other one, one move of it at a time.
+
+        See `RouteClient.move`.
+        """
+        with self._turns.turn(uid, deadline):
+            link = self.link_of(uid)
+            with self._lock:
+                target = self._lightest({link.pod}) if pod is None else self._known(pod)
+                self._moving.add(uid)
+            try:
+                if target == link.pod:
+                    return self._kept(uid, link, persistent, deadline)
+                return self._moved(uid, link, target, deadline, persistent)
+            finally:
+                self._moving.discard(uid)
 
     def _known(self, pod: int) -> int:
         if pod not in self.places:

@@ -36,6 +36,12 @@ class Caller:
 
 
 def test_a_thousand_sessions_are_spread_evenly(chat: App) -> None:
+    chat.say(sessions(1)[0])  # replicas join as those who route to them hear of them
+
+    def available() -> list[Any]:
+        return [it for it in chat.client.pods(chat.service).values() if it.available]
+
+    eventually(lambda: len(available()) == 4, "all four have joined")
     homes = chat.homes(sessions(1_000))
     counts = Counter(homes.values())
     print(counts)

@@ -189,6 +189,19 @@ def test_a_move_waits_for_calls_that_run_and_those_behind_follow(
     assert diary.count(("release", "ann")) == 1
 
 
+def test_moves_of_one_uid_lose_no_state_however_many_there_are(
+    rooms: testing.LocalService,
+) -> None:
+    said = 0
+    with ThreadPoolExecutor(8) as movers:
+        for _ in range(10):
+            moved = [movers.submit(rooms.move, "ann") for _ in range(8)]
+            said += 1
+            assert rooms["ann"].say("hi") == said
+            for each in moved:
+                each.result()
+
+
 def test_a_uid_that_stays_busy_stays(rooms: testing.LocalService, diary: list[Any]) -> None:
     held = rooms["ann"].wait.remote()
     began(diary, "ann")
