@@ -66,9 +66,7 @@ class _Making:
         """
         while not self._is_there():
             try:
-                with ended_at_failure() as made:
-                    self._make(made)
-                    return Deployment(self.session, self._service, self.controller)
+                return ended_at_failure(self._made)
             except NameTakenError:
                 continue  # another process has just begun to deploy it
         return Deployment(self.session, self._service, self.controller)
@@ -102,6 +100,10 @@ class _Making:
                 namespace=self.session.namespace.name,
                 service=self._service,
             )
+
+    def _made(self, made: Actors) -> Deployment:
+        self._make(made)
+        return Deployment(self.session, self._service, self.controller)
 
     def _make(self, made: Actors) -> None:
         what = f"pods {list(range(self.replicas))} of service {self._service!r}"

@@ -7,6 +7,7 @@ the first line of what some work runs in its caller's thread, then at the second
 from __future__ import annotations
 
 import linecache
+import signal
 import sys
 from collections.abc import Callable, Container
 from itertools import count
@@ -41,6 +42,8 @@ class Interrupter:
     def _line(self, frame: FrameType, event: str, _: Any) -> Any:
         if event != "line" or self._is_border(frame):
             return self._line
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            return self._line  # nobody hears of one
         self.lines += 1
         if self.lines == self.at_line:
             sys.settrace(None)
@@ -51,10 +54,11 @@ class Interrupter:
     def _is_border(self, frame: FrameType) -> bool:
         """True of a line at the border of a block: between its end and the release of its lock.
 
-        Or before it begins. Python lets no signal in there, but calls its trace function.
+        Or before it begins, or what follows if it fails. Python lets no signal in there, but calls
+        its trace function.
         """
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-        return line.startswith(("with ", "try:"))
+        return line.startswith(("with ", "try:", "except"))
 
 
 def at_every_line(

@@ -31,7 +31,7 @@ from ray_route.errors import CallCancelledError, ClosedError, RouteError
 from ray_route.model import Rebalance, RoutingState, ServiceStatus, UpgradeProgress
 from ray_route.pod.stopping import Actors
 from ray_route.policies import Autoscale
-from ray_route.protocol.names import RAY_NAMESPACE, controller_name, recipe_name
+from ray_route.protocol.names import controller_name, recipe_name
 from ray_route.runtime.waiting import Pause
 from ray_route.store.wanted import Upgrade, Wanted
 
@@ -376,7 +376,8 @@ class Controller:
             self._wake.wait(0 if self._keeping.done else _LOOK_S)
             self._wake.clear()
         self._wake.wait(_ANSWER_S)  # let the answers out
-        ray.kill(ray.get_actor(self._name, namespace=RAY_NAMESPACE), no_restart=True)
+        own: Any = ray.get_runtime_context().current_actor  # its name may be another's by now
+        ray.kill(own, no_restart=True)
 
     def _look(self) -> None:
         if not self._turn.lock.acquire(blocking=False):

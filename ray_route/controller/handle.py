@@ -191,17 +191,14 @@ class ControllerHandle:
     def end(self, grace_s: float) -> None:
         """End the service, its controller last; without one end the pods that Ray has."""
         handle = self.found()
-        if handle is None and self._named() is not None:
-            return  # it has ended before, and what is there is another's
         if handle is not None and not self._has_ended(handle, grace_s):
-            if is_unbegun(handle):
-                # Its process may begin any time, and ours end: then it goes on with this.
-                note_end(_id_of(handle), grace_s)
-                self._end_pods(grace_s)
-            ray.kill(handle, no_restart=True)  # else it would make anew what is ended below
+            # Its process may begin any time, and ours end: then it goes on with this.
+            note_end(_id_of(handle), grace_s)
+            self._end_pods(handle, grace_s)
+            ray.kill(handle, no_restart=True)
             wait_gone(self._name, Deadline.after(STOP_S))
             forget(_id_of(handle))
-        self._end_pods(grace_s)
+        self._end_pods(handle, grace_s)
 
     def _has_ended(self, handle: Any, grace_s: float) -> bool:
         """Have a controller end its service; False if it does not, or has not even begun."""
@@ -217,7 +214,11 @@ class ControllerHandle:
         wait_gone(self._name, Deadline.after(STOP_S))
         return self.found() is None
 
-    def _end_pods(self, grace_s: float) -> None:
+    def _end_pods(self, handle: Any, grace_s: float) -> None:
+        """End the pods of that controller's service: not those of another that has its name now."""
+        named = self._named()
+        if named is not None and (handle is None or _id_of(named) != _id_of(handle)):
+            return
         end_holders(self._namespace, self._service)  # they may be making some
         left = named_pods(self._namespace, self._service)
         if left:

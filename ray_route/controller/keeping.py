@@ -142,8 +142,8 @@ class Keeping:
         `check` raises what ends an upgrade that is under way; `gives_way` raises `StoppedError`
         once there is something else to be done than what nobody has asked for just now.
         """
-        if ending:  # whoever asked for that has failed half-way
-            grace_s = grace_of(noted(self._wishes.actor))
+        grace_s = grace_of(noted(self._wishes.actor))
+        if ending or grace_s is not None:  # whoever asked for that has failed half-way, or has died
             self.finish(GRACE_S if grace_s is None else grace_s)
             return
         self.take_up()

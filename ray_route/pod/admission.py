@@ -9,7 +9,7 @@ from enum import Enum
 from ray_route.model import Link
 from ray_route.pod.entries import UNHELD, Entry, Phase
 from ray_route.pod.holdings import Holdings
-from ray_route.pod.kinds import set_kind
+from ray_route.pod.kinds import kind_read
 from ray_route.pod.states import State
 from ray_route.protocol.commands import Refreshed
 
@@ -174,9 +174,9 @@ class Admission:
                 return Told.VOID
             if entry.phase is Phase.ACQUIRING:
                 return Told.WAIT
-            _confirm(
-                self._held, entry, until, link
-            )  # an ENDING one, too: its link lives on meanwhile
+            self._held.ready.read(uid, asked_at)
+            kind_read(self._held, entry, link)
+            _confirm(self._held, entry, until)  # an ENDING one, too: its link lives on meanwhile
             self._held.look_at(uid, entry)
             return Told.HELD if entry.phase is Phase.HELD else Told.VOID
 
@@ -194,8 +194,10 @@ class Admission:
                 return Told.WAIT
             if state is not None:
                 state.arrived = False  # it is this pod's from here on, whatever on_acquire does
-            new = Entry(uid, epoch, Phase.ACQUIRING, term, until, at, link.persistent, state=state)
             self._held.scheduled.follow(uid, link.replaced, epoch)
+            ends = self._held.scheduled.at(uid, epoch) < math.inf
+            kind = link.persistent or (ends and entry is not None and entry.persistent)
+            new = Entry(uid, epoch, Phase.ACQUIRING, term, until, at, kind, state=state)
             self._add(uid, new)
             return Told.ACQUIRE
         if entry.phase is Phase.HELD:  # its link ended without a release
@@ -306,7 +308,7 @@ class Admission:
             entry.lost = True
             self._held.look_at(uid, entry)
         elif link.epoch == entry.epoch and entry.phase is Phase.HELD and not entry.lost:
-            _confirm(self._held, entry, until, link)
+            _confirm(self._held, entry, until)  # of its kind a cache may know an old one
             self._held.used(entry)
 
 
@@ -317,8 +319,7 @@ def _state_of(entry: Entry | None, epoch: int, link: Link) -> State | None:
     return entry.state if entry.epoch in (epoch, link.replaced) else None
 
 
-def _confirm(held: Holdings, entry: Entry, until: float, link: Link) -> None:
-    set_kind(held, entry, persistent=link.persistent)
+def _confirm(held: Holdings, entry: Entry, until: float) -> None:
     held.order.leased(entry.uid)
     entry.until = max(until, entry.until) if entry.term == held.term else until
     entry.term = held.term
@@ -327,10 +328,12 @@ def _confirm(held: Holdings, entry: Entry, until: float, link: Link) -> None:
 def _is_old(held: Holdings, uid: str, epoch: int, asked_at: float) -> bool:
     """True of news that was asked for too long ago.
 
-    The uid may have been given up since; or its server may have lost it since, and whoever restores
-    that was not told of it here.
+    The uid may have been given up since, or its link set anew; or its server may have lost it
+    since, and whoever restores that was not told of it here.
     """
     entry = held.entries.get(uid)
+    if asked_at <= held.set_anew.at(uid):
+        return True
     if entry is None and asked_at <= held.forgotten.at(uid):
         return True
     return (entry is None or entry.epoch < epoch) and asked_at <= held.recalled_at

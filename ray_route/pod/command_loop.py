@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import ray
@@ -165,8 +166,8 @@ class CommandLoop:
     def _carry_out(self, command: Command) -> Any:
         if isinstance(command, EndAt):
             at = now() + command.after_s if command.after_s < math.inf else math.inf
-            uids = command.uids.items()
-            return [uid for uid, epoch in uids if not self._releases.end_at(uid, epoch, at)]
+            end_at = partial(self._releases.end_at, at=at, temporary=command.temporary)
+            return [uid for uid, epoch in command.uids.items() if not end_at(uid, epoch)]
         if isinstance(command, Count):
             return len(self._held)
         if isinstance(command, Weigh):

@@ -19,8 +19,10 @@ from typing import NamedTuple
 import ray
 
 from ray_route.clock import Deadline
+from ray_route.error_root import in_words
 from ray_route.errors import (
     FencedError,
+    PodUnavailableError,
     RouteError,
     RouterUnavailableError,
     RouteTimeoutError,
@@ -31,8 +33,10 @@ from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
 from ray_route.pod.links_together import TOGETHER, Asking, asking, read_together
 from ray_route.pod.surroundings import Surroundings
+from ray_route.runtime.futures import Outcome
 from ray_route.runtime.loop_posts import ended
 from ray_route.runtime.waiting import run
+from ray_route.runtime.worker import beginner
 
 READ_S = 30.0
 # A call that a pod turns away can go on; one that waits here for a router can't.
@@ -82,6 +86,7 @@ class Confirming:
         self._lock = threading.Lock()
         self._flights: dict[tuple[str, int], Future[None]] = {}
         self._asked: list[_Asked] = []
+        self._beginner = beginner()  # made here: a call may be interrupted
         # Not the event loop's default threads: the user's hooks may need those to return.
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="ray_route-read")
 
@@ -89,7 +94,8 @@ class Confirming:
 
     def here(self, uid: str, epoch: int, deadline: Deadline) -> None:
         """Confirm a uid, or wait for whoever does; return at the deadline."""
-        flight = self._flight(uid, epoch, self._fly_soon)
+        begin = self._beginner.put
+        flight = self._flight(uid, epoch, lambda asked: begin(partial(self._fly_soon, asked)))
         try:
             flight.result(deadline.remaining())
         except LateError:  # Python 3.10 has a builtin that is another
@@ -144,7 +150,7 @@ class Confirming:
         with self._lock:
             flight = self._flights.get((uid, epoch))
             if flight is None:
-                flight = Future()
+                flight = Outcome()
                 flight.set_running_or_notify_cancel()  # nobody who waits for it can cancel it
                 begin(_Asked(uid, epoch, flight))
                 self._flights[uid, epoch] = flight
@@ -166,7 +172,10 @@ class Confirming:
     # One by one.
 
     def _fly_soon(self, asked: _Asked) -> None:
-        self._readers.submit(self._fly, asked)
+        try:
+            self._readers.submit(self._fly, asked)
+        except RuntimeError as error:  # the system has no more threads for us, now
+            self._arrived(asked, error)
 
     def _fly(self, asked: _Asked) -> None:
         """Read the link; run `on_acquire` if the uid is new here; let all who wait go on."""
@@ -197,6 +206,8 @@ class Confirming:
         self._arrived(asked, error)
 
     def _arrived(self, asked: _Asked, error: BaseException | None) -> None:
+        if error is not None and not isinstance(error, Exception):
+            error = _unacquired(asked.uid, error)
         with self._lock:
             if self._flights.get((asked.uid, asked.epoch)) is asked.flight:
                 del self._flights[asked.uid, asked.epoch]
@@ -272,6 +283,12 @@ class Confirming:
         if not began.is_named_by(link, asked.epoch):
             return None
         return self._admission.confirmed(asked.uid, asked.epoch, link, began.at, began.term)
+
+
+def _unacquired(uid: str, error: BaseException) -> PodUnavailableError:
+    """Make an error of what would end the thread, or the task, of each call that waits for it."""
+    reason = f"{uid!r} could not be acquired: {in_words(error)}"
+    return PodUnavailableError(reason=reason, may_have_run=False, uid=uid)
 
 
 def _tell(then: Then, uid: str, flight: Future[None]) -> None:

@@ -42,20 +42,25 @@ class Departure:
 
     def __init__(self, leave: Callable[[], None]) -> None:
         self._leave = leave
-        # Taken out by whoever comes first. No lock: a signal's handler may come in here while the
-        # very thread that it interrupts is in here too.
+        # Taken out by the thread that comes first. No lock: a signal's handler may come in here
+        # while the very thread that it interrupts is in here too.
         self._unasked = [True]
 
     def begin(self, end: Callable[[], None]) -> bool:
-        """Leave in a thread, then call `end`; False if that has begun before."""
-        try:
-            self._unasked.pop()
-        except IndexError:
+        """Leave in a thread, then call `end`; False if that has begun before.
+
+        Who is interrupted in here may ask again: one thread leaves.
+        """
+        if not self._unasked:
             return False
         threading.Thread(target=self._run, args=(end,), name="ray_route-leave", daemon=True).start()
         return True
 
     def _run(self, end: Callable[[], None]) -> None:
+        try:
+            self._unasked.pop()
+        except IndexError:
+            return
         try:
             self._leave()
         finally:

@@ -9,6 +9,7 @@ from enum import Enum
 
 from ray_route.pod.call_time import CallTime
 from ray_route.pod.states import State
+from ray_route.protocol.commands import Fate
 
 
 class Phase(Enum):
@@ -64,8 +65,8 @@ class Entry:
     """Redis does not name this pod: nothing is saved, `on_lost` runs when its calls have ended."""
     begun: bool = False
     """Its hook runs: from here on nothing stops it."""
-    removes: bool = False
-    """It is given up by the pod itself: its link is to go."""
+    removes: Fate = Fate.STAYS
+    """What is to become of its link: the pod itself gives it up, or is asked to."""
     given_at: float = math.inf
     wishes: Mapping[int, Wish] = field(default_factory=lambda: NO_WISHES)
     """By the numbers of who asks; replaced, never changed (see `AskedReleases`)."""

@@ -39,7 +39,7 @@ from ray_route.pod.release_lines import ReleaseLines, Why
 from ray_route.pod.scheduled import ScheduledRemovals
 from ray_route.pod.states import State
 from ray_route.pod.use_order import UseOrder
-from ray_route.protocol.commands import Outcome, Shown, Taken
+from ray_route.protocol.commands import Fate, Given, Outcome, Shown, Taken
 
 # A link that a pod is told of has been written so lately that it lives for so long at the least.
 _WRITTEN_S = 5.0
@@ -79,7 +79,9 @@ class Holdings:
         self.recalled_at = -math.inf
         """When all that is held was last told, to be restored: what was read before comes late."""
         self.forgotten = Forgotten()
-        self._idle_s = idle_s
+        self.set_anew = Forgotten()
+        """Uids whose links were lately set anew: what was read before comes late."""
+        self.idle_s = idle_s
         self.work = Bell(self.lock)
         """For whoever gives uids up, or acquires those that have arrived."""
         self.news = Bell(self.lock)
@@ -107,16 +109,12 @@ class Holdings:
         """True while Redis' word on a uid, given in this term, holds."""
         return entry.term == self.term and self.clock() < entry.until
 
-    def is_to_end(self, entry: Entry) -> bool:
-        """True if a uid is to be given up, or to be dropped."""
+    def is_to_end(self, entry: Entry, *, though_used: bool = False) -> bool:
+        """True if a uid is to be given up, or to be dropped; `though_used`: by whatever else."""
         at = self.clock()
-        return bool(
-            entry.lost
-            or entry.wishes
-            or self.leaving
-            or at >= self.scheduled.at(entry.uid, entry.epoch)
-            or entry.is_idle(at, self._idle_s)
-        )
+        due = at >= self.scheduled.at(entry.uid, entry.epoch)
+        idle = not though_used and entry.is_idle(at, self.idle_s)
+        return bool(entry.lost or entry.wishes or self.leaving or due or idle)
 
     def give(self, uid: str, entry: Entry) -> None:
         """Make a uid nobody's, up to the highest epoch asked for, and tell all who did."""
@@ -152,8 +150,8 @@ class Holdings:
     def arrive(self, uid: str, entry: Entry, epoch: int) -> None:
         """Make a uid this pod's under an epoch that replaced the one of its state."""
         entry.epoch, entry.phase = epoch, Phase.ARRIVED
-        entry.until = self.clock() + min(_WRITTEN_S, self._idle_s / 4)
-        entry.tried, entry.removes, entry.term = False, False, self.term
+        entry.until = self.clock() + min(_WRITTEN_S, self.idle_s / 4)
+        entry.tried, entry.removes, entry.term = False, Fate.STAYS, self.term
         if entry.state is not None:
             entry.state.arrived = False
         self.nobodys.drop(uid)
@@ -179,7 +177,7 @@ class Holdings:
             elif entry is not None:
                 self.is_to_be_acquired(uid, entry)
 
-    def bar(self, uid: str, epoch: int, *, removes: bool = False) -> Entry:
+    def bar(self, uid: str, epoch: int, removes: Fate = Fate.STAYS) -> Entry:
         """Refuse a uid up to an epoch, of which nothing is held; return its entry."""
         entry = Entry(uid, epoch, Phase.GIVEN, self.term, removes=removes, given_at=self.clock())
         self.entries[uid] = entry
@@ -245,7 +243,7 @@ class Holdings:
         at = self.clock()
         for uid in self.order.oldest():
             entry = self.entries.get(uid)
-            if entry is not None and at < entry.used_at + self._idle_s:
+            if entry is not None and at < entry.used_at + self.idle_s:
                 return
             yield uid
 
@@ -357,22 +355,21 @@ class Holdings:
             at = self.clock()
             held, ago_s = {}, {}
             for uid, entry in self.entries.items():
-                over = at >= entry.until
+                over, due = at >= entry.until, at >= self.scheduled.at(uid, entry.epoch)
                 is_kept = uid in self.nobodys.kept and not entry.removes
                 gone = entry.phase is Phase.GIVEN and not is_kept
-                ends = self.scheduled.at(uid, entry.epoch) < math.inf
-                if gone or entry.lost or (over and ends):
+                if gone or entry.lost or (over and due):
                     continue
                 held[uid] = (entry.epoch, entry.persistent)
                 if over:
                     ago_s[uid] = at - entry.until
             return not self.lease.serves(), held, ago_s
 
-    def unsettled(self, before: float) -> dict[str, tuple[int, bool]]:
+    def unsettled(self, before: float) -> dict[str, Given]:
         """Return uids given up, or arrived, that Redis may still name this pod for.
 
-        With their epochs, and whether the link is to go, or else to be given back: this only if
-        they were given up before a moment, since somebody may be moving them.
+        With their epochs, and what is to become of their links. Those whose links stay only if they
+        were given up before a moment, since somebody may be moving them.
         """
         with self.lock:
             return self.nobodys.unsettled(self.entries, before)

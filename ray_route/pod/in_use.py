@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from ray_route.pod.entries import UNHELD, Entry, Phase
 from ray_route.pod.holdings import Holdings
@@ -24,6 +25,13 @@ def in_use(held: Holdings, since: float, ending_before: float = -math.inf) -> di
             and _is_used(held, uid, entry, since)
         }
         return {**_ending(held, ending_before), **used}
+
+
+def are_to_go(held: Holdings, uids: Mapping[str, int]) -> dict[str, int]:
+    """Return those uids whose removal is scheduled, for later or by now: this pod sees to that."""
+    with held.lock:
+        at = held.scheduled.at
+        return {uid: epoch for uid, epoch in uids.items() if at(uid, epoch) < math.inf}
 
 
 def _is_used(held: Holdings, uid: str, entry: Entry, since: float) -> bool:
@@ -63,7 +71,6 @@ def _ending(held: Holdings, before: float) -> dict[str, int]:
         if entry.until >= before:
             break
         is_held = entry.phase is Phase.HELD and entry.term == held.term and not entry.lost
-        ends = held.scheduled.at(uid, entry.epoch) < math.inf
-        if is_held and not (entry.persistent or ends):
+        if is_held and not entry.persistent:
             some[uid] = entry.epoch
     return some

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +10,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn, Protocol
 
+from ray_route.pod.endings import EXITS
+
 logger = logging.getLogger(__name__)
+
+_RAISED = (Exception, asyncio.CancelledError, *EXITS)
+"""What the user's code may raise, of which none may cost a state."""
 
 
 class StateStore(Protocol):
@@ -49,6 +55,8 @@ class Instances:
         self.store = store
         self.epoch_of: Callable[[str], int] = lambda _: 0
         """Says under which epoch a uid is held; told by the pod once it has an agent."""
+        self.on_exit: Callable[[str, str, BaseException], object] = lambda *_: None
+        """Hears of what the user's code raised for the process: of which uid, where, and what."""
         self._args = args
         self._kwargs = kwargs
         self._of: dict[str, Any] = {}
@@ -100,7 +108,7 @@ class Instances:
     def save(self, uid: str) -> Any:
         """Have the store save the state of an object; a coroutine, if its `save` is one."""
         assert self.store is not None
-        return self.store.save(uid, self.epoch_of(uid), _saved(_state_of(self._of[uid])))
+        return self.store.save(uid, self.epoch_of(uid), _saved(self._state(uid, self._of[uid])))
 
     def on_release(self, uid: str) -> Any:
         """Drop the object of a uid, after its `on_release()` if it has one; return its state.
@@ -112,25 +120,54 @@ class Instances:
         if self.store is not None:
             steps.append(partial(self.save, uid))
         for step in steps:
-            with _logged(uid):
+            with self._logged(uid):
                 ended = step()
                 if inspect.isawaitable(ended):
                     return self._released_after(uid, ended, steps[steps.index(step) + 1 :])
         return self._dropped(uid, one)
 
     async def _released_after(self, uid: str, ended: Any, steps: list[Any]) -> Any:
-        with _logged(uid):
+        try:
+            await self._all_of_it(uid, ended, steps)
+        except asyncio.CancelledError as error:  # at its limit: nothing more is waited for
+            self._failed(uid, error)
+        return self._dropped(uid, self._of[uid])
+
+    async def _all_of_it(self, uid: str, ended: Any, steps: list[Any]) -> None:
+        with self._logged(uid, but=asyncio.CancelledError):
             await ended
         for step in steps:
-            with _logged(uid):
+            with self._logged(uid, but=asyncio.CancelledError):
                 more = step()
                 if inspect.isawaitable(more):
                     await more
-        return self._dropped(uid, self._of[uid])
 
     def _dropped(self, uid: str, one: Any) -> tuple[Any]:
+        state = self._state(uid, one)
         del self._of[uid]
-        return _state_of(one)
+        return state
+
+    def _state(self, uid: str, one: Any) -> tuple[Any]:
+        state = _state_of(one)
+        if isinstance(state[0], _Stuck) and isinstance(state[0].error, EXITS):
+            self.on_exit(uid, "__reduce__", state[0].error)
+        return state
+
+    @contextmanager
+    def _logged(self, uid: str, but: type[BaseException] | tuple[()] = ()) -> Iterator[None]:
+        try:
+            yield
+        except but:
+            raise
+        except _RAISED as error:
+            self._failed(uid, error)
+
+    def _failed(self, uid: str, error: BaseException) -> None:
+        """Log what the user's code has raised: the state goes on all the same."""
+        what = "on_release of the object of uid %r failed"
+        logger.error(what, uid, exc_info=error)
+        if isinstance(error, EXITS):
+            self.on_exit(uid, "on_release", error)
 
     def on_lost(self, uid: str) -> Any:
         """Drop the object of a uid that is another's by now, after its `on_lost()`."""
@@ -142,30 +179,22 @@ def _hook(one: Any, name: str) -> Any:
     return None if hook is None else hook()
 
 
-@contextmanager
-def _logged(uid: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception:  # the user's own: the state goes on all the same
-        logger.exception("on_release of the object of uid %r failed", uid)
-
-
 class _Stuck:
     """Stands for the state of an object that can't say it: that can't leave its pod."""
 
-    def __init__(self, one: Any, error: Exception) -> None:
+    def __init__(self, one: Any, error: BaseException) -> None:
         self.one = one
-        self._error = error
+        self.error = error
 
     def __reduce__(self) -> NoReturn:
-        raise self._error
+        raise self.error
 
 
 def _state_of(one: Any) -> tuple[Any]:
     """Return an object's state as pickling would, in a tuple: it may be None, too."""
     try:
         reduced = one.__reduce_ex__(2)
-    except Exception as error:  # noqa: BLE001 - the user's own; told to whoever moves the uid
+    except _RAISED as error:  # the user's own; told to whoever moves the uid
         return (_Stuck(one, error),)
     return (reduced[2] if len(reduced) > 2 else None,)
 

@@ -25,15 +25,16 @@ class Moments:
         """Have a uid looked at at a moment, if not sooner."""
         known = self._at.get(uid)
         if known is None or at < known:
-            self._at[uid] = at
             heapq.heappush(self._heap, (at, uid))
+            self._at[uid] = at  # last: who is interrupted before it sets it anew
             if len(self._heap) > 2 * len(self._at) + _FEW:
                 self._tidy()
 
     def _tidy(self) -> None:
         """Drop moments that are void, so that there are never many."""
-        self._heap = [(at, uid) for uid, at in self._at.items()]
-        heapq.heapify(self._heap)
+        tidy = [(at, uid) for uid, at in self._at.items()]
+        heapq.heapify(tidy)
+        self._heap = tidy
 
     def drop(self, uid: str) -> None:
         """Take a uid's moment back."""

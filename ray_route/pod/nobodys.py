@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ray_route.pod.entries import Entry
+from ray_route.protocol.commands import Given
 
 
 class Nobodys:
@@ -51,9 +52,9 @@ class Nobodys:
         """True if a state would be lost with the pod."""
         return uid in self.kept or uid in self.come
 
-    def unsettled(self, entries: Mapping[str, Entry], before: float) -> dict[str, tuple[int, bool]]:
+    def unsettled(self, entries: Mapping[str, Entry], before: float) -> dict[str, Given]:
         """Return those that Redis may still name this pod for; see `Holdings.unsettled`."""
-        some = {uid: (entries[uid].epoch, True) for uid in self.removed}
+        some = {uid: (entries[uid].epoch, entries[uid].removes) for uid in self.removed}
         for uid in self.given_up:
             entry = entries[uid]
             if entry.given_at >= before:

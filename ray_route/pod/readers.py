@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
+from weakref import WeakSet
 
 from ray_route.clock import now
 from ray_route.errors import RouteTimeoutError
@@ -64,7 +65,8 @@ class _Watch:
     """Looks at the readers of all streams of a process, in a thread that begins with the first."""
 
     def __init__(self) -> None:
-        self._readers: set[_Reader] = set()
+        # Weak: a stream that was interrupted as it ended may not have dropped its own.
+        self._readers: WeakSet[_Reader] = WeakSet()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -74,8 +76,9 @@ class _Watch:
             self._readers.add(reader)
             if self._thread is None:
                 name = "ray_route-readers"
-                self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=name, daemon=True)
+                thread.start()
+                self._thread = thread  # not before: whoever begins it may be interrupted
 
     def drop(self, reader: _Reader) -> None:
         """Look at it no more."""
@@ -85,8 +88,13 @@ class _Watch:
     def _run(self) -> None:
         pause = threading.Event()
         while not pause.wait(_LOOK_S):
-            for reader in self._readers.copy():
-                reader.look()
+            self._look()
+
+    def _look(self) -> None:
+        with self._lock:
+            some = list(self._readers)
+        for reader in some:
+            reader.look()
 
 
 _watch = _Watch()
@@ -104,8 +112,8 @@ def stream(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Iterator[A
         threading.Thread(target=items.close, name="ray_route-unread", daemon=True).start()
 
     reader = _Reader(close)
-    _watch.add(reader)
     try:
+        _watch.add(reader)
         for item in items:
             reader.is_given()
             yield item
@@ -113,9 +121,11 @@ def stream(pod: Any, header: Header, /, *args: Any, **kwargs: Any) -> Iterator[A
                 yield _unread(header)
                 return
     finally:
-        _watch.drop(reader)
-        if not reader.is_left:
-            items.close()
+        try:
+            _watch.drop(reader)
+        finally:
+            if not reader.is_left:
+                items.close()
 
 
 # On an event loop.

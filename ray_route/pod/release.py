@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from enum import Enum
@@ -10,9 +11,10 @@ from typing import Any, NamedTuple
 
 from ray_route.pod.entries import UNHELD, Entry, Phase, Wish
 from ray_route.pod.holdings import Holdings
+from ray_route.pod.kinds import is_to_be_read, will_be_set
 from ray_route.pod.release_lines import Why
 from ray_route.pod.states import State
-from ray_route.protocol.commands import Outcome, Settlement, Taken
+from ray_route.protocol.commands import Fate, Outcome, Settlement, Taken
 
 # As many uids may wait for their next owner to fetch their states: nobody serves them meanwhile.
 # So the longest pause of one is the time in which so many are moved; fewer would leave the way to
@@ -121,10 +123,11 @@ class Releases:
                     self._held.asked.drop_void(entry, self._held.term)
             self._held.closed = ""
 
-    def end_at(self, uid: str, epoch: int, at: float) -> bool:
+    def end_at(self, uid: str, epoch: int, at: float, *, temporary: bool = False) -> bool:
         """Have a uid given up at a moment, since its link is to go then; the last word counts.
 
-        False if it is being given up already, or has been.
+        At infinity it is about to be set anew, perhaps as a `temporary` one. False if it is being
+        given up already, or has been.
         """
         with self._held.lock:
             entry = self._held.entries.get(uid)
@@ -132,6 +135,8 @@ class Releases:
             if entry is not None and is_it and entry.phase in (Phase.ENDING, Phase.GIVEN):
                 return False
             self._held.scheduled.set(uid, epoch, at)
+            if at == math.inf:
+                will_be_set(self._held, uid, epoch, temporary=temporary)
             if entry is not None:
                 self._held.look_again(uid, entry)
             return True
@@ -224,8 +229,8 @@ class Releases:
 
     def _is_fit(self, uid: str) -> bool:
         """True if nothing of a uid has to be read before it is given up, or lost."""
-        entry = self._held.entries[uid]
-        return entry.lost or self._held.is_confirmed(entry)
+        held, entry = self._held, self._held.entries[uid]
+        return entry.lost or (held.is_confirmed(entry) and not is_to_be_read(held, entry))
 
     def _may_end(self, uid: str) -> bool:
         entry = self._held.entries.get(uid)
@@ -235,8 +240,9 @@ class Releases:
     def _begun(self, uid: str, entry: Entry) -> Work:
         entry.phase = Phase.ENDING
         self._held.order.changing.add(uid)
-        asked = bool(entry.wishes) or entry.persistent
-        entry.removes = not asked or self._held.clock() >= self._held.scheduled.at(uid, entry.epoch)
+        is_due = self._held.clock() >= self._held.scheduled.at(uid, entry.epoch)
+        stays = bool(entry.wishes) or entry.persistent
+        entry.removes = Fate.GOES if is_due else Fate.STAYS if stays else Fate.UNUSED
         kind = Kind.LOSE if entry.lost else Kind.RELEASE
         return Work(uid, entry.epoch, self._held.term, kind)
 
@@ -332,13 +338,13 @@ def _end(held: Holdings, uid: str, epoch: int) -> None:
     """Begin a removal that is due; a uid that is held is looked at like all that are to end."""
     entry = held.entries.get(uid)
     if entry is None or (entry.epoch < epoch and _is_over(entry)):
-        held.bar(uid, epoch, removes=True)  # nothing of it is here: only its link is to go
+        held.bar(uid, epoch, Fate.GOES)  # nothing of it is here: only its link is to go
     elif entry.epoch > epoch:
         held.scheduled.over(uid, epoch)
     elif entry.epoch < epoch and entry.phase is Phase.HELD:  # that one is not over here
         entry.lost = True
     elif entry.epoch == epoch and entry.phase is Phase.ARRIVED and entry.tried:
-        entry.removes = True  # its on_acquire fails: nobody waits for its next call
+        entry.removes = Fate.GOES  # its on_acquire fails: nobody waits for its next call
         held.give(uid, entry)
 
 

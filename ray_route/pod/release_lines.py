@@ -7,6 +7,7 @@ a little ahead.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -44,6 +45,9 @@ class _Line:
         yield from self.waiting
         yield from self.asked
 
+    def __contains__(self, uid: object) -> bool:
+        return uid in self.waiting or uid in self.first or uid in self.asked
+
     def discard(self, uid: str) -> None:
         self.first.pop(uid, None)
         self.waiting.pop(uid, None)
@@ -67,6 +71,7 @@ class ReleaseLines:
     def __init__(self) -> None:
         self._lines = {why: _Line() for why in Why}
         self._why: dict[str, Why] = {}
+        self._read_at: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._why)
@@ -78,9 +83,12 @@ class ReleaseLines:
         return uid in self._why
 
     def add(self, uid: str, why: Why) -> bool:
-        """Have a uid wait in a line, behind the others; False if it does already."""
+        """Have a uid wait in a line, behind the others; False if it does already.
+
+        To add one once more mends what an interrupt has left of the first time.
+        """
         known = self._why.get(uid)
-        if known is why:
+        if known is why and uid in self._lines[why]:
             return False
         if known is not None:
             self._lines[known].discard(uid)
@@ -88,9 +96,19 @@ class ReleaseLines:
         self._lines[why].waiting[uid] = None
         return True
 
+    def read(self, uid: str, asked_at: float) -> None:
+        """Take in that the link of a uid was read, as was asked for then, if it waits here."""
+        if uid in self._why:
+            self._read_at[uid] = asked_at
+
+    def read_at(self, uid: str) -> float:
+        """Return when that was asked for last, while it waits here."""
+        return self._read_at.get(uid, -math.inf)
+
     def discard(self, uid: str) -> None:
         """Have a uid wait no more."""
         why = self._why.pop(uid, None)
+        self._read_at.pop(uid, None)
         if why is not None:
             self._lines[why].discard(uid)
 
@@ -98,6 +116,7 @@ class ReleaseLines:
         """Have none wait."""
         self._lines = {why: _Line() for why in Why}
         self._why.clear()
+        self._read_at.clear()
 
     def to_confirm(self, is_confirmed: Is, may_end: Is) -> list[str]:
         """Return those next ones that are to be confirmed, each once, until it is `answered`."""
@@ -112,7 +131,7 @@ class ReleaseLines:
             uid = next(iter(line.waiting))
             del line.waiting[uid]
             if not may_end(uid):
-                del self._why[uid]
+                self.discard(uid)
             elif is_confirmed(uid):
                 line.first[uid] = None
             else:

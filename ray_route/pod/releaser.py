@@ -21,7 +21,7 @@ from ray_route.clock import Deadline, now
 from ray_route.errors import RouteError
 from ray_route.pod.gate import Gate
 from ray_route.pod.hooks import Hooks
-from ray_route.pod.in_use import in_use
+from ray_route.pod.in_use import are_to_go, in_use
 from ray_route.pod.release import Kind, Releases, Work
 from ray_route.pod.surroundings import Surroundings
 from ray_route.pod.telling import Telling, pieces
@@ -206,8 +206,11 @@ class Releaser:
             began = now()
             try:
                 used = in_use(self._held, reported_at, self._kept_before(ttl_s))
-                for some in pieces(used, _AT_A_TIME):
-                    self._refresh(some, ttl_s)
+                going = are_to_go(self._held, used)
+                staying = {uid: epoch for uid, epoch in used.items() if uid not in going}
+                for ending, uids in ((False, staying), (True, going)):
+                    for some in pieces(uids, _AT_A_TIME):
+                        self._refresh(some, ttl_s, ending=ending)
                 reported_at = began
             except (RouteError, ray.exceptions.RayError) as error:
                 # The next report makes up for it.
@@ -225,9 +228,9 @@ class Releaser:
         outlives = self._hooks.idle_s is not None and self._hooks.idle_s > ttl_s / 2
         return now() + _KEEP_SHARE * ttl_s if outlives else -math.inf
 
-    def _refresh(self, used: dict[str, int], ttl_s: float) -> None:
+    def _refresh(self, used: dict[str, int], ttl_s: float, *, ending: bool = False) -> None:
         """Keep links in use alive, and let go of uids whose link is another by now."""
         term, until = self._held.term, now() + self._namespace.config.lease_s
-        asked = self._namespace.ask("report_use", self._address()[0], used)
+        asked = self._namespace.ask("report_use", self._address()[0], used, ending=ending)
         told: Refreshed = run(asked, Deadline.after(max(ttl_s * _REVIEW_SHARE, 1.0)))
         self._gate.admission.refreshed(used, told, until, term)

@@ -40,7 +40,7 @@ class Saver:
                 await self._calls.in_turn(uid, "save", partial(self._instances.save, uid))
             except FencedError:
                 self._try_later(uid)
-            except Exception:  # the user's own store: the next time may do better
+            except (Exception, asyncio.CancelledError):  # the user's own store's, which may pass
                 logger.exception("the state of uid %r could not be saved", uid)
                 self._try_later(uid)
 

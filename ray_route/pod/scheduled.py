@@ -8,7 +8,7 @@ from ray_route.pod.moments import Moments
 
 
 class ScheduledRemovals:
-    """Of each uid the epoch that is to end, and when; the last word counts.
+    """Of each uid the epoch that is to end, and when; of two moments the earlier one, as in Redis.
 
     It is the link that is to go. So what becomes of its uid here meanwhile changes nothing: a hook
     that fails, a move that is not made. Its uid is looked at again at that moment, by `moments`.
@@ -35,11 +35,12 @@ class ScheduledRemovals:
         return at if found == epoch else math.inf
 
     def set(self, uid: str, epoch: int, at: float) -> None:
-        """Have an epoch of a uid ended at a moment; infinity takes it back."""
+        """Have an epoch of a uid ended at a moment, if not sooner; infinity takes that back."""
+        known = self.at(uid, epoch)
         self._of.pop(uid, None)
         self._moments.drop(uid)
         if at < math.inf:
-            self._of[uid] = epoch, at
+            self._of[uid] = epoch, min(at, known)
             self.look_again(uid)
 
     def look_again(self, uid: str) -> None:

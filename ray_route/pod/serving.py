@@ -16,6 +16,7 @@ from ray_route.pod.call_order import ArrivalOrder, CallOrder
 from ray_route.pod.exports import export_methods
 from ray_route.pod.hooks import Hook, Hooks, takes_state
 from ray_route.pod.instances import Instances, OneForAll
+from ray_route.pod.leaving import leaving
 from ray_route.pod.methods import is_async
 from ray_route.pod.options import PodOptions
 from ray_route.pod.saver import Saver
@@ -66,6 +67,8 @@ class Manner:
             return
         threads = None if self.on_loop else UserThreads(self.how.threads)
         calls = pod._ray_route_turns = TurnCalls(agent, target, threads)
+        if isinstance(target, Instances):
+            target.on_exit = partial(leaving, agent, may_have_run=True)
         if isinstance(target, Instances) and target.store is not None:
             target.epoch_of = partial(_epoch_of, agent)
             saver = Saver(calls, target, self.how.save_every_s)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
@@ -15,9 +16,11 @@ from ray_route.clock import Deadline
 from ray_route.errors import RouteTimeoutError
 from ray_route.pod.unbegun import end_unbegun
 from ray_route.protocol.names import RAY_NAMESPACE
-from ray_route.runtime.given_up import await_given_up
+from ray_route.runtime.given_up import await_given_up, begin
 from ray_route.runtime.unseen import answer_of, seen
 from ray_route.runtime.waiting import Stage, within
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -99,23 +102,30 @@ def wait_gone(actor: str, deadline: Deadline) -> None:
         time.sleep(_POLL_S)
 
 
-@contextlib.contextmanager
-def ended_at_failure() -> Iterator[Actors]:
-    """Provide where actors are noted that are made within; end them if that fails.
+def ended_at_failure(make: Callable[[Actors], T]) -> T:
+    """Return what `make` does, which notes the actors that it makes; end them if that fails.
 
     In a thread of its own, which neither an interrupt nor a Ray that hangs cuts short: that is
-    waited for, since the program may end then, but for no time that the caller has not.
+    waited for, since the program may end then, but for no time that the caller has not. No context
+    manager: an interrupt on the way out of its `with` would be missed.
     """
     made: Actors = {}
     try:
-        yield made
+        return make(made)
     except BaseException as error:
-        patience_s = _LATE_S if isinstance(error, RouteTimeoutError) else 2 * STOP_S
         try:
-            within(Deadline.after(patience_s), Stage("Ray to end pods"), partial(_end_all, made))
-        except RouteTimeoutError:
-            logger.warning("pods %s are ended as soon as Ray answers", sorted(made))
+            _end_within(made, _LATE_S if isinstance(error, RouteTimeoutError) else 2 * STOP_S)
+        except BaseException:  # one more interrupt, which may have come before that had begun
+            begin(Future(), partial(_end_all, made))
+            raise
         raise
+
+
+def _end_within(made: Actors, patience_s: float) -> None:
+    try:
+        within(Deadline.after(patience_s), Stage("Ray to end pods"), partial(_end_all, made))
+    except RouteTimeoutError:
+        logger.warning("pods %s are ended as soon as Ray answers", sorted(made))
 
 
 def _end_all(made: Actors) -> None:

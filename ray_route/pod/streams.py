@@ -63,9 +63,13 @@ def _served(pod: Any, call: object, header: Header, args: Any, kwargs: Any) -> I
     except EXITS as error:
         last = Refused(leaving(agent, uid, method, error, may_have_run=True))
     finally:
-        with pod._ray_route_turn:
-            _close(agent, header, items)
-        gate.leave(uid, call)
+        try:
+            with pod._ray_route_turn:
+                _close(agent, header, items)
+        except EXITS as error:  # whoever closes it early is told nothing any more
+            leaving(agent, uid, method, error, may_have_run=True)
+        finally:
+            gate.leave(uid, call)
     yield last
 
 
@@ -152,13 +156,21 @@ async def stream_async(
     except EXITS as error:
         last = Refused(leaving(agent, uid, method, error, may_have_run=True))
     finally:
-        if inspect.isasyncgen(items):
-            with suppress(RuntimeError):  # it is closed already, or closes itself
-                await items.aclose()
-        else:
-            _close(agent, header, items)
-        gate.leave(uid)
+        try:
+            await _close_async(agent, header, items)
+        except EXITS as error:  # whoever closes it early is told nothing any more
+            leaving(agent, uid, method, error, may_have_run=True)
+        finally:
+            gate.leave(uid)
     yield last
+
+
+async def _close_async(agent: PodAgent, header: Header, items: Any) -> None:
+    if inspect.isasyncgen(items):
+        with suppress(RuntimeError):  # it is closed already, or closes itself
+            await items.aclose()
+    else:
+        _close(agent, header, items)
 
 
 async def _one_by_one(agent: PodAgent, header: Header, items: Any) -> AsyncIterator[Any]:

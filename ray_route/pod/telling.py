@@ -19,7 +19,7 @@ from ray_route.errors import RouteError
 from ray_route.pod.bell import Bell
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.release import Releases
-from ray_route.protocol.commands import Address, Settlement
+from ray_route.protocol.commands import Address, Given, Settlement
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Telling:
         if not all(are_settled):  # those of somebody's move, or of damaged links
             self._settle_at = now() + _SETTLE_S
 
-    def _settle_some(self, given: dict[str, tuple[int, bool]]) -> bool:
+    def _settle_some(self, given: dict[str, Given]) -> bool:
         """Ask about some; False if there is one of which the router can't tell yet."""
         if self._ended.is_set():
             return False

@@ -179,7 +179,8 @@ class TurnCalls:
     async def in_turn(self, uid: str, name: str, function: Callable[[], Any]) -> Any:
         """Run a function of the pod's own in a turn of a uid, as its methods are run.
 
-        Raises what it raises, and `FencedError`, having run nothing, if the uid is not held.
+        Raises what it raises, and `FencedError`, having run nothing, if the uid is not held. What
+        it raises for the process ends that in order, and is raised as `PodUnavailableError`.
         """
         held = self._agent.gate.held
         with held.lock:
@@ -197,6 +198,8 @@ class TurnCalls:
         try:
             begun = partial(self._begun, header, None, function)
             return await self._user(header, turn, None, begun)
+        except EXITS as error:
+            raise leaving(self._agent, uid, name, error, may_have_run=True) from error
         finally:
             self._agent.gate.leave(uid)
             turn.end()
@@ -274,6 +277,8 @@ class TurnCalls:
         finally:
             try:
                 await items.aclose()
+            except EXITS as error:  # whoever closes it early is told nothing any more
+                leaving(self._agent, header[0], header[3], error, may_have_run=True)
             finally:
                 self._end(header[0], turn)
         yield last

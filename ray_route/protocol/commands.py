@@ -7,7 +7,7 @@ commands (`Router.fetch_commands`) and answers each (`Router.take_answer`, `take
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import NamedTuple
 
 from ray_route.model import RoutingState
@@ -89,6 +89,20 @@ class Taken(NamedTuple):
     is_final: bool = False
 
 
+class Fate(IntEnum):
+    """What is to become of the link of a uid that its pod has given up."""
+
+    STAYS = 0
+    """It is given back to the pod, if nobody takes it."""
+    GOES = 1
+    """Its removal is due."""
+    UNUSED = 2
+    """Nobody used it: it goes, unless it is persistent by now; then it is given back."""
+
+
+Given = tuple[int, Fate]
+"""An epoch under which a uid was given up, and what is to become of its link."""
+
 Settlement = tuple[int, int]
 """An epoch under which a uid was given up, and the one under which it is this pod's now, or 0."""
 
@@ -108,11 +122,14 @@ class Settled:
 class EndAt:
     """Give up uids so many seconds from now (infinite: no more), since their links are to go then.
 
-    Answer: the uids that are being given up already.
+    Infinite: their links are about to be set anew, where they are; `temporary`: as temporary ones.
+    Who asks may die before he tells more (`Kinds`). Answer: the uids that are being given up
+    already.
     """
 
     uids: dict[str, int]
     after_s: float
+    temporary: bool = False
 
 
 @dataclass(frozen=True, slots=True)

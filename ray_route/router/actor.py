@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ray_route.protocol.commands import (
         Address,
         Fetched,
+        Given,
         Outcome,
         Refreshed,
         Settlement,
@@ -286,18 +287,18 @@ class Router:
         """Take in an agent's answer."""
         self._mailboxes.answer(address, number, result)
 
-    async def report_use(self, service: str, used: dict[str, int]) -> Refreshed:
-        """Lengthen the lives of links in use; say of which it did not."""
+    async def report_use(
+        self, service: str, used: dict[str, int], *, ending: bool = False
+    ) -> Refreshed:
+        """See `LinkTable.refresh`."""
         await self._life.opened()
-        return await self._links.refresh(service, used)
+        return await self._links.refresh(service, used, ending=ending)
 
     async def take_outcomes(self, address: Address, outcomes: list[Outcome | Taken]) -> None:
         """Take in what became of uids that an agent was told to give up, or to fetch."""
         self._mailboxes.take_outcomes(address, outcomes)
 
-    async def settle(
-        self, address: Address, given: dict[str, tuple[int, bool]]
-    ) -> dict[str, Settlement]:
+    async def settle(self, address: Address, given: dict[str, Given]) -> dict[str, Settlement]:
         """See `Moves.settle`."""
         await self._life.opened()
         return await self._moves.settle(address, given)

@@ -19,7 +19,7 @@ from typing import Any
 from ray_route.clock import Deadline, now
 from ray_route.errors import PodUnavailableError, RouteError, StateNotMovedError
 from ray_route.model import Link, PodRecord
-from ray_route.protocol.commands import Address, Settled, Settlement, Take, Taken
+from ray_route.protocol.commands import Address, Fate, Given, Settled, Settlement, Take, Taken
 from ray_route.router.link_table import LinkTable
 from ray_route.router.mailbox import Mailboxes, NoAnswerError
 from ray_route.router.membership import Membership
@@ -215,31 +215,29 @@ class Carrier:
         """
         if links:
             address = _owner(service, next(iter(links.values())))
-            back = {uid: (link.epoch, False) for uid, link in links.items()}
+            back = {uid: (link.epoch, Fate.STAYS) for uid, link in links.items()}
             with contextlib.suppress(RouteError):
                 self._mailboxes.post(address, Settled(await self.settle(address, back)))
 
-    async def settle(
-        self, address: Address, given: Mapping[str, tuple[int, bool]]
-    ) -> dict[str, Settlement]:
+    async def settle(self, address: Address, given: Mapping[str, Given]) -> dict[str, Settlement]:
         """Say whose uids are that a pod has given up, or has the states of, and nobody moves.
 
-        `given` maps them to their epochs, and to whether the link is to go; else it is given back
-        to its owner under a new epoch. A uid whose owner's life has ended goes to the pod that has
-        its state. One whose link is damaged stays as it is until that is mended, lest it be
-        acquired again under its old epoch; so does one that its owner, another pod, has yet to
-        settle.
+        A link that is not to go is given back to its owner under a new epoch. A uid whose owner's
+        life has ended goes to the pod that has its state. One whose link is damaged stays as it is
+        until that is mended, lest it be acquired again under its old epoch; so does one that its
+        owner, another pod, has yet to settle.
         """
         service = address[0]
         settled: dict[str, Settlement] = {}
         back: dict[str, int] = {}
         for uid, link in (await self._present(service, given)).items():
-            epoch, removes = given[uid]
+            epoch, fate = given[uid]
+            stays = fate is Fate.STAYS or (fate is Fate.UNUSED and _is_persistent(link))
             is_same = link is not None and link.epoch == epoch
             if is_same and link is not None and _owner(service, link) != address:
                 settled |= await self._inherited(address, uid, link)
-            elif is_same and removes and link is not None:
-                if await self._removed(service, uid, link):
+            elif is_same and link is not None and not stays:
+                if await self._removed(service, uid, link, fate):
                     settled[uid] = (epoch, 0)
             elif is_same:
                 back[uid] = epoch
@@ -250,9 +248,7 @@ class Carrier:
         self._stale(service, {uid: epoch for uid, (epoch, _) in settled.items()})
         return settled
 
-    async def _present(
-        self, service: str, given: Mapping[str, tuple[int, bool]]
-    ) -> dict[str, Link | None]:
+    async def _present(self, service: str, given: Mapping[str, Given]) -> dict[str, Link | None]:
         """Read links; none of those that are damaged, or away with their master.
 
         One that has ended may be about to be written back, as all are before anything is placed.
@@ -274,12 +270,11 @@ class Carrier:
         self._links.cache.put_all(service, known, asked_at)
         return found
 
-    async def _removed(self, service: str, uid: str, link: Link) -> bool:
+    async def _removed(self, service: str, uid: str, link: Link, fate: Fate) -> bool:
         try:
-            await self._links.remove(service, uid, link, 0)
+            return await self._links.remove(service, uid, link, 0, unused=fate is Fate.UNUSED)
         except RouteError:
             return False
-        return True
 
     async def _inherited(self, address: Address, uid: str, link: Link) -> dict[str, Settlement]:
         """Give a uid of a pod whose life has ended to the one that has its state."""
@@ -311,6 +306,10 @@ def _owner(service: str, link: Link) -> Address:
 
 def _address(service: str, pod: PodRecord) -> Address:
     return service, pod.pod, pod.incarnation
+
+
+def _is_persistent(link: Link | None) -> bool:
+    return link is not None and link.persistent
 
 
 def is_at(link: Link | None, target: PodRecord) -> bool:

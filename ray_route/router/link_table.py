@@ -107,23 +107,30 @@ class LinkTable:
         self._left(service, held if outcome.written else None)
         return self._counted(service, uid, outcome, "set", held.pod if held else None)
 
-    async def remove(self, service: str, uid: str, held: Link, after_s: float) -> bool:
-        """Remove exactly that link, now or later; say whether it was there."""
+    async def remove(
+        self, service: str, uid: str, held: Link, after_s: float, *, unused: bool = False
+    ) -> bool:
+        """Remove exactly that link, now or later; say whether it was there.
+
+        One that is only `unused` stays if it is persistent.
+        """
         meant = f"{held.pod}:{held.incarnation}:{held.epoch}"
         outcome = await self._write_one(
             service,
             uid,
             lambda writer, shard, some: self._calls.remove_if(
-                writer, shard, service, some, [meant], after_s
+                writer, shard, service, some, [meant], after_s, unused=unused
             ),
             placing=False,
         )
         self.cache.drop(service, uid, held.epoch)
         self._left(service, held if outcome.written and not after_s else None)
-        self._removals[service, uid] = (held, now() + after_s)
-        when = f" in {after_s:g} s" if after_s else ""
-        self.decisions.note(service, {uid: held}, f"removed{when}", {uid: held.pod})
-        self.meter.count(LINKS, service, "removed", by=int(outcome.written))
+        if outcome.written or outcome.link is None:
+            self._removals[service, uid] = (held, now() + after_s)
+        if outcome.written:
+            when = f" in {after_s:g} s" if after_s else ""
+            self.decisions.note(service, {uid: held}, f"removed{when}", {uid: held.pod})
+            self.meter.count(LINKS, service, "removed")
         return outcome.written
 
     # Many uids.
@@ -229,11 +236,18 @@ class LinkTable:
                 self._counted(service, uid, outcome, "given back")
         return links
 
-    async def refresh(self, service: str, uids: Mapping[str, int]) -> Refreshed:
-        """Lengthen the lives of links in use; say of which it did not."""
+    async def refresh(
+        self, service: str, uids: Mapping[str, int], *, ending: bool = False
+    ) -> Refreshed:
+        """Lengthen the lives of links in use; say of which it did not.
+
+        Nor does it of those whose removal is scheduled, unless they are `ending`: their pod knows
+        of that, and gives them up when it is due, or when their calls have ended then.
+        """
 
         def build(writer: Writer, shard: int, some: list[str]) -> Call:
-            return self._calls.refresh(writer, shard, service, some, [uids[uid] for uid in some])
+            epochs = [uids[uid] for uid in some]
+            return self._calls.refresh(writer, shard, service, some, epochs, ending=ending)
 
         outcomes = await self._guarded(self._shards.run(list(uids), build))
         return refreshed(uids, outcomes, self._lease_s)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from ray_route.clock import Deadline
 from ray_route.errors import PodUnavailableError, RouteError, StateNotMovedError
 from ray_route.model import Link, PodRecord
-from ray_route.protocol.commands import Address, Cancel, EndAt, Kinds, Release, Settlement
+from ray_route.protocol.commands import Address, Cancel, EndAt, Given, Kinds, Release, Settlement
 from ray_route.router.carrier import Carrier, is_at
 from ray_route.router.directory import Directory
 from ray_route.router.hand_over import Damages, HandOver, Note, damaged_of
@@ -146,7 +146,7 @@ class Moves:
             if await self._release(service, uid, held, deadline):
                 return await self._carry(service, uid, held, target, persistent, deadline)
         elif held is not None:
-            await self._end_at(service, uid, held, math.inf)
+            await self._end_at(service, uid, held, math.inf, temporary=persistent is False)
         link = await self._links.set(service, uid, target, held, persistent=persistent)
         if held is not None and link.epoch != held.epoch:
             self._stale(service, {uid: link.epoch - 1})
@@ -212,14 +212,16 @@ class Moves:
     def _kept(self, service: str, uid: str, link: Link, why: str) -> PodUnavailableError:
         return self._membership.unavailable(service, link.pod, f"it kept the uid: {why}", uid)
 
-    async def _end_at(self, service: str, uid: str, held: Link, after_s: float) -> bool:
+    async def _end_at(
+        self, service: str, uid: str, held: Link, after_s: float, *, temporary: bool = False
+    ) -> bool:
         """Have the living owner give a uid up at a moment; False if it has none.
 
         Raises `PodUnavailableError` if it does not answer, or is giving it up just now.
         """
         if self._membership.table.has_ended(service, held):
             return False
-        command = EndAt({uid: held.epoch}, after_s)
+        command = EndAt({uid: held.epoch}, after_s, temporary)
         try:
             ending = await self._mailboxes.ask(
                 (service, held.pod, held.incarnation), command, _ANSWER_S
@@ -280,9 +282,7 @@ class Moves:
         refused = (uid for uid, min_epoch in wanted.items() if min_epoch)
         await self._in_move.stand_still(service, refused, _STILL_S)
 
-    async def settle(
-        self, address: Address, given: Mapping[str, tuple[int, bool]]
-    ) -> dict[str, Settlement]:
+    async def settle(self, address: Address, given: Mapping[str, Given]) -> dict[str, Settlement]:
         """Do what `Carrier.settle` does, for uids that nobody is moving."""
         free = {uid: it for uid, it in given.items() if (address[0], uid) not in self._in_move}
         return await self._carrier.settle(address, free) if free else {}

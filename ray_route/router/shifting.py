@@ -69,6 +69,8 @@ class Shifting:
         await self.membership.target(self.service, pod)
         if held is None or held.epoch != epoch or held.pod == pod:
             raise self._stays(pod, _ANOTHER, uid)
+        if held.persistent:  # the plan's pod may not have known it yet
+            raise self._stays(held.pod, "its link is persistent", uid)
         if self.membership.table.has_ended(self.service, held):
             raise self._stays(held.pod, "its life has ended", uid)
         if self.in_move.has_turn(self.service, uid):

@@ -64,18 +64,26 @@ def undoing() -> Iterator[contextlib.ExitStack]:
     """
     undo = contextlib.ExitStack()
     try:
-        yield undo
-    except KeyboardInterrupt:
         try:
+            yield undo
+        except KeyboardInterrupt:
+            _undo_all_the_same(undo)
+            raise
+        except BaseException:
             _undo(undo)
-        except RouteError as error:
-            logger.warning("something is left behind: %s", error)
+            raise
+        else:
+            _undo(undo)
+    except KeyboardInterrupt:  # it may have come on the way into all that
+        _undo_all_the_same(undo)
         raise
-    except BaseException:
+
+
+def _undo_all_the_same(undo: contextlib.ExitStack) -> None:
+    try:
         _undo(undo)
-        raise
-    else:
-        _undo(undo)
+    except RouteError as error:
+        logger.warning("something is left behind: %s", error)
 
 
 def _undo(undo: contextlib.ExitStack) -> None:

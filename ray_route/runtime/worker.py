@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import cache
 from queue import Empty, SimpleQueue
 
 from ray_route.clock import now
@@ -77,3 +78,13 @@ class _Duty:
     def do(self) -> None:
         self.due_at = now() + self._period_s()
         self._work()
+
+
+@cache
+def beginner() -> Worker:
+    """Return a thread of this process that begins others; what it does must not block.
+
+    To start a thread takes locks that lines of Python lock and unlock. Who is interrupted there
+    leaves them locked, and those of a pool of threads are the locks of all pools of the process.
+    """
+    return Worker("ray_route-begin")

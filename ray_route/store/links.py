@@ -207,12 +207,15 @@ class LinkCalls:
         uids: Sequence[str],
         meant: Sequence[str],
         after_s: float = 0,
+        *,
+        unused: bool = False,
     ) -> Call:
-        """Remove each uid's link if it is the one meant.
+        """Remove each uid's link if it is the one meant; one that is only `unused`, if temporary.
 
         What is meant is written "pod", "pod:incarnation" or "pod:incarnation:epoch".
         """
-        return self._call("remove_if", writer, shard, service, uids, _delay_ms(after_s), *meant)
+        how = (_delay_ms(after_s), "unused" if unused else "wanted")
+        return self._call("remove_if", writer, shard, service, uids, *how, *meant)
 
     def refresh(
         self,
@@ -221,9 +224,12 @@ class LinkCalls:
         service: str,
         uids: Sequence[str],
         expected: Sequence[int],
+        *,
+        ending: bool = False,
     ) -> Call:
-        """Lengthen the life of links in use."""
-        return self._call("refresh", writer, shard, service, uids, self._ttl_ms, *expected)
+        """Lengthen the life of links in use; `ending`: also if their removal is scheduled."""
+        how = (self._ttl_ms, "ending" if ending else "used")
+        return self._call("refresh", writer, shard, service, uids, *how, *expected)
 
     def readmit(
         self,

@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from ray_route.client.handles import CallOptions
 from ray_route.clock import Deadline
@@ -17,8 +18,12 @@ from ray_route.model import Link, check_uid
 from ray_route.pod.instances import StateStore
 from ray_route.pod.options import PodOptions
 from ray_route.pod.user_threads import AT_ONCE
+from ray_route.runtime.futures import Outcome
+from ray_route.runtime.given_up import begin, give_up
 from ray_route.testing.local_calls import Caller, LocalUid
 from ray_route.testing.local_pod import LocalPod, LocalPods, LocalRecipe
+
+T = TypeVar("T")
 
 _NAMESPACE, _SERVICE = "local", "local"
 _TIMEOUT_S = 30.0
@@ -29,13 +34,11 @@ _POLL_S = 0.001
 class LocalService:
     """A service in this process. Made by `local`."""
 
-    def __init__(self, recipe: LocalRecipe, pods: int, loop: asyncio.AbstractEventLoop) -> None:
-        self._cls = recipe.cls
-        self._pods = LocalPods(recipe, _NAMESPACE, _SERVICE, loop)
+    def __init__(self, cls: type, pods: LocalPods, loop: asyncio.AbstractEventLoop) -> None:
+        self._cls = cls
+        self._pods = pods
         self._directory = self._pods.directory
         self._caller = Caller(self._pods, loop)
-        for index in range(pods):
-            self._pods.begin(index)
 
     def __getitem__(self, uid: str) -> LocalUid:
         """Return the handle of one uid."""
@@ -67,7 +70,7 @@ class LocalService:
             return None
         return pod.target.of(uid)
 
-    # To be done.
+    # To be done; in threads of their own: an interrupt ends the wait for it, and nothing half-way.
 
     def move(self, uid: str, pod: int | None = None, *, timeout: float = _TIMEOUT_S) -> Link:
         """Move a uid to a pod (None: to another), with its hooks and its state.
@@ -75,7 +78,8 @@ class LocalService:
         Raises `StateNotMovedError` if its state can't be moved, and `PodUnavailableError` if its
         calls do not end in time: then it stays.
         """
-        return self._directory.move(check_uid(uid), pod, Deadline.after(timeout))
+        deadline = Deadline.after(timeout)
+        return _undisturbed(partial(self._directory.move, check_uid(uid), pod, deadline))
 
     def fence(self, uid: str, *, timeout: float = _TIMEOUT_S) -> None:
         """Give a uid to another pod, whose owner learns of it afterwards.
@@ -84,6 +88,9 @@ class LocalService:
         `FencedError` though it may have run, `on_lost` is called when its calls have ended. Returns
         when the owner knows.
         """
+        _undisturbed(partial(self._fence, uid, timeout))
+
+    def _fence(self, uid: str, timeout: float) -> None:
         old = self._directory.take_away(check_uid(uid))
         pod = None if old is None else self._pods.serving(old.pod, old.incarnation)
         if old is None or pod is None:
@@ -100,6 +107,9 @@ class LocalService:
         Returns when its link is gone. Nothing happens while a call of it runs, or if its link is
         persistent: then `RouteTimeoutError` is raised.
         """
+        _undisturbed(partial(self._idle, uid, timeout))
+
+    def _idle(self, uid: str, timeout: float) -> None:
         link = self.link(uid)
         pod = None if link is None else self._pods.serving(link.pod, link.incarnation)
         if pod is None:
@@ -114,6 +124,9 @@ class LocalService:
 
     def remove(self, uid: str, *, timeout: float = _TIMEOUT_S) -> bool:
         """End a uid's session: its hook runs, then its link goes. Return if it had a link."""
+        return _undisturbed(partial(self._remove, uid, timeout))
+
+    def _remove(self, uid: str, timeout: float) -> bool:
         link, deadline = self.link(uid), Deadline.after(timeout)
         ended = self._directory.end(uid, deadline)
         for pod in self._pods:
@@ -129,11 +142,11 @@ class LocalService:
         can't be killed, and its caller gets `PodUnavailableError`.
         """
         self._pod(pod)
-        self._pods.kill(pod)
+        _undisturbed(partial(self._pods.kill, pod))
 
     def close(self) -> list[str]:
         """Release all uids, with their hooks; return those whose hooks did not end within 30 s."""
-        return self._pods.stop(Deadline.after(_STOP_S))
+        return _undisturbed(partial(self._pods.stop, Deadline.after(_STOP_S)))
 
     def _pod(self, index: int) -> LocalPod:
         for pod in self._pods:
@@ -192,27 +205,66 @@ def local(
     )
     how.check(cls, args, kwargs or {}, store)
     recipe = LocalRecipe(cls, args, kwargs or {}, store, how, max_concurrency or 1)
-    with _loop() as loop:
-        service = LocalService(recipe, pods, loop)
-        try:
-            yield service
-        finally:
-            service.close()
-
-
-@contextmanager
-def _loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """Run an event loop in a thread, for as long as it is needed."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="ray_route-local", daemon=True)
-    thread.start()
+    opened: Outcome[_Open] = Outcome()
     try:
-        yield loop
-    finally:
-        asyncio.run_coroutine_threadsafe(_cancelled_all(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        try:
+            begin(opened, partial(_Open, recipe, pods))
+            yield opened.result().service
+        finally:
+            _close(opened)
+    except BaseException:  # it may have been an interrupt on the way into that; it is closed once
+        _close_soon(opened)
+        raise
+
+
+def _undisturbed(work: Callable[[], T]) -> T:
+    """Do something that no interrupt of who waits for it reaches."""
+    done: Outcome[T] = Outcome()
+    begin(done, work)
+    return done.result()
+
+
+class _Open:
+    """A service and the event loop that its calls run on, in a thread of its own."""
+
+    def __init__(self, recipe: LocalRecipe, pods: int) -> None:
+        self._loop = asyncio.new_event_loop()
+        name = "ray_route-local"
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+        self._is_closed = threading.Lock()
+        self._pods = LocalPods(recipe, _NAMESPACE, _SERVICE, self._loop)
+        self.service = LocalService(recipe.cls, self._pods, self._loop)
+        try:
+            for index in range(pods):
+                self._pods.begin(index)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Release all, and end the loop; once."""
+        if not self._is_closed.acquire(blocking=False):
+            return
+        try:
+            self._pods.stop(Deadline.after(_STOP_S))
+        finally:
+            asyncio.run_coroutine_threadsafe(_cancelled_all(), self._loop).result(_STOP_S)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+
+def _close(opened: Outcome[_Open]) -> None:
+    """Close a service; one that is not open yet as soon as it is: nobody waits for that."""
+    if not opened.done():
+        _close_soon(opened)
+    elif opened.exception() is None:
+        _undisturbed(opened.result().close)
+
+
+def _close_soon(opened: Outcome[_Open]) -> None:
+    give_up(opened, lambda it: begin(Outcome(), it.close))
 
 
 async def _cancelled_all() -> None:

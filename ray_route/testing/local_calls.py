@@ -5,10 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
-from concurrent.futures import CancelledError, Future
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+    Mapping,
+)
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import TimeoutError as LateError
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ray import cloudpickle
@@ -25,6 +34,7 @@ from ray_route.errors import (
 from ray_route.model import check_uid
 from ray_route.protocol.calls import SAME_PROCESS, Chain, Header, Refused, SendAgain, StreamEnd
 from ray_route.runtime.call_context import current_chain, seconds, time_of
+from ray_route.runtime.futures import Outcome
 from ray_route.testing.local_pod import LocalPod, LocalPods
 
 R = TypeVar("R")
@@ -63,9 +73,22 @@ class Caller:
         self._pods = pods
         self.loop = loop
 
-    def soon(self, work: Any) -> Future[Any]:
-        """Run a coroutine on the loop, in no call's context."""
-        return contextvars.Context().run(asyncio.run_coroutine_threadsafe, work, self.loop)
+    def soon(self, work: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Future[Any]:
+        """Run `work(*args)` on the loop, in no call's context."""
+        outcome: Outcome[Any] = Outcome()
+        begin = partial(self._begin, outcome, work, args)
+        contextvars.Context().run(self.loop.call_soon_threadsafe, begin)
+        return outcome
+
+    def _begin(self, outcome: Outcome[Any], work: Callable[..., Any], args: Any) -> None:
+        task = self.loop.create_task(work(*args))
+        task.add_done_callback(partial(_settle, outcome))
+        outcome.add_done_callback(partial(self._cancel, task))
+
+    def _cancel(self, task: asyncio.Task[Any], outcome: Future[Any]) -> None:
+        if outcome.cancelled():
+            with suppress(RuntimeError):  # the loop has been closed
+                self.loop.call_soon_threadsafe(task.cancel)
 
     async def outcome(self, call: Call) -> Any:
         """Return what a call returns, wherever its uid is; raise what it raises."""
@@ -108,6 +131,17 @@ class Caller:
             await asyncio.sleep(_PAUSE_S)
 
 
+def _settle(outcome: Outcome[Any], task: asyncio.Task[Any]) -> None:
+    error = None if task.cancelled() else task.exception()
+    with suppress(InvalidStateError):  # it has been cancelled
+        if task.cancelled():
+            outcome.cancel()
+        elif error is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(task.result())
+
+
 def _is_sent_again(answer: Any, call: Call) -> bool:
     """Say whether a pod has not run a call, which then follows its uid; raise other refusals."""
     if type(answer) is SendAgain:
@@ -139,7 +173,7 @@ class LocalResponse(Generic[R]):
                 return self._outcome.result()
             raise self._late() from None
         except CancelledError:
-            raise self._cancelled() from None
+            raise _cancelled(self._call) from None
 
     def __await__(self) -> Generator[Any, None, R]:
         return self._awaited().__await__()
@@ -150,7 +184,7 @@ class LocalResponse(Generic[R]):
         if not outcome.done():
             raise self._late()
         if outcome.cancelled():
-            raise self._cancelled()
+            raise _cancelled(self._call)
         return outcome.result()
 
     def done(self) -> bool:
@@ -170,8 +204,9 @@ class LocalResponse(Generic[R]):
             uid=call.uid,
         )
 
-    def _cancelled(self) -> CallCancelledError:
-        return CallCancelledError(method=self._call.name, may_have_run=True, uid=self._call.uid)
+
+def _cancelled(call: Call) -> CallCancelledError:
+    return CallCancelledError(method=call.name, may_have_run=True, uid=call.uid)
 
 
 class LocalStream(Generic[R]):
@@ -188,16 +223,18 @@ class LocalStream(Generic[R]):
     def __next__(self) -> R:
         _check_not_on_loop(self._call.name)
         try:
-            item: R = self._caller.soon(self._next()).result()
+            item: R = self._caller.soon(self._next).result()
         except StopAsyncIteration:
             raise StopIteration from None
+        except CancelledError:  # the user's own
+            raise _cancelled(self._call) from None
         return item
 
     def __aiter__(self) -> AsyncIterator[R]:
         return self
 
     async def __anext__(self) -> R:
-        item: R = await asyncio.wrap_future(self._caller.soon(self._next()))
+        item: R = await asyncio.wrap_future(self._caller.soon(self._next))
         return item
 
     async def _next(self) -> R:
@@ -206,7 +243,10 @@ class LocalStream(Generic[R]):
 
     def close(self) -> None:
         """End the stream: the user's generator is closed."""
-        self._caller.soon(self._items.aclose()).result()
+        try:
+            self._caller.soon(self._items.aclose).result()
+        except CancelledError:  # the user's own
+            raise _cancelled(self._call) from None
 
 
 def _check_not_on_loop(name: str) -> None:
@@ -241,7 +281,7 @@ class LocalMethod:
         call = self._call(args, kwargs)
         if self._streams:
             return LocalStream(self._caller, call)
-        return LocalResponse(call, self._caller.soon(self._caller.outcome(call)))
+        return LocalResponse(call, self._caller.soon(self._caller.outcome, call))
 
     @property
     def _streams(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections import Counter
@@ -25,7 +26,10 @@ from ray_route.protocol.commands import (
     Address,
     Command,
     EndAt,
+    Fate,
     Fetched,
+    Given,
+    Kinds,
     Outcome,
     Refreshed,
     Release,
@@ -38,6 +42,7 @@ from ray_route.runtime.link_reads import Part, Reading, Readings
 from ray_route.runtime.waiting import Operation
 from ray_route.store.keys import Keys
 from ray_route.store.links import ShardReply
+from ray_route.testing.move_turns import MoveTurns
 
 # Nothing runs out by itself within any test.
 _TTL_S = 1e6
@@ -112,6 +117,7 @@ class LocalDirectory:
         self._lock = threading.Lock()
         self._links: dict[str, Link] = {}
         self._moving: set[str] = set()
+        self._turns = MoveTurns()
         self.places: dict[int, Place] = {}
 
     # Links.
@@ -169,27 +175,37 @@ class LocalDirectory:
     def move(
         self, uid: str, pod: int | None, deadline: Deadline, *, persistent: bool | None = None
     ) -> Link:
-        """Move a uid to a pod, or to any other one; see `RouteClient.move`."""
-        link = self.link_of(uid)
-        with self._lock:
-            target = self._lightest({link.pod}) if pod is None else self._known(pod)
-            if target == link.pod:
-                return self._kept(uid, link, persistent)
-            self._moving.add(uid)
-        try:
-            return self._moved(uid, link, target, deadline, persistent)
-        finally:
-            self._moving.discard(uid)
+        """Move a uid to a pod, or to any other one, one move of it at a time.
+
+        See `RouteClient.move`.
+        """
+        with self._turns.turn(uid, deadline):
+            link = self.link_of(uid)
+            with self._lock:
+                target = self._lightest({link.pod}) if pod is None else self._known(pod)
+                self._moving.add(uid)
+            try:
+                if target == link.pod:
+                    return self._kept(uid, link, persistent, deadline)
+                return self._moved(uid, link, target, deadline, persistent)
+            finally:
+                self._moving.discard(uid)
 
     def _known(self, pod: int) -> int:
         if pod not in self.places:
             raise self._unavailable(f"pod {pod} is none of {sorted(self.places)}", pod)
         return pod
 
-    def _kept(self, uid: str, link: Link, kind: bool | None) -> Link:  # noqa: FBT001
-        if kind is not None:
-            self._links[uid] = replace(link, persistent=kind)
-        return self._links[uid]
+    def _kept(self, uid: str, link: Link, kind: bool | None, deadline: Deadline) -> Link:  # noqa: FBT001
+        """Set a link anew, where it is; its pod is asked before, and told afterwards."""
+        tell, what = self.places[link.pod].mailbox.ask, f"uid {uid!r} to be kept"
+        if tell(EndAt({uid: link.epoch}, math.inf), deadline, what):
+            raise self._unavailable("it is giving the uid up just now: try again", link.pod, uid)
+        with self._lock:
+            if kind is not None and self._links.get(uid) == link:
+                link = self._links[uid] = replace(link, persistent=kind)
+        tell(Kinds({uid: (link.epoch, link.persistent)}), deadline, what)
+        return self.link_of(uid)
 
     def _moved(
         self,
@@ -272,21 +288,25 @@ class LocalDirectory:
         if place is not None and place.incarnation == address[2]:
             place.mailbox.answer(number, said)
 
-    def settle(self, _: Address, given: Mapping[str, tuple[int, bool]]) -> dict[str, Settlement]:
+    def settle(self, _: Address, given: Mapping[str, Given]) -> dict[str, Settlement]:
         """Remove the links of uids that a pod has given up by itself."""
         with self._lock:
             return dict(self._settled(given))
 
-    def _settled(self, given: Mapping[str, tuple[int, bool]]) -> Iterator[tuple[str, Settlement]]:
-        for uid, (epoch, removes) in given.items():
+    def _settled(self, given: Mapping[str, Given]) -> Iterator[tuple[str, Settlement]]:
+        for uid, (epoch, fate) in given.items():
             link = self._links.get(uid)
             if link is None or link.epoch != epoch:
                 yield uid, (epoch, 0)
-            elif removes and uid not in self._moving:
+            elif uid in self._moving or fate is Fate.STAYS:
+                continue
+            elif fate is Fate.UNUSED and link.persistent:
+                yield uid, (epoch, self._write(uid, link.pod).epoch)
+            else:
                 del self._links[uid]
                 yield uid, (epoch, 0)
 
-    def report_use(self, _: str, used: Mapping[str, int]) -> Refreshed:
+    def report_use(self, _: str, used: Mapping[str, int], **__: bool) -> Refreshed:
         """Say whose links are others by now; none has an end."""
         links = self.links()
         ended = {

@@ -16,6 +16,7 @@ from helpers import eventually, unique_name
 from services import Asks, Counter, FailsAtWill, Given
 
 import ray_route
+from ray_route.controller import handle
 from ray_route.protocol.names import RAY_NAMESPACE, controller_name, pod_name
 from ray_route.store.keys import Keys
 from ray_route.store.scripts import plain_call
@@ -215,6 +216,27 @@ def test_who_held_a_service_that_was_ended_does_nothing_to_the_next_of_its_name(
     held.shutdown()
     assert client.call("u", again.service, "add", "u") == 1
     assert again.status().pods == (0,)
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_nor_does_who_is_just_ending_it_as_another_has_done_so_and_deployed_the_next(
+    client: Any, deploy: Any, monkeypatch: pytest.MonkeyPatch, is_told: bool
+) -> None:
+    service = deploy(Counter, replicas=1).service
+    held = ray_route.get_deployment(client.namespace, service)
+    has_ended = handle.ControllerHandle._has_ended
+
+    def late(*given: Any) -> bool:
+        """Hear of the end, or have its answer lost, when the next service is there."""
+        assert has_ended(*given)
+        deploy(Counter, replicas=1, service=service)
+        assert client.call("u", service, "add", "u") == 1
+        return is_told
+
+    with monkeypatch.context() as patched:
+        patched.setattr(handle.ControllerHandle, "_has_ended", late)
+        held.shutdown()
+    assert client.call("u", service, "add", "u") == 2
 
 
 def test_an_actor_among_the_arguments_lives_as_long_as_the_service(

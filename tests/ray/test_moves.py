@@ -245,6 +245,30 @@ def test_links_in_use_never_end_and_unused_ones_are_released(ray_session: None) 
     end_router(name)
 
 
+@pytest.mark.parametrize("after_s", [0.1, 60.0], ids=["its removal is due", "long before that"])
+def test_a_uid_that_is_to_go_is_nobody_elses_while_it_has_a_call(
+    ray_session: None, after_s: float
+) -> None:
+    """However long that lasts: its link outlives it, and then its hook runs."""
+    name, service, released = unique_name(), "svc", []
+    with ray_route.connect(name, ttl_s=1.5, margin_s=0.5) as client:
+        agent = ray_route.PodAgent(name, service, 0, on_release=released.append).start()
+        link = client.compute_linked_pod("u", service)
+        with agent.serving("u", link.epoch, link.incarnation):
+            assert agent.remove_linked_pod("u", after_s=after_s)
+            over_at = (
+                time.monotonic() + 4.0
+            )  # its life was 1.5 s, and of those 1.6 s were to be left
+            eventually(lambda: time.monotonic() >= over_at, "the call lasts", 30)
+            assert client.get_linked_pod_not_cache("u", service) == link
+            assert released == []
+        if after_s < 1:
+            eventually(lambda: client.get_linked_pod_not_cache("u", service) is None, "it goes")
+            assert released == ["u"]
+        agent.stop()
+    end_router(name)
+
+
 def test_a_link_that_becomes_persistent_does_not_end_for_want_of_use(ray_session: None) -> None:
     name, service, released = unique_name(), "svc", []
     with ray_route.connect(name, ttl_s=3.0, margin_s=0.2) as client:

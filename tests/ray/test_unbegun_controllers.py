@@ -121,18 +121,42 @@ def test_one_that_begins_meanwhile_makes_nothing_anew(
     held.check_ended()
 
 
+def keeps(deployment: ray_route.Deployment) -> bool:
+    return deployment.status(timeout=SOON_S).wanted == (0, 1)
+
+
+def dies(*_: Any) -> bool:
+    raise LookupError("here")
+
+
 def test_one_whose_ender_died_goes_on_with_it_when_it_begins(
     held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held.let_die()
-
-    def dies(*_: Any) -> bool:
-        raise LookupError("here")
-
     with monkeypatch.context() as patched:
         patched.setattr(handle, "stop", dies)
         with pytest.raises(LookupError, match="here"):
             held.deployment._controller.end(LONG_S)
     assert len(named_pods(held.client.namespace, held.service)) == 2
     held.gate.open()
+    held.check_ended()
+
+
+def test_so_does_one_that_begins_as_its_ender_has_found_that_it_has_not(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held.let_die()
+    has_ended = handle.ControllerHandle._has_ended
+
+    def begins_then(*given: Any) -> bool:
+        found = has_ended(*given)
+        held.gate.open()
+        eventually(lambda: keeps(held.deployment), "it begins, and keeps its service", SOON_S)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(handle.ControllerHandle, "_has_ended", begins_then)
+        patched.setattr(handle, "stop", dies)
+        with pytest.raises(LookupError, match="here"):
+            held.deployment._controller.end(LONG_S)
     held.check_ended()

@@ -28,6 +28,11 @@ for _ in range(2):  # by then the router has failed at that, too
         ray.get(router_handle(namespace).report_use.remote("svc", {"u": epoch}))
     except ray_route.StoreUnavailableError:
         print("the store is away")
+client.close()
+try:
+    agent.stop()
+except ray_route.StoreUnavailableError:
+    pass
 """
 LATE = """
 import logging, ray, time

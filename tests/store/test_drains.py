@@ -13,7 +13,7 @@ from test_moves_race import KEYS, Space, opened
 
 from ray_route.errors import NoAvailablePodError, PodRestartingError
 from ray_route.model import DrainProgress, RoutingState
-from ray_route.protocol.commands import Close, Open, Release, Show, Shown
+from ray_route.protocol.commands import Close, Fate, Open, Release, Show, Shown
 from ray_route.protocol.commands import Outcome as Given
 from ray_route.router.drains import Drains
 from ray_route.router.placer import Proposal, owner_of
@@ -166,7 +166,7 @@ def test_links_that_are_damaged_while_their_uids_are_given_up_hold_up_no_other(
         link = await space.place("u5")
         assert link.pod != 0
         pod_0 = ("svc", 0, space.membership.table.pods("svc")[0].incarnation)
-        given = {"u3": (1, True), "u5": (1, True), "u6": (1, False)}
+        given = {"u3": (1, Fate.GOES), "u5": (1, Fate.GOES), "u6": (1, Fate.STAYS)}
         settled = await space.moves.settle(pod_0, given)
         assert settled == {"u5": (1, 0), "u6": (1, 0)}, "what is damaged stays given up"
 

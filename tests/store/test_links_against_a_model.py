@@ -195,13 +195,14 @@ class LinkMachine(RuleBasedStateMachine):
         outcome = self._do("remove", uid, after_s=after_s)
         self._removed(uid, outcome, after_s, meant=uid in self.held)
 
-    @rule(uid=UIDS, after_s=LATER_S, owner=OWNERS, parts=st.integers(1, 3))
-    def remove_if(self, uid: str, after_s: float, owner: str, parts: int) -> None:
+    @rule(uid=UIDS, after_s=LATER_S, owner=OWNERS, parts=st.integers(1, 3), unused=st.booleans())
+    def remove_if(self, uid: str, after_s: float, owner: str, parts: int, unused) -> None:
         held = self.held.get(uid)
         exact = f"{owner}:{held.epoch if held else 5}"
         meant = ":".join(exact.split(":")[:parts])
-        outcome = self._do("remove_if", uid, meant, after_s=after_s)
-        self._removed(uid, outcome, after_s, meant=held is not None and held.is_meant(meant))
+        outcome = self._do("remove_if", uid, meant, after_s=after_s, unused=unused)
+        goes = held is not None and not (unused and held.link().persistent)
+        self._removed(uid, outcome, after_s, meant=goes and held.is_meant(meant))
 
     def _removed(self, uid: str, outcome: Any, after_s: float, *, meant: bool) -> None:
         if meant and after_s:

@@ -57,6 +57,18 @@ def test_of_two_scheduled_removals_the_earlier_one_holds(shard: Shard):
     assert shard.raw("u").endswith(b":p")
 
 
+def test_a_link_that_is_to_go_lives_on_if_its_owner_knows_of_that(shard: Shard):
+    held = shard.place("u", "1:7")
+    shard.remove("u", after_s=1)
+    stored = shard.raw("u")
+    assert shard.do("refresh", ["u"], [held.epoch]).written == [False]
+    assert shard.pttl("u") <= 1_000
+    assert shard.do("refresh", ["u"], [held.epoch + 1], ending=True).written == [False]
+    assert shard.do("refresh", ["u"], [held.epoch], ending=True).written == [True]
+    assert shard.raw("u") == stored
+    assert shard.pttl("u") > 2_000
+
+
 def test_a_scheduled_removal_can_still_be_made_at_once(shard: Shard):
     shard.place("u", "1:7")
     shard.remove("u", after_s=20)

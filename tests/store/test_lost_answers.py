@@ -19,6 +19,7 @@ from test_replaced_primary import failed_over, replacing
 
 from ray_route.clock import now
 from ray_route.errors import RouteError, StoreUnavailableError
+from ray_route.protocol.commands import Fate
 from ray_route.router.carrier import Carrier
 from ray_route.router.sendings import CARRIED_OUT_S, Sendings
 from ray_route.router.shards import Build, Outcome, Shards
@@ -295,7 +296,9 @@ def test_what_a_pod_was_told_of_a_uid_is_remembered_by_who_told_it(server: Embed
             link = await router.place("u")
             router.links.cache.drop(SERVICE, "u")
             carrier = Carrier(router.membership, router.links, router.mailboxes, lambda *_: None)
-            told = await carrier.settle((SERVICE, link.pod + 1, 1), {"u": (link.epoch - 1, False)})
+            told = await carrier.settle(
+                (SERVICE, link.pod + 1, 1), {"u": (link.epoch - 1, Fate.STAYS)}
+            )
             assert told == {"u": (link.epoch - 1, 0)}
             with closing(admin(server)) as client:
                 client.flushall()

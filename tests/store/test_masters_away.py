@@ -20,7 +20,7 @@ from test_resumption import Router as Resuming
 from ray_route.clock import now
 from ray_route.errors import RouteError, StoreUnavailableError
 from ray_route.model import Link
-from ray_route.protocol.commands import Memory, Word
+from ray_route.protocol.commands import Fate, Memory, Word
 from ray_route.router.moves import Moves
 from ray_route.router.placer import Placer
 from ray_route.router.recovery import Recovery
@@ -142,16 +142,16 @@ def test_after_an_outage_the_rest_is_placed_and_its_own_come_back_later(
     tell(store, place.keys.namespace, story)
 
 
-@pytest.mark.parametrize("removes", [False, True])
+@pytest.mark.parametrize("fate", Fate)
 def test_what_a_pod_gave_up_is_settled_but_for_what_is_with_the_master_that_is_away(
-    cluster: ClusterServers, store: Store, removes: bool
+    cluster: ClusterServers, store: Store, fate: Fate
 ) -> None:
     place = Place(cluster, CONFIG.shards)
 
     async def story(router: Router) -> None:
         router.directory._placer = Placer(router.membership, lambda *_: 0, place.keys.namespace)
         links = {uid: await router.place(uid) for uid in (place.here, place.there)}
-        given = {uid: (link.epoch, removes) for uid, link in links.items()}
+        given = {uid: (link.epoch, fate) for uid, link in links.items()}
         address = (SERVICE, 0, router.pod(0).incarnation)
         rooms = (router.membership, router.links, router.directory, router.mailboxes)
         moves = Moves(*rooms, lambda *_: None, grace_s=60)

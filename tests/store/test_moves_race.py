@@ -13,7 +13,7 @@ import pytest
 from ray_route.config import RouteConfig
 from ray_route.errors import StateNotMovedError
 from ray_route.model import Link, PodRecord, RoutingState
-from ray_route.protocol.commands import EndAt, Outcome, Release
+from ray_route.protocol.commands import EndAt, Fate, Outcome, Release
 from ray_route.router.directory import Directory
 from ray_route.router.link_table import LinkTable
 from ray_route.router.mailbox import Mailboxes
@@ -228,7 +228,7 @@ def test_a_sweep_never_blocks_redis_for_5_ms(store: Store) -> None:
 def test_a_uid_that_somebody_moves_is_not_given_back_meanwhile(store: Store) -> None:
     async def story(space: Space) -> None:
         link = await space.place("u")
-        given = {"u": (link.epoch, False)}
+        given = {"u": (link.epoch, Fate.STAYS)}
         address = ("svc", link.pod, link.incarnation)
         with space.moves._in_move.marked([("svc", "u")]):
             assert await space.moves.settle(address, given) == {}
@@ -249,10 +249,46 @@ def test_a_uid_that_its_pod_has_given_up_for_good_loses_its_link(store: Store) -
     async def story(space: Space) -> None:
         link = await space.place("u")
         address = ("svc", link.pod, link.incarnation)
-        assert await space.moves.settle(address, {"u": (link.epoch, True)}) == {
-            "u": (link.epoch, 0)
-        }
+        given = {"u": (link.epoch, Fate.GOES)}
+        assert await space.moves.settle(address, given) == {"u": (link.epoch, 0)}
         assert await space.links.read("svc", "u") is None
+
+    run(store, story)
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+@pytest.mark.parametrize("when", ["before", "as it is removed", "never"])
+def test_a_uid_that_nobody_uses_keeps_its_link_if_that_is_persistent_by_now(
+    store: Store, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(space: Space) -> None:
+        link = await space.place("u")
+        given, address = {"u": (link.epoch, Fate.UNUSED)}, ("svc", link.pod, link.incarnation)
+        target = await space.membership.target("svc", link.pod)
+        remove = space.links.remove
+
+        async def is_set() -> None:
+            await space.links.set("svc", "u", target, link, persistent=True)
+
+        async def late(*args: Any, **options: Any) -> bool:
+            await is_set()
+            return await remove(*args, **options)
+
+        if when == "before":
+            await is_set()
+        elif when == "as it is removed":
+            monkeypatch.setattr(space.links, "remove", late)
+            assert await space.moves.settle(address, given) == {}
+            assert not space.links.was_removed("svc", "u", link.epoch), "a recovery would do so"
+        settled = await space.moves.settle(address, given)
+        left = await space.links.read("svc", "u")
+        if when == "never":
+            assert settled == {"u": (link.epoch, 0)}
+            assert left is None
+            return
+        assert left is not None
+        assert settled == {"u": (link.epoch, left.epoch)}
+        assert (left.pod, left.persistent, left.replaced) == (link.pod, True, link.epoch)
 
     run(store, story)
 

@@ -29,21 +29,26 @@ async def placed(space: Space, uid: str) -> tuple[int, int]:
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
 def test_who_has_no_call_moves_and_all_others_stay_with_a_reason(store: Store) -> None:
     async def work(space: Space) -> None:
-        moves = {uid: await placed(space, uid) for uid in ("idle", "busy", "other", "late")}
+        moves = {uid: await placed(space, uid) for uid in ("idle", "busy", "other", "late", "put")}
         epoch, target = moves["other"]
         moves["other"] = (epoch - 1, target)  # its link is another than that of the plan
         space.busy.add("busy")
+        pod = (await space.place("put")).pod
+        put = await space.moves.set("svc", "put", pod, persistent=True, timeout_s=10)
         told = await shifts_of(space).shift("svc", moves, 0.2)
         assert (told["idle"], told["late"]) == ("", "")
         assert "its calls did not end in time" in told["busy"]
         assert "its link is another now" in told["other"]
+        assert "its link is persistent" in told["put"]
+        assert await space.links.read("svc", "put") == put
         for uid, (epoch, target) in moves.items():
             link = await space.place(uid)
             has_moved = uid in ("idle", "late")
-            assert (link.pod == target, link.epoch > epoch) == (has_moved, uid != "busy")
+            stands = uid in ("busy", "put")
+            assert (link.pod == target, link.epoch > epoch) == (has_moved, not stands)
         again = await shifts_of(space).shift("svc", {"idle": moves["idle"]}, 0.2)
         assert again == {"idle": ""}, "whose answer was lost, by a router's death, asks again"
-        assert "other" not in {uid for _, uid, _ in space.asked}, "it was asked of nobody"
+        assert not {"other", "put"} & {uid for _, uid, _ in space.asked}, "they are asked of nobody"
 
     run(store, work)
 

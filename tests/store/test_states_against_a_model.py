@@ -31,6 +31,7 @@ from ray_route.pod.holdings import Holdings
 from ray_route.pod.kinds import set_kinds
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Kind, Releases
+from ray_route.pod.release_lines import Why
 from ray_route.pod.states import arrival
 from ray_route.protocol.commands import (
     Cancel,
@@ -187,7 +188,10 @@ class Pod:
             self.releases.settled(command.uids)
             router.mailboxes.answer(self.address, number, None)
         elif isinstance(command, EndAt):
-            router.mailboxes.answer(self.address, number, [])
+            at, how = self.world.now() + command.after_s, {"temporary": command.temporary}
+            some = command.uids.items()
+            ending = [uid for uid, it in some if not self.releases.end_at(uid, it, at, **how)]
+            router.mailboxes.answer(self.address, number, ending)
         elif isinstance(command, Kinds):
             set_kinds(self.held, command.uids)
         elif isinstance(command, Recall):
@@ -551,6 +555,8 @@ def test_a_uid_that_is_moved_as_it_is_removed_is_removed_where_it_has_gone(
         pod = None if of == "whoever holds it" else link.pod
         is_removed = await moves.remove(SERVICE, "a", pod, after_s=after_s, timeout_s=20.0)
         left = await links.read(SERVICE, "a")
+        told = [what for of, what in world.diary if of == "a" and what.startswith("removed")]
+        assert len(told) == is_removed, "whoever asks why it is there is told so"
         if pod is not None:
             assert not is_removed
             assert left is not None
@@ -622,6 +628,71 @@ def test_a_pod_hears_of_which_kind_a_link_is_that_it_keeps(
             await change(SERVICE, "a", link.pod, persistent=persistent, **how)
             known = (link.epoch, persistent)
             await soon(lambda known=known: pod.held.memory()[1]["a"] == known, "its pod hears it")
+        world.end()
+        await world.router.connection.close()
+
+    asyncio.run(story(World(store, namespace, 1)))
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_pod_that_hears_no_more_takes_no_link_for_persistent_that_is_not(
+    store: Store, namespace: str, persistent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(world: World) -> None:
+        await world.begin()
+        link = await placed(world)
+        pod, moves, boxes = world.pods[link.pod], world.router.moves, world.router.mailboxes
+        how = {"timeout_s": ALWAYS_S}
+        await moves.set(SERVICE, "a", link.pod, persistent=not persistent, **how)
+        told = (link.epoch, not persistent)
+        await soon(lambda: pod.held.memory()[1]["a"] == told, "its pod hears it")
+        post = boxes.post
+
+        def dies(address: Any, command: Any) -> int:
+            """Have the router die after it has set the link: it tells nobody."""
+            return 0 if isinstance(command, Kinds) else post(address, command)
+
+        monkeypatch.setattr(boxes, "post", dies)
+        assert (await moves.set(SERVICE, "a", link.pod, persistent=persistent, **how)) == (
+            Link(link.pod, link.incarnation, link.epoch, persistent, 0)
+        )
+        assert pod.held.memory()[1]["a"] == (link.epoch, False)
+        world.end()
+        await world.router.connection.close()
+
+    asyncio.run(story(World(store, namespace, 1)))
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+def test_one_that_is_given_up_for_want_of_use_as_its_link_is_set_is_given_back(
+    store: Store, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pod, which has said that it keeps it, forgets that here: as one of another version."""
+
+    async def story(world: World) -> None:
+        await world.begin()
+        link = await placed(world)
+        pod, moves, links = world.pods[link.pod], world.router.moves, world.router.links
+        write = links.set
+
+        async def late(*args: Any, **options: Any) -> Link:
+            pod.held.idle_s = 0.0
+            with pod.held.lock:
+                pod.held.ready.add("a", Why.OWN)
+                pod.held.ready.read("a", now())
+            await soon(lambda: "a" in pod.held.nobodys.removed, "it is given up")
+            pod.held.idle_s = ALWAYS_S
+            return await write(*args, **options)
+
+        monkeypatch.setattr(links, "set", late)
+        set_ = await moves.set(SERVICE, "a", link.pod, persistent=True, timeout_s=ALWAYS_S)
+        assert (set_.epoch, set_.persistent) == (link.epoch, True)
+        await soon(lambda: "a" not in pod.held.entries, "that is settled")
+        back = await links.read(SERVICE, "a")
+        assert back is not None
+        assert (back.pod, back.persistent, back.replaced) == (link.pod, True, link.epoch)
+        assert await pod.add("a", back) == 1, "it was released, as one that is not used"
         world.end()
         await world.router.connection.close()
 

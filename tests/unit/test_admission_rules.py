@@ -11,11 +11,10 @@ from ray_route.model import Link
 from ray_route.pod.admission import Admission, Told, Verdict
 from ray_route.pod.entries import Phase
 from ray_route.pod.holdings import Holdings
-from ray_route.pod.in_use import in_use
-from ray_route.pod.kinds import set_kinds
+from ray_route.pod.in_use import are_to_go, in_use
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Kind, Releases, Work
-from ray_route.protocol.commands import Outcome, Refreshed
+from ray_route.protocol.commands import Fate, Outcome, Refreshed
 
 LEASE_S = 10.0
 SAFE_S = 9.0  # a pod stops a tenth of the lease before anybody may call it ended
@@ -99,6 +98,12 @@ class Pod:
             self.clock.tick(IDLE_S / 6)
             self.renew()
         self.releases.look_for_idle()
+
+    def is_read(self, uid: str = "u", **more) -> bool:
+        """Have the link of a uid read if that is to be done before it is given up."""
+        if uid not in self.to_confirm():
+            return False
+        return self.confirm(uid, lease_s=1_000, **more) is Told.HELD
 
     def lapse_and_resume(self) -> None:
         assert self.held.resume(self.held.lapse(), self.clock())
@@ -671,7 +676,7 @@ class TestGivenUp:
         pod.give_up()
         assert pod.held.unsettled(clock()) == {}
         clock.tick(1)
-        assert pod.held.unsettled(clock()) == {"u": (100, False)}
+        assert pod.held.unsettled(clock()) == {"u": (100, Fate.STAYS)}
         pod.releases.settled({"u": (99, 0)})
         assert pod.verdict() is Verdict.REFUSE
         pod.releases.settled({"u": (100, 0)})
@@ -832,16 +837,68 @@ class TestRemovals:
         pod.admission.leave("u")
         assert pod.run_hook() is Kind.RELEASE
         clock.tick(1)
-        assert pod.held.unsettled(clock()) == {"u": (100, True)}
+        assert pod.held.unsettled(clock()) == {"u": (100, Fate.GOES)}
 
-    @pytest.mark.parametrize("last", [math.inf, 50])
-    def test_the_last_word_counts(self, pod: Pod, clock: ManualClock, last: float):
+    @pytest.mark.parametrize("due", [False, True])
+    def test_its_pod_remembers_a_uid_until_its_removal_is_due(
+        self, pod: Pod, clock: ManualClock, due: bool
+    ):
+        """Should its link be lost meanwhile, or run out by a step of the server's clock."""
+        pod.releases.end_at("u", 100, clock() + (6 if due else 7))
+        clock.tick(6)
+        pod.renew()
+        assert pod.verdict() is (Verdict.REFUSE if due else Verdict.CONFIRM)
+        _, held, ago_s = pod.held.memory()
+        assert held == ({} if due else {"u": (100, False)})
+        assert ago_s == ({} if due else {"u": pytest.approx(1)})
+
+    def test_its_pod_says_that_it_knows_of_it_until_it_has_given_the_uid_up(
+        self, pod: Pod, clock: ManualClock
+    ):
+        def told() -> dict[str, int]:
+            used = in_use(pod.held, clock())
+            assert used == {"u": 100}
+            return are_to_go(pod.held, used)
+
+        pod.enter()
+        assert told() == {}
+        pod.releases.end_at("u", 100, clock() + 2)
+        assert told() == {"u": 100}
+        clock.tick(2)
+        pod.releases.tick()
+        assert told() == {"u": 100}
+        pod.admission.leave("u")
+        pod.begin_hook()
+        assert told() == {"u": 100}
+        pod.releases.ended("u", 100)
+        assert in_use(pod.held, clock()) == {}
+
+    def test_the_link_of_one_that_nobody_uses_lives_on_until_then(
+        self, pod: Pod, clock: ManualClock
+    ):
+        pod.releases.end_at("u", 100, clock() + 60)
+        assert in_use(pod.held, clock() + 1) == {}
+        assert in_use(pod.held, clock() + 1, ending_before=clock() + 10) == {"u": 100}
+
+    def test_it_can_be_taken_back(self, pod: Pod, clock: ManualClock):
         pod.releases.end_at("u", 100, clock() + 1)
-        assert pod.releases.end_at("u", 100, clock() + last)
+        assert pod.releases.end_at("u", 100, math.inf)
         clock.tick(2)
         pod.releases.tick()
         assert pod.take() == []
         assert pod.verdict() is Verdict.ADMIT
+
+    @pytest.mark.parametrize("moments", [(1, 500), (500, 1)])
+    def test_of_two_removals_the_earlier_one_holds_as_in_redis(
+        self, pod: Pod, clock: ManualClock, moments: tuple[float, float]
+    ):
+        for after_s in moments:
+            assert pod.releases.end_at("u", 100, clock() + after_s)
+        clock.tick(2)
+        pod.releases.tick()
+        assert pod.run_hook() is Kind.RELEASE
+        clock.tick(1)
+        assert pod.held.unsettled(clock()) == {"u": (100, Fate.GOES)}
 
     def test_it_is_too_late_for_a_uid_that_is_being_given_up(self, pod: Pod, clock: ManualClock):
         pod.release()
@@ -860,7 +917,7 @@ class TestRemovals:
         assert pod.verdict("v") is Verdict.REFUSE
         assert pod.confirm("v") is Told.VOID
         clock.tick(1)
-        assert pod.held.unsettled(clock()) == {"v": (100, True)}
+        assert pod.held.unsettled(clock()) == {"v": (100, Fate.GOES)}
 
     def test_it_holds_for_a_uid_that_is_acquired_after_it(self, pod: Pod, clock: ManualClock):
         pod.releases.end_at("v", 100, clock() + 1)
@@ -894,7 +951,7 @@ class TestRemovals:
         pod.releases.tick()
         assert pod.verdict(epoch=101) is Verdict.REFUSE
         clock.tick(1)
-        assert pod.held.unsettled(clock()) == {"u": (101, True)}
+        assert pod.held.unsettled(clock()) == {"u": (101, Fate.GOES)}
 
     def test_one_under_a_new_epoch_lets_patience_with_an_earlier_one_end(
         self, pod: Pod, clock: ManualClock
@@ -928,7 +985,7 @@ class TestRemovals:
         pod.releases.tick()
         assert pod.verdict("v") is Verdict.REFUSE
         clock.tick(1)
-        assert pod.held.unsettled(clock()) == {"v": (100, True)}
+        assert pod.held.unsettled(clock()) == {"v": (100, Fate.GOES)}
 
     @pytest.mark.parametrize("state", [None, "its state"])
     @pytest.mark.parametrize("how", ["settled", "read", "asked for again"])
@@ -950,7 +1007,7 @@ class TestRemovals:
         clock.tick(1)
         pod.releases.tick()
         if state is None and how != "read":  # nothing has come back: only its link is to go
-            assert pod.held.unsettled(clock() + 1) == {"u": (epoch, True)}
+            assert pod.held.unsettled(clock() + 1) == {"u": (epoch, Fate.GOES)}
             return
         assert pod.confirm("u", epoch, replaced=epoch - 1) is Told.ACQUIRE
         pod.admission.acquired("u", epoch)
@@ -967,7 +1024,7 @@ class TestRemovals:
         pod.releases.tick()
         pod.admission.not_acquired("u", 101)
         pod.releases.tick()
-        assert pod.held.unsettled(clock()) == {"u": (101, True)}
+        assert pod.held.unsettled(clock()) == {"u": (101, Fate.GOES)}
 
     @pytest.mark.parametrize("is_settled", [False, True])
     def test_it_ends_with_its_uid(self, pod: Pod, clock: ManualClock, *, is_settled: bool):
@@ -1096,7 +1153,7 @@ class TestUse:
         pod.confirm()
         assert pod.run_hook() is Kind.RELEASE
         clock.tick(1)
-        assert pod.held.unsettled(clock()) == {"u": (100, True)}
+        assert pod.held.unsettled(clock()) == {"u": (100, Fate.UNUSED)}
 
     def test_a_call_that_comes_before_its_hook_keeps_an_idle_uid(
         self, pod: Pod, clock: ManualClock
@@ -1117,27 +1174,6 @@ class TestUse:
         pod.releases.look_for_idle()
         assert pod.to_confirm() == []
         assert pod.take() == []
-
-    def test_one_that_has_become_persistent_is_never_idle(self, pod: Pod):
-        pod.confirm(lease_s=1_000)
-        set_kinds(pod.held, {"u": (100, True), "v": (100, True)})
-        pod.idle()
-        assert pod.take() == []
-
-    def test_one_that_is_persistent_no_more_is_idle_once_nobody_has_used_it_since(self, pod: Pod):
-        pod.confirm(lease_s=1_000, persistent=True)
-        pod.idle()
-        set_kinds(pod.held, {"u": (100, False)})
-        pod.releases.look_for_idle()
-        assert pod.take() == []
-        pod.idle()
-        assert pod.take() == [("u", 100, Kind.RELEASE)]
-
-    def test_what_becomes_of_another_epoch_says_nothing_of_this(self, pod: Pod):
-        pod.confirm(lease_s=1_000)
-        set_kinds(pod.held, {"u": (99, True)})
-        pod.idle()
-        assert pod.take() == [("u", 100, Kind.RELEASE)]
 
     def test_what_is_held_is_listed_with_its_kind(self, pod: Pod):
         pod.hold("v", 200, persistent=True)
@@ -1238,7 +1274,7 @@ class TestLeaving:
         for work in pod.releases.take(10):
             pod.releases.ended(work.uid, work.epoch)
         clock.tick(1)
-        assert pod.held.unsettled(clock()) == {"u": (100, True), "v": (200, False)}
+        assert pod.held.unsettled(clock()) == {"u": (100, Fate.UNUSED), "v": (200, Fate.STAYS)}
         assert pod.held.unfinished() == []
 
     def test_calls_go_on_meanwhile_unless_it_closes(self, pod: Pod):
@@ -1509,8 +1545,9 @@ class TestUseByOtherWays:
         assert ("v", 200, Kind.RELEASE) not in pod.take()
         clock.tick(1)
         pod.releases.look_for_idle()
-        assert pod.to_confirm() == ["u"], "which keeps no other waiting meanwhile"
-        assert ("v", 200, Kind.RELEASE) in pod.take()
+        assert pod.to_confirm() == ["u", "v"]
+        pod.confirm("v", 200)
+        assert pod.take() == [("v", 200, Kind.RELEASE)], "the other keeps nobody waiting"
 
     def test_a_link_of_another_life_is_passed_over(self, pod: Pod):
         pod.admission.use({"v": self.link(incarnation=6)}, 30.0)

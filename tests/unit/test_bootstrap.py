@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ import time
 
 import pytest
 from helpers import eventually
+from interrupting import at_every_line
 
 from ray_route.clock import Deadline
 from ray_route.runtime import bootstrap
@@ -48,6 +50,34 @@ def test_undoing_goes_on_through_interrupts_and_errors():
         work()
     assert done == ["first", "last"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("fails", [None, LookupError, KeyboardInterrupt])
+def test_all_is_undone_wherever_one_more_interrupt_comes(
+    fails: type[BaseException] | None,
+) -> None:
+    done: list[int] = []
+    noted: list[int] = []
+
+    def work() -> None:
+        done.clear()
+        noted.clear()
+        with undoing() as undo:
+            for number in (1, 0):
+                undo.callback(done.append, number)
+                noted.insert(0, number)
+            if fails:
+                raise fails
+
+    def interrupted() -> None:
+        with contextlib.suppress(LookupError):
+            work()
+
+    def check() -> None:
+        assert noted in (done, done[1:])  # one may just have been noted
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    assert at_every_line(interrupted, check, bootstrap, contextlib) > 10
 
 
 def test_nothing_is_taken_away_while_what_was_interrupted_may_make_it() -> None:

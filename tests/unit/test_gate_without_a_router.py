@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ import pytest
 from helpers import eventually, unique_name
 
 from ray_route.clock import Deadline, now
-from ray_route.errors import FencedError, RouteTimeoutError
+from ray_route.errors import FencedError, PodUnavailableError, RouteTimeoutError
 from ray_route.model import Link
 from ray_route.pod import confirming
 from ray_route.pod.agent import PodAgent
@@ -56,9 +58,11 @@ class Namespace:
         self.keys = Keys(self.name, 8)
         self.link: Link | None = Link(0, 7, EPOCH, persistent=False, lease_s=100.0)
         self.reads = Reads(self)
+        self.takes_s = 0.0
 
     def read(self, shard: int, names: list[tuple[str, str]]) -> Operation[list[Link | None]]:
         assert shard == self.keys.shard(names[0][1])
+        time.sleep(self.takes_s)  # as long as Redis takes
         yield from ()
         return [self.link]
 
@@ -127,6 +131,24 @@ def test_an_acquisition_that_meets_another_is_asked_for_again(
     eventually(lambda: told, "it is told")
     assert told == [None]
     assert held.entries["u"].phase is Phase.HELD
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+def test_what_would_end_a_thread_or_a_task_ends_none_of_the_calls_that_wait_for_it(
+    namespace: Namespace, error: type[BaseException]
+) -> None:
+    held, errors = Holdings(0, PodLease(7, 600.0, now()), 600.0), [error()]
+    there: Any = namespace
+
+    def on_acquire(_: str) -> None:
+        if errors:
+            raise errors.pop()
+
+    gate = Gate(there, "chat", held, Hooks(on_acquire))
+    with pytest.raises(PodUnavailableError, match=rf"'u' could not be acquired: {error.__name__}"):
+        gate.enter("u", EPOCH, 7)
+    gate.enter("u", EPOCH, 7)
+    assert held.running == 1
 
 
 @pytest.mark.parametrize("way", ["serving", "admit", "a call"])

@@ -19,9 +19,10 @@ from ray_route.pod.admission import Admission, Told, Verdict
 from ray_route.pod.entries import Phase
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.in_use import in_use
+from ray_route.pod.kinds import set_kinds
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Kind, Releases, Work
-from ray_route.protocol.commands import Outcome, Refreshed
+from ray_route.protocol.commands import Fate, Outcome, Refreshed
 
 POD, ANOTHER = 0, 1
 POD_LEASE_S = 10.0
@@ -41,7 +42,7 @@ class Uid(str):
 A, B, P = Uid("a"), Uid("b"), Uid("p")
 # One's own lease ends before the pod's, the others' after it.
 TTL_S = {A: 6.0, B: 16.0, P: 16.0}
-# Whether it is persistent.
+# Whether a new link is persistent.
 UIDS = {A: False, B: False, P: True}
 
 WEIGHTS = {
@@ -54,6 +55,8 @@ WEIGHTS = {
     "cancel": 0.5,
     "younger_router": 0.2,
     "end_at": 0.7,
+    "set_kind": 2,
+    "kinds_come": 4,
     "look": 8,
     "begin_hook": 9,
     "hook_ends": 7,
@@ -89,6 +92,7 @@ class Named:
     replaced: int = 0
     due: bool = False
     """Its removal is scheduled: nothing lengthens its life."""
+    persistent: bool = False
 
 
 @dataclass
@@ -150,6 +154,7 @@ class World:
         self.asked: dict[int, Asked] = {}
         self.to_move: list[tuple[str, int]] = []
         self.due_at: dict[tuple[str, int], float] = {}
+        self.kinds: list[tuple[str, int, bool]] = []
         self.renewed_at = self.clock()
         self.outage = False
         self.life_ended = False
@@ -187,7 +192,8 @@ class World:
         entry = self.held.entries[work.uid]
         asked = any(work.uid in it.waiting - it.void for it in self.asked.values())
         due = self.clock() >= self.due_at.get((work.uid, work.epoch), math.inf)
-        unused = not UIDS[work.uid] and self.clock() >= entry.used_at + IDLE_S
+        persistent = self.links[work.uid].persistent
+        unused = not persistent and self.clock() >= entry.used_at + IDLE_S
         return self.leaving or asked or due or unused
 
     def check(self) -> None:
@@ -197,6 +203,9 @@ class World:
         assert {u: e.running for u, e in self.held.entries.items() if e.running} == running
         for outcome in self.releases.outcomes():
             self.take_outcome(outcome)
+        for uid, entry in self.held.entries.items():
+            if entry.persistent and not entry.lost and self.owns(uid, entry.epoch):
+                assert self.links[uid].persistent, "it would never be given up for want of use"
 
     def take_outcome(self, outcome: Outcome) -> None:
         it = self.asked[outcome.release]
@@ -226,10 +235,12 @@ class World:
         """Have Redis name that pod under a new epoch."""
         self.top[uid] += 1
         incarnation = self.incarnation if pod == POD else 99
-        ends_at = math.inf if UIDS[uid] else self.clock() + TTL_S[uid]
         before = self.link_of(uid)
+        kind = before.persistent if before else UIDS[uid]
+        ends_at = math.inf if kind else self.clock() + TTL_S[uid]
         replaced = before.epoch if before else 0
-        self.links[uid] = Named(pod, incarnation, self.top[uid], ends_at, replaced)
+        named = Named(pod, incarnation, self.top[uid], ends_at, replaced, persistent=kind)
+        self.links[uid] = named
 
     def move_to(self, uid: str, pod: int) -> None:
         """Have another pod own a uid, if only for a while: links go from pod to pod."""
@@ -321,7 +332,7 @@ class World:
                 if link.ends_at - MARGIN_S <= self.clock():
                     self.refresh(read.uid, read.epoch)
                 lease_s = min(link.ends_at - self.clock(), TTL_S[read.uid]) - MARGIN_S
-                persistent = UIDS[read.uid]
+                persistent = link.ends_at == math.inf
                 whose = (link.pod, link.incarnation, link.epoch)
                 read.link = Link(*whose, persistent, lease_s, link.replaced)
 
@@ -399,14 +410,42 @@ class World:
         link = self.link_of(uid)
         if link is None or link.pod != POD or self.outage or self.life_ended:
             return
+        while self.kinds:  # what was sent before comes before
+            self.kinds_come()
         at = self.clock() + self.random.choice([0.5, 1, 3, math.inf])
         if self.releases.end_at(uid, link.epoch, at):
+            if at < math.inf:  # of two removals the earlier one holds
+                at = min(at, self.due_at.get((uid, link.epoch), math.inf))
             self.due_at[uid, link.epoch] = at
             if self.random.random() < 0.1:
                 return  # Redis is away just then
             link.due = at < math.inf
             ends_at = (at if link.due else self.clock()) + TTL_S[uid]
-            link.ends_at = math.inf if UIDS[uid] and not link.due else ends_at
+            link.ends_at = math.inf if link.persistent and not link.due else ends_at
+
+    def set_kind(self) -> None:
+        """Have somebody set a link anew, where it is."""
+        uid, persistent = self.a_uid(), self.random.random() < 0.5
+        link = self.link_of(uid)
+        if link is None or link.pod != POD or self.outage or self.life_ended:
+            return
+        while self.kinds:  # what was sent before comes before
+            self.kinds_come()
+        if not self.releases.end_at(uid, link.epoch, math.inf, temporary=not persistent):
+            return
+        self.due_at[uid, link.epoch] = math.inf
+        link.due, link.persistent = False, persistent
+        link.ends_at = math.inf if persistent else self.clock() + TTL_S[uid]
+        self.kinds.append((uid, link.epoch, persistent))
+        self.seen["kinds"] += 1
+        if self.random.random() < 0.2:  # who sets it dies
+            self.kinds.clear()
+            self.younger_router()
+
+    def kinds_come(self) -> None:
+        if self.kinds:
+            uid, epoch, persistent = self.kinds.pop(0)
+            set_kinds(self.held, {uid: (epoch, persistent)})
 
     def move(self) -> None:
         if self.to_move and not self.outage:
@@ -420,8 +459,9 @@ class World:
             return
         given = self.held.unsettled(self.clock() - self.random.choice([-1, 0, 0.5]))
         given = {uid: it for uid, it in given.items() if (uid, it[0]) not in self.to_move}
-        for uid, (epoch, removes) in given.items():
-            if self.owns(uid, epoch) and removes:
+        for uid, (epoch, fate) in given.items():
+            stays = fate is Fate.UNUSED and uid in self.links and self.links[uid].persistent
+            if self.owns(uid, epoch) and fate is not Fate.STAYS and not stays:
                 del self.links[uid]
             elif self.owns(uid, epoch):
                 self.regrant(uid)
@@ -657,9 +697,18 @@ def test_random_histories_break_no_rule():
     seen: Counter[str] = Counter()
     for seed in [*range(300), *(random.getrandbits(40) for _ in range(100))]:
         seen += run_history(seed)
-    happened = ("calls", "acquired", "release", "lose", "given", "kept", "moved", "regranted")
+    happened = (
+        "calls",
+        "acquired",
+        "release",
+        "lose",
+        "given",
+        "kept",
+        "moved",
+        "regranted",
+    )
     more = ("regranted, to be removed", "comes back", "lapsed", "resumed", "lives", "not begun")
-    for what in (*happened, *more):
+    for what in (*happened, *more, "kinds"):
         assert seen[what] >= 4, f"{what}: {seen[what]} times only, this proves little"
 
 

@@ -7,6 +7,7 @@ line, the pod's own among them; a cancelled task, at any await.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from helpers import eventually
 from interrupting import Interrupter, at_every_line
 from test_gate_without_a_router import Namespace
 
@@ -24,7 +26,10 @@ from ray_route.clock import now
 from ray_route.model import Link
 from ray_route.pod import (
     admission,
+    asked_releases,
+    bell,
     call_order,
+    call_time,
     confirming,
     current_link,
     due,
@@ -33,7 +38,10 @@ from ray_route.pod import (
     holdings,
     hooks,
     instances,
+    moments,
     pod_lease,
+    readers,
+    release_lines,
     streams,
     surely_left,
     use_order,
@@ -47,13 +55,14 @@ from ray_route.pod.gate import Gate
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
 from ray_route.pod.instances import Instances
+from ray_route.pod.moments import Moments
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Releases
 from ray_route.pod.turn_calls import TurnCalls
 from ray_route.pod.user_hooks import UserHooks
 from ray_route.pod.user_threads import UserThreads
 from ray_route.protocol.calls import Refused, SendAgain, StreamEnd
-from ray_route.runtime import call_context, loop_posts
+from ray_route.runtime import call_context, futures, loop_posts
 
 SERVING = (
     admission,
@@ -69,6 +78,7 @@ SERVING = (
 )
 CALLING = (fenced_calls, streams, surely_left, hooks, user_hooks, call_context)
 TURNS = (user_threads, loop_posts, instances, hooks, user_hooks, call_context, current_link)
+RELEASING = (asked_releases, bell, call_time, moments, release_lines)
 PATIENCE_S = 20.0
 LIFE = 7
 
@@ -78,14 +88,17 @@ class Rooms:
 
     def __init__(self) -> None:
         self.acquired: list[str] = []
+        self.meanwhile: Callable[[], None] = lambda: None
 
     def on_acquire(self, uid: str) -> None:
         self.acquired.append(uid)
 
     def say(self, text: Any) -> Any:
+        self.meanwhile()
         return text
 
     def items(self) -> Iterator[int]:
+        self.meanwhile()
         yield from range(2)
 
 
@@ -166,12 +179,79 @@ class Callers:
         pod.release()
 
 
+def test_who_reads_for_a_call_is_hung_by_no_interrupt_of_its_wait() -> None:
+    pod = Pod(one_by_one=False)
+    pod.links.takes_s = 0.002
+    callers = Callers(pod, serving)
+    of_python = (concurrent.futures._base, concurrent.futures.thread, threading)
+    ours = (confirming, futures)
+    assert at_every_line(callers.first, callers.check, *of_python, *ours) > 60
+
+
+def test_a_stream_that_is_watched_and_interrupted_anywhere_holds_up_nothing_and_is_let_go() -> None:
+    pod = Pod(one_by_one=False)
+    callers = Callers(pod, watched)
+
+    def check() -> None:
+        callers.check()
+        eventually(lambda: not readers._watch._readers, "nobody looks at it")
+
+    assert at_every_line(callers.first, check, readers, streams, surely_left) > 30
+
+
+class WantedUid:
+    """A call of a uid that is to be given up, which the pod has found busy meanwhile."""
+
+    def __init__(self, pod: Pod, way: Callable[[Pod, list[Any]], Any]) -> None:
+        self.pod = pod
+        self.way = way
+        self.runs = count(1)
+        self.number = 0
+        pod.rooms.meanwhile = self.look
+
+    def look(self) -> None:
+        """Look as the pod's own threads do, which no interrupt reaches."""
+        assert elsewhere(lambda: self.pod.releases.take(1)) == []
+
+    def call(self) -> None:
+        self.way(self.pod, self.pod.header("say", next(self.runs), 0))
+
+    def want(self) -> None:
+        """Have the uid held, and its release asked for."""
+        serving(self.pod, self.pod.header("say", 0, 0))
+        self.number = next(self.runs)
+        uids = {"u": self.pod.epoch}
+        self.pod.releases.release(self.number, uids, 600.0, closes=False, router=1)
+
+    def check(self) -> None:
+        """Find that it is given up, and that the next one can be."""
+        elsewhere(self.give_up)
+        self.want()
+
+    def give_up(self) -> None:
+        self.pod.releases.tick()
+        (work,) = self.pod.releases.take(1)
+        assert self.pod.releases.may_begin(work)
+        self.pod.releases.ended(work.uid, work.epoch)
+        (told,) = self.pod.releases.outcomes()
+        assert (told.release, told.given) == (self.number, True)
+        self.pod.next_epoch()
+
+
 def call(pod: Pod, header: list[Any]) -> Any:
     return fenced_calls._call(pod, header, "hello")
 
 
 def stream(pod: Pod, header: list[Any]) -> Any:
-    *items, last = list(streams.stream(pod, [*header[:3], "items"]))
+    return items_of(streams.stream(pod, [*header[:3], "items"]))
+
+
+def watched(pod: Pod, header: list[Any]) -> Any:
+    return items_of(readers.stream(pod, [*header[:3], "items"]))
+
+
+def items_of(streamed: Iterator[Any]) -> Any:
+    *items, last = list(streamed)
     if not isinstance(last, StreamEnd):
         return last
     assert items == [0, 1]
@@ -200,6 +280,32 @@ def test_a_call_that_is_interrupted_anywhere_holds_up_no_other_and_no_release(
 
     check()
     assert at_every_line(callers.first, check, *SERVING, *CALLING) > 30
+
+
+@pytest.mark.parametrize("way", [call, stream])
+def test_a_uid_is_given_up_wherever_the_call_that_it_waits_for_is_interrupted(way: Any) -> None:
+    wanted = WantedUid(Pod(one_by_one=False), way)
+    wanted.want()
+    assert at_every_line(wanted.call, wanted.check, *SERVING, *CALLING, *RELEASING) > 30
+
+
+def test_a_uid_is_looked_at_though_who_said_when_was_interrupted_at_first() -> None:
+    all_of_them = [Moments()]
+
+    def work() -> None:
+        waiting = all_of_them[-1]
+        for uid, at in (("last", 2.0), ("first", 1.0), ("others", 3.0)):
+            waiting.set(uid, at)
+        waiting._tidy()
+
+    def check() -> None:
+        waiting = all_of_them[-1]
+        for uid, at in (("last", 2.0), ("first", 1.0)):
+            waiting.set(uid, at)
+        assert [waiting.take(1.5), waiting.take(2.5)] == [["first"], ["last"]]
+        all_of_them.append(Moments())
+
+    assert at_every_line(work, check, moments) > 20
 
 
 # Pods whose uids take turns: calls are coroutines, and what is interrupted are the user's threads.

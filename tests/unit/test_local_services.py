@@ -77,6 +77,11 @@ class Room:
         agent.set_uid_load(self.room, 3.0)
         return agent.get_load_state()
 
+    def keep(self, uid: str, pod: int, *, persistent: bool) -> ray_route.Link:
+        agent = ray_route.current_agent()
+        assert agent is not None
+        return agent.set_linked_pod(uid, pod, persistent)
+
     def left_s(self) -> float | None:
         link = ray_route.current_link()
         return None if link is None else link.remaining_s
@@ -184,6 +189,19 @@ def test_a_move_waits_for_calls_that_run_and_those_behind_follow(
     assert diary.count(("release", "ann")) == 1
 
 
+def test_moves_of_one_uid_lose_no_state_however_many_there_are(
+    rooms: testing.LocalService,
+) -> None:
+    said = 0
+    with ThreadPoolExecutor(8) as movers:
+        for _ in range(10):
+            moved = [movers.submit(rooms.move, "ann") for _ in range(8)]
+            said += 1
+            assert rooms["ann"].say("hi") == said
+            for each in moved:
+                each.result()
+
+
 def test_a_uid_that_stays_busy_stays(rooms: testing.LocalService, diary: list[Any]) -> None:
     held = rooms["ann"].wait.remote()
     began(diary, "ann")
@@ -236,6 +254,47 @@ def test_one_that_ends_is_released_and_forgotten(
     assert rooms.link("ann") is None
     assert rooms["ann"].all() == []
     getattr(rooms, end)("nobody")
+
+
+def test_one_whose_link_is_persistent_does_not_end_for_want_of_use_until_it_is_no_more(
+    rooms: testing.LocalService, diary: list[Any]
+) -> None:
+    pod = rooms["ann"].where()[0]
+    kept = rooms["bob"].keep("ann", pod, persistent=True)
+    with pytest.raises(RouteTimeoutError):
+        rooms.idle("ann", timeout=0.5)
+    assert (rooms.link("ann"), diary) == (kept, [])
+    assert kept.persistent
+    rooms["bob"].keep("ann", pod, persistent=False)
+    rooms.idle("ann")
+    assert (rooms.link("ann"), diary) == (None, [("release", "ann")])
+
+
+class Slow(Room):
+    """Takes its time to be released."""
+
+    def on_release(self) -> None:
+        super().on_release()
+        assert Room.gate.wait(30)
+
+
+def test_one_that_is_being_given_up_is_not_said_to_be_kept(diary: list[Any]) -> None:
+    Room.gate = threading.Event()
+    with (
+        testing.local(Slow, args=(diary,), per_uid=True) as rooms,
+        ThreadPoolExecutor(1) as other,
+    ):
+        pod = rooms["ann"].where()[0]
+        rooms["bob"].say("hi")
+        idle = other.submit(rooms.idle, "ann")
+        try:
+            eventually(lambda: diary == [("release", "ann")], "its hook runs")
+            with pytest.raises(PodUnavailableError, match="try again"):
+                rooms["bob"].keep("ann", pod, persistent=True)
+        finally:
+            Room.gate.set()
+        idle.result()
+        assert rooms.link("ann") is None
 
 
 def test_a_pod_that_is_killed_comes_back_empty(
@@ -334,9 +393,13 @@ def test_a_call_that_waits_can_be_cancelled(rooms: testing.LocalService, diary: 
     held = rooms["ann"].wait.remote()
     began(diary, "ann")
     waiting = rooms["ann"].say.remote("never")
+    turns = [pod._pod._ray_route_turns._turns for pod in rooms._pods]
+    eventually(lambda: any(each.waiting for each in turns), "it waits for its turn")
     waiting.cancel()
     with pytest.raises(CallCancelledError):
         waiting.result()
+    # Its caller hears that at once, its pod a moment later.
+    eventually(lambda: not any(each.waiting for each in turns), "its pod hears it")
     Room.gate.set()
     held.result()
     assert rooms["ann"].all() == []

@@ -329,10 +329,11 @@ def test_those_that_are_asked_for_wait_for_no_others_that_end_by_themselves() ->
     pod = Pod(1_000)
     pod.clock.tick(IDLE_S + 1)
     idle = {str(n): 7 for n in range(1_000)}
-    pod.admission.lengthened(idle, pod.clock() + LEASE_S, pod.held.term)
     pod.releases.look_for_idle()
     pod.hold("1000")
     pod.release(1, range(1_000, 1_001))
+    for work in pod.releases.to_confirm():
+        pod.confirm(work.uid)
     given = [uid for _ in range(3) for uid in pod.give_up(1)]
     assert len(given) == 3
     assert "1000" in given

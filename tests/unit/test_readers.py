@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from helpers import eventually, soon
+from interrupting import at_every_line
 from test_pod_streams import Pod
 
 from ray_route.errors import RouteTimeoutError
@@ -53,6 +54,28 @@ def test_one_that_nobody_reads_is_closed_and_left_and_says_so_later(pod: Any) ->
     check_unread(next(items))
     assert list(items) == []
     assert not readers._watch._readers
+
+
+def test_readers_are_looked_at_wherever_the_first_of_them_was_interrupted() -> None:
+    watches = [readers._Watch()]
+    closed: list[int] = []
+
+    def left() -> readers._Reader:
+        reader = readers._Reader(lambda: closed.append(1))
+        reader._since = 0.0  # long ago
+        return reader
+
+    def work() -> None:
+        watches[-1].add(readers._Reader(lambda: None))
+
+    def check() -> None:
+        closed.clear()
+        reader = left()
+        watches[-1].add(reader)
+        eventually(lambda: closed == [1], "it is closed")
+        watches.append(readers._Watch())
+
+    assert at_every_line(work, check, readers) > 5
 
 
 def test_one_that_is_dropped_is_closed_at_once(pod: Any) -> None:

@@ -16,7 +16,7 @@ from ray_route.pod.exports import DROPPED, LARGE, LATER, Exports, Unsent, pack
 from ray_route.pod.hooks import Hooks, takes_state
 from ray_route.pod.in_use import in_use
 from ray_route.pod.states import State, arrival, unpack
-from ray_route.protocol.commands import Outcome, Shown
+from ray_route.protocol.commands import Fate, Outcome, Shown
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ class TestGivenUp:
         work = pod.begin_hook()
         pod.releases.ended(work.uid, work.epoch, "nobody's")
         assert not pod.held.nobodys.kept
-        assert pod.held.unsettled(clock() + 1) == {"u": (100, True)}
+        assert pod.held.unsettled(clock() + 1) == {"u": (100, Fate.GOES)}
 
     def test_a_wish_for_a_later_epoch_gets_no_earlier_state(self, pod: Pod):
         pod.release(1)
@@ -153,7 +153,7 @@ class TestArrived:
         assert "new" not in pod.held.held()
         assert "new" not in pod.held.memory()[1]
         assert "new" not in in_use(pod.held, pod.clock())
-        assert pod.held.unsettled(pod.clock() + 1) == {"new": (50, False)}
+        assert pod.held.unsettled(pod.clock() + 1) == {"new": (50, Fate.STAYS)}
 
     def test_a_drain_hears_of_it(self, pod: Pod):
         arrive(pod)

@@ -93,9 +93,11 @@ local function assign(key, held, owner, persistent, ttl)
   return {value = value, ttl = tonumber(ttl)}
 end
 
--- Lengthens the life of a temporary link; a scheduled removal stays scheduled.
-local function refresh(key, link, ttl)
-  if link.mark ~= '' or not link.ttl or link.ttl >= tonumber(ttl) then return false end
+-- Lengthens the life of a temporary link; a scheduled removal stays scheduled, and the link's life as
+-- it is, unless its `owner_knows` of that, and ends it in time.
+local function refresh(key, link, ttl, owner_knows)
+  if link.mark ~= '' and not owner_knows then return false end
+  if not link.ttl or link.ttl >= tonumber(ttl) then return false end
   redis.call('PEXPIRE', key, ttl)
   link.ttl = tonumber(ttl)
   advance()

@@ -1,0 +1,190 @@
+"""Which links are persistent, as pods know it: none ends for want of use by a mistake in that.
+
+Who sets a link anew, where it is, asks its pod before, and tells it afterwards; what was read
+before may come at any time, and what is told may never come.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from helpers import ManualClock
+from test_admission_rules import IDLE_S, Pod
+
+from ray_route.model import Link
+from ray_route.pod.admission import Told
+from ray_route.pod.kinds import set_kinds
+from ray_route.pod.release import Kind
+from ray_route.protocol.commands import Fate
+
+GIVEN_UP = [("u", 100, Kind.RELEASE)]
+
+
+@pytest.fixture
+def pod(clock: ManualClock) -> Pod:
+    made = Pod(clock)
+    made.confirm(lease_s=1_000)
+    return made
+
+
+def tell(pod: Pod, *, persistent: bool, epoch: int = 100) -> None:
+    set_kinds(pod.held, {"u": (epoch, persistent), "unheld": (epoch, persistent)})
+
+
+def ask(pod: Pod, *, temporary: bool) -> None:
+    assert pod.releases.end_at("u", 100, math.inf, temporary=temporary)
+
+
+class TestWhatIsTold:
+    def test_one_that_has_become_persistent_is_never_idle(self, pod: Pod):
+        tell(pod, persistent=True)
+        pod.idle()
+        assert pod.to_confirm() == pod.take() == []
+
+    def test_one_that_is_persistent_no_more_is_idle_once_nobody_has_used_it_since(self, pod: Pod):
+        pod.confirm(lease_s=1_000, persistent=True)
+        pod.idle()
+        tell(pod, persistent=False)
+        pod.releases.look_for_idle()
+        assert pod.to_confirm() == pod.take() == []
+        pod.idle()
+        assert pod.is_read()
+        assert pod.take() == GIVEN_UP
+
+    def test_what_becomes_of_another_epoch_says_nothing_of_this(self, pod: Pod):
+        tell(pod, persistent=True, epoch=99)
+        pod.idle()
+        assert pod.is_read()
+        assert pod.take() == GIVEN_UP
+
+
+class TestReads:
+    def test_one_that_was_told_nothing_is_read_before_it_is_given_up(self, pod: Pod):
+        """As where the router died that had set its link, or by old news."""
+        pod.idle()
+        assert pod.take() == []
+        assert pod.is_read(persistent=True)
+        assert pod.take() == []
+        pod.idle()
+        assert pod.to_confirm() == pod.take() == []
+
+    def test_one_that_was_read_before_it_was_unused_for_long_is_read_again(self, pod: Pod):
+        asked_at = pod.clock()
+        pod.idle()
+        pod.confirm(lease_s=1_000, asked_at=asked_at)
+        assert pod.take() == []
+        assert pod.is_read()
+        assert pod.take() == GIVEN_UP
+
+    def test_one_that_could_not_be_read_is_read_again(self, pod: Pod):
+        pod.idle()
+        assert pod.to_confirm() == ["u"]
+        pod.admission.unread("u")
+        assert pod.take() == []
+        assert pod.is_read()
+        assert pod.take() == GIVEN_UP
+
+    def test_one_that_is_used_after_that_is_read_again(self, pod: Pod):
+        pod.idle()
+        assert pod.is_read()
+        assert pod.verdict().value == "admit"
+        pod.idle()
+        assert pod.take() == []
+        assert pod.is_read()
+        assert pod.take() == GIVEN_UP
+
+    def test_one_that_is_wanted_elsewhere_need_not_be_read(self, pod: Pod):
+        pod.idle()
+        pod.release()
+        assert pod.take() == GIVEN_UP
+
+    @pytest.mark.parametrize("persistent", [True, False])
+    def test_what_was_read_before_it_was_told_says_nothing(self, pod: Pod, persistent: bool):
+        asked_at = pod.clock()
+        pod.clock.tick(1)
+        tell(pod, persistent=persistent)
+        read = {"asked_at": asked_at, "persistent": not persistent}
+        assert pod.confirm(lease_s=1_000, **read) is Told.VOID
+        assert pod.held.entries["u"].persistent is persistent
+        # Nor of one that was not held at that moment.
+        assert pod.confirm("unheld", **read) is Told.VOID
+
+    def test_what_was_read_before_its_link_was_set_says_nothing_though_it_is_told_nothing(
+        self, pod: Pod
+    ):
+        pod.confirm(lease_s=1_000, persistent=True)
+        asked_at = pod.clock()
+        pod.clock.tick(1)
+        ask(pod, temporary=True)
+        assert pod.confirm(lease_s=1_000, asked_at=asked_at, persistent=True) is Told.VOID
+        pod.idle()
+        assert pod.is_read()
+        assert pod.take() == GIVEN_UP
+
+    def test_what_callers_know_of_it_says_nothing(self, pod: Pod):
+        tell(pod, persistent=True)
+        pod.admission.use({"u": Link(0, 7, 100, persistent=False, lease_s=5.0)}, 1_000.0)
+        pod.idle()
+        assert pod.to_confirm() == pod.take() == []
+        tell(pod, persistent=False)
+        pod.admission.use({"u": Link(0, 7, 100, persistent=True, lease_s=5.0)}, 1_000.0)
+        pod.idle()
+        assert pod.is_read()
+        assert pod.take() == GIVEN_UP
+
+
+class TestLinksThatAreAboutToBeSet:
+    def test_who_sets_its_link_uses_a_uid(self, pod: Pod):
+        pod.idle()
+        assert pod.is_read()
+        ask(pod, temporary=False)
+        pod.releases.look_for_idle()
+        assert pod.take() == []
+
+    def test_it_stays_persistent_until_it_is_told_more(self, pod: Pod):
+        tell(pod, persistent=True)
+        ask(pod, temporary=False)
+        pod.idle()
+        assert pod.to_confirm() == pod.take() == []
+
+    def test_one_that_is_being_given_up_is_not_said_to_be_kept(self, pod: Pod):
+        pod.idle()
+        assert pod.is_read()
+        pod.begin_hook()
+        assert not pod.releases.end_at("u", 100, math.inf)
+
+
+class TestRemovals:
+    """A link that is to go later has an end in Redis: it is read as a temporary one."""
+
+    def schedule(self, pod: Pod, after_s: float) -> float:
+        pod.confirm(lease_s=1_000, persistent=True)
+        due_at = pod.clock() + after_s
+        assert pod.releases.end_at("u", 100, due_at)
+        pod.clock.tick(1)
+        assert pod.confirm(lease_s=1_000, persistent=False) is Told.HELD
+        return due_at
+
+    def test_a_persistent_one_does_not_go_before_for_want_of_use(self, pod: Pod):
+        due_at = self.schedule(pod, 3 * IDLE_S)
+        pod.idle()
+        assert pod.to_confirm() == pod.take() == []
+        while pod.clock() < due_at:
+            pod.clock.tick(1)
+            pod.renew()
+        pod.releases.tick()
+        work = pod.begin_hook()
+        pod.releases.ended(work.uid, work.epoch)
+        assert pod.held.unsettled(pod.clock()) == {"u": (100, Fate.GOES)}
+
+    def test_nor_after_it_was_given_back(self, pod: Pod):
+        self.schedule(pod, 9 * IDLE_S)
+        pod.release()
+        work = pod.begin_hook()
+        pod.releases.ended(work.uid, work.epoch, "it")
+        pod.releases.settled({"u": (100, 101)})
+        assert pod.confirm("u", 101, 1_000, replaced=100) is Told.ACQUIRE
+        pod.admission.acquired("u", 101)
+        pod.idle()
+        assert pod.to_confirm() == pod.take() == []
