@@ -37,3 +37,5 @@ def test_a_process_leaves_once_wherever_who_has_asked_it_to_was_interrupted() ->
         departures.append(Departure(leave))
 
     assert at_every_line(work, check, endings) > 2
+    goes.set()  # the last one was begun and not checked
+    eventually(lambda: "ended" in left, "no thread stays")
