@@ -18,6 +18,7 @@ from ray_route.clock import Deadline, now
 from ray_route.model import check_duration
 from ray_route.protocol.calls import Refused
 from ray_route.runtime.metrics import CALL_SECONDS
+from ray_route.runtime.unseen import arrived, leave_behind
 from ray_route.runtime.waiting import Operation, Remote, run, run_async
 
 R = TypeVar("R")
@@ -137,6 +138,9 @@ class Response(Generic[R]):
             answer = ray.get(ref, timeout=min(_SLICE_S, deadline.remaining()))
         except Exception:  # noqa: BLE001 - taken once more, and dealt with there
             return _NONE
+        except SystemExit:
+            leave_behind(ref)
+            raise
         if not self._dispatcher.take_in(call, ref, answer):
             return _NONE
         measure(self._dispatcher, call)
@@ -246,7 +250,7 @@ class _Answer(NamedTuple):
         """Wait in the calling thread."""
         deadline.check(self.what)
         slice_s = min(_SLICE_S, deadline.remaining())
-        ray.wait([self.ref], timeout=slice_s, fetch_local=False)
+        arrived([self.ref], slice_s, fetch=False)
 
     async def wait_async(self, deadline: Deadline) -> None:
         """Wait on the running event loop."""

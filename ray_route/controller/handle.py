@@ -21,7 +21,7 @@ from ray_route.model import UpgradeProgress
 from ray_route.pod.stopping import STOP_S, stop, wait_gone
 from ray_route.pod.unbegun import is_unbegun
 from ray_route.protocol.names import RAY_NAMESPACE, controller_name, recipe_name
-from ray_route.runtime.unseen import seen
+from ray_route.runtime.unseen import arrived, seen
 from ray_route.runtime.waiting import (
     Blocking,
     Operation,
@@ -204,7 +204,7 @@ class ControllerHandle:
         """Have a controller end its service; False if it does not, or has not even begun."""
         asked = seen(handle.shutdown.remote(grace_s))
         deadline = Deadline.after(grace_s + 2 * STOP_S)
-        while not ray.wait([asked], timeout=min(_LOOK_S, deadline.remaining()))[0]:
+        while arrived([asked], min(_LOOK_S, deadline.remaining()))[1]:
             if is_unbegun(handle) or not deadline.remaining():
                 return False
         try:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import ray
 
 from ray_route.protocol.names import RAY_NAMESPACE
+from ray_route.runtime.unseen import answer_of
 
 
 class Peer(Protocol):
@@ -28,10 +29,10 @@ class ActorPeer:
     def some(self, uids: dict[str, int], within_s: float) -> bytes:
         """See `Peer`; raises what Ray does."""
         asked = self._pod._ray_route_export.remote(uids)  # noqa: SLF001 - a pod of ours
-        answer: bytes = ray.get(asked, timeout=within_s)
+        answer: bytes = answer_of(asked, within_s)
         return answer
 
     def one(self, uid: str, epoch: int, within_s: float) -> Any:
         """See `Peer`; raises what Ray does."""
         asked = self._pod._ray_route_export_one.remote(uid, epoch)  # noqa: SLF001 - as above
-        return ray.get(asked, timeout=within_s)
+        return answer_of(asked, within_s)

@@ -12,7 +12,7 @@ from ray_route.clock import Deadline
 from ray_route.errors import ConfigError, PodStartError, RouteTimeoutError, UnsafeStoreError
 from ray_route.protocol.calls import Refused
 from ray_route.runtime.scheduling import why_not_running
-from ray_route.runtime.unseen import seen
+from ray_route.runtime.unseen import arrived, seen
 from ray_route.runtime.waiting import Check, no_check, slices
 
 _RETRY_S = 0.1
@@ -58,7 +58,7 @@ def wait_ready(
 def _answers(asked: list[Any], deadline: Deadline, check: Check) -> tuple[list[Any], list[Any]]:
     """Wait for all answers until the deadline; `check` now and then."""
     for slice_s in slices(deadline):
-        answered, late = ray.wait(asked, num_returns=len(asked), timeout=slice_s)
+        answered, late = arrived(asked, slice_s)
         if not late:
             break
         check()

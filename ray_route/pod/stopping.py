@@ -17,7 +17,7 @@ from ray_route.errors import RouteTimeoutError
 from ray_route.pod.unbegun import end_unbegun
 from ray_route.protocol.names import RAY_NAMESPACE
 from ray_route.runtime.given_up import await_given_up, begin
-from ray_route.runtime.unseen import answer_of, seen
+from ray_route.runtime.unseen import answer_of, arrived, seen
 from ray_route.runtime.waiting import Stage, within
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ def _answers(pods: list[Any], asked: list[Any], longest_s: float) -> dict[Any, A
     of, late = dict(zip(asked, pods, strict=True)), asked
     while late and deadline.remaining():
         slice_s = min(_LOOK_S, deadline.remaining())
-        _, late = ray.wait(late, num_returns=len(late), timeout=slice_s)
+        _, late = arrived(late, slice_s)
         for answer in late:
             end_unbegun(of[answer])
     heard = {}

@@ -23,7 +23,7 @@ from ray_route.errors import RayGoneError, RouteError, RouteTimeoutError
 from ray_route.runtime.futures import Outcome
 from ray_route.runtime.given_up import begin, give_up
 from ray_route.runtime.joined_ray import joined_ray
-from ray_route.runtime.unseen import seen
+from ray_route.runtime.unseen import leave_behind, seen
 from ray_route.store.clients import SOCKET_TIMEOUT_S
 
 T = TypeVar("T")
@@ -59,10 +59,6 @@ def no_check() -> None:
 def late(what: str, deadline: Deadline) -> RouteTimeoutError:
     """Make the error of a wait that was longer than its deadline."""
     return RouteTimeoutError(waiting_for=what, timeout_s=deadline.timeout_s)
-
-
-# References of calls that were under way when this process left their Ray.
-_left_behind: list[Any] = []
 
 
 class LifeEndedError(Exception):
@@ -109,14 +105,13 @@ class Remote:
     def _give_up(self) -> bool:
         """Let go of the reference; say whether this process is still in its Ray.
 
-        What comes later is taken, since Ray complains of errors that nobody saw. If Ray is gone the
-        reference is kept: whoever drops one while Ray shuts down has the process ended by it.
+        What comes later is taken, since Ray complains of errors that nobody saw.
         """
         is_here = joined_ray() is self.joined
         if is_here:
             seen(self.ref)
         else:
-            _left_behind.append(self.ref)
+            leave_behind(self.ref)
         return is_here
 
     def _got(self, deadline: Deadline) -> Any:

@@ -60,6 +60,41 @@ fails.remote("dropped", "gate")
 eventually(lambda: complaints, "Ray complains of what is dropped")
 """
 
+GONE = """
+import os, ray, threading, time
+from ray._private.worker import global_worker
+from ray_route.clock import Deadline
+from ray_route.runtime.unseen import answer_of, arrived
+from ray_route.runtime.waiting import Remote
+class SlowToEnd:
+    # As Ray's worker, with more time between its end and the moment when nobody asks it any more.
+    def __init__(self, worker):
+        self.worker = worker
+    def __getattr__(self, name):
+        return getattr(self.worker, name)
+    def shutdown_driver(self):
+        self.worker.shutdown_driver()
+        time.sleep(2)
+@ray.remote(num_cpus=0)
+def stays():
+    time.sleep(600)
+BEGIN
+begun = threading.Event()
+def waits():
+    begun.set()
+    WAIT
+threading.Thread(target=waits, daemon=True).start()
+begun.wait()
+time.sleep(1)  # in that time it waits
+global_worker.core_worker = SlowToEnd(global_worker.core_worker)
+"""
+
+
+DEPLOYED = """
+ray_route.deploy(services.Counter, namespace=namespace, service='svc', replicas=1)
+pods = ray_route.connect(namespace).service('svc')
+"""
+
 
 def ran(begun: subprocess.Popen[str]) -> str:
     out, err = begun.communicate(timeout=250)
@@ -79,3 +114,21 @@ def test_only_of_what_is_dropped_ray_complains(ray_session: None, tmp_path: Path
     assert "nobody wants dropped" in said
     assert "nobody wants late" not in said
     assert "nobody wants alone" not in said
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        "answer_of(stays.remote(), 60.0)",
+        "arrived([stays.remote()], 60.0)",
+        "Remote(stays.remote(), 'an answer').wait(Deadline.after(60.0))",
+    ],
+)
+def test_a_program_that_ends_while_a_thread_waits_ends_well(ray_session: None, wait: str) -> None:
+    ran(driver(GONE.replace("BEGIN", "ray.get(ray.put(1))").replace("WAIT", wait), "none"))
+
+
+def test_a_program_that_ends_while_a_thread_calls_a_pod_ends_well(ray_session: None) -> None:
+    wait = "pods['u'].sleep.remote(60).result()"
+    with own_namespace() as namespace:
+        ran(driver(GONE.replace("BEGIN", DEPLOYED).replace("WAIT", wait), namespace))
