@@ -259,6 +259,11 @@ class Reader:
         return next(self.items)
 
 
+def is_known(pod: Any, uid: str) -> bool:
+    """Say whether a call of a uid has come to a pod; run there."""
+    return uid in pod._ray_route_agent.gate.held.entries
+
+
 def is_to_leave(pod: Any, uid: str) -> bool:
     """Say whether a pod has been asked to give a uid up; run there."""
     return bool(pod._ray_route_agent.gate.held.entries[uid].wishes)

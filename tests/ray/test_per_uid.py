@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import ray
 from helpers import eventually, unique_name
-from peruid import AsyncRoom, Reader, Room, Shared, is_to_leave
+from peruid import AsyncRoom, Reader, Room, Shared, is_known, is_to_leave
 
 import ray_route
 
@@ -311,10 +311,11 @@ def test_calls_within_a_turn_are_admitted_while_its_uid_is_to_move(
     eventually(lambda: client.get_linked_pod(ann, "rooms"), "it has a pod")
     link = client.compute_linked_pod(ann, "rooms")
     moving = threading.Thread(target=client.move, args=(ann, "rooms", 1 - link.pod))
-    pod = client.actor(ann, "rooms")
+    asked = client.actor(ann, "rooms").__ray_call__.remote
+    if begun:
+        eventually(lambda: ray.get(asked(is_known, ann)), "its call has come")
     moving.start()
     if begun:
-        asked = pod.__ray_call__.remote
         eventually(lambda: ray.get(asked(is_to_leave, ann)), "its move has begun")
     (folder / other).touch()
     held.result()
