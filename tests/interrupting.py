@@ -15,6 +15,9 @@ from types import FrameType
 from typing import Any
 
 
+_CALL_NOTHING = {"return", "return None", "return True", "return False", "raise", "pass"}
+
+
 class Interrupter:
     """Raises KeyboardInterrupt in this thread at the line of that number in some modules."""
 
@@ -54,11 +57,12 @@ class Interrupter:
     def _is_border(self, frame: FrameType) -> bool:
         """True of a line at the border of a block: between its end and the release of its lock.
 
-        Or before it begins, or what follows if it fails. Python lets no signal in there, but calls
-        its trace function.
+        Or before it begins, or what follows if it fails; and of one that calls nothing. Python lets
+        no signal in there, but calls its trace function; what that raises on the way out of an
+        `except`, some versions of Python take for handled by their thread from then on.
         """
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-        return line.startswith(("with ", "try:", "except"))
+        return line.startswith(("with ", "try:", "except")) or line in _CALL_NOTHING
 
 
 def at_every_line(

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 import ray
 
 from ray_route.protocol.names import RAY_NAMESPACE
-from ray_route.runtime.unseen import answer_of
 
 
 class Peer(Protocol):
@@ -29,10 +28,10 @@ class ActorPeer:
     def some(self, uids: dict[str, int], within_s: float) -> bytes:
         """See `Peer`; raises what Ray does."""
         asked = self._pod._ray_route_export.remote(uids)  # noqa: SLF001 - a pod of ours
-        answer: bytes = answer_of(asked, within_s)
+        answer: bytes = ray.get(asked, timeout=within_s)
         return answer
 
     def one(self, uid: str, epoch: int, within_s: float) -> Any:
         """See `Peer`; raises what Ray does."""
         asked = self._pod._ray_route_export_one.remote(uid, epoch)  # noqa: SLF001 - as above
-        return answer_of(asked, within_s)
+        return ray.get(asked, timeout=within_s)

@@ -90,7 +90,8 @@ def test_whoever_is_interrupted_anywhere_leaves_a_service_sound(
             assert not keeps or said[-1] > said[-2], "its state goes along"
             elsewhere(lambda: move(rooms))
             said.append(elsewhere(room.say))
-            assert said[-1] == said[-2] + 1
+            # What was interrupted goes on: so the state may go only now.
+            assert said[-1] == said[-2] + 1 or (not keeps and said[-1] == 1)
 
         # What a trace function raises in an `except` that returns leaves its frames alive for ever,
         # and with them a stream that would be closed as it is dropped.
