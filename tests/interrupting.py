@@ -14,7 +14,6 @@ from itertools import count
 from types import FrameType
 from typing import Any
 
-
 _CALL_NOTHING = {"return", "return None", "return True", "return False", "raise", "pass"}
 
 
