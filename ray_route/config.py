@@ -51,7 +51,7 @@ class RouteConfig:
     ramp_s: float = 30.0
     """For so long a pod that joins late gets twice an equal share of new uids at most (0: any)."""
     router_cache_size: int = 1_000_000
-    """Links that the router keeps in memory (about 0.5 KB each)."""
+    """Links that the router keeps in memory (some 340 bytes each)."""
     near_cache_size: int = 100_000
     """Links that each client process keeps in memory."""
 

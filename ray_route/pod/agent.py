@@ -121,8 +121,9 @@ class PodAgent:
     def start(self, timeout: float = CLAIM_S) -> PodAgent:
         """Claim the index and begin to renew it.
 
-        Waits for a previous owner's lease to end. Raises `RouteTimeoutError` if that takes
-        longer than `timeout` seconds, and what `connect` raises; then it may be called again.
+        Waits until a previous owner has resigned or is declared gone. Raises `RouteTimeoutError`
+        if that takes longer than `timeout` seconds, and what `connect` raises; then it may be
+        called again.
         """
         deadline = Deadline.after(timeout)
         if self._namespace_or_none is None:
