@@ -22,6 +22,8 @@ class RouteConfig:
     ttl_s: float = 300.0
     """Life of a temporary link that nobody uses; longer than any lease by `margin_s`.
 
+    A pod gives up a uid that nobody has called for two thirds of it, or for `deploy`'s `idle_s`.
+
     Below `pod_lease_s`, links of a pod that is silent may end before it can be declared gone: then
     an outage that is shorter than its lease moves users, too.
     """

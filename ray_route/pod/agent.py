@@ -337,8 +337,8 @@ class PodAgent:
         """Count uids as held and used here, whose calls some other way brings to this pod.
 
         For services whose calls are not admitted one by one: the uids make up the pod's load,
-        and their links live on; unused ones are given up after `ttl_s`. Links of other lives,
-        and those that have been released, are passed over.
+        and their links live on; unused ones are given up after two thirds of `ttl_s`. Links of
+        other lives, and those that have been released, are passed over.
         """
         self.gate.admission.use(links, self._namespace.config.ttl_s)
 
