@@ -83,7 +83,7 @@ matrix: $(READY)  ## the suite's core on other Pythons, Rays and redis-pys; that
 bench: $(READY)  ## every benchmark, with plots beside the JSON
 	$(BIN)/python -m benchmarks all
 
-check: lint type floors docs suite  ## exactly what CI runs
+check: lint type floors docs suite  ## what CI runs first: see .ci/run
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -22,6 +22,8 @@ class RouteConfig:
     ttl_s: float = 300.0
     """Life of a temporary link that nobody uses; longer than any lease by `margin_s`.
 
+    A pod gives up a uid that nobody has called for two thirds of it, or for `deploy`'s `idle_s`.
+
     Below `pod_lease_s`, links of a pod that is silent may end before it can be declared gone: then
     an outage that is shorter than its lease moves users, too.
     """
@@ -51,7 +53,7 @@ class RouteConfig:
     ramp_s: float = 30.0
     """For so long a pod that joins late gets twice an equal share of new uids at most (0: any)."""
     router_cache_size: int = 1_000_000
-    """Links that the router keeps in memory (about 0.5 KB each)."""
+    """Links that the router keeps in memory (some 340 bytes each)."""
     near_cache_size: int = 100_000
     """Links that each client process keeps in memory."""
 

@@ -180,7 +180,7 @@ def deploy(
     `on_release(uid)`, called after its last one here and before it is anyone else's, and
     `on_lost(uid)`, called instead if it is another's already: there is nothing to save. All may
     be sync or async; a hook runs once, never beside a call of its uid, to its end or for
-    `release_s` seconds (see `Hooks`), and takes turns with calls where these do
+    `release_s` seconds (see `docs/pods.md`), and takes turns with calls where these do
     (`max_concurrency` 1, the default of a class without coroutines).
 
     If `on_acquire(uid, state)` takes two arguments, what `on_release(uid)` returns goes along when

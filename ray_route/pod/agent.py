@@ -121,8 +121,9 @@ class PodAgent:
     def start(self, timeout: float = CLAIM_S) -> PodAgent:
         """Claim the index and begin to renew it.
 
-        Waits for a previous owner's lease to end. Raises `RouteTimeoutError` if that takes
-        longer than `timeout` seconds, and what `connect` raises; then it may be called again.
+        Waits until a previous owner has resigned or is declared gone. Raises `RouteTimeoutError`
+        if that takes longer than `timeout` seconds, and what `connect` raises; then it may be
+        called again.
         """
         deadline = Deadline.after(timeout)
         if self._namespace_or_none is None:
@@ -336,8 +337,8 @@ class PodAgent:
         """Count uids as held and used here, whose calls some other way brings to this pod.
 
         For services whose calls are not admitted one by one: the uids make up the pod's load,
-        and their links live on; unused ones are given up after `ttl_s`. Links of other lives,
-        and those that have been released, are passed over.
+        and their links live on; unused ones are given up after two thirds of `ttl_s`. Links of
+        other lives, and those that have been released, are passed over.
         """
         self.gate.admission.use(links, self._namespace.config.ttl_s)
 

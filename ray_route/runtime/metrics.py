@@ -73,7 +73,7 @@ CHANGE_STREAM_LAG_SECONDS = Metric(
 CALL_SECONDS = Metric(
     "route_call_seconds",
     Kind.HISTOGRAM,
-    "how long `call` took that returned a result, its look-up included",
+    "from making a call, by `call` or a handle, until its result was taken, its look-up included",
     ("service",),
     _SECONDS,
 )
