@@ -49,7 +49,8 @@ def app() -> None:
     Exit status:
       0    done, and all is well
       1    done, and something is not: a uid has no link, a drain left uids, an upgrade
-           was undone, doctor found faults
+           was undone, a rebalancing ended early, a service is not as it is wanted,
+           doctor found faults
       2    not done: wrong options or names, or Ray, Redis or the router did not answer
       130  interrupted by Ctrl-C
 

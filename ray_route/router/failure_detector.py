@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -26,6 +27,19 @@ from ray_route.runtime.process_ids import POLL_S, has_ended
 logger = logging.getLogger(__name__)
 
 _CHECK_S = 3.0
+
+
+class _Why(NamedTuple):
+    """Why a pod is declared gone: as metrics have it, and in words."""
+
+    reason: str
+    words: str
+
+
+_ENDED = _Why("ended", "its process has ended")
+_SILENT = _Why("silent", "it was silent for its whole lease")
+_CUT_OFF = _Why("cut off", "for a whole lease it has reached the store and not its router")
+_AGAIN = _Why("again", "its end was certain before, and could not be written")
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -173,9 +187,9 @@ class FailureDetector:
         seen_at = now()
         await self._repeat_ends(pods)
         for service, record in self._heartbeats.look(seen_at, pods):
-            await self._declare_dead(service, record, silent=True)
+            await self._declare_dead(service, record, _SILENT)
         for service, record in self._heartbeats.cut_off(pods):
-            await self._declare_dead(service, record, silent=False)
+            await self._declare_dead(service, record, _CUT_OFF)
         for service, record in pods:
             if self._heartbeats.missed_beat(service, record, seen_at, self._config.heartbeat_s):
                 self._check(service, record)
@@ -187,7 +201,7 @@ class FailureDetector:
         for service, pod, incarnation in self._membership.denied.final():
             record = alive.get((service, pod))
             if record is not None and record.incarnation == incarnation:
-                await self._declare_dead(service, record, silent=False)
+                await self._declare_dead(service, record, _AGAIN)
         lost = [
             (service, known)
             for (service, pod), record in alive.items()
@@ -209,7 +223,7 @@ class FailureDetector:
         if record.incarnation > incarnation or not record.routable:
             return True
         if died and self._config.fast_failover:
-            return await self._declare_dead(service, record, silent=False)
+            return await self._declare_dead(service, record, _ENDED)
         return await self.declare_dead_if_ended(service, record)
 
     async def declare_dead_if_ended(self, service: str, pod: PodRecord) -> bool:
@@ -230,7 +244,7 @@ class FailureDetector:
         try:
             if not await self._process_has_ended(pod):
                 return False
-            return await self._declare_dead(service, pod, silent=False)
+            return await self._declare_dead(service, pod, _ENDED)
         except RouteError as error:
             logger.warning(
                 "pod %d of %s could not be declared gone: %s",
@@ -253,11 +267,10 @@ class FailureDetector:
             # lease decides.
             return False
 
-    async def _declare_dead(self, service: str, pod: PodRecord, *, silent: bool) -> bool:
-        dead = await self._membership.declare_gone(service, pod, silent=silent)
+    async def _declare_dead(self, service: str, pod: PodRecord, why: _Why) -> bool:
+        dead = await self._membership.declare_gone(service, pod, silent=why is _SILENT)
         if dead:
-            why = "it was silent for its whole lease" if silent else "its process has ended"
             facts = {"service": service, "pod": pod.pod, "incarnation": pod.incarnation}
-            logger.warning("pod %d of %s is gone: %s", pod.pod, service, why, extra=facts)
-            self._membership.meter.count(POD_DEATHS, service, "silent" if silent else "ended")
+            logger.warning("pod %d of %s is gone: %s", pod.pod, service, why.words, extra=facts)
+            self._membership.meter.count(POD_DEATHS, service, why.reason)
         return dead

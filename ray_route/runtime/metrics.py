@@ -118,7 +118,8 @@ PODS = Metric(
 POD_DEATHS = Metric(
     "route_pod_deaths",
     Kind.COUNTER,
-    "pods declared gone: their process ended, or they were silent for their whole lease",
+    "pods declared gone: their process ended, they were silent for a whole lease, or cut off from "
+    "their router for as long; again: an end that could not be written at once",
     ("service", "reason"),
 )
 DRAINS = Metric(

@@ -16,6 +16,7 @@ from ray_route.config import RouteConfig
 from ray_route.errors import RouterUnavailableError, StoreUnavailableError
 from ray_route.model import Life, PodRecord, RoutingState
 from ray_route.protocol.commands import Address, Memory, Recall, Word
+from ray_route.router import failure_detector
 from ray_route.router.failure_detector import FailureDetector
 from ray_route.router.link_table import LinkTable
 from ray_route.router.mailbox import Mailboxes
@@ -25,6 +26,7 @@ from ray_route.router.recovery import Recovery
 from ray_route.router.resumption import Resumption
 from ray_route.router.shards import Shards
 from ray_route.router.shared_run import SharedRun
+from ray_route.runtime.metrics import POD_DEATHS
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.keys import Keys
@@ -303,6 +305,32 @@ def test_an_end_that_redis_has_forgotten_stands(run: Run) -> None:
     run(story)
 
 
+def deaths(world: World) -> dict[str, int]:
+    counted = world.router.membership.meter.counts
+    return {of[1]: counted[name, of] for name, of in counted if name == POD_DEATHS.name}
+
+
+def test_a_life_that_reaches_the_store_and_not_its_router_is_ended_after_a_lease(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    at = 1_000.0
+    monkeypatch.setattr(failure_detector, "now", lambda: at)
+
+    async def story(world: World) -> None:
+        nonlocal at
+        assert world.pod.renew() == b"ok"
+        for _ in range(int(CONFIG.pod_lease_s)):
+            await world.router.failures._look()
+            assert world.pod.renew() == b"ok"
+            at += 1.0
+        await world.router.failures._look()
+        assert world.pod.renew() == b"gone"
+        assert deaths(world) == {"cut off": 1}
+
+    run(story)
+    assert "has reached the store and not its router" in caplog.text
+
+
 def test_an_end_that_does_not_stand_is_written_again(run: Run) -> None:
     async def story(world: World) -> None:
         before = world.pod.copy()
@@ -311,6 +339,16 @@ def test_an_end_that_does_not_stand_is_written_again(run: Run) -> None:
         assert world.pod.renew() == b"ok"
         await world.router.failures._look()
         assert world.pod.renew() == b"gone"
+
+    run(story)
+
+
+def test_an_end_that_could_not_be_written_is_written_at_the_next_look(run: Run) -> None:
+    async def story(world: World) -> None:
+        world.router.membership.denied.deny(world.pod.address, None)
+        await world.router.failures._look()
+        assert world.pod.renew() == b"gone"
+        assert deaths(world) == {"again": 1}
 
     run(story)
 
