@@ -127,20 +127,33 @@ class Instances:
         return self._dropped(uid, one)
 
     async def _released_after(self, uid: str, ended: Any, steps: list[Any]) -> Any:
-        try:
-            await self._all_of_it(uid, ended, steps)
-        except asyncio.CancelledError as error:  # at its limit: nothing more is waited for
-            self._failed(uid, error)
+        """Go on with what is awaited, and the steps behind it, unless the hook is at its limit.
+
+        Each in a task of its own: else nobody could tell that from a cancellation of the user's.
+        """
+        for awaited in self._awaited(uid, ended, steps):
+            task = asyncio.ensure_future(self._seen(uid, awaited))
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError:  # at its limit: nothing more is begun
+                task.cancel()
+                await asyncio.wait({task})
+                break
         return self._dropped(uid, self._of[uid])
 
-    async def _all_of_it(self, uid: str, ended: Any, steps: list[Any]) -> None:
-        with self._logged(uid, but=asyncio.CancelledError):
-            await ended
+    def _awaited(self, uid: str, ended: Any, steps: list[Any]) -> Iterator[Any]:
+        """Take a step after the other; yield what is to be awaited."""
+        yield ended
         for step in steps:
-            with self._logged(uid, but=asyncio.CancelledError):
+            more = None
+            with self._logged(uid):
                 more = step()
-                if inspect.isawaitable(more):
-                    await more
+            if inspect.isawaitable(more):
+                yield more
+
+    async def _seen(self, uid: str, awaited: Any) -> None:
+        with self._logged(uid):
+            await awaited
 
     def _dropped(self, uid: str, one: Any) -> tuple[Any]:
         state = self._state(uid, one)
@@ -154,11 +167,9 @@ class Instances:
         return state
 
     @contextmanager
-    def _logged(self, uid: str, but: type[BaseException] | tuple[()] = ()) -> Iterator[None]:
+    def _logged(self, uid: str) -> Iterator[None]:
         try:
             yield
-        except but:
-            raise
         except _RAISED as error:
             self._failed(uid, error)
 

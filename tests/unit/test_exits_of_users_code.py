@@ -183,18 +183,44 @@ def test_what_users_code_raises_leaves_all_uids_served_and_free_to_move(
         assert rooms.close() == []
 
 
+@pytest.mark.parametrize("error", [OSError, SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+@pytest.mark.parametrize("cls", [Room, AsyncRoom])
+def test_a_state_is_saved_whatever_its_on_release_raises(
+    cls: type[Room], error: type[BaseException]
+) -> None:
+    """It goes nowhere else: nobody has used it."""
+    shelf = AsyncShelf() if cls is AsyncRoom else Shelf()
+    shelf.states.clear()
+    with testing.local(cls, per_uid=True, store=shelf, save_every_s=3600.0) as rooms:
+        assert rooms["ann"].say("hi") == ["hi"]
+        Room.where, Room.error = "on_release", error
+        rooms.idle("ann", timeout=SOON_S)
+        assert not Room.where, "it was raised"
+        assert shelf.states["ann"]["said"] == ["hi"]
+        assert rooms["ann"].say("ho") == ["hi", "ho"]
+
+
 class SlowRoom(AsyncRoom):
     """One whose end never comes by itself."""
 
+    ended: ClassVar[list[str]] = []
+
     async def on_release(self) -> None:  # type: ignore[override]
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.05)  # it may take its time for that
+            self.ended.append(self.uid)
 
 
 @pytest.mark.parametrize("store", [None, AsyncShelf()])
 def test_a_state_goes_on_though_its_on_release_was_over_its_limit(store: Any) -> None:
+    Shelf.states.clear()
     with testing.local(SlowRoom, per_uid=True, release_s=0.05, store=store) as rooms:
         assert rooms["ann"].say("hi") == ["hi"]
+        SlowRoom.ended.clear()
         rooms.move("ann", timeout=SOON_S)
+        assert SlowRoom.ended == ["ann"], "nothing of it runs beside what comes next"
         assert rooms["ann"].say("ho") == ["hi", "ho"]
 
 
