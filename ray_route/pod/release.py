@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ray_route.pod.entries import UNHELD, Entry, Phase, Wish
 from ray_route.pod.holdings import Holdings
-from ray_route.pod.kinds import is_to_be_read, will_be_set
+from ray_route.pod.kinds import is_to_be_read, will_be_set, will_go
 from ray_route.pod.release_lines import Why
 from ray_route.pod.states import State
 from ray_route.protocol.commands import Fate, Outcome, Settlement, Taken
@@ -123,20 +123,29 @@ class Releases:
                     self._held.asked.drop_void(entry, self._held.term)
             self._held.closed = ""
 
-    def end_at(self, uid: str, epoch: int, at: float, *, temporary: bool = False) -> bool:
-        """Have a uid given up at a moment, since its link is to go then; the last word counts.
+    def end_at(
+        self,
+        uid: str,
+        epoch: int,
+        at: float,
+        *,
+        temporary: bool = False,
+        persistent: bool = False,
+    ) -> bool:
+        """Have a uid given up at a moment, since its link is to go then; of two the earlier counts.
 
-        At infinity it is about to be set anew, perhaps as a `temporary` one. False if it is being
-        given up already, or has been.
+        `persistent`: until then its link is. At infinity it is about to be set anew, perhaps as a
+        `temporary` one. False if it is being given up already, or has been.
         """
         with self._held.lock:
             entry = self._held.entries.get(uid)
             is_it = entry is not None and entry.epoch == epoch
             if entry is not None and is_it and entry.phase in (Phase.ENDING, Phase.GIVEN):
                 return False
-            self._held.scheduled.set(uid, epoch, at)
             if at == math.inf:
                 will_be_set(self._held, uid, epoch, temporary=temporary)
+            else:
+                will_go(self._held, uid, epoch, at, persistent=persistent)
             if entry is not None:
                 self._held.look_again(uid, entry)
             return True
