@@ -297,12 +297,15 @@ class Releases:
     def ended(self, uid: str, epoch: int, state: Any = None) -> None:
         """Take in that a hook has ended, however it did: the uid is nobody's.
 
-        `state` is what it returned; it is kept, unless the uid's link is to go.
+        `state` is what it returned; it is kept for who moves the uid, though its link was to go.
+        Where nobody does, not if its link goes.
         """
         with self._held.lock:
             entry = self._held.entries[uid]
             assert entry.epoch == epoch
             assert entry.phase is Phase.ENDING
+            if entry.is_wanted:
+                entry.removes = Fate.STAYS
             if state is not None and not (entry.removes or entry.lost):
                 entry.state = State(state)
             self._held.give(uid, entry)

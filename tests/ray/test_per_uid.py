@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -320,6 +321,28 @@ def test_calls_within_a_turn_are_admitted_while_its_uid_is_to_move(
     held.result()
     assert cycle.result() == [ann, other, ann]
     moving.join()
+
+
+def test_one_whose_removal_falls_due_as_it_is_moved_takes_its_state_along(
+    client: ray_route.RouteClient, rooms: Rooms, folder: Path, ann: str
+) -> None:
+    """The move takes the removal back."""
+    assert rooms[ann].say.remote("hi").result() == 1
+    held = rooms[ann].hold.remote(ann)
+    eventually((folder / f"{ann}-begun").exists, "it is busy")
+    link = client.compute_linked_pod(ann, "rooms")
+    asked = client.actor(ann, "rooms").__ray_call__.remote
+    assert client.remove(ann, "rooms", after_s=0.5)
+    due_at = time.monotonic() + 0.5
+    moving = threading.Thread(target=client.move, args=(ann, "rooms", 1 - link.pod))
+    moving.start()
+    eventually(lambda: ray.get(asked(is_to_leave, ann)), "its move has begun")
+    eventually(lambda: time.monotonic() > due_at, "its removal is due")
+    (folder / ann).touch()
+    assert held.result() == ann
+    moving.join()
+    assert rooms[ann].say.remote("ho").result() == 2
+    assert client.compute_linked_pod(ann, "rooms").pod == 1 - link.pod
 
 
 def test_one_object_per_pod_can_have_turns_too(shared: Rooms, ann: str) -> None:

@@ -109,6 +109,33 @@ class TestGivenUp:
         assert not pod.held.nobodys.kept
         assert pod.held.unsettled(clock() + 1) == {"u": (100, Fate.GOES)}
 
+    @pytest.mark.parametrize("is_taken_back", [False, True])
+    @pytest.mark.parametrize("is_asked", ["before it is due", "as its hook runs"])
+    def test_one_that_is_moved_as_its_removal_falls_due_has_one_all_the_same(
+        self, pod: Pod, clock: ManualClock, is_asked: str, is_taken_back: bool
+    ):
+        """A move that is made takes the removal back; one that is not leaves it as it was."""
+        assert pod.confirm(lease_s=100.0) is Told.HELD
+        pod.releases.end_at("u", 100, clock() + 1)
+        if is_asked == "before it is due":
+            pod.enter()
+            pod.release(1)
+            clock.tick(1)
+            pod.releases.tick()
+            pod.admission.leave("u")
+        clock.tick(1)
+        pod.releases.tick()
+        work = pod.begin_hook()
+        if is_asked == "as its hook runs":
+            pod.release(1)
+        if is_taken_back:
+            pod.releases.cancel(1)
+        pod.releases.ended(work.uid, work.epoch, "its state")
+        has_state = not is_taken_back
+        assert pod.releases.outcomes() == [Outcome(1, "u", 100, given=True, has_state=has_state)]
+        fate = Fate.GOES if is_taken_back else Fate.STAYS
+        assert pod.held.unsettled(clock() + 1) == {"u": (100, fate)}
+
     def test_a_wish_for_a_later_epoch_gets_no_earlier_state(self, pod: Pod):
         pod.release(1)
         work = pod.begin_hook()
