@@ -298,7 +298,7 @@ class Releases:
         """Take in that a hook has ended, however it did: the uid is nobody's.
 
         `state` is what it returned; it is kept for who moves the uid, though its link was to go.
-        Where nobody does, not if its link goes.
+        Where nobody does, not if its link goes; nor is it waited for if its pod does.
         """
         with self._held.lock:
             entry = self._held.entries[uid]
@@ -308,7 +308,10 @@ class Releases:
                 entry.removes = Fate.STAYS
             if state is not None and not (entry.removes or entry.lost):
                 entry.state = State(state)
+            goes_nowhere = self._held.leaving and not entry.is_wanted
             self._held.give(uid, entry)
+            if goes_nowhere:  # unless the pod stays
+                self._held.nobodys.kept.discard(uid)
             if entry.lost and entry.epoch == epoch:
                 self._held.forget(uid)
 

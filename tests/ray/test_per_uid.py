@@ -345,6 +345,21 @@ def test_one_whose_removal_falls_due_as_it_is_moved_takes_its_state_along(
     assert client.compute_linked_pod(ann, "rooms").pod == 1 - link.pod
 
 
+def test_a_shutdown_waits_for_no_state_that_nobody_takes(
+    client: ray_route.RouteClient, folder: Path, ann: str
+) -> None:
+    """Not for that of a persistent link either, which outlives its pods."""
+    how: dict[str, Any] = {"replicas": 1, "per_uid": True, "args": (str(folder),)}
+    with ray_route.deploy(Room, namespace=client.namespace, service="leaves", **how) as deployment:
+        link = client.set_linked_pod_if_absent(ann, "leaves", 0, persistent=True)
+        assert link.persistent
+        assert client.service("leaves", Room)[ann].say.remote("hi").result() == 1
+        begun = time.monotonic()
+        deployment.shutdown(grace_s=60.0)
+        assert time.monotonic() < begun + 30
+        assert (folder / f"released-{ann}").exists()
+
+
 def test_one_object_per_pod_can_have_turns_too(shared: Rooms, ann: str) -> None:
     responses = [shared[ann].say.remote(ann, n, 0.002) for n in range(30)]
     assert [one.result() for one in responses] == list(range(1, 31))

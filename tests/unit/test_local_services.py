@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
@@ -298,6 +299,16 @@ def test_one_that_is_being_given_up_is_not_said_to_be_kept(diary: list[Any]) -> 
 
 
 def test_a_pod_that_is_killed_comes_back_empty(
+def test_one_whose_link_is_persistent_keeps_nobody_waiting_at_the_end(diary: list[Any]) -> None:
+    """What its hook returns goes nowhere: no pod takes it."""
+    with testing.local(Room, args=(diary,), per_uid=True) as rooms:
+        rooms["bob"].keep("ann", rooms["ann"].where()[0], persistent=True)
+        begun = time.monotonic()
+        assert rooms.close() == []
+        assert time.monotonic() < begun + 15
+        assert sorted(diary) == [("release", "ann"), ("release", "bob")]
+
+
     rooms: testing.LocalService, diary: list[Any]
 ) -> None:
     held, pod = rooms["ann"].wait.remote(), None
