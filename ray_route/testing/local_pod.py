@@ -27,7 +27,8 @@ from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.serving import Manner, methods_of_calls
 from ray_route.pod.user_hooks import UserHooks
 from ray_route.protocol.calls import Header
-from ray_route.testing.local_directory import LocalDirectory, LocalNamespace, Mailbox, Place
+from ray_route.testing.local_directory import LocalDirectory, LocalNamespace, Place
+from ray_route.testing.local_mailbox import Mailbox
 
 T = TypeVar("T")
 
