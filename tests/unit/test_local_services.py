@@ -376,6 +376,37 @@ def test_a_pod_that_has_ended_is_asked_in_vain_at_once() -> None:
         box.ask(Count(), Deadline.after(1e6), "its answer")
 
 
+class Exits:
+    """Asks its process to end, as one does that reads a command line that it does not know."""
+
+    error: type[BaseException] = SystemExit
+
+    def __init__(self) -> None:
+        raise self.error("its __init__")
+
+    def say(self) -> None:
+        """Have something to be called by."""
+
+
+class AsyncExits(Exits):
+    """The same on an event loop."""
+
+    async def say(self) -> None:  # type: ignore[override]
+        """Have something to be called by."""
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("cls", [Exits, AsyncExits])
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, OSError])
+def test_what_the_init_of_a_class_raises_is_raised(
+    cls: type[Exits], error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cls, "error", error)
+    with pytest.raises(error, match="its __init__"), testing.local(cls):
+        pytest.fail("it was never made")
+    assert "ray_route-local" not in [thread.name for thread in threading.enumerate()]
+
+
 def test_all_are_released_at_the_end(diary: list[Any]) -> None:
     with testing.local(Room, args=(diary,), per_uid=True) as rooms:
         for uid in ("ann", "bob", "carl"):
