@@ -15,10 +15,10 @@ from ray_route.controller.actor import GROUPS, THREADS, Controller
 from ray_route.controller.making import named_pods, taken_told
 from ray_route.controller.marks import forget, give_up, note_end
 from ray_route.controller.recipe import Given, Recipe
-from ray_route.controller.recipes import end_holder, end_holders, make_holder
+from ray_route.controller.recipes import end_holder, holders_of, make_holder
 from ray_route.errors import ClosedError, StoreUnavailableError, UpgradeError
 from ray_route.model import UpgradeProgress
-from ray_route.pod.stopping import STOP_S, stop, wait_gone
+from ray_route.pod.stopping import STOP_S, found, stop_found, wait_gone
 from ray_route.pod.unbegun import is_unbegun
 from ray_route.protocol.names import RAY_NAMESPACE, controller_name, recipe_name
 from ray_route.runtime.unseen import arrived, seen
@@ -215,14 +215,22 @@ class ControllerHandle:
         return self.found() is None
 
     def _end_pods(self, handle: Any, grace_s: float) -> None:
-        """End the pods of that controller's service: not those of another that has its name now."""
-        named = self._named()
-        if named is not None and (handle is None or _id_of(named) != _id_of(handle)):
+        """End the pods of that controller's service: not those of another that has its name now.
+
+        All is found before that is looked at: the next one's controller is there before its pods.
+        """
+        holders = holders_of(self._namespace, self._service)
+        if self._is_anothers(handle):
             return
-        end_holders(self._namespace, self._service)  # they may be making some
-        left = named_pods(self._namespace, self._service)
-        if left:
-            stop(list(left.values()), grace_s)
+        for holder in holders:  # they may be making some
+            end_holder(holder)
+        pods = found(named_pods(self._namespace, self._service).values())
+        if pods and not self._is_anothers(handle):
+            stop_found(pods, grace_s)
+
+    def _is_anothers(self, handle: Any) -> bool:
+        named = self._named()
+        return named is not None and (handle is None or _id_of(named) != _id_of(handle))
 
     def end_within(self, grace_s: float, deadline: Deadline) -> None:
         """Do so in a thread of its own; raise `RouteTimeoutError`."""

@@ -93,6 +93,11 @@ class Entry:
         """True while it is asked to be given up as soon as its calls have ended."""
         return any(wish.closes for wish in self.wishes.values())
 
+    @property
+    def is_wanted(self) -> bool:
+        """True while somebody has it given up for another pod, or to remove its link."""
+        return any(not wish.void for wish in self.wishes.values())
+
     def is_idle(self, at: float, idle_s: float) -> bool:
         """True if nobody has used it for so long that the pod gives it up by itself."""
         return not (self.persistent or self.running) and at >= self.used_at + idle_s

@@ -17,6 +17,7 @@ from ray_route.pod.holdings import Holdings
 
 def will_be_set(held: Holdings, uid: str, epoch: int, *, temporary: bool) -> None:
     """Take in that a link is about to be set anew, which uses its uid; who does holds the lock."""
+    held.scheduled.set(uid, epoch, math.inf)
     held.set_anew.add(uid, epoch, held.clock())
     entry = held.entries.get(uid)
     if entry is not None and entry.epoch == epoch and entry.phase not in UNHELD:
@@ -41,10 +42,24 @@ def set_kind(held: Holdings, entry: Entry, *, persistent: bool) -> None:
     entry.persistent = persistent
 
 
+def will_go(held: Holdings, uid: str, epoch: int, at: float, *, persistent: bool) -> None:
+    """Take in when a link is to go, and of which kind it is; who does holds the lock."""
+    entry = held.entries.get(uid)
+    is_known = entry is not None and entry.epoch == epoch and entry.phase not in UNHELD
+    kind = persistent or (is_known and entry is not None and entry.persistent)
+    held.scheduled.set(uid, epoch, at, persistent=kind)
+    if is_known and entry is not None:
+        entry.persistent = kind
+
+
+def kind_of(held: Holdings, uid: str, link: Link) -> bool:
+    """Say whether a link that was read is persistent: one that is to go has an end in any case."""
+    return link.persistent or held.scheduled.is_of_persistent(uid, link.epoch)
+
+
 def kind_read(held: Holdings, entry: Entry, link: Link) -> None:
-    """Do so as a link was read; that of one which is to go later has an end, whatever it was."""
-    if link.persistent or held.scheduled.at(entry.uid, entry.epoch) == math.inf:
-        set_kind(held, entry, persistent=link.persistent)
+    """Take in of which kind a link is that was read; whoever does holds the lock."""
+    set_kind(held, entry, persistent=kind_of(held, entry.uid, link))
 
 
 def is_to_be_read(held: Holdings, entry: Entry) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ray_route.pod.entries import UNHELD, Entry, Phase, Wish
 from ray_route.pod.holdings import Holdings
-from ray_route.pod.kinds import is_to_be_read, will_be_set
+from ray_route.pod.kinds import is_to_be_read, will_be_set, will_go
 from ray_route.pod.release_lines import Why
 from ray_route.pod.states import State
 from ray_route.protocol.commands import Fate, Outcome, Settlement, Taken
@@ -123,20 +123,29 @@ class Releases:
                     self._held.asked.drop_void(entry, self._held.term)
             self._held.closed = ""
 
-    def end_at(self, uid: str, epoch: int, at: float, *, temporary: bool = False) -> bool:
-        """Have a uid given up at a moment, since its link is to go then; the last word counts.
+    def end_at(
+        self,
+        uid: str,
+        epoch: int,
+        at: float,
+        *,
+        temporary: bool = False,
+        persistent: bool = False,
+    ) -> bool:
+        """Have a uid given up at a moment, since its link is to go then; of two the earlier counts.
 
-        At infinity it is about to be set anew, perhaps as a `temporary` one. False if it is being
-        given up already, or has been.
+        `persistent`: until then its link is. At infinity it is about to be set anew, perhaps as a
+        `temporary` one. False if it is being given up already, or has been.
         """
         with self._held.lock:
             entry = self._held.entries.get(uid)
             is_it = entry is not None and entry.epoch == epoch
             if entry is not None and is_it and entry.phase in (Phase.ENDING, Phase.GIVEN):
                 return False
-            self._held.scheduled.set(uid, epoch, at)
             if at == math.inf:
                 will_be_set(self._held, uid, epoch, temporary=temporary)
+            else:
+                will_go(self._held, uid, epoch, at, persistent=persistent)
             if entry is not None:
                 self._held.look_again(uid, entry)
             return True
@@ -288,15 +297,21 @@ class Releases:
     def ended(self, uid: str, epoch: int, state: Any = None) -> None:
         """Take in that a hook has ended, however it did: the uid is nobody's.
 
-        `state` is what it returned; it is kept, unless the uid's link is to go.
+        `state` is what it returned; it is kept for who moves the uid, though its link was to go.
+        Where nobody does, not if its link goes; nor is it waited for if its pod does.
         """
         with self._held.lock:
             entry = self._held.entries[uid]
             assert entry.epoch == epoch
             assert entry.phase is Phase.ENDING
+            if entry.is_wanted:
+                entry.removes = Fate.STAYS
             if state is not None and not (entry.removes or entry.lost):
                 entry.state = State(state)
+            goes_nowhere = self._held.leaving and not entry.is_wanted
             self._held.give(uid, entry)
+            if goes_nowhere:  # unless the pod stays
+                self._held.nobodys.kept.discard(uid)
             if entry.lost and entry.epoch == epoch:
                 self._held.forget(uid)
 

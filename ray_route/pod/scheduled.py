@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from ray_route.pod.moments import Moments
+
+
+class _Removal(NamedTuple):
+    epoch: int = 0
+    at: float = math.inf
+    persistent: bool = False
+
+
+_NONE = _Removal()
 
 
 class ScheduledRemovals:
@@ -12,12 +22,13 @@ class ScheduledRemovals:
 
     It is the link that is to go. So what becomes of its uid here meanwhile changes nothing: a hook
     that fails, a move that is not made. Its uid is looked at again at that moment, by `moments`.
-    Whoever reads or changes it holds the holdings' lock.
+    Until then it is of the kind that it was, though whoever reads it sees that it has an end.
+    Whoever reads or changes all this holds the holdings' lock.
     """
 
     def __init__(self, moments: Moments) -> None:
         self._moments = moments
-        self._of: dict[str, tuple[int, float]] = {}
+        self._of: dict[str, _Removal] = {}
 
     def __len__(self) -> int:
         return len(self._of)
@@ -27,35 +38,41 @@ class ScheduledRemovals:
 
     def of(self, uid: str) -> tuple[int, float]:
         """Return the epoch that is to end, and when; 0 and infinity if there is none."""
-        return self._of.get(uid, (0, math.inf))
+        return self._of.get(uid, _NONE)[:2]
 
     def at(self, uid: str, epoch: int) -> float:
         """Return when that epoch of a uid is to end; infinity if it is not."""
-        found, at = self.of(uid)
-        return at if found == epoch else math.inf
+        return self._that(uid, epoch).at
 
-    def set(self, uid: str, epoch: int, at: float) -> None:
+    def is_of_persistent(self, uid: str, epoch: int) -> bool:
+        """True if that epoch of a uid is to end, and its link was persistent before."""
+        return self._that(uid, epoch).persistent
+
+    def _that(self, uid: str, epoch: int) -> _Removal:
+        found = self._of.get(uid, _NONE)
+        return found if found.epoch == epoch else _NONE
+
+    def set(self, uid: str, epoch: int, at: float, *, persistent: bool = False) -> None:
         """Have an epoch of a uid ended at a moment, if not sooner; infinity takes that back."""
-        known = self.at(uid, epoch)
+        known = self._that(uid, epoch)
         self._of.pop(uid, None)
         self._moments.drop(uid)
         if at < math.inf:
-            self._of[uid] = epoch, min(at, known)
+            self._of[uid] = _Removal(epoch, min(at, known.at), persistent or known.persistent)
             self.look_again(uid)
 
     def look_again(self, uid: str) -> None:
         """Have a uid looked at when its removal is due: it may be already, and not have begun."""
         if uid in self._of:
-            self._moments.set(uid, self._of[uid][1])
+            self._moments.set(uid, self._of[uid].at)
 
     def follow(self, uid: str, replaced: int, epoch: int) -> None:
         """Take in that a link was given back to this pod, under an epoch that replaced another.
 
         One that had another owner in between is written anew, and ends at no moment.
         """
-        found, at = self.of(uid)
-        if replaced and found == replaced:
-            self._of[uid] = epoch, at
+        if replaced and uid in self._of and self._of[uid].epoch == replaced:
+            self._of[uid] = self._of[uid]._replace(epoch=epoch)
             self.look_again(uid)
 
     def over(self, uid: str, epoch: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
@@ -35,10 +35,28 @@ _LOOK_S = 0.5
 
 Actors = dict[int, Any]
 """Handles by the index of the pod."""
+Handles = dict[str, Any]
+"""Handles by the name of the actor."""
 
 
 def stop(
     actors: list[str],
+    grace_s: float = GRACE_S,
+    *,
+    incarnation: int | None = None,
+    spared: Callable[[], bool] = lambda: False,
+) -> bool:
+    """End the pods that are found by these names; see `stop_found`."""
+    return stop_found(found(actors), grace_s, incarnation=incarnation, spared=spared)
+
+
+def found(actors: Iterable[str]) -> Handles:
+    """Return the actors of those names that Ray has, or is just restarting."""
+    return {actor: handle for actor in actors if (handle := _actor(actor)) is not None}
+
+
+def stop_found(
+    handles: Handles,
     grace_s: float = GRACE_S,
     *,
     incarnation: int | None = None,
@@ -50,7 +68,6 @@ def stop(
     spared at last, or if one says that it lives another life than that of `incarnation`: it has
     stopped nothing then.
     """
-    handles = {actor: handle for actor in actors if (handle := _actor(actor)) is not None}
     # First: one that waits for room would begin in what the others leave.
     begun = [pod for pod in handles.values() if not end_unbegun(pod)]
     stops = [seen(pod._ray_route_stop.remote(grace_s, incarnation)) for pod in begun]

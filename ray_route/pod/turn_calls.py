@@ -73,6 +73,7 @@ class TurnCalls:
         self._begun = partial(_begun, agent, waits=threads is not None)
         self._orders = CallOrder()
         self._turns = Turns()
+        self.running = self._turns.running
         self._looks = False
         self.called: set[str] | None = None
         """Uids that have had a call since whoever saves their states looked, if anybody does."""

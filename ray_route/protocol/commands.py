@@ -123,13 +123,14 @@ class EndAt:
     """Give up uids so many seconds from now (infinite: no more), since their links are to go then.
 
     Infinite: their links are about to be set anew, where they are; `temporary`: as temporary ones.
-    Who asks may die before he tells more (`Kinds`). Answer: the uids that are being given up
-    already.
+    Who asks may die before he tells more (`Kinds`). Else `persistent`: until then they are, though
+    they have an end in Redis from now on. Answer: the uids that are being given up already.
     """
 
     uids: dict[str, int]
     after_s: float
     temporary: bool = False
+    persistent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,17 +123,12 @@ class LocalService:
         self._wait(lambda: self.link(uid) != link, f"uid {uid!r} to be given up", timeout)
 
     def remove(self, uid: str, *, timeout: float = _TIMEOUT_S) -> bool:
-        """End a uid's session: its hook runs, then its link goes. Return if it had a link."""
-        return _undisturbed(partial(self._remove, uid, timeout))
+        """End a uid's session: its hook runs, then its link goes. Return if it had a link.
 
-    def _remove(self, uid: str, timeout: float) -> bool:
-        link, deadline = self.link(uid), Deadline.after(timeout)
-        ended = self._directory.end(uid, deadline)
-        for pod in self._pods:
-            with pod.serving.held.lock:
-                pod.serving.held.work.ring()
-        self._wait(lambda: link is None or self.link(uid) != link, f"uid {uid!r} to end", timeout)
-        return ended
+        Raises `PodUnavailableError` if its calls do not end in time: then it stays.
+        """
+        deadline = Deadline.after(timeout)
+        return _undisturbed(partial(self._directory.remove, check_uid(uid), deadline))
 
     def kill(self, pod: int) -> None:
         """End a pod as `kill -9` does, and make it again: empty, in its next life.

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as LateError
 from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple
@@ -24,7 +22,6 @@ from ray_route.errors import (
 from ray_route.model import Link, RoutingState
 from ray_route.protocol.commands import (
     Address,
-    Command,
     EndAt,
     Fate,
     Fetched,
@@ -42,6 +39,7 @@ from ray_route.runtime.link_reads import Part, Reading, Readings
 from ray_route.runtime.waiting import Operation
 from ray_route.store.keys import Keys
 from ray_route.store.links import ShardReply
+from ray_route.testing.local_mailbox import Mailbox
 from ray_route.testing.move_turns import MoveTurns
 
 # Nothing runs out by itself within any test.
@@ -54,52 +52,6 @@ _FOR_CALLS = 0.8
 _epochs = count(1)
 
 CONFIG = RouteConfig(ttl_s=_TTL_S, shards=1)
-
-
-class Mailbox:
-    """Commands to one pod, and what it says of each."""
-
-    def __init__(self) -> None:
-        self._commands: queue.SimpleQueue[tuple[int, Command] | None] = queue.SimpleQueue()
-        self._answers: dict[int, Future[Any]] = {}
-        self._numbers = count(1)
-
-    def ask(self, command: Command, deadline: Deadline, what: str) -> Any:
-        """Send a command that concerns one uid; wait for what became of it."""
-        number, answer = next(self._numbers), Future[Any]()
-        self._answers[number] = answer
-        self._commands.put((number, command))
-        try:
-            return answer.result(deadline.remaining())
-        except LateError:
-            raise deadline.passed(what) from None
-        finally:
-            self._answers.pop(number, None)
-
-    def fetch(self, within_s: float) -> list[tuple[int, Command]]:
-        """Return the next command, as soon as there is one."""
-        try:
-            one = self._commands.get(timeout=within_s)
-        except queue.Empty:
-            return []
-        return [] if one is None else [one]
-
-    def answer(self, number: int, said: Any) -> None:
-        """Take in what a pod says of a command."""
-        waiting = self._answers.get(number)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(said)
-
-    def close(self) -> None:
-        """Let who fetches go; nobody is told anything any more."""
-        self._commands.put(None)
-        for waiting in list(self._answers.values()):
-            if not waiting.done():
-                waiting.set_exception(_ended())
-
-
-def _ended() -> PodUnavailableError:
-    return PodUnavailableError(reason="the pod has ended", may_have_run=False)
 
 
 class Place(NamedTuple):
@@ -256,14 +208,20 @@ class LocalDirectory:
         settled, soon = Settled({uid: (link.epoch, new.epoch)}), Deadline.after(_TTL_S)
         self.places[link.pod].mailbox.ask(settled, soon, "its pod to have it back")
 
-    def end(self, uid: str, deadline: Deadline) -> bool:
-        """Have a uid's pod release it, as when its removal is due; say whether it had a link."""
-        link = self.peek(uid)
-        if link is None or not self._is_alive(link):
-            return self._links.pop(uid, None) is not None
-        mailbox = self.places[link.pod].mailbox
-        mailbox.ask(EndAt({uid: link.epoch}, 0.0), deadline, f"uid {uid!r} to be released")
-        return True
+    def remove(self, uid: str, deadline: Deadline, pod: int | None = None) -> bool:
+        """Remove a uid's link, once its pod has released it; say if there was one, of that pod."""
+        with self._turns.turn(uid, deadline):
+            link = self.peek(uid)
+            if link is None or pod not in (None, link.pod):
+                return False
+            owner = self.places[link.pod].mailbox
+            if self._is_alive(link):
+                self._release(uid, link, deadline)
+            with self._lock:
+                if self._links.get(uid) == link:
+                    del self._links[uid]
+            owner.ask(Settled({uid: (link.epoch, 0)}), deadline, "its owner to let go")
+            return True
 
     def _unavailable(self, reason: str, pod: int, uid: str | None = None) -> PodUnavailableError:
         ids = self._ids if uid is None else {**self._ids, "uid": uid}
@@ -324,13 +282,10 @@ class LocalDirectory:
         self, _: str, uid: str, pod: int | None, *, timeout_s: float, after_s: float
     ) -> bool:
         """See `PodAgent.remove_linked_pod`; at once only."""
-        link = self.peek(uid)
         if after_s > 0:
             reason = "must be 0 in a local service"
             raise InvalidInputError(argument="after_s", value=after_s, reason=reason)
-        if link is None or (pod is not None and link.pod != pod):
-            return False
-        return self.end(uid, Deadline.after(timeout_s))
+        return self.remove(uid, Deadline.after(timeout_s), pod)
 
 
 class _Reads:

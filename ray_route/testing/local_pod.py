@@ -16,6 +16,7 @@ from ray_route.clock import Deadline, now
 from ray_route.errors import PodUnavailableError
 from ray_route.model import RoutingState
 from ray_route.pod.agent import PodAgent
+from ray_route.pod.endings import EXITS
 from ray_route.pod.gate import Gate
 from ray_route.pod.hooks import Hook
 from ray_route.pod.incarnations import Incarnations
@@ -27,7 +28,8 @@ from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.serving import Manner, methods_of_calls
 from ray_route.pod.user_hooks import UserHooks
 from ray_route.protocol.calls import Header
-from ray_route.testing.local_directory import LocalDirectory, LocalNamespace, Mailbox, Place
+from ray_route.testing.local_directory import LocalDirectory, LocalNamespace, Place
+from ray_route.testing.local_mailbox import Mailbox
 
 T = TypeVar("T")
 
@@ -263,12 +265,18 @@ class LocalPods:
         last = self._pods.get(index)
         incarnation = 1 if last is None else last.incarnation + 1
         self.directory.places[index] = Place(incarnation, Mailbox())
-        made = asyncio.run_coroutine_threadsafe(self._made(index, incarnation), self._loop)
-        self._pods[index] = made.result()
+        making = asyncio.run_coroutine_threadsafe(self._made(index, incarnation), self._loop)
+        made = making.result()
+        if not isinstance(made, LocalPod):
+            raise made
+        self._pods[index] = made
 
-    async def _made(self, index: int, incarnation: int) -> LocalPod:
+    async def _made(self, index: int, incarnation: int) -> LocalPod | BaseException:
         rooms = (self._namespace, self._service, self._peer)
-        return LocalPod(index, incarnation, self._recipe, *rooms)
+        try:
+            return LocalPod(index, incarnation, self._recipe, *rooms)
+        except EXITS as error:  # the class's own; raised out of a task it would end the loop
+            return error
 
     def _peer(self, name: str) -> LocalPeer:
         return LocalPeer(self._pods[int(name)])

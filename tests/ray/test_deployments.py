@@ -239,6 +239,34 @@ def test_nor_does_who_is_just_ending_it_as_another_has_done_so_and_deployed_the_
     assert client.call("u", service, "add", "u") == 2
 
 
+def test_nor_if_the_next_is_there_at_whatever_moment_it_looks(
+    client: Any, deploy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to its question whose the name is may be old by the time it comes."""
+    service = deploy(Counter, replicas=1).service
+    held = ray_route.get_deployment(client.namespace, service)
+    named, has_ended = handle.ControllerHandle._named, handle.ControllerHandle._has_ended
+
+    def old(controller: Any) -> Any:
+        told = named(controller)
+        if told is None:
+            patched.undo()
+            deploy(Counter, replicas=1, service=service)
+            assert client.call("u", service, "add", "u") == 1
+        return told
+
+    def unheard(*given: Any) -> bool:
+        """Lose the answer of a controller that has ended all by then."""
+        assert has_ended(*given)
+        patched.setattr(handle.ControllerHandle, "_named", old)
+        return False
+
+    with monkeypatch.context() as patched:
+        patched.setattr(handle.ControllerHandle, "_has_ended", unheard)
+        held.shutdown()
+    assert client.call("u", service, "add", "u") == 2
+
+
 def test_an_actor_among_the_arguments_lives_as_long_as_the_service(
     client: Any, deploy: Any
 ) -> None:

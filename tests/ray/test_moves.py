@@ -286,6 +286,29 @@ def test_a_link_that_becomes_persistent_does_not_end_for_want_of_use(ray_session
     end_router(name)
 
 
+def test_a_persistent_link_that_is_to_go_does_not_end_before_for_want_of_use(
+    ray_session: None,
+) -> None:
+    """Though its pod has never had its uid as its removal was scheduled."""
+    name, service, released = unique_name(), "svc", []
+    with ray_route.connect(name, ttl_s=3.0, margin_s=0.2) as client:
+        agent = ray_route.PodAgent(name, service, 0, on_release=released.append).start()
+        for uid in ("kept", "unused"):  # in this order: the first is idle before the other
+            link = agent.set_linked_pod(uid, persistent=uid == "kept")
+            assert agent.remove_linked_pod(uid, after_s=600.0)
+            admit(agent, link, uid)
+        eventually(
+            lambda: client.get_linked_pod_not_cache("unused", service) is None, "the other ends"
+        )
+        assert released == ["unused"]
+        assert client.get_linked_pod_not_cache("kept", service) is not None
+        assert agent.remove_linked_pod("kept", after_s=0.1)
+        eventually(lambda: client.get_linked_pod_not_cache("kept", service) is None, "it ends")
+        assert released == ["unused", "kept"]
+        agent.stop()
+    end_router(name)
+
+
 def test_a_drain_moves_every_uid_with_its_state_and_fails_no_call(client: Any, deploy: Any) -> None:
     service = deploy(Carrier, replicas=3).service
     uids = [f"u{number}" for number in range(60)]

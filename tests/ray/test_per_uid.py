@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,43 @@ def test_calls_within_a_turn_are_admitted_while_its_uid_is_to_move(
     held.result()
     assert cycle.result() == [ann, other, ann]
     moving.join()
+
+
+def test_one_whose_removal_falls_due_as_it_is_moved_takes_its_state_along(
+    client: ray_route.RouteClient, rooms: Rooms, folder: Path, ann: str
+) -> None:
+    """The move takes the removal back."""
+    assert rooms[ann].say.remote("hi").result() == 1
+    held = rooms[ann].hold.remote(ann)
+    eventually((folder / f"{ann}-begun").exists, "it is busy")
+    link = client.compute_linked_pod(ann, "rooms")
+    asked = client.actor(ann, "rooms").__ray_call__.remote
+    assert client.remove(ann, "rooms", after_s=0.5)
+    due_at = time.monotonic() + 0.5
+    moving = threading.Thread(target=client.move, args=(ann, "rooms", 1 - link.pod))
+    moving.start()
+    eventually(lambda: ray.get(asked(is_to_leave, ann)), "its move has begun")
+    eventually(lambda: time.monotonic() > due_at, "its removal is due")
+    (folder / ann).touch()
+    assert held.result() == ann
+    moving.join()
+    assert rooms[ann].say.remote("ho").result() == 2
+    assert client.compute_linked_pod(ann, "rooms").pod == 1 - link.pod
+
+
+def test_a_shutdown_waits_for_no_state_that_nobody_takes(
+    client: ray_route.RouteClient, folder: Path, ann: str
+) -> None:
+    """Not for that of a persistent link either, which outlives its pods."""
+    how: dict[str, Any] = {"replicas": 1, "per_uid": True, "args": (str(folder),)}
+    with ray_route.deploy(Room, namespace=client.namespace, service="leaves", **how) as deployment:
+        link = client.set_linked_pod_if_absent(ann, "leaves", 0, persistent=True)
+        assert link.persistent
+        assert client.service("leaves", Room)[ann].say.remote("hi").result() == 1
+        begun = time.monotonic()
+        deployment.shutdown(grace_s=60.0)
+        assert time.monotonic() < begun + 30
+        assert (folder / f"released-{ann}").exists()
 
 
 def test_one_object_per_pod_can_have_turns_too(shared: Rooms, ann: str) -> None:

@@ -106,7 +106,7 @@ def test_one_that_begins_meanwhile_makes_nothing_anew(
     held: Held, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     held.let_die()
-    stop = handle.stop
+    stop = handle.stop_found
 
     def begins() -> bool:
         held.gate.open()
@@ -116,7 +116,7 @@ def test_one_that_begins_meanwhile_makes_nothing_anew(
     def slow(*given: Any) -> bool:
         return begins() and stop(*given) if when == "before pods end" else stop(*given) and begins()
 
-    monkeypatch.setattr(handle, "stop", slow)
+    monkeypatch.setattr(handle, "stop_found", slow)
     held.deployment.shutdown(LONG_S)
     held.check_ended()
 
@@ -134,7 +134,7 @@ def test_one_whose_ender_died_goes_on_with_it_when_it_begins(
 ) -> None:
     held.let_die()
     with monkeypatch.context() as patched:
-        patched.setattr(handle, "stop", dies)
+        patched.setattr(handle, "stop_found", dies)
         with pytest.raises(LookupError, match="here"):
             held.deployment._controller.end(LONG_S)
     assert len(named_pods(held.client.namespace, held.service)) == 2
@@ -156,7 +156,7 @@ def test_so_does_one_that_begins_as_its_ender_has_found_that_it_has_not(
 
     with monkeypatch.context() as patched:
         patched.setattr(handle.ControllerHandle, "_has_ended", begins_then)
-        patched.setattr(handle, "stop", dies)
+        patched.setattr(handle, "stop_found", dies)
         with pytest.raises(LookupError, match="here"):
             held.deployment._controller.end(LONG_S)
     held.check_ended()

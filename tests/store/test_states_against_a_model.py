@@ -188,7 +188,8 @@ class Pod:
             self.releases.settled(command.uids)
             router.mailboxes.answer(self.address, number, None)
         elif isinstance(command, EndAt):
-            at, how = self.world.now() + command.after_s, {"temporary": command.temporary}
+            at = self.world.now() + command.after_s
+            how = {"temporary": command.temporary, "persistent": command.persistent}
             some = command.uids.items()
             ending = [uid for uid, it in some if not self.releases.end_at(uid, it, at, **how)]
             router.mailboxes.answer(self.address, number, ending)

@@ -203,8 +203,14 @@ def test_a_state_is_saved_whatever_its_on_release_raises(
 class SlowRoom(AsyncRoom):
     """One whose end never comes by itself."""
 
+    ended: ClassVar[list[str]] = []
+
     async def on_release(self) -> None:  # type: ignore[override]
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.05)  # it may take its time for that
+            self.ended.append(self.uid)
 
 
 @pytest.mark.parametrize("store", [None, AsyncShelf()])
@@ -212,7 +218,9 @@ def test_a_state_goes_on_though_its_on_release_was_over_its_limit(store: Any) ->
     Shelf.states.clear()
     with testing.local(SlowRoom, per_uid=True, release_s=0.05, store=store) as rooms:
         assert rooms["ann"].say("hi") == ["hi"]
+        SlowRoom.ended.clear()
         rooms.move("ann", timeout=SOON_S)
+        assert SlowRoom.ended == ["ann"], "nothing of it runs beside what comes next"
         assert rooms["ann"].say("ho") == ["hi", "ho"]
 
 

@@ -412,8 +412,9 @@ class World:
             return
         while self.kinds:  # what was sent before comes before
             self.kinds_come()
-        at = self.clock() + self.random.choice([0.5, 1, 3, math.inf])
-        if self.releases.end_at(uid, link.epoch, at):
+        at = self.clock() + self.random.choice([0.5, 1, 3, 4 * IDLE_S, math.inf])
+        is_read = link.ends_at == math.inf
+        if self.releases.end_at(uid, link.epoch, at, persistent=is_read):
             if at < math.inf:  # of two removals the earlier one holds
                 at = min(at, self.due_at.get((uid, link.epoch), math.inf))
             self.due_at[uid, link.epoch] = at

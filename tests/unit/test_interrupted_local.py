@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 from helpers import eventually
 from interrupting import at_every_line
+from leftovers import workers
 
 from ray_route import testing
 from ray_route.runtime import futures, given_up
-from ray_route.testing import local_calls, local_directory, local_pod
+from ray_route.testing import local_calls, local_directory, local_mailbox, local_pod
 
 PATIENCE_S = 20.0
 LOCAL_ALONE = import_module("ray_route.testing.local")  # whose name is the function's, too
-LOCAL = (LOCAL_ALONE, local_calls, local_directory, local_pod, futures, given_up)
+ROOMS = (local_calls, local_directory, local_mailbox, local_pod)
+LOCAL = (LOCAL_ALONE, *ROOMS, futures, given_up)
 OF_PYTHON = (concurrent.futures._base, threading)
 THREADS = ("ray_route-local", "ray_route-release", "ray_route-commands", "ray_route-tell")
 
@@ -85,6 +87,7 @@ def test_whoever_is_interrupted_anywhere_leaves_a_service_sound(
         said = [rooms["ann"].say()]
 
         def check() -> None:
+            eventually(lambda: not workers(), "what was begun has come to its end")
             room = rooms["ann"].options(timeout_s=PATIENCE_S)
             said.append(elsewhere(room.say))
             assert not keeps or said[-1] > said[-2], "its state goes along"

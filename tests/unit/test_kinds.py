@@ -158,6 +158,11 @@ class TestLinksThatAreAboutToBeSet:
 class TestRemovals:
     """A link that is to go later has an end in Redis: it is read as a temporary one."""
 
+    def is_given_up(self, pod: Pod, uid: str) -> bool:
+        """True if a uid that nobody uses goes for that alone."""
+        pod.idle()
+        return pod.is_read(uid) or uid in [work[0] for work in pod.take()]
+
     def schedule(self, pod: Pod, after_s: float) -> float:
         pod.confirm(lease_s=1_000, persistent=True)
         due_at = pod.clock() + after_s
@@ -177,6 +182,50 @@ class TestRemovals:
         work = pod.begin_hook()
         pod.releases.ended(work.uid, work.epoch)
         assert pod.held.unsettled(pod.clock()) == {"u": (100, Fate.GOES)}
+
+    @pytest.mark.parametrize("persistent", [True, False])
+    def test_nor_does_one_that_is_called_first_after_that(self, pod: Pod, persistent: bool):
+        """All that is read of it has an end."""
+        far = pod.clock() + 9 * IDLE_S
+        assert pod.releases.end_at("v", 100, far, persistent=persistent)
+        assert pod.confirm("v", 100, 1_000) is Told.ACQUIRE
+        pod.admission.not_acquired("v", 100)
+        pod.hold("v", 100, 1_000)
+        assert self.is_given_up(pod, "v") is not persistent
+
+    @pytest.mark.parametrize("persistent", [True, False])
+    def test_nor_one_that_callers_have_brought_here_by_other_ways(self, pod: Pod, persistent: bool):
+        pod.releases.end_at("v", 100, pod.clock() + 9 * IDLE_S, persistent=persistent)
+        link = Link(0, 7, 100, persistent=False, lease_s=1_000.0)
+        pod.admission.use({"v": link}, 1_000.0)
+        assert self.is_given_up(pod, "v") is not persistent
+
+    def test_nor_one_of_which_its_pod_was_told_nothing(self, pod: Pod):
+        """Who had set its link anew died before he told that it is persistent now."""
+        ask(pod, temporary=False)
+        assert pod.releases.end_at("u", 100, pod.clock() + 9 * IDLE_S, persistent=True)
+        assert not self.is_given_up(pod, "u")
+
+    def test_one_whose_removal_is_taken_back_is_of_the_kind_that_is_told_then(self, pod: Pod):
+        far = pod.clock() + 9 * IDLE_S
+        assert pod.releases.end_at("v", 100, far, persistent=True)
+        assert pod.releases.end_at("v", 100, far + 1), "once more: it has an end in Redis by now"
+        pod.hold("v", 100, 1_000)
+        assert not self.is_given_up(pod, "v")
+        assert pod.releases.end_at("v", 100, math.inf, temporary=True)
+        assert self.is_given_up(pod, "v")
+
+    @pytest.mark.parametrize("state", [None, "it"])
+    def test_nor_after_its_move_was_not_made(self, pod: Pod, state: str | None):
+        assert pod.releases.end_at("u", 100, pod.clock() + 9 * IDLE_S, persistent=True)
+        pod.release()
+        work = pod.begin_hook()
+        pod.releases.ended(work.uid, work.epoch, state)
+        pod.releases.settled({"u": (100, 101)})
+        pod.clock.tick(1)
+        assert pod.confirm("u", 101, 1_000, replaced=100) is Told.ACQUIRE
+        pod.admission.acquired("u", 101)
+        assert not self.is_given_up(pod, "u")
 
     def test_nor_after_it_was_given_back(self, pod: Pod):
         self.schedule(pod, 9 * IDLE_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from helpers import eventually
 
 import ray_route
 from ray_route import testing
+from ray_route.clock import Deadline
 from ray_route.errors import (
     CallCancelledError,
     FencedError,
@@ -24,7 +26,9 @@ from ray_route.errors import (
     UnknownMethodError,
     UnpicklableError,
 )
+from ray_route.protocol.commands import Count
 from ray_route.store.connect import Store
+from ray_route.testing.local_mailbox import Mailbox
 
 
 class Stuck:
@@ -214,6 +218,34 @@ def test_a_uid_that_stays_busy_stays(rooms: testing.LocalService, diary: list[An
     assert rooms["ann"].say("hi") == 1
 
 
+def test_one_that_stays_busy_is_not_removed(rooms: testing.LocalService, diary: list[Any]) -> None:
+    held = rooms["ann"].wait.remote()
+    began(diary, "ann")
+    old = rooms.link("ann")
+    with pytest.raises(PodUnavailableError, match="did not end in time"):
+        rooms.remove("ann", timeout=0.5)
+    Room.gate.set()
+    assert held.result() == "ann"
+    assert rooms["ann"].say("hi") == 1
+    assert rooms.link("ann") == old
+    assert ("release", "ann") not in diary
+
+
+def test_one_that_is_moved_meanwhile_is_removed_where_it_has_gone(
+    rooms: testing.LocalService, diary: list[Any]
+) -> None:
+    with ThreadPoolExecutor(2) as others:
+        for _ in range(50):
+            rooms["ann"].say("hi")
+            moving = others.submit(rooms.move, "ann")
+            removing = others.submit(rooms.remove, "ann")
+            assert removing.result()
+            moving.result()
+            if rooms.link("ann") is not None:  # the move came after
+                assert rooms["ann"].all() == []
+    assert diary.count(("release", "ann")) >= 50
+
+
 def test_one_that_was_fenced_is_told_and_saves_nothing(
     rooms: testing.LocalService, diary: list[Any]
 ) -> None:
@@ -270,6 +302,16 @@ def test_one_whose_link_is_persistent_does_not_end_for_want_of_use_until_it_is_n
     assert (rooms.link("ann"), diary) == (None, [("release", "ann")])
 
 
+def test_one_whose_link_is_persistent_keeps_nobody_waiting_at_the_end(diary: list[Any]) -> None:
+    """What its hook returns goes nowhere: no pod takes it."""
+    with testing.local(Room, args=(diary,), per_uid=True) as rooms:
+        rooms["bob"].keep("ann", rooms["ann"].where()[0], persistent=True)
+        begun = time.monotonic()
+        assert rooms.close() == []
+        assert time.monotonic() < begun + 15
+        assert sorted(diary) == [("release", "ann"), ("release", "bob")]
+
+
 class Slow(Room):
     """Takes its time to be released."""
 
@@ -323,6 +365,46 @@ def test_a_call_that_may_run_twice_does_after_a_death(
     eventually(lambda: diary.count(("began", "ann")) == 2, "it runs again")
     Room.gate.set()
     assert held.result() == "ann"
+
+
+@pytest.mark.timeout(60)
+def test_a_pod_that_has_ended_is_asked_in_vain_at_once() -> None:
+    """By who had found it before: there is no limit to what some wait for."""
+    box = Mailbox()
+    box.close()
+    with pytest.raises(PodUnavailableError, match="has ended"):
+        box.ask(Count(), Deadline.after(1e6), "its answer")
+
+
+class Exits:
+    """Asks its process to end, as one does that reads a command line that it does not know."""
+
+    error: type[BaseException] = SystemExit
+
+    def __init__(self) -> None:
+        raise self.error("its __init__")
+
+    def say(self) -> None:
+        """Have something to be called by."""
+
+
+class AsyncExits(Exits):
+    """The same on an event loop."""
+
+    async def say(self) -> None:  # type: ignore[override]
+        """Have something to be called by."""
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("cls", [Exits, AsyncExits])
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, OSError])
+def test_what_the_init_of_a_class_raises_is_raised(
+    cls: type[Exits], error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cls, "error", error)
+    with pytest.raises(error, match="its __init__"), testing.local(cls):
+        pytest.fail("it was never made")
+    assert "ray_route-local" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_all_are_released_at_the_end(diary: list[Any]) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import count
 from typing import Any
 
 import pytest
 from helpers import soon
-from test_interrupted_pods import PATIENCE_S, TurnPod
+from test_interrupted_pods import LIFE, PATIENCE_S, TurnPod
 
+import ray_route
 from ray_route.pod.saver import Saver
 
 EVERY_S = 0.01
@@ -52,11 +54,42 @@ class Room:
         return self.said
 
 
+class Talk(Room):
+    """One whose calls may stay without a thread."""
+
+    stays = ("",)
+
+    async def say(self, _: str) -> int:  # type: ignore[override]
+        while self.uid in self.stays:  # noqa: ASYNC110 - the test changes it by and by
+            await asyncio.sleep(EVERY_S)  # and looks at that all the while
+        self.said += 1
+        return self.said
+
+    @ray_route.interleave
+    async def nod(self, _: str) -> int:
+        self.said += 1
+        return self.said
+
+
+class SlowStore(Store):
+    """One that waits before it saves what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.goes_on = asyncio.Event(), asyncio.Event()
+
+    async def save(self, uid: str, epoch: int, state: Any) -> None:  # type: ignore[override]
+        state = dict(state)
+        self.begun.set()
+        await self.goes_on.wait()
+        super().save(uid, epoch, state)
+
+
 class SavingPod(TurnPod):
     """A pod of such objects, one of which is called."""
 
-    def __init__(self) -> None:
-        super().__init__(Room, on_loop=False)
+    def __init__(self, cls: type = Room) -> None:
+        super().__init__(cls, on_loop=cls is Talk)
         self.store = self.instances.store = Store()
         self.instances.epoch_of = lambda _: self.epoch
         self.saver = Saver(self.calls, self.instances, EVERY_S)
@@ -65,13 +98,16 @@ class SavingPod(TurnPod):
     async def called(self) -> Any:
         return await self.say(1, next(self.places))
 
+    async def talked(self, uid: str, method: str = "say") -> Any:
+        return await self.calls.call([uid, self.epoch, LIFE, method, 0, 0], ("hello",), {})
+
 
 Story = Callable[[SavingPod], Awaitable[None]]
 
 
-def play(story: Story) -> None:
+def play(story: Story, cls: type = Room) -> None:
     async def main() -> None:
-        pod = SavingPod()
+        pod = SavingPod(cls)
         saving = asyncio.create_task(pod.saver.run())
         try:
             await asyncio.wait_for(story(pod), PATIENCE_S * 3)
@@ -112,6 +148,54 @@ def test_one_that_could_not_be_saved_is_tried_again(caplog: pytest.LogCaptureFix
         assert "could not be saved" in caplog.text
 
     play(story)
+
+
+def test_those_whose_turns_do_not_come_keep_no_other_from_being_saved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stream may last for an hour, and a crash costs others no more than is promised."""
+    busy = [f"busy{number}" for number in range(20)]
+
+    async def story(pod: SavingPod) -> None:
+        def saved(uid: str, said: int) -> bool:
+            return (uid, pod.epoch, said) in pod.store.saved
+
+        pod.store.refuses = 10**9
+        for uid in busy:
+            assert await pod.talked(uid) == 1
+        monkeypatch.setattr(Talk, "stays", busy)
+        staying = [asyncio.create_task(pod.talked(uid)) for uid in busy]
+        turns = pod.calls._turns
+        has_turn = {(uid, "say") for uid in busy}
+        await soon(
+            lambda: {(u, name) for u in busy for name, _ in turns.running(u)} == has_turn,
+            "all of them stay",
+        )
+        await soon(lambda: turns.waiting, "saves wait for their turns")
+        pod.store.refuses = 0
+        for said in (1, 2):
+            assert await pod.talked("other") == said
+            await soon(partial(saved, "other", said), "it is saved all the while")
+        assert not any(uid in busy for uid, _, _ in pod.store.saved)
+        monkeypatch.setattr(Talk, "stays", ())
+        assert await asyncio.gather(*staying) == [2] * len(busy)
+        await soon(lambda: all(saved(uid, 2) for uid in busy), "all are saved")
+        await soon(lambda: not (pod.saver._saving or pod.saver._later), "nothing is left to do")
+
+    play(story, Talk)
+
+
+def test_what_comes_beside_a_save_is_saved_by_the_next() -> None:
+    async def story(pod: SavingPod) -> None:
+        pod.instances.store = pod.store = store = SlowStore()
+        assert await pod.talked("ann") == 1
+        await asyncio.wait_for(store.begun.wait(), PATIENCE_S)
+        assert await pod.talked("ann", "nod") == 2
+        await soon(lambda: not pod.calls.called, "a round comes while it is being saved")
+        store.goes_on.set()
+        await soon(lambda: [said for *_, said in store.saved] == [1, 2], "both are saved")
+
+    play(story, Talk)
 
 
 def test_one_that_was_given_up_is_saved_no_more() -> None:

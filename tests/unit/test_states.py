@@ -109,6 +109,71 @@ class TestGivenUp:
         assert not pod.held.nobodys.kept
         assert pod.held.unsettled(clock() + 1) == {"u": (100, Fate.GOES)}
 
+    @pytest.mark.parametrize("is_taken_back", [False, True])
+    @pytest.mark.parametrize("is_asked", ["before it is due", "as its hook runs"])
+    def test_one_that_is_moved_as_its_removal_falls_due_has_one_all_the_same(
+        self, pod: Pod, clock: ManualClock, is_asked: str, is_taken_back: bool
+    ):
+        """A move that is made takes the removal back; one that is not leaves it as it was."""
+        assert pod.confirm(lease_s=100.0) is Told.HELD
+        pod.releases.end_at("u", 100, clock() + 1)
+        if is_asked == "before it is due":
+            pod.enter()
+            pod.release(1)
+            clock.tick(1)
+            pod.releases.tick()
+            pod.admission.leave("u")
+        clock.tick(1)
+        pod.releases.tick()
+        work = pod.begin_hook()
+        if is_asked == "as its hook runs":
+            pod.release(1)
+        if is_taken_back:
+            pod.releases.cancel(1)
+        pod.releases.ended(work.uid, work.epoch, "its state")
+        has_state = not is_taken_back
+        assert pod.releases.outcomes() == [Outcome(1, "u", 100, given=True, has_state=has_state)]
+        fate = Fate.GOES if is_taken_back else Fate.STAYS
+        assert pod.held.unsettled(clock() + 1) == {"u": (100, fate)}
+
+    @pytest.mark.parametrize("persistent", [False, True])
+    def test_nobody_waits_for_that_of_one_whose_pod_leaves_unless_somebody_moves_it(
+        self, pod: Pod, persistent: bool
+    ):
+        for uid in ("moved", "kept", "given up"):
+            pod.hold(uid, 100, persistent=persistent)
+        for number, uid in enumerate(("moved", "given up"), start=1):
+            pod.release(number, uid)
+        pod.releases.leave_all()
+        some = pod.releases.take(10)
+        assert {work.uid for work in some} == {"u", "moved", "kept", "given up"}
+        for work in some:
+            assert pod.releases.may_begin(work)
+        pod.releases.cancel(2)
+        for work in some:
+            pod.releases.ended(work.uid, work.epoch, "its state")
+        (told,) = [it for it in pod.releases.outcomes() if it.uid == "moved"]
+        assert told.has_state
+        assert pod.held.unfinished() == ["moved"]
+
+    def test_one_whose_pod_stays_after_all_has_it_back_if_its_link_is_persistent(
+        self, pod: Pod, clock: ManualClock
+    ):
+        pod.hold("v", 100, persistent=True)
+        pod.releases.leave_all()
+        for work in pod.releases.take(10):
+            assert pod.releases.may_begin(work)
+            pod.releases.ended(work.uid, work.epoch, "its state")
+        assert pod.held.is_finished
+        pod.releases.stay()
+        clock.tick(1)
+        pod.renew()
+        given = pod.held.unsettled(clock())
+        assert given == {"u": (100, Fate.UNUSED), "v": (100, Fate.STAYS)}
+        pod.releases.settled({"v": (100, 101)})
+        assert pod.confirm("v", 101, replaced=100) is Told.ACQUIRE
+        assert state_of(pod, "v") == "its state"
+
     def test_a_wish_for_a_later_epoch_gets_no_earlier_state(self, pod: Pod):
         pod.release(1)
         work = pod.begin_hook()
