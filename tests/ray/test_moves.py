@@ -510,7 +510,7 @@ def test_a_second_drain_goes_by_its_own_deadline_and_both_are_told_so(
         assert "a later drain has set a deadline of 1 s" in told.notice
         assert client.pods(service)[0].state is RoutingState.READY
 
-        earlier = client.drain(service, 0, deadline_s=1)
+        earlier = client.drain(service, 0, deadline_s=5)  # within it the later one is there
         later = client.drain(service, 0, deadline_s=600)
         *_, last = earlier
         assert "a later drain has set a deadline of 600 s" in last.problem
