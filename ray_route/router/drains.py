@@ -65,6 +65,7 @@ class Drains:
             running.hasten(deadline)
         else:
             running.take_over(deadline, go_on=go_on)
+        self._progress[key] = replace(self._progress[key], notice=running.notice)
         return running.pod.before
 
     def _begin(
