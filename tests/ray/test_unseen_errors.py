@@ -61,7 +61,8 @@ eventually(lambda: complaints, "Ray complains of what is dropped")
 """
 
 GONE = """
-import os, ray, threading, time
+import ray, sys, threading
+from helpers import eventually
 from ray._private.worker import global_worker
 from ray_route.clock import Deadline
 from ray_route.runtime.unseen import answer_of, arrived
@@ -74,18 +75,25 @@ class SlowToEnd:
         return getattr(self.worker, name)
     def shutdown_driver(self):
         self.worker.shutdown_driver()
-        time.sleep(2)
+        waiting.join(60)  # it drops its references before nobody asks this any more
 @ray.remote(num_cpus=0)
 def stays():
-    time.sleep(600)
+    threading.Event().wait()
 BEGIN
 begun = threading.Event()
 def waits():
     begun.set()
     WAIT
-threading.Thread(target=waits, daemon=True).start()
+waiting = threading.Thread(target=waits, daemon=True)
+waiting.start()
 begun.wait()
-time.sleep(1)  # in that time it waits
+def stack():
+    frame = sys._current_frames()[waiting.ident]
+    while frame is not None:
+        if frame.f_code.co_filename.endswith("ray/_private/worker.py"):
+            yield frame.f_code.co_name
+        frame = frame.f_back
+eventually(lambda: {"get_objects", "wait"} & set(stack()), "it waits")
 global_worker.core_worker = SlowToEnd(global_worker.core_worker)
 """
 
