@@ -38,7 +38,8 @@ class Link(Shown):
     """One uid's place: the pod, the incarnation that owns it, and the fencing epoch.
 
     `lease_s` is how many seconds the answer may be trusted, counted from before the request
-    for it was sent. `replaced` is the epoch of the link that this one was made from, 0 if there was
+    for it was sent. `persistent`: it does not end for want of use, though its removal may be
+    scheduled. `replaced` is the epoch of the link that this one was made from, 0 if there was
     none, or it is not known. Two copies of one link are equal, however much of the lease is left.
     """
 

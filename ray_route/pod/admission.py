@@ -9,7 +9,7 @@ from enum import Enum
 from ray_route.model import Link
 from ray_route.pod.entries import UNHELD, Entry, Phase
 from ray_route.pod.holdings import Holdings
-from ray_route.pod.kinds import kind_of, kind_read
+from ray_route.pod.kinds import kind_read
 from ray_route.pod.states import State
 from ray_route.protocol.commands import Refreshed
 
@@ -195,7 +195,7 @@ class Admission:
             if state is not None:
                 state.arrived = False  # it is this pod's from here on, whatever on_acquire does
             self._held.scheduled.follow(uid, link.replaced, epoch)
-            kind = kind_of(self._held, uid, link)
+            kind = link.persistent
             new = Entry(uid, epoch, Phase.ACQUIRING, term, until, at, kind, state=state)
             self._add(uid, new)
             return Told.ACQUIRE
@@ -301,7 +301,7 @@ class Admission:
         if entry is None and link.epoch <= self._held.forgotten.epoch(uid):
             return  # old news of one that has left
         if entry is None or (link.epoch > entry.epoch and entry.phase is Phase.GIVEN):
-            kind = kind_of(self._held, uid, link)
+            kind = link.persistent
             entry = Entry(uid, link.epoch, Phase.HELD, self._held.term, until, at, kind)
             self._add(uid, entry)
         elif link.epoch > entry.epoch and entry.phase is Phase.HELD:

@@ -166,10 +166,7 @@ class CommandLoop:
     def _carry_out(self, command: Command) -> Any:
         if isinstance(command, EndAt):
             at = now() + command.after_s if command.after_s < math.inf else math.inf
-            temporary, persistent = command.temporary, command.persistent
-            end_at = partial(
-                self._releases.end_at, at=at, temporary=temporary, persistent=persistent
-            )
+            end_at = partial(self._releases.end_at, at=at, temporary=command.temporary)
             return [uid for uid, epoch in command.uids.items() if not end_at(uid, epoch)]
         if isinstance(command, Count):
             return len(self._held)

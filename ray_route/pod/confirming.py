@@ -7,6 +7,7 @@ once by one read.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -239,7 +240,9 @@ class Confirming:
         return link
 
     def _have_refreshed(self, uid: str, epoch: int) -> None:
-        asking = self._namespace.ask("report_use", self._service, {uid: epoch})
+        with self._held.lock:
+            ending = self._held.scheduled.at(uid, epoch) < math.inf
+        asking = self._namespace.ask("report_use", self._service, {uid: epoch}, ending=ending)
         try:
             run(asking, Deadline.after(_ROUTER_S))
         except (RouteTimeoutError, RouterUnavailableError) as error:

@@ -89,6 +89,11 @@ class Entry:
         return self.state is not None and not self.state.arrived
 
     @property
+    def may_stay(self) -> bool:
+        """True if its uid may be given back, with its state, though it is given up."""
+        return self.removes in (Fate.STAYS, Fate.MAY_GO)
+
+    @property
     def refuses_calls(self) -> bool:
         """True while it is asked to be given up as soon as its calls have ended."""
         return any(wish.closes for wish in self.wishes.values())

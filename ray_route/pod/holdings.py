@@ -150,6 +150,8 @@ class Holdings:
     def arrive(self, uid: str, entry: Entry, epoch: int) -> None:
         """Make a uid this pod's under an epoch that replaced the one of its state."""
         entry.epoch, entry.phase = epoch, Phase.ARRIVED
+        if self.set_anew.epoch(uid) >= epoch:  # what was told of that kind was told to nobody
+            entry.persistent = False
         entry.until = self.clock() + min(_WRITTEN_S, self.idle_s / 4)
         entry.tried, entry.removes, entry.term = False, Fate.STAYS, self.term
         if entry.state is not None:
@@ -356,7 +358,7 @@ class Holdings:
             held, ago_s = {}, {}
             for uid, entry in self.entries.items():
                 over, due = at >= entry.until, at >= self.scheduled.at(uid, entry.epoch)
-                is_kept = uid in self.nobodys.kept and not entry.removes
+                is_kept = uid in self.nobodys.kept and entry.may_stay
                 gone = entry.phase is Phase.GIVEN and not is_kept
                 if gone or entry.lost or (over and due):
                     continue

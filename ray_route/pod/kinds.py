@@ -7,7 +7,6 @@ and none is given up for want of use whose link was not read since it has been u
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from ray_route.model import Link
@@ -17,12 +16,13 @@ from ray_route.pod.holdings import Holdings
 
 def will_be_set(held: Holdings, uid: str, epoch: int, *, temporary: bool) -> None:
     """Take in that a link is about to be set anew, which uses its uid; who does holds the lock."""
-    held.scheduled.set(uid, epoch, math.inf)
+    held.scheduled.doubt(uid, epoch)
     held.set_anew.add(uid, epoch, held.clock())
     entry = held.entries.get(uid)
-    if entry is not None and entry.epoch == epoch and entry.phase not in UNHELD:
+    if entry is not None and entry.epoch == epoch:
         entry.persistent = entry.persistent and not temporary
-        held.used(entry)
+        if entry.phase not in UNHELD:
+            held.used(entry)
 
 
 def set_kinds(held: Holdings, uids: Mapping[str, tuple[int, bool]]) -> None:
@@ -30,9 +30,12 @@ def set_kinds(held: Holdings, uids: Mapping[str, tuple[int, bool]]) -> None:
     with held.lock:
         for uid, (epoch, persistent) in uids.items():
             held.set_anew.add(uid, epoch, held.clock())
+            if held.scheduled.of(uid)[0] <= epoch:
+                held.scheduled.take_back(uid)
             entry = held.entries.get(uid)
             if entry is not None and entry.epoch == epoch:
                 set_kind(held, entry, persistent=persistent)
+                held.look_again(uid, entry)
 
 
 def set_kind(held: Holdings, entry: Entry, *, persistent: bool) -> None:
@@ -42,24 +45,9 @@ def set_kind(held: Holdings, entry: Entry, *, persistent: bool) -> None:
     entry.persistent = persistent
 
 
-def will_go(held: Holdings, uid: str, epoch: int, at: float, *, persistent: bool) -> None:
-    """Take in when a link is to go, and of which kind it is; who does holds the lock."""
-    entry = held.entries.get(uid)
-    is_known = entry is not None and entry.epoch == epoch and entry.phase not in UNHELD
-    kind = persistent or (is_known and entry is not None and entry.persistent)
-    held.scheduled.set(uid, epoch, at, persistent=kind)
-    if is_known and entry is not None:
-        entry.persistent = kind
-
-
-def kind_of(held: Holdings, uid: str, link: Link) -> bool:
-    """Say whether a link that was read is persistent: one that is to go has an end in any case."""
-    return link.persistent or held.scheduled.is_of_persistent(uid, link.epoch)
-
-
 def kind_read(held: Holdings, entry: Entry, link: Link) -> None:
     """Take in of which kind a link is that was read; whoever does holds the lock."""
-    set_kind(held, entry, persistent=kind_of(held, entry.uid, link))
+    set_kind(held, entry, persistent=link.persistent)
 
 
 def is_to_be_read(held: Holdings, entry: Entry) -> bool:

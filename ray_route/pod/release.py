@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from ray_route.pod.entries import UNHELD, Entry, Phase, Wish
 from ray_route.pod.holdings import Holdings
-from ray_route.pod.kinds import is_to_be_read, will_be_set, will_go
+from ray_route.pod.kinds import is_to_be_read, will_be_set
 from ray_route.pod.release_lines import Why
 from ray_route.pod.states import State
-from ray_route.protocol.commands import Fate, Outcome, Settlement, Taken
+from ray_route.protocol.commands import Fate, Given, Outcome, Settlement, Taken
 
 # As many uids may wait for their next owner to fetch their states: nobody serves them meanwhile.
 # So the longest pause of one is the time in which so many are moved; fewer would leave the way to
@@ -130,12 +130,11 @@ class Releases:
         at: float,
         *,
         temporary: bool = False,
-        persistent: bool = False,
     ) -> bool:
         """Have a uid given up at a moment, since its link is to go then; of two the earlier counts.
 
-        `persistent`: until then its link is. At infinity it is about to be set anew, perhaps as a
-        `temporary` one. False if it is being given up already, or has been.
+        At infinity it is about to be set anew, perhaps as a `temporary` one. False if it is being
+        given up already, or has been.
         """
         with self._held.lock:
             entry = self._held.entries.get(uid)
@@ -145,7 +144,7 @@ class Releases:
             if at == math.inf:
                 will_be_set(self._held, uid, epoch, temporary=temporary)
             else:
-                will_go(self._held, uid, epoch, at, persistent=persistent)
+                self._held.scheduled.set(uid, epoch, at)
             if entry is not None:
                 self._held.look_again(uid, entry)
             return True
@@ -249,9 +248,10 @@ class Releases:
     def _begun(self, uid: str, entry: Entry) -> Work:
         entry.phase = Phase.ENDING
         self._held.order.changing.add(uid)
-        is_due = self._held.clock() >= self._held.scheduled.at(uid, entry.epoch)
-        stays = bool(entry.wishes) or entry.persistent
-        entry.removes = Fate.GOES if is_due else Fate.STAYS if stays else Fate.UNUSED
+        scheduled, stays = self._held.scheduled, bool(entry.wishes) or entry.persistent
+        entry.removes = Fate.STAYS if stays else Fate.UNUSED
+        if self._held.clock() >= scheduled.at(uid, entry.epoch):
+            entry.removes = scheduled.fate(uid, entry.epoch)
         kind = Kind.LOSE if entry.lost else Kind.RELEASE
         return Work(uid, entry.epoch, self._held.term, kind)
 
@@ -306,7 +306,7 @@ class Releases:
             assert entry.phase is Phase.ENDING
             if entry.is_wanted:
                 entry.removes = Fate.STAYS
-            if state is not None and not (entry.removes or entry.lost):
+            if state is not None and entry.may_stay and not entry.lost:
                 entry.state = State(state)
             goes_nowhere = self._held.leaving and not entry.is_wanted
             self._held.give(uid, entry)
@@ -331,15 +331,21 @@ class Releases:
         with self._held.lock:
             self._held.tell(*taken)
 
-    def settled(self, uids: Mapping[str, Settlement]) -> None:
+    def settled(
+        self, uids: Mapping[str, Settlement], asked: Mapping[str, Given] | None = None
+    ) -> None:
         """Take in whose uids are now that were given up under these epochs.
 
-        One that is this pod's again has arrived, if there is a state; others are forgotten.
+        One that is this pod's again has arrived, if there is a state; others are forgotten. Where
+        it was `asked` whether its removal was taken back, it was.
         """
         with self._held.lock:
             for uid, (epoch, present) in uids.items():
                 entry = self._held.entries.get(uid)
-                self._held.scheduled.follow(uid, epoch, present)
+                if asked and asked.get(uid) == (epoch, Fate.MAY_GO):
+                    self._held.scheduled.over(uid, max(epoch, present))
+                else:
+                    self._held.scheduled.follow(uid, epoch, present)
                 if entry is None or entry.phase is not Phase.GIVEN or entry.epoch != epoch:
                     continue
                 if present and entry.state is not None:
@@ -353,13 +359,16 @@ def _end(held: Holdings, uid: str, epoch: int) -> None:
     """Begin a removal that is due; a uid that is held is looked at like all that are to end."""
     entry = held.entries.get(uid)
     if entry is None or (entry.epoch < epoch and _is_over(entry)):
-        held.bar(uid, epoch, Fate.GOES)  # nothing of it is here: only its link is to go
+        held.bar(
+            uid, epoch, held.scheduled.fate(uid, epoch)
+        )  # nothing of it is here: only its link is to go
     elif entry.epoch > epoch:
         held.scheduled.over(uid, epoch)
     elif entry.epoch < epoch and entry.phase is Phase.HELD:  # that one is not over here
         entry.lost = True
     elif entry.epoch == epoch and entry.phase is Phase.ARRIVED and entry.tried:
-        entry.removes = Fate.GOES  # its on_acquire fails: nobody waits for its next call
+        # Its on_acquire fails: nobody waits for its next call.
+        entry.removes = held.scheduled.fate(uid, epoch)
         held.give(uid, entry)
 
 

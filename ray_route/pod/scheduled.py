@@ -6,12 +6,13 @@ import math
 from typing import NamedTuple
 
 from ray_route.pod.moments import Moments
+from ray_route.protocol.commands import Fate
 
 
 class _Removal(NamedTuple):
     epoch: int = 0
     at: float = math.inf
-    persistent: bool = False
+    is_doubtful: bool = False
 
 
 _NONE = _Removal()
@@ -22,7 +23,8 @@ class ScheduledRemovals:
 
     It is the link that is to go. So what becomes of its uid here meanwhile changes nothing: a hook
     that fails, a move that is not made. Its uid is looked at again at that moment, by `moments`.
-    Until then it is of the kind that it was, though whoever reads it sees that it has an end.
+    Nor is it forgotten when somebody is about to set the link anew, which takes the removal back:
+    that may fail, and where it does not, its word may be lost. Redis decides then.
     Whoever reads or changes all this holds the holdings' lock.
     """
 
@@ -44,22 +46,32 @@ class ScheduledRemovals:
         """Return when that epoch of a uid is to end; infinity if it is not."""
         return self._that(uid, epoch).at
 
-    def is_of_persistent(self, uid: str, epoch: int) -> bool:
-        """True if that epoch of a uid is to end, and its link was persistent before."""
-        return self._that(uid, epoch).persistent
+    def fate(self, uid: str, epoch: int) -> Fate:
+        """Return what is to become of the link of that epoch of a uid, since it is due."""
+        return Fate.MAY_GO if self._that(uid, epoch).is_doubtful else Fate.GOES
 
     def _that(self, uid: str, epoch: int) -> _Removal:
         found = self._of.get(uid, _NONE)
         return found if found.epoch == epoch else _NONE
 
-    def set(self, uid: str, epoch: int, at: float, *, persistent: bool = False) -> None:
-        """Have an epoch of a uid ended at a moment, if not sooner; infinity takes that back."""
+    def set(self, uid: str, epoch: int, at: float) -> None:
+        """Have an epoch of a uid ended at a moment, if not sooner."""
         known = self._that(uid, epoch)
-        self._of.pop(uid, None)
-        self._moments.drop(uid)
-        if at < math.inf:
-            self._of[uid] = _Removal(epoch, min(at, known.at), persistent or known.persistent)
+        self._of[uid] = _Removal(epoch, min(at, known.at), known.is_doubtful)
+        self.look_again(uid)
+
+    def doubt(self, uid: str, epoch: int) -> None:
+        """Take in that the link of an epoch is about to be set anew, and then is not to go."""
+        known = self._that(uid, epoch)
+        self.take_back(uid)
+        if known is not _NONE:
+            self._of[uid] = known._replace(is_doubtful=True)
             self.look_again(uid)
+
+    def take_back(self, uid: str) -> None:
+        """Take in that a uid's link is not to go."""
+        if self._of.pop(uid, None):
+            self._moments.drop(uid)
 
     def look_again(self, uid: str) -> None:
         """Have a uid looked at when its removal is due: it may be already, and not have begun."""

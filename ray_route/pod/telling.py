@@ -110,7 +110,7 @@ class Telling:
             service, pod, _ = self._address()
             logger.exception("%d uids of pod %d of %s can't be settled", len(given), pod, service)
             settled = {}
-        self._releases.settled(settled)
+        self._releases.settled(settled, given)
         return settled.keys() >= given.keys()
 
 

@@ -98,6 +98,9 @@ class Fate(IntEnum):
     """Its removal is due."""
     UNUSED = 2
     """Nobody used it: it goes, unless it is persistent by now; then it is given back."""
+    MAY_GO = 3
+    """Its removal was due, but may have been taken back: it goes if Redis has it scheduled yet, and
+    is given back else."""
 
 
 Given = tuple[int, Fate]
@@ -123,22 +126,22 @@ class EndAt:
     """Give up uids so many seconds from now (infinite: no more), since their links are to go then.
 
     Infinite: their links are about to be set anew, where they are; `temporary`: as temporary ones.
-    Who asks may die before he tells more (`Kinds`). Else `persistent`: until then they are, though
-    they have an end in Redis from now on. Answer: the uids that are being given up already.
+    Who asks may fail, or die, before he tells more (`Kinds`): what was to go is settled when it is
+    due. Answer: the uids that are being given up already.
     """
 
     uids: dict[str, int]
     after_s: float
     temporary: bool = False
-    persistent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
     """Take in of uids, and their epochs, whether their links are persistent from now on.
 
-    They are this pod's as before: one that it takes for temporary it would give up when nobody
-    uses it, and its link would go. Answer: nothing.
+    Their links have been set anew: none is to go any more. They are this pod's as before: one that
+    it takes for temporary it would give up when nobody uses it, and its link would go. Answer:
+    nothing.
     """
 
     uids: dict[str, tuple[int, bool]]

@@ -23,9 +23,11 @@ from ray_route.protocol.commands import Address, Fate, Given, Settled, Settlemen
 from ray_route.router.link_table import LinkTable
 from ray_route.router.mailbox import Mailboxes, NoAnswerError
 from ray_route.router.membership import Membership
+from ray_route.store.links import Why
 
 _ANSWER_S = 5.0
 _QUIET_LOOK_S = 0.01
+_WHY: dict[Fate, Why] = {Fate.GOES: "wanted", Fate.UNUSED: "unused", Fate.MAY_GO: "due"}
 
 logger = logging.getLogger(__name__)
 
@@ -237,8 +239,11 @@ class Carrier:
             if is_same and link is not None and _owner(service, link) != address:
                 settled |= await self._inherited(address, uid, link)
             elif is_same and link is not None and not stays:
-                if await self._removed(service, uid, link, fate):
+                removed = await self._removed(service, uid, link, fate)
+                if removed:
                     settled[uid] = (epoch, 0)
+                elif removed is False and fate is Fate.MAY_GO:
+                    back[uid] = epoch
             elif is_same:
                 back[uid] = epoch
             else:
@@ -270,11 +275,12 @@ class Carrier:
         self._links.cache.put_all(service, known, asked_at)
         return found
 
-    async def _removed(self, service: str, uid: str, link: Link, fate: Fate) -> bool:
+    async def _removed(self, service: str, uid: str, link: Link, fate: Fate) -> bool | None:
+        """Say whether a link has gone; None: nobody knows yet."""
         try:
-            return await self._links.remove(service, uid, link, 0, unused=fate is Fate.UNUSED)
+            return await self._links.remove(service, uid, link, 0, _WHY[fate])
         except RouteError:
-            return False
+            return None
 
     async def _inherited(self, address: Address, uid: str, link: Link) -> dict[str, Settlement]:
         """Give a uid of a pod whose life has ended to the one that has its state."""

@@ -23,7 +23,7 @@ from ray_route.router.shards import Build, Outcome, Shards, SupersededError
 from ray_route.runtime.metrics import LINKS, meter
 from ray_route.state.link_cache import LinkCache
 from ray_route.store.keys import Keys
-from ray_route.store.links import LinkCalls, RememberedLink, Writer
+from ray_route.store.links import LinkCalls, RememberedLink, Why, Writer
 from ray_route.store.scripts import Call
 
 # Removals are remembered, so that a recovery does not bring back what was removed.
@@ -108,18 +108,15 @@ class LinkTable:
         return self._counted(service, uid, outcome, "set", held.pod if held else None)
 
     async def remove(
-        self, service: str, uid: str, held: Link, after_s: float, *, unused: bool = False
+        self, service: str, uid: str, held: Link, after_s: float, why: Why = "wanted"
     ) -> bool:
-        """Remove exactly that link, now or later; say whether it was there.
-
-        One that is only `unused` stays if it is persistent.
-        """
+        """Remove exactly that link, now or later; say whether it was there, and may go for that."""
         meant = f"{held.pod}:{held.incarnation}:{held.epoch}"
         outcome = await self._write_one(
             service,
             uid,
             lambda writer, shard, some: self._calls.remove_if(
-                writer, shard, service, some, [meant], after_s, unused=unused
+                writer, shard, service, some, [meant], after_s, why
             ),
             placing=False,
         )

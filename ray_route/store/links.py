@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ray_route.config import RouteConfig
 from ray_route.errors import DamagedKeyError
@@ -24,11 +24,16 @@ _MOST = b"%d" % MOST
 _COLONS = 2
 EPOCH_DIGITS = len(_MOST)
 
+_SCHEDULED_PERSISTENT = b":p"
 _VALUE = re.compile(rb"([0-9]{1,10}):([0-9]{1,16}):([0-9]{1,16})(?::([0-9]{1,16}))?(?::([tp]))?")
 
 
 ANY_TIME_US = 2**53
 """Later than any clock shows, and exact in a script's numbers."""
+
+
+Why = Literal["wanted", "unused", "due"]
+"""Why a link is removed: in any case; unless it is persistent; if its removal is scheduled."""
 
 
 class Writer(NamedTuple):
@@ -207,14 +212,13 @@ class LinkCalls:
         uids: Sequence[str],
         meant: Sequence[str],
         after_s: float = 0,
-        *,
-        unused: bool = False,
+        why: Why = "wanted",
     ) -> Call:
-        """Remove each uid's link if it is the one meant; one that is only `unused`, if temporary.
+        """Remove each uid's link if it is the one meant, and if it may go for that (see `Why`).
 
         What is meant is written "pod", "pod:incarnation" or "pod:incarnation:epoch".
         """
-        how = (_delay_ms(after_s), "unused" if unused else "wanted")
+        how = (_delay_ms(after_s), why)
         return self._call("remove_if", writer, shard, service, uids, *how, *meant)
 
     def refresh(
@@ -319,7 +323,7 @@ class LinkCalls:
                 links.append(None)
                 continue
             start, _, epoch = value.rpartition(b":")
-            owner, replaced = owners.get(start), 0
+            owner, replaced, persistent = owners.get(start), 0, ttl_ms is None
             # A new owner, more after the epoch, or damage; inline, since a call takes 0.1 µs.
             if owner is None or len(epoch) != EPOCH_DIGITS or epoch > _MOST or not epoch.isdigit():
                 found = parse_link(value)
@@ -327,13 +331,13 @@ class LinkCalls:
                     links.append(self._damaged(names, len(links), value, ttl_ms))
                     continue
                 owner, epoch, replaced = found
+                persistent = persistent or value.endswith(_SCHEDULED_PERSISTENT)
                 if value.count(b":") == _COLONS:
                     owners[start] = owner
             pod, incarnation = owner
             lease_s = longest_s if ttl_ms is None else ttl_ms / 1000 - margin_s
             if not 0.0 <= lease_s <= longest_s:
                 lease_s = max(0.0, min(lease_s, longest_s))
-            persistent = ttl_ms is None
             links.append(make_link(pod, incarnation, int(epoch), persistent, lease_s, replaced))
         return links
 

@@ -258,7 +258,7 @@ class LocalDirectory:
                 yield uid, (epoch, 0)
             elif uid in self._moving or fate is Fate.STAYS:
                 continue
-            elif fate is Fate.UNUSED and link.persistent:
+            elif fate is Fate.MAY_GO or (fate is Fate.UNUSED and link.persistent):
                 yield uid, (epoch, self._write(uid, link.pod).epoch)
             else:
                 del self._links[uid]

@@ -26,6 +26,7 @@ from ray_route.runtime.namespace import Namespace
 from ray_route.runtime.waiting import Operation
 from ray_route.store.embedded import EmbeddedServer
 from ray_route.store.keys import Keys
+from ray_route.store.links import Writer
 from ray_route.store.scripts import plain_call
 from ray_route.store.url import parse_url
 
@@ -265,3 +266,41 @@ def test_whoever_gives_up_leaves_what_is_shared_to_others(pod: Pod) -> None:
 
     asyncio.run(story())
     assert pod.made == ["u"]
+
+
+@dataclass
+class Reporting(Pod):
+    """One whose router answers reports of use, as a router does."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.namespace.ask = self.ask  # type: ignore[method-assign]
+
+    def run(self, verb: Any, uid: str, *args: Any, **options: Any) -> None:
+        shard, routers = self.process.keys.shard(uid), self.process.routers
+        call = verb(Writer(1, routers[shard]), shard, S, [uid], *args, **options)
+        routers[shard] = self.process.calls.parse(self.process.store.one(call)).counter
+
+    def ask(self, method: str, _: str, used: dict[str, int], *, ending: bool) -> Operation[Any]:
+        yield from ()
+        assert method == "report_use"
+        for uid, epoch in used.items():
+            self.run(self.process.calls.refresh, uid, [epoch], ending=ending)
+
+
+@pytest.mark.parametrize("is_to_go", [True, False])
+def test_a_link_in_use_that_has_no_lease_left_is_lengthened_though_it_is_to_go(
+    pod: Pod, is_to_go: bool
+) -> None:
+    """Its pod knows of that, and gives it up when it is due; till then it serves."""
+    reporting = Reporting(pod.process)
+    reporting.link("u")
+    if is_to_go:
+        Releases(reporting.gate.held).end_at("u", reporting.epochs["u"], now() + 600)
+        meant = [f"{MINE}:{reporting.epochs['u']}"]
+        reporting.run(pod.process.calls.remove_if, "u", meant, after_s=600)
+    key = pod.process.keys.link(pod.process.keys.shard("u"), S, "u")
+    left_ms = int(CONFIG.margin_s * 1000) - 1_000
+    assert pod.process.store.one(plain_call("PEXPIRE", key, left_ms))
+    asyncio.run(reporting.enter("u"))
+    assert reporting.made == ["u"]

@@ -19,10 +19,11 @@ from shardbench import Shard
 
 from ray_route.model import Link
 from ray_route.store.connect import Store
-from ray_route.store.links import RememberedLink, ShardReply
+from ray_route.store.links import RememberedLink, ShardReply, Why
 
 UIDS = st.sampled_from(["a", "b", "c:d", "{e}"])
 OWNERS = st.builds("{}:{}".format, st.sampled_from([0, 1, 10]), st.sampled_from([7, 70]))
+WHY = st.sampled_from(["wanted", "unused", "due"])
 LATER_S = st.sampled_from([0, 1_000])
 
 
@@ -43,16 +44,11 @@ class Held:
 
     def link(self) -> Link:
         pod, incarnation = self.owner.split(":")
-        has_no_ttl = self.persistent and not self.marked
-        return Link(int(pod), int(incarnation), self.epoch, has_no_ttl, 0.0, self.replaced)
-
-    def whole(self) -> Link:
-        pod, incarnation = self.owner.split(":")
         return Link(int(pod), int(incarnation), self.epoch, self.persistent, 0.0, self.replaced)
 
     def kept(self) -> RememberedLink:
         """What the router remembers of it."""
-        return RememberedLink(self.whole(), 1_000.0 if self.marked else None)
+        return RememberedLink(self.link(), 1_000.0 if self.marked else None)
 
     def is_meant(self, meant: str) -> bool:
         numbers = f"{self.owner}:{self.epoch}".split(":")
@@ -195,13 +191,17 @@ class LinkMachine(RuleBasedStateMachine):
         outcome = self._do("remove", uid, after_s=after_s)
         self._removed(uid, outcome, after_s, meant=uid in self.held)
 
-    @rule(uid=UIDS, after_s=LATER_S, owner=OWNERS, parts=st.integers(1, 3), unused=st.booleans())
-    def remove_if(self, uid: str, after_s: float, owner: str, parts: int, unused) -> None:
+    @rule(uid=UIDS, after_s=LATER_S, owner=OWNERS, parts=st.integers(1, 3), why=WHY)
+    def remove_if(self, uid: str, after_s: float, owner: str, parts: int, why: Why) -> None:
         held = self.held.get(uid)
         exact = f"{owner}:{held.epoch if held else 5}"
         meant = ":".join(exact.split(":")[:parts])
-        outcome = self._do("remove_if", uid, meant, after_s=after_s, unused=unused)
-        goes = held is not None and not (unused and held.link().persistent)
+        outcome = self._do("remove_if", uid, meant, after_s=after_s, why=why)
+        goes = held is not None and {
+            "wanted": True,
+            "unused": not held.persistent,
+            "due": held.marked,
+        }.get(why, False)
         self._removed(uid, outcome, after_s, meant=goes and held.is_meant(meant))
 
     def _removed(self, uid: str, outcome: Any, after_s: float, *, meant: bool) -> None:
@@ -238,7 +238,7 @@ class LinkMachine(RuleBasedStateMachine):
                     self.shard.put(uid, self.older[uid].value(), self.older[uid].link())
         remembered = [(uid, held.kept()) for uid, held in sorted(self.held.items())]
         remembered += [
-            (uid, RememberedLink(held.whole(), 0.0)) for uid, held in sorted(removed.items())
+            (uid, RememberedLink(held.link(), 0.0)) for uid, held in sorted(removed.items())
         ]
         self._replay(remembered)
 

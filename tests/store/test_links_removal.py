@@ -28,7 +28,7 @@ def test_a_delayed_removal_is_a_mark_and_a_shorter_life(shard: Shard, persistent
     stored = shard.raw("u")
     link, written = shard.remove("u", after_s=20)
     assert written
-    assert (owner(link), link.epoch) == (owner(held), held.epoch)
+    assert (owner(link), link.epoch, link.persistent) == (owner(held), held.epoch, persistent)
     assert shard.raw("u") == stored + mark
     assert 15_000 < shard.pttl("u") <= 20_000
 

@@ -15,6 +15,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -189,9 +190,8 @@ class Pod:
             router.mailboxes.answer(self.address, number, None)
         elif isinstance(command, EndAt):
             at = self.world.now() + command.after_s
-            how = {"temporary": command.temporary, "persistent": command.persistent}
-            some = command.uids.items()
-            ending = [uid for uid, it in some if not self.releases.end_at(uid, it, at, **how)]
+            end_at = partial(self.releases.end_at, at=at, temporary=command.temporary)
+            ending = [uid for uid, epoch in command.uids.items() if not end_at(uid, epoch)]
             router.mailboxes.answer(self.address, number, ending)
         elif isinstance(command, Kinds):
             set_kinds(self.held, command.uids)
@@ -247,7 +247,7 @@ class Pod:
                     if not self.world.loses():
                         for uid, it in settled.items():
                             self.note(uid, f"hears {it}")
-                        self.releases.settled(settled)
+                        self.releases.settled(settled, given)
             await asyncio.sleep(0.005)  # the pace of an agent
 
     async def run_hook(self, work: Any) -> None:

@@ -12,6 +12,7 @@ from ray_route.pod.admission import Admission, Told, Verdict
 from ray_route.pod.entries import Phase
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.in_use import are_to_go, in_use
+from ray_route.pod.kinds import set_kinds
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Kind, Releases, Work
 from ray_route.protocol.commands import Fate, Outcome, Refreshed
@@ -883,6 +884,7 @@ class TestRemovals:
     def test_it_can_be_taken_back(self, pod: Pod, clock: ManualClock):
         pod.releases.end_at("u", 100, clock() + 1)
         assert pod.releases.end_at("u", 100, math.inf)
+        set_kinds(pod.held, {"u": (100, False)})
         clock.tick(2)
         pod.releases.tick()
         assert pod.take() == []
@@ -1046,6 +1048,7 @@ class TestRemovals:
         for uid in ("u", "v"):
             pod.releases.end_at(uid, 100, clock() + 1)
             pod.releases.end_at(uid, 100, math.inf)
+            set_kinds(pod.held, {uid: (100, False)})
         pod.releases.tick()
         assert not pod.held.scheduled
         assert not pod.held.moments

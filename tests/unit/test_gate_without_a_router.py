@@ -66,7 +66,7 @@ class Namespace:
         yield from ()
         return [self.link]
 
-    def ask(self, method: str, *_: Any) -> Operation[Any]:
+    def ask(self, method: str, *_: Any, **__: Any) -> Operation[Any]:
         return (yield Awaited(Future(), method))
 
 

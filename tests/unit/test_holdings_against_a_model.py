@@ -54,7 +54,7 @@ WEIGHTS = {
     "release": 1.5,
     "cancel": 0.5,
     "younger_router": 0.2,
-    "end_at": 0.7,
+    "end_at": 1.5,
     "set_kind": 2,
     "kinds_come": 4,
     "look": 8,
@@ -154,6 +154,8 @@ class World:
         self.asked: dict[int, Asked] = {}
         self.to_move: list[tuple[str, int]] = []
         self.due_at: dict[tuple[str, int], float] = {}
+        self.doubt_at: dict[tuple[str, int], float] = {}
+        """When a removal would be due that somebody was about to take back, until that is known."""
         self.kinds: list[tuple[str, int, bool]] = []
         self.renewed_at = self.clock()
         self.outage = False
@@ -191,7 +193,9 @@ class World:
         """True if somebody wants that uid to be given up, as far as the router and users know."""
         entry = self.held.entries[work.uid]
         asked = any(work.uid in it.waiting - it.void for it in self.asked.values())
-        due = self.clock() >= self.due_at.get((work.uid, work.epoch), math.inf)
+        key = (work.uid, work.epoch)
+        due_at = min(of.get(key, math.inf) for of in (self.due_at, self.doubt_at))
+        due = self.clock() >= due_at
         persistent = self.links[work.uid].persistent
         unused = not persistent and self.clock() >= entry.used_at + IDLE_S
         return self.leaving or asked or due or unused
@@ -257,6 +261,8 @@ class World:
             after.due, after.ends_at = True, before.ends_at
         due_at = self.due_at.get((uid, before.epoch), math.inf)
         self.due_at[uid, after.epoch] = due_at
+        if before.epoch in {epoch for of, epoch in self.doubt_at if of == uid}:
+            self.doubt_at[uid, after.epoch] = self.doubt_at[uid, before.epoch]
         self.seen["regranted"] += 1
         self.seen["regranted, to be removed"] += due_at < math.inf
 
@@ -332,9 +338,8 @@ class World:
                 if link.ends_at - MARGIN_S <= self.clock():
                     self.refresh(read.uid, read.epoch)
                 lease_s = min(link.ends_at - self.clock(), TTL_S[read.uid]) - MARGIN_S
-                persistent = link.ends_at == math.inf
                 whose = (link.pod, link.incarnation, link.epoch)
-                read.link = Link(*whose, persistent, lease_s, link.replaced)
+                read.link = Link(*whose, link.persistent, lease_s, link.replaced)
 
     def read_returns(self) -> None:
         if not self.reads:
@@ -412,17 +417,14 @@ class World:
             return
         while self.kinds:  # what was sent before comes before
             self.kinds_come()
-        at = self.clock() + self.random.choice([0.5, 1, 3, 4 * IDLE_S, math.inf])
-        is_read = link.ends_at == math.inf
-        if self.releases.end_at(uid, link.epoch, at, persistent=is_read):
-            if at < math.inf:  # of two removals the earlier one holds
-                at = min(at, self.due_at.get((uid, link.epoch), math.inf))
+        at = self.clock() + self.random.choice([0.5, 1, 3, 4 * IDLE_S])
+        if self.releases.end_at(uid, link.epoch, at):
+            # Of two removals the earlier one holds.
+            at = min(at, self.due_at.get((uid, link.epoch), math.inf))
             self.due_at[uid, link.epoch] = at
             if self.random.random() < 0.1:
                 return  # Redis is away just then
-            link.due = at < math.inf
-            ends_at = (at if link.due else self.clock()) + TTL_S[uid]
-            link.ends_at = math.inf if link.persistent and not link.due else ends_at
+            link.due, link.ends_at = True, at + TTL_S[uid]
 
     def set_kind(self) -> None:
         """Have somebody set a link anew, where it is."""
@@ -434,12 +436,19 @@ class World:
             self.kinds_come()
         if not self.releases.end_at(uid, link.epoch, math.inf, temporary=not persistent):
             return
-        self.due_at[uid, link.epoch] = math.inf
+        key = (uid, link.epoch)
+        at = min(of.get(key, math.inf) for of in (self.due_at, self.doubt_at))
+        if at < math.inf:
+            self.doubt_at[key] = at
+        if self.random.random() < (0.5 if link.due else 0.1):
+            self.seen["taken back in vain"] += link.due
+            return  # Redis is away just then
+        self.due_at[key] = math.inf
         link.due, link.persistent = False, persistent
         link.ends_at = math.inf if persistent else self.clock() + TTL_S[uid]
         self.kinds.append((uid, link.epoch, persistent))
         self.seen["kinds"] += 1
-        if self.random.random() < 0.2:  # who sets it dies
+        if self.random.random() < 0.4:  # who sets it dies
             self.kinds.clear()
             self.younger_router()
 
@@ -447,6 +456,7 @@ class World:
         if self.kinds:
             uid, epoch, persistent = self.kinds.pop(0)
             set_kinds(self.held, {uid: (epoch, persistent)})
+            self.doubt_at.pop((uid, epoch), None)
 
     def move(self) -> None:
         if self.to_move and not self.outage:
@@ -461,15 +471,25 @@ class World:
         given = self.held.unsettled(self.clock() - self.random.choice([-1, 0, 0.5]))
         given = {uid: it for uid, it in given.items() if (uid, it[0]) not in self.to_move}
         for uid, (epoch, fate) in given.items():
-            stays = fate is Fate.UNUSED and uid in self.links and self.links[uid].persistent
-            if self.owns(uid, epoch) and fate is not Fate.STAYS and not stays:
+            link = self.links.get(uid)
+            stays = link is not None and {
+                Fate.STAYS: True,
+                Fate.GOES: False,
+                Fate.UNUSED: link.persistent,
+                Fate.MAY_GO: not link.due,
+            }.get(fate, True)
+            self.seen["kept, in doubt"] += fate is Fate.MAY_GO and stays
+            self.seen["gone, in doubt"] += fate is Fate.MAY_GO and not stays
+            if self.owns(uid, epoch) and not stays:
                 del self.links[uid]
             elif self.owns(uid, epoch):
                 self.regrant(uid)
         if self.random.random() < 0.8:  # else the answer is lost, and it asks again
-            self.releases.settled(
-                {uid: (it[0], self.present(uid, it[0])) for uid, it in given.items()}
-            )
+            settled = {uid: (it[0], self.present(uid, it[0])) for uid, it in given.items()}
+            self.releases.settled(settled, given)
+            for uid, (epoch, fate) in given.items():
+                if fate is Fate.MAY_GO:
+                    self.doubt_at.pop((uid, settled[uid][1] or epoch), None)
 
     def present(self, uid: str, epoch: int) -> int:
         """Return under which epoch this pod has a uid of which it has the state; 0: it has not."""
@@ -709,7 +729,8 @@ def test_random_histories_break_no_rule():
         "regranted",
     )
     more = ("regranted, to be removed", "comes back", "lapsed", "resumed", "lives", "not begun")
-    for what in (*happened, *more, "kinds"):
+    kinds = ("kinds", "taken back in vain", "gone, in doubt", "kept, in doubt")
+    for what in (*happened, *more, *kinds):
         assert seen[what] >= 4, f"{what}: {seen[what]} times only, this proves little"
 
 

@@ -156,84 +156,111 @@ class TestLinksThatAreAboutToBeSet:
 
 
 class TestRemovals:
-    """A link that is to go later has an end in Redis: it is read as a temporary one."""
+    """A link that is to go later says of which kind it is until then."""
 
-    def is_given_up(self, pod: Pod, uid: str) -> bool:
-        """True if a uid that nobody uses goes for that alone."""
-        pod.idle()
-        return pod.is_read(uid) or uid in [work[0] for work in pod.take()]
+    def due(self, pod: Pod, due_at: float) -> None:
+        """Let time go by until a moment, with the pod's lease and its uid's link as they are."""
+        while pod.clock() < due_at:
+            pod.clock.tick(1)
+            pod.renew()
+        pod.releases.tick()
+
+    def given_up(self, pod: Pod, state: str | None = None) -> Fate:
+        """Have the uid given up, and return what is to become of its link."""
+        work = pod.begin_hook()
+        pod.releases.ended(work.uid, work.epoch, state)
+        ((_, fate),) = pod.held.unsettled(pod.clock()).values()
+        return fate
 
     def schedule(self, pod: Pod, after_s: float) -> float:
         pod.confirm(lease_s=1_000, persistent=True)
         due_at = pod.clock() + after_s
         assert pod.releases.end_at("u", 100, due_at)
-        pod.clock.tick(1)
-        assert pod.confirm(lease_s=1_000, persistent=False) is Told.HELD
         return due_at
 
     def test_a_persistent_one_does_not_go_before_for_want_of_use(self, pod: Pod):
         due_at = self.schedule(pod, 3 * IDLE_S)
         pod.idle()
         assert pod.to_confirm() == pod.take() == []
-        while pod.clock() < due_at:
-            pod.clock.tick(1)
-            pod.renew()
-        pod.releases.tick()
-        work = pod.begin_hook()
-        pod.releases.ended(work.uid, work.epoch)
-        assert pod.held.unsettled(pod.clock()) == {"u": (100, Fate.GOES)}
+        self.due(pod, due_at)
+        assert self.given_up(pod) is Fate.GOES
 
-    @pytest.mark.parametrize("persistent", [True, False])
-    def test_nor_does_one_that_is_called_first_after_that(self, pod: Pod, persistent: bool):
-        """All that is read of it has an end."""
-        far = pod.clock() + 9 * IDLE_S
-        assert pod.releases.end_at("v", 100, far, persistent=persistent)
-        assert pod.confirm("v", 100, 1_000) is Told.ACQUIRE
-        pod.admission.not_acquired("v", 100)
-        pod.hold("v", 100, 1_000)
-        assert self.is_given_up(pod, "v") is not persistent
-
-    @pytest.mark.parametrize("persistent", [True, False])
-    def test_nor_one_that_callers_have_brought_here_by_other_ways(self, pod: Pod, persistent: bool):
-        pod.releases.end_at("v", 100, pod.clock() + 9 * IDLE_S, persistent=persistent)
-        link = Link(0, 7, 100, persistent=False, lease_s=1_000.0)
-        pod.admission.use({"v": link}, 1_000.0)
-        assert self.is_given_up(pod, "v") is not persistent
-
-    def test_nor_one_of_which_its_pod_was_told_nothing(self, pod: Pod):
-        """Who had set its link anew died before he told that it is persistent now."""
+    def test_who_is_about_to_set_the_link_anew_may_fail(self, pod: Pod):
+        """Then it is to go as before, and may have been set all the same: Redis decides."""
+        due_at = self.schedule(pod, 3 * IDLE_S)
         ask(pod, temporary=False)
-        assert pod.releases.end_at("u", 100, pod.clock() + 9 * IDLE_S, persistent=True)
-        assert not self.is_given_up(pod, "u")
+        assert pod.verdict().value == "admit"
+        self.due(pod, due_at)
+        assert self.given_up(pod, "state") is Fate.MAY_GO
 
-    def test_one_whose_removal_is_taken_back_is_of_the_kind_that_is_told_then(self, pod: Pod):
-        far = pod.clock() + 9 * IDLE_S
-        assert pod.releases.end_at("v", 100, far, persistent=True)
-        assert pod.releases.end_at("v", 100, far + 1), "once more: it has an end in Redis by now"
-        pod.hold("v", 100, 1_000)
-        assert not self.is_given_up(pod, "v")
-        assert pod.releases.end_at("v", 100, math.inf, temporary=True)
-        assert self.is_given_up(pod, "v")
+    def test_once_it_was_set_it_is_not_to_go(self, pod: Pod):
+        due_at = self.schedule(pod, 3 * IDLE_S)
+        ask(pod, temporary=False)
+        tell(pod, persistent=True)
+        self.due(pod, due_at)
+        assert pod.to_confirm() == pod.take() == []
 
-    @pytest.mark.parametrize("state", [None, "it"])
-    def test_nor_after_its_move_was_not_made(self, pod: Pod, state: str | None):
-        assert pod.releases.end_at("u", 100, pod.clock() + 9 * IDLE_S, persistent=True)
-        pod.release()
-        work = pod.begin_hook()
-        pod.releases.ended(work.uid, work.epoch, state)
-        pod.releases.settled({"u": (100, 101)})
-        pod.clock.tick(1)
-        assert pod.confirm("u", 101, 1_000, replaced=100) is Told.ACQUIRE
-        pod.admission.acquired("u", 101)
-        assert not self.is_given_up(pod, "u")
+    def test_what_was_set_earlier_says_nothing_of_a_later_epoch(self, pod: Pod):
+        due_at = self.schedule(pod, 3 * IDLE_S)
+        tell(pod, persistent=True, epoch=99)
+        self.due(pod, due_at)
+        assert self.given_up(pod) is Fate.GOES
 
-    def test_nor_after_it_was_given_back(self, pod: Pod):
-        self.schedule(pod, 9 * IDLE_S)
+    @pytest.mark.parametrize("present", [101, 0])
+    def test_one_that_was_not_to_go_is_had_back_with_its_state(self, pod: Pod, present: int):
+        due_at = self.schedule(pod, 3 * IDLE_S)
+        ask(pod, temporary=False)
+        self.due(pod, due_at)
+        self.given_up(pod, "state")
+        pod.releases.settled({"u": (100, present)}, {"u": (100, Fate.MAY_GO)})
+        assert (pod.held.entries["u"].state is not None) if present else not pod.held.entries
+        assert "u" not in pod.held.scheduled
+
+    def test_one_that_waits_to_be_settled_is_remembered(self, pod: Pod):
+        """Redis may lose its link meanwhile."""
+        due_at = self.schedule(pod, 3 * IDLE_S)
+        ask(pod, temporary=False)
+        self.due(pod, due_at)
+        self.given_up(pod, "state")
+        _, held, _ = pod.held.memory()
+        assert held == {"u": (100, True)}
+
+    def test_one_that_was_given_back_to_whoever_asked_for_it_is_to_go_as_before(self, pod: Pod):
+        due_at = self.schedule(pod, 3 * IDLE_S)
         pod.release()
         work = pod.begin_hook()
         pod.releases.ended(work.uid, work.epoch, "it")
         pod.releases.settled({"u": (100, 101)})
-        assert pod.confirm("u", 101, 1_000, replaced=100) is Told.ACQUIRE
+        assert pod.confirm("u", 101, 1_000, replaced=100, persistent=True) is Told.ACQUIRE
         pod.admission.acquired("u", 101)
         pod.idle()
         assert pod.to_confirm() == pod.take() == []
+        self.due(pod, due_at)
+        assert self.given_up(pod) is Fate.GOES
+
+    def test_one_of_which_nothing_is_here_is_doubtful_as_well(self, pod: Pod):
+        due_at = pod.clock() + IDLE_S
+        assert pod.releases.end_at("v", 100, due_at)
+        assert pod.releases.end_at("v", 100, math.inf)
+        self.due(pod, due_at)
+        assert pod.held.unsettled(pod.clock()) == {"v": (100, Fate.MAY_GO)}
+
+    def test_a_removal_asked_for_anew_leaves_the_doubt(self, pod: Pod):
+        """Of the first nobody knows, but of two the earlier counts."""
+        due_at = self.schedule(pod, 3 * IDLE_S)
+        ask(pod, temporary=False)
+        assert pod.releases.end_at("u", 100, due_at + 99)
+        self.due(pod, due_at)
+        assert self.given_up(pod) is Fate.MAY_GO
+
+    def test_a_release_that_waits_loses_its_patience_as_before(self, pod: Pod):
+        """One moment is kept of each uid, whatever it is looked at for."""
+        self.schedule(pod, 3 * IDLE_S)
+        assert pod.enter().value == "admit"
+        ask(pod, temporary=False)
+        pod.release(patience_s=1.0)
+        tell(pod, persistent=True)
+        pod.clock.tick(2)
+        pod.releases.tick()
+        (outcome,) = pod.releases.outcomes()
+        assert not outcome.given
