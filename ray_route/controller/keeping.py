@@ -17,7 +17,7 @@ from ray_route.controller.marks import (
     first_found,
     forget,
     grace_of,
-    note,
+    note_begun,
     note_end,
     noted,
 )
@@ -180,14 +180,14 @@ class Keeping:
                     self._left = frozenset(wanted.indexes) - before
             self._wishes.write(wanted)
             if mark != BEGUN:  # an earlier life has died just before it noted that
-                note(self._wishes.actor, BEGUN)
+                note_begun(self._wishes.actor)
         self._is_taken_up = True
 
     def begin(self, replicas: int, autoscale: Autoscale | None, tolerance: float | None) -> None:
         """Keep the service so from now on."""
         wanted = Wanted(replicas, self._name, autoscale=autoscale, tolerance=tolerance)
         self._wishes.change(wanted)
-        note(self._wishes.actor, BEGUN)
+        note_begun(self._wishes.actor)
 
     def decide_by(self, **policy: Any) -> None:
         """Change a policy: a field of what is wanted that outlives Redis, too."""

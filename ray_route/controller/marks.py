@@ -26,6 +26,11 @@ def note(actor: str, mark: bytes) -> None:
     head_notes.put(actor, mark)
 
 
+def note_begun(actor: str) -> None:
+    """Note that a controller keeps its service, unless the end of that has been noted meanwhile."""
+    head_notes.put_first(actor, BEGUN)
+
+
 def noted(actor: str) -> bytes | None:
     """Return what was noted of a controller last; None: nothing."""
     return head_notes.get(actor)

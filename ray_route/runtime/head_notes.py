@@ -15,6 +15,11 @@ def put(name: str, value: bytes) -> None:
     internal_kv._internal_kv_put(name.encode(), value, overwrite=True, namespace=_NAMESPACE)  # noqa: SLF001 - Serve's way, too
 
 
+def put_first(name: str, value: bytes) -> None:
+    """Note something under a name, unless there is something."""
+    internal_kv._internal_kv_put(name.encode(), value, overwrite=False, namespace=_NAMESPACE)  # noqa: SLF001 - as above
+
+
 def get(name: str) -> bytes | None:
     """Return what was noted under a name last; None: nothing."""
     found: bytes | None = internal_kv._internal_kv_get(name.encode(), namespace=_NAMESPACE)  # noqa: SLF001 - as above

@@ -37,6 +37,7 @@ from ray_route.model import DrainProgress
 from ray_route.protocol.names import RAY_NAMESPACE
 from ray_route.runtime.waiting import no_check
 from ray_route.store.scripts import plain_call
+from ray_route.store.wanted import Wanted
 
 pytestmark = pytest.mark.slow
 
@@ -384,6 +385,30 @@ def test_an_end_that_was_cut_short_is_completed_whether_the_store_has_lost_it_or
     assert set(graces) == {7.5}, "its pods have as long as they were given"
     assert not later.upkeep.named()
     assert store.one(plain_call("EXISTS", key)) == 0
+
+
+@pytest.mark.parametrize("is_begun_anew", [True, False])
+def test_an_end_that_is_asked_for_as_it_begins_is_not_forgotten(
+    service: Service, is_begun_anew: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever ends a service whose controller has not begun notes that in the head, and goes on."""
+    life = service.life()
+    forget(service.actor)
+    write = life.wishes.change if is_begun_anew else life.wishes.write
+
+    def as_it_is_written(wanted: Wanted) -> None:
+        write(wanted)
+        note_end(service.actor, 0.0)
+
+    monkeypatch.setattr(life.wishes, "change" if is_begun_anew else "write", as_it_is_written)
+    if is_begun_anew:
+        life.keeping.begin(2, None, None)
+    else:
+        life.keeping.take_up()
+    assert not life.keeping.done
+    life.keeping.look(ending=False)
+    assert life.keeping.done
+    assert not life.upkeep.named()
 
 
 def test_what_was_never_begun_ends_by_itself(service: Service) -> None:
