@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as LateError
 from contextlib import suppress
 from functools import partial
@@ -20,10 +20,8 @@ from typing import NamedTuple
 import ray
 
 from ray_route.clock import Deadline
-from ray_route.error_root import in_words
 from ray_route.errors import (
     FencedError,
-    PodUnavailableError,
     RouteError,
     RouterUnavailableError,
     RouteTimeoutError,
@@ -31,11 +29,12 @@ from ray_route.errors import (
 from ray_route.model import Link
 from ray_route.pod.admission import Admission, Told
 from ray_route.pod.holdings import Holdings
-from ray_route.pod.hooks import Hooks
+from ray_route.pod.hooks import Hooks, unacquired
 from ray_route.pod.links_together import TOGETHER, Asking, asking, read_together
 from ray_route.pod.surroundings import Surroundings
 from ray_route.runtime.futures import Outcome
 from ray_route.runtime.loop_posts import ended
+from ray_route.runtime.threads import Threads
 from ray_route.runtime.waiting import run
 from ray_route.runtime.worker import beginner
 
@@ -89,7 +88,7 @@ class Confirming:
         self._asked: list[_Asked] = []
         self._beginner = beginner()  # made here: a call may be interrupted
         # Not the event loop's default threads: the user's hooks may need those to return.
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="ray_route-read")
+        self._readers = Threads(_READERS, "ray_route-read")
 
     # Ways in.
 
@@ -136,8 +135,10 @@ class Confirming:
 
     def _confirm_read(self, alone: Alone, asked: _Asked, link: object, began: Asking) -> None:
         if self._told(asked, link, began) is None:
-            with suppress(RuntimeError):  # those threads have ended, as has the pod
+            try:
                 alone(self._confirm_alone, asked)
+            except RuntimeError:  # there is no thread for it, now
+                self._admission.unread(asked.uid)
 
     def _confirm_alone(self, asked: _Asked) -> None:
         with suppress(RouteError, ray.exceptions.RayError):  # it is asked for again
@@ -174,9 +175,9 @@ class Confirming:
 
     def _fly_soon(self, asked: _Asked) -> None:
         try:
-            self._readers.submit(self._fly, asked)
+            self._readers.begin(self._fly, asked)
         except RuntimeError as error:  # the system has no more threads for us, now
-            self._arrived(asked, error)
+            self._arrived(asked, unacquired(asked.uid, error))
 
     def _fly(self, asked: _Asked) -> None:
         """Read the link; run `on_acquire` if the uid is new here; let all who wait go on."""
@@ -208,7 +209,7 @@ class Confirming:
 
     def _arrived(self, asked: _Asked, error: BaseException | None) -> None:
         if error is not None and not isinstance(error, Exception):
-            error = _unacquired(asked.uid, error)
+            error = unacquired(asked.uid, error)
         with self._lock:
             if self._flights.get((asked.uid, asked.epoch)) is asked.flight:
                 del self._flights[asked.uid, asked.epoch]
@@ -276,8 +277,8 @@ class Confirming:
             return
         try:
             alone(asked)
-        except RuntimeError as error:  # those threads have ended, as has the pod
-            self._arrived(asked, error)
+        except RuntimeError as error:  # there is no thread for it, now
+            self._arrived(asked, unacquired(asked.uid, error))
 
     def _told(self, asked: _Asked, link: object, began: Asking) -> Told | None:
         """Take in one link if it confirms the uid; else say nothing."""
@@ -286,12 +287,6 @@ class Confirming:
         if not began.is_named_by(link, asked.epoch):
             return None
         return self._admission.confirmed(asked.uid, asked.epoch, link, began.at, began.term)
-
-
-def _unacquired(uid: str, error: BaseException) -> PodUnavailableError:
-    """Make an error of what would end the thread, or the task, of each call that waits for it."""
-    reason = f"{uid!r} could not be acquired: {in_words(error)}"
-    return PodUnavailableError(reason=reason, may_have_run=False, uid=uid)
 
 
 def _tell(then: Then, uid: str, flight: Future[None]) -> None:

@@ -8,14 +8,17 @@ import inspect
 import logging
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from threading import Timer
 from typing import Any
 
+from ray_route.error_root import in_words
+from ray_route.errors import PodUnavailableError
 from ray_route.pod.states import Prepare, State
 from ray_route.runtime.metrics import POD_HOOKS_OVER, Meter
+from ray_route.runtime.threads import Threads
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +79,7 @@ class Hooks:
         self._release_s = release_s
         # Many that load for long must not keep other uids from being read. Nor does `on_acquire`
         # run in a call's thread: what interrupts the call must not leave it half done.
-        self._acquirers = ThreadPoolExecutor(_ACQUIRERS, thread_name_prefix="ray_route-acquire")
+        self._acquirers = Threads(_ACQUIRERS, "ray_route-acquire")
         self._over: Callable[[str], None] = lambda _: None
 
     @property
@@ -113,7 +116,10 @@ class Hooks:
         elif self.on_loop and state is None:
             self._acquire(hook, uid, done, state)
         else:
-            self._acquirers.submit(self._acquire, hook, uid, done, state)
+            try:
+                self._acquirers.begin(self._acquire, hook, uid, done, state)
+            except RuntimeError as error:  # the system has no more threads for us, now
+                done(unacquired(uid, error), None)
 
     def _acquire(self, hook: Hook, uid: str, done: Done, state: State | None) -> None:
         with self.turn:
@@ -182,6 +188,12 @@ def _told(done: Done, ran: Future[Any]) -> None:
     else:
         error = ran.exception()
         done(error, None if error else ran.result())
+
+
+def unacquired(uid: str, error: BaseException) -> PodUnavailableError:
+    """Make an error of what would end the thread, or the task, of each call that waits for it."""
+    reason = f"{uid!r} could not be acquired: {in_words(error)}"
+    return PodUnavailableError(reason=reason, may_have_run=False, uid=uid)
 
 
 def takes_state(hook: Hook | None) -> bool:

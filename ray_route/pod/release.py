@@ -282,17 +282,16 @@ class Releases:
         """Look again when a hook's thread is there; if it may not begin, the uid stays held."""
         with self._held.lock:
             entry = self._held.entries[work.uid]
-            if work.kind is Kind.LOSE or self._may_still_begin(entry, work):
+            if work.kind is Kind.LOSE or _may_still_begin(self._held, entry, work):
                 entry.begun = True
                 return True
-            entry.phase = Phase.HELD
-            self._held.asked.drop_void(entry, self._held.term)
-            self._held.look_at(work.uid, entry)
+            _stays(self._held, entry)
             return False
 
-    def _may_still_begin(self, entry: Entry, work: Work) -> bool:
-        serves = work.term == self._held.term and self._held.lease.serves()
-        return serves and not entry.lost and self._held.is_confirmed(entry)
+    def not_begun(self, work: Work) -> None:
+        """Take in that there is no thread for a hook: its uid stays held."""
+        with self._held.lock:
+            _stays(self._held, self._held.entries[work.uid])
 
     def ended(self, uid: str, epoch: int, state: Any = None) -> None:
         """Take in that a hook has ended, however it did: the uid is nobody's.
@@ -353,6 +352,18 @@ class Releases:
                 else:
                     self._held.forget(uid)
             self._held.work.ring()
+
+
+def _may_still_begin(held: Holdings, entry: Entry, work: Work) -> bool:
+    serves = work.term == held.term and held.lease.serves()
+    return serves and not entry.lost and held.is_confirmed(entry)
+
+
+def _stays(held: Holdings, entry: Entry) -> None:
+    """Keep a uid whose hook has not begun; it is looked at again."""
+    entry.phase = Phase.HELD
+    held.asked.drop_void(entry, held.term)
+    held.look_at(entry.uid, entry)
 
 
 def _end(held: Holdings, uid: str, epoch: int) -> None:

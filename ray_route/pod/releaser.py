@@ -11,7 +11,6 @@ import logging
 import math
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -27,6 +26,7 @@ from ray_route.pod.surroundings import Surroundings
 from ray_route.pod.telling import Telling, pieces
 from ray_route.protocol.commands import Address, Refreshed
 from ray_route.runtime.metrics import POD_UNRELEASED, meter
+from ray_route.runtime.threads import Threads
 from ray_route.runtime.waiting import run
 
 logger = logging.getLogger(__name__)
@@ -63,8 +63,8 @@ class Releaser:
         self._ended = threading.Event()
         self._running = 0
         self._lock = threading.Lock()
-        self._confirmers = ThreadPoolExecutor(_CONFIRMERS, thread_name_prefix="ray_route-confirm")
-        self._hookers = ThreadPoolExecutor(hooks.at_once, thread_name_prefix="ray_route-hook")
+        self._confirmers = Threads(_CONFIRMERS, "ray_route-confirm")
+        self._hookers = Threads(hooks.at_once, "ray_route-hook")
         self._looked_at = now()
         self._telling = Telling(self._ask, self._held, releases, address)
         for work in (self._give_up, self._report_use):
@@ -100,8 +100,8 @@ class Releaser:
         """Stop; hooks that run go on."""
         self._ended.set()
         self._telling.end()
-        self._confirmers.shutdown(wait=False)
-        self._hookers.shutdown(wait=False)
+        self._confirmers.end()
+        self._hookers.end()
 
     # Giving up.
 
@@ -122,7 +122,7 @@ class Releaser:
         if at >= self._looked_at + _IDLE_LOOK_S:
             self._looked_at = at
             self._releases.look_for_idle()
-        alone = self._confirmers.submit
+        alone = self._confirmers.begin
         if work := self._releases.to_confirm():
             self._gate.confirm_all({it.uid: it.epoch for it in work}, alone)
         if work := self._releases.to_acquire():
@@ -143,7 +143,7 @@ class Releaser:
     def _begin_hooks(self) -> None:
         if self._hooks.takes_turns:
             if self._count(1, at_most=1):
-                self._hookers.submit(self._in_turn)
+                self._begin_hook(self._in_turn)
             return
         with self._lock:
             free = self._hooks.at_once - self._running
@@ -151,8 +151,20 @@ class Releaser:
             self._count(1)
             if self._hooks.on_loop:
                 self._run(work, self._one_less)
-            else:
-                self._hookers.submit(self._run, work, self._one_less)
+                continue
+            try:
+                self._begin_hook(self._run, work, self._one_less)
+            except RuntimeError:
+                self._releases.not_begun(work)
+                raise
+
+    def _begin_hook(self, run: Callable[..., None], *args: Any) -> None:
+        """Run a hook that counts already; one for which there is no thread does not."""
+        try:
+            self._hookers.begin(run, *args)
+        except RuntimeError:
+            self._count(-1)
+            raise
 
     def _count(self, by: int, at_most: int | None = None) -> bool:
         with self._lock:

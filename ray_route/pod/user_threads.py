@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from ray_route.runtime.loop_posts import posts_here, wake
+from ray_route.runtime.threads import Threads
 
 AT_ONCE = 16
 
@@ -25,7 +26,7 @@ class UserThreads:
     """
 
     def __init__(self, at_once: int) -> None:
-        self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="ray_route-call")
+        self._pool = Threads(at_once, "ray_route-call")
 
     async def run(self, function: Callable[[], Any], *, is_within: bool = False) -> Any:
         """Return what a function returns, or raise what it raises, in the caller's context.
@@ -37,7 +38,7 @@ class UserThreads:
         if is_within:
             threading.Thread(target=work.run, name="ray_route-within", daemon=True).start()
         else:
-            self._pool.submit(work.run)
+            self._pool.begin(work.run)
         await work.end()
         if work.error is not None:
             raise work.error

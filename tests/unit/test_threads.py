@@ -1,0 +1,145 @@
+"""The system may have no more threads for a while: then nothing is half begun, or begun later."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from helpers import eventually
+from test_gate_without_a_router import EPOCH, Namespace
+
+from ray_route.clock import now
+from ray_route.errors import PodUnavailableError
+from ray_route.model import Link
+from ray_route.pod.gate import Gate
+from ray_route.pod.holdings import Holdings
+from ray_route.pod.hooks import Hooks
+from ray_route.pod.pod_lease import PodLease
+from ray_route.pod.release import Releases
+from ray_route.pod.releaser import Releaser
+from ray_route.runtime.threads import Threads
+
+Starts = Callable[[bool], None]
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Starts]:
+    """Say whether pools of threads may start more; all else may."""
+    start = threading.Thread.start
+
+    def set_(are_there: bool) -> None:
+        def begun(self: threading.Thread) -> None:
+            if not are_there and self.name.rpartition("_")[0].startswith("ray_route-"):
+                raise RuntimeError("can't start new thread")
+            start(self)
+
+        monkeypatch.setattr(threading.Thread, "start", begun)
+
+    yield set_
+    monkeypatch.undo()
+
+
+class TestThreads:
+    def test_what_has_no_thread_is_never_run(self, starts: Starts):
+        threads, ran = Threads(1, "ray_route-some"), []
+        starts(False)
+        with pytest.raises(RuntimeError, match="new thread"):
+            threads.begin(ran.append, "first")
+        starts(True)
+        threads.begin(ran.append, "second")
+        eventually(lambda: ran, "it runs")
+        assert ran == ["second"]
+        threads.end()
+
+    def test_nor_is_it_where_others_run(self, starts: Starts):
+        threads, ran, free = Threads(2, "ray_route-some"), [], threading.Event()
+        threads.begin(free.wait)
+        starts(False)
+        with pytest.raises(RuntimeError, match="new thread"):
+            threads.begin(ran.append, "first")
+        starts(True)
+        free.set()
+        threads.begin(ran.append, "second")
+        eventually(lambda: ran, "it runs")
+        assert ran == ["second"]
+        threads.end()
+
+    def test_when_they_have_ended_nothing_is_begun(self):
+        threads = Threads(1, "ray_route-some")
+        threads.end()
+        with pytest.raises(RuntimeError):
+            threads.begin(print)
+
+
+def gate_of(hooks: Hooks) -> tuple[Gate, Namespace]:
+    namespace: Any = Namespace()
+    return Gate(namespace, "chat", Holdings(0, PodLease(7, 600.0, now()), 600.0), hooks), namespace
+
+
+@pytest.mark.parametrize("of", ["reads", "hooks"])
+def test_a_uid_that_could_not_be_acquired_is_by_the_next_call(starts: Starts, of: str) -> None:
+    acquired: list[str] = []
+    gate, _ = gate_of(Hooks(on_acquire=acquired.append))
+    if of == "hooks":
+        gate._confirming._readers.begin(lambda: None)
+        eventually(lambda: gate._confirming._readers._pool._threads, "it has a thread for reads")
+    starts(False)
+    with pytest.raises(PodUnavailableError, match="new thread") as caught:
+        gate.enter("u", EPOCH, 7)
+    assert not caught.value.may_have_run
+    starts(True)
+    gate.enter("u", EPOCH, 7)
+    assert acquired == ["u"]
+
+
+def test_a_uid_that_could_not_be_read_before_it_is_given_up_is_read_later(starts: Starts) -> None:
+    gate, namespace = gate_of(Hooks())
+    releases, threads = Releases(gate.held), Threads(1, "ray_route-some")
+    gate.enter("u", EPOCH, 7)
+    gate.leave("u")
+    gate.held.entries["u"].until = 0.0  # its lease is over
+    namespace.link = Link(0, 7, EPOCH, persistent=False, lease_s=0.0)
+    releases.release(1, {"u": EPOCH}, 600.0, closes=True, router=1)
+    (work,) = releases.to_confirm()
+    starts(False)
+    gate.confirm_all({work.uid: work.epoch}, threads.begin)
+    assert releases.to_confirm() == [work]
+
+
+@pytest.mark.parametrize("takes_turns", [True, False])
+def test_a_uid_whose_hook_has_no_thread_is_given_up_later(
+    starts: Starts, takes_turns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[str] = []
+    turn = threading.Lock() if takes_turns else None
+    gate, namespace = gate_of(hooks := Hooks(on_release=released.append, turn=turn))
+    gate.enter("u", EPOCH, 7)
+    gate.leave("u")
+    there: Any = namespace
+    there.ask_now = lambda *_, **__: None
+    releases = Releases(gate.held)
+    begun = threading.Event()
+
+    class Slow(Releaser):
+        """It tries at once, and says so."""
+
+        def _begin_hooks(self) -> None:
+            try:
+                super()._begin_hooks()
+            except RuntimeError:
+                begun.set()
+                raise
+
+        def _report_use(self) -> None:
+            pass
+
+    starts(False)
+    releaser = Slow(there, gate, hooks, releases, lambda: ("chat", 0, 7))
+    releases.release(1, {"u": EPOCH}, 600.0, closes=True, router=1)
+    assert begun.wait(60)
+    assert not released
+    starts(True)
+    eventually(lambda: released == ["u"], "its hook runs")
+    releaser.end()
