@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 class Saver:
     """Has a pod's states saved every so many seconds; at a release `Instances` does.
 
-    Each uid for itself: one whose turn has not come, or that the store keeps waiting, keeps no
-    other.
+    Each uid for itself: one whose turn has not come keeps no other. Saves hold their uids' turns;
+    so no more than so many run at once, though the store hangs: the other uids' calls go on.
     """
 
     def __init__(self, calls: TurnCalls, instances: Instances, every_s: float) -> None:
