@@ -149,7 +149,7 @@ def test_a_removal_after_a_delay_ends_every_lease_with_the_link(client: Any, age
     asked_at = time.monotonic()
     held = client.get_linked_pod_not_cache("u", first.service)
     assert held.epoch == link.epoch
-    assert not held.persistent
+    assert held.persistent, "want of use ends it no sooner"
     eventually(
         lambda: client.get_linked_in_cache("u", first.service) is None, "caches hear of it", 0.9
     )

@@ -125,7 +125,7 @@ def _link(value: bytes | None, ttl: int) -> Link | None:
     pod, incarnation, epoch = (int(part) for part in value.split(b":")[:3])
     replaced = value.split(b":")[3] if value.count(b":") > 2 else b""
     number = int(replaced) if replaced.isdigit() else 0
-    return Link(pod, incarnation, epoch, ttl == NO_TTL, 0.0, number)
+    return Link(pod, incarnation, epoch, ttl == NO_TTL or value.endswith(b":p"), 0.0, number)
 
 
 def _replaced(links: Any) -> list[int]:

@@ -272,7 +272,8 @@ class LinkMachine(RuleBasedStateMachine):
         for uid in ("a", "b", "c:d", "{e}"):
             held = self.held.get(uid)
             assert self.shard.raw(uid) == (held and held.value())
-            assert (self.shard.pttl(uid) == -1) == (held is not None and held.link().persistent)
+            has_no_end = held is not None and held.persistent and not held.marked
+            assert (self.shard.pttl(uid) == -1) == has_no_end
 
     @invariant()
     def the_counter_exceeds_every_epoch_and_is_the_one_replied(self) -> None:
