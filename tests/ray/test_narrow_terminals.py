@@ -105,8 +105,13 @@ def test_every_command_is_tried_in_a_narrow_terminal() -> None:
     assert ENTRIES.keys() | NUMBERS_ALONE == app.commands.keys()
 
 
-def ran(place: Place, patch: pytest.MonkeyPatch, words: list[str]) -> Terminal:
-    patch.setattr(PageServer, "serve_forever", lambda _: None)
+def ran(
+    place: Place,
+    patch: pytest.MonkeyPatch,
+    words: list[str],
+    serve: Callable[[PageServer], object] = lambda _: None,
+) -> Terminal:
+    patch.setattr(PageServer, "serve_forever", serve)
     with printed(patch) as shown, pytest.raises(SystemExit):
         main([*words, "-n", place.client.namespace])
     return shown
@@ -127,3 +132,11 @@ def test_no_digit_is_lost(place: Place, monkeypatch: pytest.MonkeyPatch, command
     words, expected = ENTRIES[command]
     texts = expected(place)
     ran(place, monkeypatch, words(place)).check_whole(*texts)
+
+
+def test_the_address_of_the_page_is_printed_in_one_line_to_be_copied(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[str] = []
+    shown = ran(place, monkeypatch, ["ui"], lambda server: served.append(server.url))
+    assert any(served[0] in line for line in shown.lines), shown.lines
