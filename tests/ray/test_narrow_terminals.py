@@ -110,9 +110,10 @@ def ran(
     patch: pytest.MonkeyPatch,
     words: list[str],
     serve: Callable[[PageServer], object] = lambda _: None,
+    columns: int = 80,
 ) -> Terminal:
     patch.setattr(PageServer, "serve_forever", serve)
-    with printed(patch) as shown, pytest.raises(SystemExit):
+    with printed(patch, columns) as shown, pytest.raises(SystemExit):
         main([*words, "-n", place.client.namespace])
     return shown
 
@@ -138,5 +139,6 @@ def test_the_address_of_the_page_is_printed_in_one_line_to_be_copied(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[str] = []
-    shown = ran(place, monkeypatch, ["ui"], lambda server: served.append(server.url))
+    noted = lambda server: served.append(server.url)  # noqa: E731
+    shown = ran(place, monkeypatch, ["ui"], noted, columns=40)
     assert any(served[0] in line for line in shown.lines), shown.lines
