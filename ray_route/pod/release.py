@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from functools import partial
 from typing import Any, NamedTuple
@@ -288,10 +288,11 @@ class Releases:
             _stays(self._held, entry)
             return False
 
-    def not_begun(self, work: Work) -> None:
-        """Take in that there is no thread for a hook: its uid stays held."""
+    def not_begun(self, some: Iterable[Work]) -> None:
+        """Take in that there is no thread for some hooks: their uids stay held."""
         with self._held.lock:
-            _stays(self._held, self._held.entries[work.uid])
+            for work in some:
+                _stays(self._held, self._held.entries[work.uid])
 
     def ended(self, uid: str, epoch: int, state: Any = None) -> None:
         """Take in that a hook has ended, however it did: the uid is nobody's.
@@ -368,18 +369,15 @@ def _stays(held: Holdings, entry: Entry) -> None:
 
 def _end(held: Holdings, uid: str, epoch: int) -> None:
     """Begin a removal that is due; a uid that is held is looked at like all that are to end."""
-    entry = held.entries.get(uid)
+    entry, fate = held.entries.get(uid), held.scheduled.fate(uid, epoch)
     if entry is None or (entry.epoch < epoch and _is_over(entry)):
-        held.bar(
-            uid, epoch, held.scheduled.fate(uid, epoch)
-        )  # nothing of it is here: only its link is to go
+        held.bar(uid, epoch, fate)  # nothing of it is here: only its link is to go
     elif entry.epoch > epoch:
         held.scheduled.over(uid, epoch)
     elif entry.epoch < epoch and entry.phase is Phase.HELD:  # that one is not over here
         entry.lost = True
     elif entry.epoch == epoch and entry.phase is Phase.ARRIVED and entry.tried:
-        # Its on_acquire fails: nobody waits for its next call.
-        entry.removes = held.scheduled.fate(uid, epoch)
+        entry.removes = fate  # its on_acquire fails: nobody waits for its next call
         held.give(uid, entry)
 
 
