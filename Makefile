@@ -20,7 +20,7 @@ demo: $(READY)  ## sticky routing at work, on a real message log where there is 
 	RAY_ADDRESS=local $(BIN)/ray-route demo --kill --scale-out $(if $(wildcard $(SHARED)),--trace $(SHARED))
 
 unit: $(READY)  ## what needs neither servers nor Ray
-	$(BIN)/python -m pytest tests/unit
+	$(SUITE) -m 'not long and not slow' tests/unit
 
 # As many processes as a small machine has cores: a third saves up to a quarter of the time, and starves
 # the others on a busy machine. Each has a Ray and servers of its own; one that crashes fails the run.

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 MODULES = {"ray_route.placement", "ray_route.errors", "ray_route.testing.faults"}
 
@@ -31,6 +33,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.slow
 def test_names_are_no_modules_of_the_same_name_and_defaults_are_values():
     named = re.findall(r"(?m)^::: (\S+)", (ROOT / "docs" / "api.md").read_text())
     read = [sys.executable, "-c", READ, str(ROOT), *named]

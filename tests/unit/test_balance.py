@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +33,7 @@ def after(pods: Weights, moves: list[UidMove]) -> dict[int, dict[str, float]]:
     return there
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(loads=LOADS, data=st.data(), tolerance=st.sampled_from([0.02, 0.1, 0.5]))
 def test_a_plan_evens_out_moves_each_uid_once_and_leaves_nothing_to_do(

@@ -236,6 +236,7 @@ def test_runs_are_forgotten_when_they_are_over(monkeypatch: Any) -> None:
     assert len(orders) <= 11
 
 
+@pytest.mark.slow
 def test_many_that_wait_for_one_take_no_longer_each() -> None:
     def per_call(number: int) -> float:
         begun_at = time.process_time()

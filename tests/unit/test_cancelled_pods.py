@@ -150,6 +150,7 @@ async def check(pod: Looped) -> None:
     pod.release()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True], ids=["well", "ill"])
 @pytest.mark.parametrize("work", WORKS)
 @pytest.mark.parametrize("cls", [LoopPod, LoopTurnPod])

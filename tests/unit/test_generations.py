@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +40,7 @@ def test_each_generation_keeps_its_gaps_through_an_upgrade(some: set[int], there
     assert (completed(forth).gaps, completed(forth).indexes) == (frozenset(), tuple(block))
 
 
+@pytest.mark.slow
 @given(INDEXES, st.integers(1, 40), st.sets(st.integers(0, 40)))
 def test_gaps_are_filled_first_and_what_is_there_is_wanted(
     some: set[int], replicas: int, there: set[int]

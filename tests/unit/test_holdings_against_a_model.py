@@ -714,6 +714,7 @@ def run_history(seed: int) -> Counter[str]:
     return world.seen
 
 
+@pytest.mark.slow
 def test_random_histories_break_no_rule():
     seen: Counter[str] = Counter()
     for seed in [*range(300), *(random.getrandbits(40) for _ in range(100))]:

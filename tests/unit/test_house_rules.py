@@ -76,6 +76,8 @@ def test_a_test_that_sleeps_says_why() -> None:
     found = []
     for file in files("tests", "test_*.py"):
         lines = file.read_text().splitlines()
+        if not any("sleep" in line for line in lines):
+            continue
         silent = (number for number in sleeps(file) if "  # " not in lines[number - 1])
         found += [f"{file.relative_to(ROOT)}:{number}" for number in silent]
     assert found == []

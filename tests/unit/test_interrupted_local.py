@@ -77,6 +77,7 @@ def elsewhere(work: Callable[[], Any]) -> Any:
         pool.shutdown(wait=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", [say, items, move, fence, idle, remove, kill])
 def test_whoever_is_interrupted_anywhere_leaves_a_service_sound(
     verb: Callable[[testing.LocalService], None],
@@ -106,6 +107,7 @@ def threads() -> list[str]:
     return [each.name for each in threading.enumerate() if each.name.startswith(THREADS)]
 
 
+@pytest.mark.slow
 def test_a_service_is_closed_wherever_who_has_it_is_interrupted() -> None:
     def work() -> None:
         with testing.local(Room, per_uid=True, pods=1):

@@ -263,6 +263,7 @@ def serving(pod: Pod, header: list[Any]) -> Any:
         return "hello"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_new", [False, True], ids=["held", "new"])
 @pytest.mark.parametrize("one_by_one", [False, True], ids=["in threads", "one by one"])
 @pytest.mark.parametrize("way", [call, stream, serving])
@@ -282,6 +283,7 @@ def test_a_call_that_is_interrupted_anywhere_holds_up_no_other_and_no_release(
     assert at_every_line(callers.first, check, *SERVING, *CALLING) > 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [call, stream])
 def test_a_uid_is_given_up_wherever_the_call_that_it_waits_for_is_interrupted(way: Any) -> None:
     wanted = WantedUid(Pod(one_by_one=False), way)

@@ -44,6 +44,7 @@ def hash_tag(key: str) -> str:
     return key[begin + 1 : key.index("}", begin)]
 
 
+@pytest.mark.slow
 @given(TRIPLES, TRIPLES)
 @example(("n", "a", "-b"), ("n", "a-", "b"))
 @example(("n", "a", ":b"), ("n", "a", "b"))
@@ -53,6 +54,7 @@ def test_no_two_links_share_a_key(one: tuple[str, str, str], other: tuple[str, s
     assert (link_key(one) == link_key(other)) == (one == other)
 
 
+@pytest.mark.slow
 @given(st.text("ab-.", min_size=3, max_size=8), st.data())
 def test_where_one_name_ends_and_the_next_begins_makes_a_difference(letters: str, data):
     cut = st.integers(1, len(letters) - 1)
@@ -64,11 +66,13 @@ def test_where_one_name_ends_and_the_next_begins_makes_a_difference(letters: str
         assert (keys[0] == keys[1]) == (one == other)
 
 
+@pytest.mark.slow
 @given(st.lists(TRIPLES, unique=True, max_size=20))
 def test_many_links_have_as_many_keys(triples: list[tuple[str, str, str]]):
     assert len({link_key(triple).encode() for triple in triples}) == len(triples)
 
 
+@pytest.mark.slow
 @given(TRIPLES, TRIPLES)
 def test_a_link_shares_its_key_with_nothing_else(
     one: tuple[str, str, str], other: tuple[str, str, str]
@@ -76,6 +80,7 @@ def test_a_link_shares_its_key_with_nothing_else(
     assert link_key(one, 4) not in all_keys(other)[1:]
 
 
+@pytest.mark.slow
 @given(NAMES, NAMES, UIDS | LIKE_UIDS, st.integers(1, 1_000))
 def test_all_keys_of_a_shard_have_one_hash_tag(namespace: str, service: str, uid: str, shards: int):
     keys = Keys(namespace, shards)
@@ -85,6 +90,7 @@ def test_all_keys_of_a_shard_have_one_hash_tag(namespace: str, service: str, uid
     assert hash_tag(keys.counter(shard)) == f"{namespace}:{shard}"
 
 
+@pytest.mark.slow
 @given(NAMES, NAMES)
 def test_all_keys_of_a_namespace_itself_have_one_hash_tag(namespace: str, service: str):
     keys = Keys(namespace, 4)

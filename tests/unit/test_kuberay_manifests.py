@@ -55,6 +55,7 @@ def clusters() -> list[dict[str, Any]]:
     return [load("raycluster.yaml")["spec"], load("rayservice.yaml")["spec"]["rayClusterConfig"]]
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 @pytest.mark.parametrize("name", ["raycluster.yaml", "rayservice.yaml"])
 def test_the_fields_are_kuberays(name: str) -> None:

@@ -41,6 +41,7 @@ def test_the_package_alone_loads_values_and_errors() -> None:
     }
 
 
+@pytest.mark.slow
 def test_who_connects_loads_neither_pods_nor_what_deploys_them() -> None:
     loaded = fresh(f"import ray_route\nray_route.connect, ray_route.connect_async\n{LOADED}")
     rooms = {name.split(".")[1] for name in loaded}
@@ -53,6 +54,7 @@ def test_who_connects_loads_neither_pods_nor_what_deploys_them() -> None:
     assert "ray_route.protocol.commands" not in loaded
 
 
+@pytest.mark.slow
 def test_who_looks_for_its_router_loads_its_class_and_none_of_its_parts() -> None:
     """As Ray does in each process that connects."""
     loaded = set(fresh(f"import ray_route.router.actor\n{LOADED}"))
@@ -61,6 +63,7 @@ def test_who_looks_for_its_router_loads_its_class_and_none_of_its_parts() -> Non
     assert {"ray_route.protocol.commands", "ray_route.client"}.isdisjoint(loaded)
 
 
+@pytest.mark.slow
 def test_a_class_of_pods_loads_no_client() -> None:
     loaded = rooms_loaded("import ray_route\nray_route.interleave, ray_route.current_link")
     assert loaded.isdisjoint({"client", "controller", "deploying", "deployment", "router"})
@@ -87,6 +90,7 @@ def typed() -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "ask",
     [
@@ -116,6 +120,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         exec("from ray_route import deplyo")
 
 
+@pytest.mark.slow
 def test_functions_that_refer_to_the_package_travel_to_processes_that_have_loaded_nothing() -> None:
     def shown() -> list[str]:
         return [each.__name__ for each in (ray_route.deploy, ray_route.connect)]
@@ -126,6 +131,7 @@ def test_functions_that_refer_to_the_package_travel_to_processes_that_have_loade
     assert pickle.loads(pickle.dumps(ray_route.deploy)) is ray_route.deploy
 
 
+@pytest.mark.slow
 def test_threads_that_ask_at_once_get_the_same() -> None:
     program = f"""
 import threading, ray_route

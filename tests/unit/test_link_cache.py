@@ -433,6 +433,7 @@ class Both:
             del self.plain[uid]
 
 
+@pytest.mark.slow
 @given(ACTS, st.integers(1, 6))
 @example([("drop", "b", 0), ("drop", "b", 0), ("put", "a", 1, 0)], 1)
 @example([("drop", "b", 0), ("drop", "c", 0), ("put", "a", 1, 0)], 1)

@@ -219,12 +219,14 @@ def drained() -> Pod:
     return pod
 
 
+@pytest.mark.slow
 def test_a_look_is_no_look_at_all_that_are_to_be_given_up(drained: Pod) -> None:
     given = [uid for _ in range(100) for uid in drained.give_up(10)]
     assert given == [str(n) for n in range(1_000)], "the first that were asked for go first"
     assert drained.looks() < 20 * len(given)
 
 
+@pytest.mark.slow
 def test_nor_while_those_given_up_wait_for_their_next_owners(drained: Pod) -> None:
     given = [uid for _ in range(13) for uid in drained.give_up(10, "its state")]
     drained.looks()
@@ -238,6 +240,7 @@ def test_nor_while_those_given_up_wait_for_their_next_owners(drained: Pod) -> No
     assert drained.looks() < 500
 
 
+@pytest.mark.slow
 def test_so_many_are_given_up_ahead_of_their_next_owners_and_no_more(drained: Pod) -> None:
     """Fewer leave the way empty while messages are under way; more keep their users waiting."""
     given = []
@@ -254,6 +257,7 @@ def test_so_many_are_given_up_ahead_of_their_next_owners_and_no_more(drained: Po
     assert len(given) > 64 + 50
 
 
+@pytest.mark.slow
 def test_nor_while_redis_confirms_none(drained: Pod) -> None:
     drained.clock.tick(LEASE_S + 100)
     drained.looks()
@@ -266,6 +270,7 @@ def test_nor_while_redis_confirms_none(drained: Pod) -> None:
     assert drained.looks() < 300
 
 
+@pytest.mark.slow
 def test_one_that_redis_does_not_confirm_keeps_no_other_waiting() -> None:
     pod = Pod(DRAINED)
     pod.clock.tick(LEASE_S + 100)
@@ -282,6 +287,7 @@ def test_one_that_redis_does_not_confirm_keeps_no_other_waiting() -> None:
     assert pod.give_up(DRAINED) == second
 
 
+@pytest.mark.slow
 def test_to_take_a_release_back_is_no_look_at_those_of_others(drained: Pod) -> None:
     drained.releases.cancel(20)
     assert 1_000 <= drained.looks() < 5_000
@@ -291,6 +297,7 @@ def test_to_take_a_release_back_is_no_look_at_those_of_others(drained: Pod) -> N
     assert sorted(left, key=int) == [str(n) for n in range(19_000, 20_000)]
 
 
+@pytest.mark.slow
 def test_those_that_were_just_given_up_are_not_looked_at_by_who_settles(drained: Pod) -> None:
     drained.give_up(100)
     drained.clock.tick(5)
@@ -313,6 +320,7 @@ def test_those_that_are_being_acquired_are_not_looked_at_again() -> None:
     assert pod.looks() == 0
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_drain_that_is_over(drained: Pod) -> None:
     for number in range(15, 21):
         drained.releases.cancel(number)

@@ -78,6 +78,7 @@ def test_a_uid_is_accepted_exactly_if_it_has_1_to_512_bytes(uid: str):
 UID_LISTS = st.lists(st.text(max_size=3) | st.sampled_from(["x" * 512, "x" * 513, "é" * 257, 5]))
 
 
+@pytest.mark.slow
 @given(UID_LISTS)
 @example([])
 @example(["a", "a", "é" * 200, "b"])

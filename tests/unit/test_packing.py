@@ -9,6 +9,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from ray_route.store.scripts import plain_call, script_call
 
 PACKS_UNDER_INTERRUPTS = """
@@ -34,6 +36,7 @@ print(interrupts)
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_commands_are_written_ends_no_process() -> None:
     packing = [sys.executable, "-c", PACKS_UNDER_INTERRUPTS]
     done = subprocess.run(packing, capture_output=True, text=True, timeout=60, check=False)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ray_route.controller import recipe
 
 # In a process of its own: what disturbs a parse there must disturb nobody else's.
@@ -27,6 +29,7 @@ for times in range(1, 6):  # as another thread would, at so many points within a
 """
 
 
+@pytest.mark.slow
 def test_a_class_is_read_though_another_thread_parses() -> None:
     tests = Path(__file__).parents[1]
     done = subprocess.run(

@@ -185,6 +185,7 @@ STEPS = st.one_of(st.just(0.0), st.floats(-200, 200), st.floats(-20, 20))
 EVENTS = st.lists(st.tuples(st.floats(0.1, 40), STEPS, st.floats(0, 14), st.floats(0, 14)))
 
 
+@pytest.mark.slow
 @given(EVENTS)
 def test_no_script_is_let_through_that_finds_a_link_ended_within_its_lease(events: list):
     """Whoever got a lease since the router last looked before it, within a link's life."""

@@ -420,6 +420,7 @@ class TestExports:
         assert confirm(pod, "u", 200, replaced=100) is Told.ACQUIRE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["written", "read"])
 def test_other_threads_run_while_a_large_state_is(way: str):
     """Whoever keeps the interpreter lock for longer than its lease is fenced."""

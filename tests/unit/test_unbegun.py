@@ -226,6 +226,7 @@ def way_of(world: World) -> str:
 BOTH = pytest.mark.parametrize("patient", [True, False], ids=["heard of", "not heard of in time"])
 
 
+@pytest.mark.slow
 @BOTH
 def test_what_was_ended_had_claimed_nothing_in_whichever_order(
     patch: pytest.MonkeyPatch, patient: bool
@@ -250,6 +251,7 @@ def test_who_spares_a_pod_does_not_have_it_live_that_another_is_about_to_end(
     assert world.notes == {}
 
 
+@pytest.mark.slow
 @BOTH
 def test_what_two_have_ended_had_claimed_nothing_either(
     patch: pytest.MonkeyPatch, patient: bool

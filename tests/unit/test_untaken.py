@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pytest
 from helpers import eventually
 
 from ray_route.client.call_loop import CallLoop
@@ -13,6 +14,7 @@ from ray_route.client.untaken import Untaken
 from ray_route.clock import Deadline
 
 
+@pytest.mark.slow
 def test_a_look_that_waits_for_a_busy_machine_puts_the_next_off_no_longer() -> None:
     looks: list[int] = []
 

@@ -213,6 +213,7 @@ def test_who_waits_for_work_that_asks_ray_hears_that_it_is_gone(
         ends.set()
 
 
+@pytest.mark.slow
 def test_a_wait_of_many_parts_ends_with_the_answer_and_at_its_deadline():
     future: SharedFuture[Any] = SharedFuture()
     threading.Timer(1.5, future.set_result, (ANSWER,)).start()
