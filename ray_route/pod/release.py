@@ -288,10 +288,11 @@ class Releases:
             _stays(self._held, entry)
             return False
 
-    def not_begun(self, work: Work) -> None:
-        """Take in that there is no thread for a hook: its uid stays held."""
+    def not_begun(self, some: list[Work]) -> None:
+        """Take in that there is no thread for hooks: their uids stay held."""
         with self._held.lock:
-            _stays(self._held, self._held.entries[work.uid])
+            for work in some:
+                _stays(self._held, self._held.entries[work.uid])
 
     def ended(self, uid: str, epoch: int, state: Any = None) -> None:
         """Take in that a hook has ended, however it did: the uid is nobody's.

@@ -147,7 +147,8 @@ class Releaser:
             return
         with self._lock:
             free = self._hooks.at_once - self._running
-        for work in self._releases.take(free):
+        some = self._releases.take(free)
+        for number, work in enumerate(some):
             self._count(1)
             if self._hooks.on_loop:
                 self._run(work, self._one_less)
@@ -155,7 +156,7 @@ class Releaser:
             try:
                 self._begin_hook(self._run, work, self._one_less)
             except RuntimeError:
-                self._releases.not_begun(work)
+                self._releases.not_begun(some[number:])
                 raise
 
     def _begin_hook(self, run: Callable[..., None], *args: Any) -> None:
