@@ -145,3 +145,18 @@ def test_uids_whose_hooks_have_no_thread_are_given_up_later(
     starts(True)
     eventually(lambda: sorted(released) == uids, "their hooks run")
     releaser.end()
+
+
+def test_a_hook_whose_limit_nobody_can_watch_runs_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[object] = []
+    hooks = Hooks(on_release=lambda uid: f"the state of {uid}", release_s=10.0)
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        hooks.start("on_release", "u", lambda error, state: ended.append((error, state)))
+    assert ended == [(None, "the state of u")]
