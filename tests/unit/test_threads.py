@@ -160,3 +160,21 @@ def test_a_hook_whose_limit_nobody_can_watch_runs_all_the_same(
         patch.setattr(threading.Thread, "start", start)
         hooks.start("on_release", "u", lambda error, state: ended.append((error, state)))
     assert ended == [(None, "the state of u")]
+
+
+def test_a_uid_that_has_arrived_and_has_no_thread_is_acquired_later(starts: Starts) -> None:
+    gate, namespace = gate_of(Hooks(on_acquire=lambda *_: None, carries=True))
+    releases, threads = Releases(gate.held), Threads(1, "ray_route-some")
+    gate.enter("u", EPOCH, 7)
+    gate.leave("u")
+    releases.release(1, {"u": EPOCH}, 600.0, closes=True, router=1)
+    (work,) = releases.take(10)
+    assert releases.may_begin(work)
+    releases.ended("u", EPOCH, "its state")
+    releases.settled({"u": (EPOCH, EPOCH + 1)})
+    # Its lease is over: it is read by itself.
+    namespace.link = Link(0, 7, EPOCH + 1, persistent=False, lease_s=0.0, replaced=EPOCH)
+    (work,) = releases.to_acquire()
+    starts(False)
+    gate.acquire_all({work.uid: work.epoch}, lambda *_: None, threads.begin)
+    assert releases.to_acquire() == [work]
