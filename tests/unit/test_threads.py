@@ -66,6 +66,27 @@ class TestThreads:
         assert ran == ["second"]
         threads.end()
 
+    @pytest.mark.parametrize("are_there", [0, 1])
+    def test_afterwards_as_much_runs_at_once_as_before(self, starts: Starts, are_there: int):
+        threads, free = Threads(4, "ray_route-some"), threading.Event()
+        for _ in range(are_there):
+            threads.begin(free.wait)
+        starts(False)
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="new thread"):
+                threads.begin(print)
+        starts(True)
+        free.set()
+        threads.begin((alone := threading.Event()).set)
+        assert alone.wait(60)
+        for _ in range(2):
+            beside = threading.Event()
+            all_of_them = threading.Barrier(4, beside.set, timeout=30)
+            for _ in range(4):
+                threads.begin(all_of_them.wait)
+            assert beside.wait(60)
+        threads.end()
+
     def test_when_they_have_ended_nothing_is_begun(self):
         threads = Threads(1, "ray_route-some")
         threads.end()
