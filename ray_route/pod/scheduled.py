@@ -92,6 +92,14 @@ class ScheduledRemovals:
         if self.of(uid)[0] <= epoch:
             self._of.pop(uid, None)
 
+    def decided(self, uid: str, epoch: int) -> None:
+        """Take in that Redis has decided about what was in doubt, up to an epoch.
+
+        Not about a removal that somebody has scheduled since, before this was heard.
+        """
+        if self._of.get(uid, _NONE).is_doubtful:
+            self.over(uid, epoch)
+
     def clear(self) -> None:
         """Take in that all links are others by now."""
         self._of.clear()

@@ -216,6 +216,19 @@ class TestRemovals:
         assert (pod.held.entries["u"].state is not None) if present else not pod.held.entries
         assert "u" not in pod.held.scheduled
 
+    def test_one_that_is_scheduled_anew_before_it_is_known_to_be_had_back_is_to_go(self, pod: Pod):
+        due_at = self.schedule(pod, 3 * IDLE_S)
+        ask(pod, temporary=False)
+        self.due(pod, due_at)
+        self.given_up(pod, "state")
+        later = pod.clock() + IDLE_S
+        assert pod.releases.end_at("u", 101, later)
+        pod.releases.settled({"u": (100, 101)}, {"u": (100, Fate.MAY_GO)})
+        assert pod.confirm("u", 101, 1_000, replaced=100, persistent=True) is Told.ACQUIRE
+        pod.admission.acquired("u", 101)
+        self.due(pod, later)
+        assert self.given_up(pod) is Fate.GOES
+
     def test_one_that_waits_to_be_settled_is_remembered(self, pod: Pod):
         """Redis may lose its link meanwhile."""
         due_at = self.schedule(pod, 3 * IDLE_S)
