@@ -32,8 +32,8 @@ def tell(pod: Pod, *, persistent: bool, epoch: int = 100) -> None:
     set_kinds(pod.held, {"u": (epoch, persistent), "unheld": (epoch, persistent)})
 
 
-def ask(pod: Pod, *, temporary: bool) -> None:
-    assert pod.releases.end_at("u", 100, math.inf, temporary=temporary)
+def ask(pod: Pod, *, temporary: bool, epoch: int = 100) -> None:
+    assert pod.releases.end_at("u", epoch, math.inf, temporary=temporary)
 
 
 class TestWhatIsTold:
@@ -250,6 +250,19 @@ class TestRemovals:
         assert pod.to_confirm() == pod.take() == []
         self.due(pod, due_at)
         assert self.given_up(pod) is Fate.GOES
+
+    def test_one_that_is_not_known_yet_to_be_given_back_is_doubtful_as_well(self, pod: Pod):
+        due_at = self.schedule(pod, 3 * IDLE_S)
+        pod.release()
+        work = pod.begin_hook()
+        pod.releases.ended(work.uid, work.epoch, "it")
+        ask(pod, temporary=False, epoch=101)
+        pod.clock.tick(1)
+        pod.releases.settled({"u": (100, 101)})
+        assert pod.confirm("u", 101, 1_000, replaced=100, persistent=True) is Told.ACQUIRE
+        pod.admission.acquired("u", 101)
+        self.due(pod, due_at)
+        assert self.given_up(pod) is Fate.MAY_GO
 
     def test_one_of_which_nothing_is_here_is_doubtful_as_well(self, pod: Pod):
         due_at = pod.clock() + IDLE_S
