@@ -229,6 +229,20 @@ class TestRemovals:
         self.due(pod, later)
         assert self.given_up(pod) is Fate.GOES
 
+    @pytest.mark.parametrize("is_taken_back", [True, False])
+    def test_one_that_is_due_is_remembered_if_that_may_have_been_taken_back(
+        self, pod: Pod, is_taken_back: bool
+    ):
+        """Its call runs on, past its lease: Redis may lose the link that was set anew."""
+        due_at = self.schedule(pod, 3 * IDLE_S)
+        if is_taken_back:
+            ask(pod, temporary=False)
+        assert pod.enter().value == "admit"
+        self.due(pod, due_at)
+        pod.clock.tick(1_000)
+        _, held, _ = pod.held.memory()
+        assert held == ({"u": (100, True)} if is_taken_back else {})
+
     def test_one_that_waits_to_be_settled_is_remembered(self, pod: Pod):
         """Redis may lose its link meanwhile."""
         due_at = self.schedule(pod, 3 * IDLE_S)
