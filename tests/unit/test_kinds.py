@@ -304,3 +304,13 @@ class TestRemovals:
         pod.releases.tick()
         (outcome,) = pod.releases.outcomes()
         assert not outcome.given
+
+    def test_so_does_one_of_an_earlier_epoch(self, pod: Pod):
+        assert pod.enter().value == "admit"
+        pod.release(patience_s=1.0)
+        assert pod.releases.end_at("u", 101, pod.clock() + IDLE_S)
+        tell(pod, persistent=True, epoch=101)
+        pod.clock.tick(2)
+        pod.releases.tick()
+        (outcome,) = pod.releases.outcomes()
+        assert not outcome.given
