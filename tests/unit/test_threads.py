@@ -7,18 +7,23 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from helpers import eventually
+from helpers import ManualClock, eventually
+from test_admission_rules import Pod
 from test_gate_without_a_router import EPOCH, Namespace
+from test_states import give_up
+from test_unshowable_errors import Owner
 
 from ray_route.clock import now
 from ray_route.errors import PodUnavailableError
 from ray_route.model import Link
+from ray_route.pod.arrivals import Arrivals
 from ray_route.pod.gate import Gate
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Releases
 from ray_route.pod.releaser import Releaser
+from ray_route.protocol.commands import Take, Taken
 from ray_route.runtime.threads import Threads
 
 Starts = Callable[[bool], None]
@@ -199,3 +204,35 @@ def test_a_uid_that_has_arrived_and_has_no_thread_is_acquired_later(starts: Star
     starts(False)
     gate.acquire_all({work.uid: work.epoch}, lambda *_: None, threads.begin)
     assert releases.to_acquire() == [work]
+
+
+@pytest.mark.parametrize("of", ["take", "states"])
+def test_a_state_for_which_there_is_no_thread_is_told_of_at_once(
+    monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    """Nobody serves its uid until then."""
+    owner, target, start = Pod(ManualClock()), Pod(ManualClock()), threading.Thread.start
+    give_up(owner, "u", state="it")
+    target.held.entries.clear()
+
+    def begun(self: threading.Thread) -> None:
+        if self.name == f"ray_route-{of}":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    class Packed(Owner):
+        """It has had its own threads when there are no more."""
+
+        def some(self, *args: Any) -> bytes:
+            packed = super().some(*args)
+            monkeypatch.setattr(threading.Thread, "start", begun)
+            return packed
+
+    if of == "take":
+        monkeypatch.setattr(threading.Thread, "start", begun)
+    told: list[Taken] = []
+    arrivals = Arrivals(target.held, Hooks(carries=True), lambda _: Packed(owner))
+    arrivals.begin(5, Take({"u": 100}, "owner", 60.0), told.extend)
+    eventually(lambda: told, "it is told of")
+    assert "new thread" in told[0].problem
+    assert not told[0].is_final
