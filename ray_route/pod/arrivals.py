@@ -54,7 +54,10 @@ class Arrivals:
         """Begin to fetch; `tell` hears what became of each uid, as that is known."""
         rooms = (self._held, self._hooks, self._find_peer, self._large)
         fetch = _Fetch(*rooms, number, take, tell)
-        threading.Thread(target=fetch.run, name="ray_route-take", daemon=True).start()
+        try:
+            threading.Thread(target=fetch.run, name="ray_route-take", daemon=True).start()
+        except RuntimeError as error:  # the system has no more threads for us, now
+            fetch.fail(error)
 
 
 class _Fetch:
@@ -88,8 +91,12 @@ class _Fetch:
             if self._left:
                 self._fetch_all(self._find_peer(self._take.actor))
         except Exception as error:  # noqa: BLE001 - whatever it is, the router must hear of it
-            problem = Unsent(f"it could not be fetched: {in_words(error)}")
-            self._end(dict.fromkeys(self._left, problem))
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Tell why what is left is not fetched."""
+        problem = Unsent(f"it could not be fetched: {in_words(error)}")
+        self._end(dict.fromkeys(self._left, problem))
 
     def _tell_known(self) -> None:
         if not self._hooks.carries:
@@ -126,13 +133,19 @@ class _Fetch:
 
     def _read(self, packed: Mapping[str, Bytes], soon_s: float) -> None:
         """Take some in; who is slow, for the user's code may be, is told of when that ends."""
-        for uid in packed:
-            del self._left[uid]
-        run_in_line([partial(self._read_one, *one, soon_s) for one in packed.items()], soon_s)
-        self._tell_read()
+        waiting = {uid: self._left.pop(uid) for uid in packed}
+        read_one = partial(self._read_one, waiting, soon_s)
+        try:
+            run_in_line([partial(read_one, *one) for one in packed.items()], soon_s)
+        except RuntimeError:  # there are no more threads: some of them nobody reads
+            self._left.update(waiting)
+            raise
+        finally:
+            self._tell_read()
 
-    def _read_one(self, uid: str, packed: Bytes, soon_s: float) -> None:
+    def _read_one(self, waiting: dict[str, int], soon_s: float, uid: str, packed: Bytes) -> None:
         begun = now()
+        del waiting[uid]
         self._was_read.put(self._taken_in(uid, packed))
         if now() >= begun + soon_s:  # nobody may have waited for it
             self._tell_read()

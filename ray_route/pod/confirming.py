@@ -278,6 +278,7 @@ class Confirming:
         try:
             alone(asked)
         except RuntimeError as error:  # there is no thread for it, now
+            self._admission.unread(asked.uid)
             self._arrived(asked, unacquired(asked.uid, error))
 
     def _told(self, asked: _Asked, link: object, began: Asking) -> Told | None:

@@ -350,14 +350,16 @@ class Holdings:
         """Return whether the pod's lease has lapsed, and what the pod remembers of uids held.
 
         That is their epoch and kind, and of those whose own lease has ended how many seconds ago
-        that was. One whose removal was due by then is not remembered. One that was given up is, if
-        its state is kept here: it is never served under that epoch again.
+        that was. One whose removal was due by then is not remembered, unless that may have been
+        taken back. One that was given up is, if its state is kept here: it is never served under
+        that epoch again.
         """
         with self.lock:
             at = self.clock()
             held, ago_s = {}, {}
             for uid, entry in self.entries.items():
                 over, due = at >= entry.until, at >= self.scheduled.at(uid, entry.epoch)
+                due = due and self.scheduled.fate(uid, entry.epoch) is Fate.GOES
                 is_kept = uid in self.nobodys.kept and entry.may_stay
                 gone = entry.phase is Phase.GIVEN and not is_kept
                 if gone or entry.lost or (over and due):

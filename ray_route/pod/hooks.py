@@ -9,7 +9,7 @@ import logging
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from threading import Timer
 from typing import Any
@@ -175,7 +175,8 @@ class Hooks:
             return
         timer = Timer(limit_s, self._over, (uid,))
         timer.daemon = True
-        timer.start()
+        with suppress(RuntimeError):  # without a thread nobody notices; the hook runs all the same
+            timer.start()
         try:
             yield
         finally:

@@ -33,9 +33,11 @@ def set_kinds(held: Holdings, uids: Mapping[str, tuple[int, bool]]) -> None:
             if held.scheduled.of(uid)[0] <= epoch:
                 held.scheduled.take_back(uid)
             entry = held.entries.get(uid)
-            if entry is not None and entry.epoch == epoch:
+            if entry is None:
+                continue
+            if entry.epoch == epoch:
                 set_kind(held, entry, persistent=persistent)
-                held.look_again(uid, entry)
+            held.look_again(uid, entry)  # a release may wait for its own moment
 
 
 def set_kind(held: Holdings, entry: Entry, *, persistent: bool) -> None:

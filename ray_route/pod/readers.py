@@ -49,7 +49,10 @@ class _Reader:
             if self.is_left or now() < self._since + LEFT_S:
                 return
             self.is_left = True
-        self._close()
+            try:
+                self._close()
+            except RuntimeError:  # the system has no more threads for us, now: at the next look
+                self.is_left = False
 
 
 def _unread(header: Header) -> Refused:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from functools import partial
 from typing import Any, NamedTuple
@@ -288,8 +288,8 @@ class Releases:
             _stays(self._held, entry)
             return False
 
-    def not_begun(self, some: Iterable[Work]) -> None:
-        """Take in that there is no thread for some hooks: their uids stay held."""
+    def not_begun(self, some: list[Work]) -> None:
+        """Take in that there is no thread for hooks: their uids stay held."""
         with self._held.lock:
             for work in some:
                 _stays(self._held, self._held.entries[work.uid])
@@ -343,7 +343,7 @@ class Releases:
             for uid, (epoch, present) in uids.items():
                 entry = self._held.entries.get(uid)
                 if asked and asked.get(uid) == (epoch, Fate.MAY_GO):
-                    self._held.scheduled.over(uid, max(epoch, present))
+                    self._held.scheduled.decided(uid, max(epoch, present))
                 else:
                     self._held.scheduled.follow(uid, epoch, present)
                 if entry is None or entry.phase is not Phase.GIVEN or entry.epoch != epoch:
@@ -369,15 +369,18 @@ def _stays(held: Holdings, entry: Entry) -> None:
 
 def _end(held: Holdings, uid: str, epoch: int) -> None:
     """Begin a removal that is due; a uid that is held is looked at like all that are to end."""
-    entry, fate = held.entries.get(uid), held.scheduled.fate(uid, epoch)
+    entry = held.entries.get(uid)
     if entry is None or (entry.epoch < epoch and _is_over(entry)):
-        held.bar(uid, epoch, fate)  # nothing of it is here: only its link is to go
+        held.bar(
+            uid, epoch, held.scheduled.fate(uid, epoch)
+        )  # nothing of it is here: only its link is to go
     elif entry.epoch > epoch:
         held.scheduled.over(uid, epoch)
     elif entry.epoch < epoch and entry.phase is Phase.HELD:  # that one is not over here
         entry.lost = True
     elif entry.epoch == epoch and entry.phase is Phase.ARRIVED and entry.tried:
-        entry.removes = fate  # its on_acquire fails: nobody waits for its next call
+        # Its on_acquire fails: nobody waits for its next call.
+        entry.removes = held.scheduled.fate(uid, epoch)
         held.give(uid, entry)
 
 

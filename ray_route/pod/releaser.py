@@ -148,7 +148,7 @@ class Releaser:
         with self._lock:
             free = self._hooks.at_once - self._running
         some = self._releases.take(free)
-        for place, work in enumerate(some):
+        for number, work in enumerate(some):
             self._count(1)
             if self._hooks.on_loop:
                 self._run(work, self._one_less)
@@ -156,7 +156,7 @@ class Releaser:
             try:
                 self._begin_hook(self._run, work, self._one_less)
             except RuntimeError:
-                self._releases.not_begun(some[place:])
+                self._releases.not_begun(some[number:])
                 raise
 
     def _begin_hook(self, run: Callable[..., None], *args: Any) -> None:

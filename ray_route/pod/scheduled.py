@@ -61,10 +61,12 @@ class ScheduledRemovals:
         self.look_again(uid)
 
     def doubt(self, uid: str, epoch: int) -> None:
-        """Take in that the link of an epoch is about to be set anew, and then is not to go."""
-        known = self._that(uid, epoch)
-        self.take_back(uid)
-        if known is not _NONE:
+        """Take in that the link of an epoch is about to be set anew, and then is not to go.
+
+        Nor one that it may have replaced: see `follow`.
+        """
+        known = self._of.get(uid, _NONE)
+        if known is not _NONE and known.epoch <= epoch:
             self._of[uid] = known._replace(is_doubtful=True)
             self.look_again(uid)
 
@@ -91,6 +93,14 @@ class ScheduledRemovals:
         """Take in that a uid is this pod's no more, up to an epoch."""
         if self.of(uid)[0] <= epoch:
             self._of.pop(uid, None)
+
+    def decided(self, uid: str, epoch: int) -> None:
+        """Take in that Redis has decided about what was in doubt, up to an epoch.
+
+        Not about a removal that somebody has scheduled since, before this was heard.
+        """
+        if self._of.get(uid, _NONE).is_doubtful:
+            self.over(uid, epoch)
 
     def clear(self) -> None:
         """Take in that all links are others by now."""

@@ -32,8 +32,8 @@ def tell(pod: Pod, *, persistent: bool, epoch: int = 100) -> None:
     set_kinds(pod.held, {"u": (epoch, persistent), "unheld": (epoch, persistent)})
 
 
-def ask(pod: Pod, *, temporary: bool) -> None:
-    assert pod.releases.end_at("u", 100, math.inf, temporary=temporary)
+def ask(pod: Pod, *, temporary: bool, epoch: int = 100) -> None:
+    assert pod.releases.end_at("u", epoch, math.inf, temporary=temporary)
 
 
 class TestWhatIsTold:
@@ -216,6 +216,33 @@ class TestRemovals:
         assert (pod.held.entries["u"].state is not None) if present else not pod.held.entries
         assert "u" not in pod.held.scheduled
 
+    def test_one_that_is_scheduled_anew_before_it_is_known_to_be_had_back_is_to_go(self, pod: Pod):
+        due_at = self.schedule(pod, 3 * IDLE_S)
+        ask(pod, temporary=False)
+        self.due(pod, due_at)
+        self.given_up(pod, "state")
+        later = pod.clock() + IDLE_S
+        assert pod.releases.end_at("u", 101, later)
+        pod.releases.settled({"u": (100, 101)}, {"u": (100, Fate.MAY_GO)})
+        assert pod.confirm("u", 101, 1_000, replaced=100, persistent=True) is Told.ACQUIRE
+        pod.admission.acquired("u", 101)
+        self.due(pod, later)
+        assert self.given_up(pod) is Fate.GOES
+
+    @pytest.mark.parametrize("is_taken_back", [True, False])
+    def test_one_that_is_due_is_remembered_if_that_may_have_been_taken_back(
+        self, pod: Pod, is_taken_back: bool
+    ):
+        """Its call runs on, past its lease: Redis may lose the link that was set anew."""
+        due_at = self.schedule(pod, 3 * IDLE_S)
+        if is_taken_back:
+            ask(pod, temporary=False)
+        assert pod.enter().value == "admit"
+        self.due(pod, due_at)
+        pod.clock.tick(1_000)
+        _, held, _ = pod.held.memory()
+        assert held == ({"u": (100, True)} if is_taken_back else {})
+
     def test_one_that_waits_to_be_settled_is_remembered(self, pod: Pod):
         """Redis may lose its link meanwhile."""
         due_at = self.schedule(pod, 3 * IDLE_S)
@@ -237,6 +264,19 @@ class TestRemovals:
         assert pod.to_confirm() == pod.take() == []
         self.due(pod, due_at)
         assert self.given_up(pod) is Fate.GOES
+
+    def test_one_that_is_not_known_yet_to_be_given_back_is_doubtful_as_well(self, pod: Pod):
+        due_at = self.schedule(pod, 3 * IDLE_S)
+        pod.release()
+        work = pod.begin_hook()
+        pod.releases.ended(work.uid, work.epoch, "it")
+        ask(pod, temporary=False, epoch=101)
+        pod.clock.tick(1)
+        pod.releases.settled({"u": (100, 101)})
+        assert pod.confirm("u", 101, 1_000, replaced=100, persistent=True) is Told.ACQUIRE
+        pod.admission.acquired("u", 101)
+        self.due(pod, due_at)
+        assert self.given_up(pod) is Fate.MAY_GO
 
     def test_one_of_which_nothing_is_here_is_doubtful_as_well(self, pod: Pod):
         due_at = pod.clock() + IDLE_S
@@ -260,6 +300,16 @@ class TestRemovals:
         ask(pod, temporary=False)
         pod.release(patience_s=1.0)
         tell(pod, persistent=True)
+        pod.clock.tick(2)
+        pod.releases.tick()
+        (outcome,) = pod.releases.outcomes()
+        assert not outcome.given
+
+    def test_so_does_one_of_an_earlier_epoch(self, pod: Pod):
+        assert pod.enter().value == "admit"
+        pod.release(patience_s=1.0)
+        assert pod.releases.end_at("u", 101, pod.clock() + IDLE_S)
+        tell(pod, persistent=True, epoch=101)
         pod.clock.tick(2)
         pod.releases.tick()
         (outcome,) = pod.releases.outcomes()

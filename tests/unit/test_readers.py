@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -54,6 +55,26 @@ def test_one_that_nobody_reads_is_closed_and_left_and_says_so_later(pod: Any) ->
     check_unread(next(items))
     assert list(items) == []
     assert not readers._watch._readers
+
+
+def test_one_that_no_thread_could_close_is_closed_later_and_so_are_others(
+    pod: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_watch", readers._Watch())
+    start, tried = threading.Thread.start, threading.Event()
+
+    def begun(self: threading.Thread) -> None:
+        if self.name == "ray_route-unread" and not tried.is_set():
+            tried.set()
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", begun)
+    items = readers.stream(pod, HEADER, 100)
+    assert next(items) == 0
+    assert tried.wait(60)
+    eventually(lambda: "left" in pod.in_turn, "its call has ended")
+    check_unread(next(items))
 
 
 def test_readers_are_looked_at_wherever_the_first_of_them_was_interrupted() -> None:

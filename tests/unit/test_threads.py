@@ -7,18 +7,23 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from helpers import eventually
+from helpers import ManualClock, eventually
+from test_admission_rules import Pod
 from test_gate_without_a_router import EPOCH, Namespace
+from test_states import give_up
+from test_unshowable_errors import Owner
 
 from ray_route.clock import now
 from ray_route.errors import PodUnavailableError
 from ray_route.model import Link
+from ray_route.pod.arrivals import Arrivals
 from ray_route.pod.gate import Gate
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Releases
 from ray_route.pod.releaser import Releaser
+from ray_route.protocol.commands import Take, Taken
 from ray_route.runtime.threads import Threads
 
 Starts = Callable[[bool], None]
@@ -64,6 +69,27 @@ class TestThreads:
         threads.begin(ran.append, "second")
         eventually(lambda: ran, "it runs")
         assert ran == ["second"]
+        threads.end()
+
+    @pytest.mark.parametrize("are_there", [0, 1])
+    def test_afterwards_as_much_runs_at_once_as_before(self, starts: Starts, are_there: int):
+        threads, free = Threads(4, "ray_route-some"), threading.Event()
+        for _ in range(are_there):
+            threads.begin(free.wait)
+        starts(False)
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="new thread"):
+                threads.begin(print)
+        starts(True)
+        free.set()
+        threads.begin((alone := threading.Event()).set)
+        assert alone.wait(60)
+        for _ in range(2):
+            beside = threading.Event()
+            all_of_them = threading.Barrier(4, beside.set, timeout=30)
+            for _ in range(4):
+                threads.begin(all_of_them.wait)
+            assert beside.wait(60)
         threads.end()
 
     def test_when_they_have_ended_nothing_is_begun(self):
@@ -120,7 +146,7 @@ def test_uids_whose_hooks_have_no_thread_are_given_up_later(
         gate.enter(uid, EPOCH, 7)
         gate.leave(uid)
     there: Any = namespace
-    there.ask_now = lambda *_, **__: {}
+    there.ask_now = lambda *_, **__: None
     releases = Releases(gate.held)
     begun = threading.Event()
 
@@ -138,10 +164,75 @@ def test_uids_whose_hooks_have_no_thread_are_given_up_later(
             pass
 
     starts(False)
-    releaser = Slow(there, gate, hooks, releases, lambda: ("chat", 0, 7))
     releases.release(1, dict.fromkeys(uids, EPOCH), 600.0, closes=True, router=1)
+    releaser = Slow(there, gate, hooks, releases, lambda: ("chat", 0, 7))
     assert begun.wait(60)
     assert not released
     starts(True)
     eventually(lambda: sorted(released) == uids, "their hooks run")
     releaser.end()
+
+
+def test_a_hook_whose_limit_nobody_can_watch_runs_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[object] = []
+    hooks = Hooks(on_release=lambda uid: f"the state of {uid}", release_s=10.0)
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        hooks.start("on_release", "u", lambda error, state: ended.append((error, state)))
+    assert ended == [(None, "the state of u")]
+
+
+def test_a_uid_that_has_arrived_and_has_no_thread_is_acquired_later(starts: Starts) -> None:
+    gate, namespace = gate_of(Hooks(on_acquire=lambda *_: None, carries=True))
+    releases, threads = Releases(gate.held), Threads(1, "ray_route-some")
+    gate.enter("u", EPOCH, 7)
+    gate.leave("u")
+    releases.release(1, {"u": EPOCH}, 600.0, closes=True, router=1)
+    (work,) = releases.take(10)
+    assert releases.may_begin(work)
+    releases.ended("u", EPOCH, "its state")
+    releases.settled({"u": (EPOCH, EPOCH + 1)})
+    # Its lease is over: it is read by itself.
+    namespace.link = Link(0, 7, EPOCH + 1, persistent=False, lease_s=0.0, replaced=EPOCH)
+    (work,) = releases.to_acquire()
+    starts(False)
+    gate.acquire_all({work.uid: work.epoch}, lambda *_: None, threads.begin)
+    assert releases.to_acquire() == [work]
+
+
+@pytest.mark.parametrize("of", ["take", "states"])
+def test_a_state_for_which_there_is_no_thread_is_told_of_at_once(
+    monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    """Nobody serves its uid until then."""
+    owner, target, start = Pod(ManualClock()), Pod(ManualClock()), threading.Thread.start
+    give_up(owner, "u", state="it")
+    target.held.entries.clear()
+
+    def begun(self: threading.Thread) -> None:
+        if self.name == f"ray_route-{of}":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    class Packed(Owner):
+        """It has had its own threads when there are no more."""
+
+        def some(self, *args: Any) -> bytes:
+            packed = super().some(*args)
+            monkeypatch.setattr(threading.Thread, "start", begun)
+            return packed
+
+    if of == "take":
+        monkeypatch.setattr(threading.Thread, "start", begun)
+    told: list[Taken] = []
+    arrivals = Arrivals(target.held, Hooks(carries=True), lambda _: Packed(owner))
+    arrivals.begin(5, Take({"u": 100}, "owner", 60.0), told.extend)
+    eventually(lambda: told, "it is told of")
+    assert "new thread" in told[0].problem
+    assert not told[0].is_final
