@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, permutations
@@ -60,6 +60,7 @@ class Lab:
     mark: str = field(default_factory=lambda: f"rr{secrets.token_hex(2)}")
     _stack: ExitStack = field(default_factory=ExitStack)
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -89,6 +90,8 @@ class Lab:
 
     def __exit__(self, *_: object) -> None:
         self._end_processes()
+        for process in self._started:
+            process.wait(10)
         self._stack.close()
 
     # Cables.
@@ -158,41 +161,51 @@ class Lab:
 
     def _start_ray(self) -> None:
         """Start the head, and then the other nodes at once."""
-        self._start_node(HEAD, f"--port={_RAY_PORT}", "--head", "--include-dashboard=false")
+        self._start_node(HEAD)
         self._await_node(HEAD)
         for host in (PODS, CLIENT):
-            self._start_node(host, f"--address={self.ray_address}")
+            self._start_node(host)
         for host in (PODS, CLIENT):
             self._await_node(host)
 
-    def _start_node(self, host: str, *how: str) -> None:
+    def _start_node(self, host: str) -> None:
         ray = str(Path(sys.executable).with_name("ray"))
         at = f"--node-ip-address={self.address(host)}"
         has = f"--resources={json.dumps(_HAS[host])}"
+        joins = (f"--address={self.ray_address}",)
+        begins = (f"--port={_RAY_PORT}", "--head", "--include-dashboard=false")
+        how = begins if host == HEAD else joins
         # Nodes that start at once in one folder race for the names of their sockets.
         folder = f"--temp-dir={self.folder / host}"
-        self.start(host, ray, "start", at, *how, folder, has, *_FRUGAL, log=f"{host}.log")
+        words = (ray, "start", at, *how, folder, has, *_FRUGAL)
+        self._nodes[host] = self.start(host, *words, log=f"{host}.log")
 
     def _await_node(self, host: str) -> None:
         said = self.folder / f"{host}.log"
+
+        def runs() -> bool:
+            """Ray itself gives a node up that has not begun within half a minute."""
+            if "Ray runtime started" in said.read_text(errors="replace"):
+                return True
+            if self._nodes[host].poll() is not None:
+                self._end_processes([host])
+                self._start_node(host)
+            return False
+
         try:
-            eventually(
-                lambda: "Ray runtime started" in said.read_text(errors="replace"), host, _START_S
-            )
+            eventually(runs, host, _START_S)
         except pytest.fail.Exception:
             tail = said.read_text(errors="replace")[-2000:]
             pytest.fail(f"Ray does not run on the host {host}: {tail}")
 
-    def _end_processes(self) -> None:
-        """End all that runs in the lab's namespaces, and nothing else; in order it takes 10 s."""
+    def _end_processes(self, hosts: Sequence[str] = HOSTS) -> None:
+        """End all that runs on hosts of the lab, and nothing else; in order it takes 10 s."""
         end = time.monotonic() + 10
-        while (pids := list(chain(*map(self._pids, HOSTS)))) and time.monotonic() < end:
+        while (pids := list(chain(*map(self._pids, hosts)))) and time.monotonic() < end:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
-        for process in self._started:
-            process.wait(10)
 
     def _pids(self, host: str) -> list[int]:
         named = ["ip", "netns", "pids", self.space(host)]
