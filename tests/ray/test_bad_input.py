@@ -56,6 +56,7 @@ def unchanged(client: Any, svc: Any) -> Iterator[None]:
     assert client.pods("svc")[0].life is ray_route.Life.ALIVE  # the router lives too
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", EVERY_METHOD)
 @pytest.mark.parametrize("uid", BAD_UIDS, ids=repr)
 def test_a_bad_uid(client: Any, unchanged: None, method: str, uid: Any) -> None:
@@ -163,6 +164,7 @@ def test_a_server_that_is_not_there_is_named(ray_session: None) -> None:
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_times_out(ray_session: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()

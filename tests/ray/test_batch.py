@@ -71,6 +71,7 @@ def by_pod(uids: list[str], pods: dict[str, int]) -> dict[int, list[str]]:
     return grouped
 
 
+@pytest.mark.slow
 def test_every_uid_is_under_its_pod_or_missing_in_the_order_given(
     look_up: LookUp, placed: dict[str, int]
 ):
@@ -258,6 +259,7 @@ def doomed(ray_session: None, way: str) -> Iterator[Apart]:
         yield made
 
 
+@pytest.mark.slow
 def test_a_lost_shard_is_waited_for_and_the_others_are_answered(apart: Apart):
     session, lost = apart.client._session, 3
     session.namespace.saw(lost, session.namespace.seen(lost) + 1_000_000_000)

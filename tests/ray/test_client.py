@@ -261,6 +261,7 @@ def test_pods_show_state_load_and_links(client: Any, u: str) -> None:
     assert all(pod.actor.endswith(f":svc:{index}") for index, pod in pods.items())
 
 
+@pytest.mark.slow
 def test_a_cached_link_ends_with_its_lease(ray_session: None, namespace: str) -> None:
     """Watched from outside the cache: whoever asks it for a link has that link in use."""
     with ray_route.connect(namespace, ttl_s=4.0, margin_s=2.0) as client:

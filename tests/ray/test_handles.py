@@ -75,6 +75,7 @@ def dispatcher(client: Any) -> Any:
 # Responses.
 
 
+@pytest.mark.slow
 def test_a_response_is_taken_by_result_or_awaited_and_again(rooms: Any, u: str) -> None:
     response = rooms[u].say.remote(u, "hi", loudly=True)
     assert response.result() == ["hi!"]
@@ -183,6 +184,7 @@ def test_an_argument_that_is_awaited_is_not_overtaken(rooms: Any, u: str, tmp_pa
     assert last.result() == ["first", "slow", "last"]
 
 
+@pytest.mark.slow
 def test_an_argument_that_does_not_come_in_time_holds_up_nobody_for_longer(
     rooms: Any, u: str, tmp_path: Path
 ) -> None:
@@ -341,6 +343,7 @@ def test_what_nobody_takes_is_no_leak_and_a_failure_is_logged_once(
     assert u in logged[0]
 
 
+@pytest.mark.slow
 def test_thousands_in_flight_from_one_thread_keep_their_order_and_leave_nothing(
     client: Any, rooms: Any, u: str
 ) -> None:
@@ -461,6 +464,7 @@ def test_handles_go_to_tasks_and_to_other_pods(rooms: Any, u: str) -> None:
     assert copied.remote(u, "again").result() == ["from a task", 2, "again"]
 
 
+@pytest.mark.slow
 def test_handles_go_to_ray_data(client: Any, talkers: dict[type, str], u: str) -> None:
     data = pytest.importorskip("ray.data", reason="what Ray Data needs is not installed")
     rooms = client.service(talkers[Talker], Talker)
@@ -546,6 +550,7 @@ def test_a_coroutine_sees_that_it_is_cancelled(async_rooms: Any, u: str, tmp_pat
     eventually(seen, "its method was told")
 
 
+@pytest.mark.slow
 def test_the_death_of_a_pod_is_told_or_survived(client: Any, deploy: Any, u: str) -> None:
     rooms = client.service(deploy(Talker).service, Talker)
     rooms[u].say.remote(u, "hi").result()

@@ -119,6 +119,7 @@ def test_callers_take_turn_about(rooms: Rooms, folder: Path, ann: str) -> None:
     assert [text for text in said if text[0] == "y"] == [f"y{n}" for n in range(5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rooms", "loops", "shared"])
 def test_a_slow_uid_keeps_no_other_waiting(
     request: pytest.FixtureRequest, kind: str, folder: Path, ann: str
@@ -254,6 +255,7 @@ def test_a_stream_whose_reader_has_died_gives_its_turn_back(either: Rooms, ann: 
     assert said.result() > 1
 
 
+@pytest.mark.slow
 def test_calls_that_wait_when_the_service_ends_have_not_run(
     client: ray_route.RouteClient, folder: Path, ann: str
 ) -> None:

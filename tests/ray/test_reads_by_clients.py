@@ -107,6 +107,7 @@ def ways(client: Any) -> dict[str, Callable[[list[str]], dict[str, Any]]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way",
     ["compute", "get", "call", "call_many", "compute many", "threads", "tasks", "many, awaited"],
@@ -204,6 +205,7 @@ def test_one_look_is_enough_to_lengthen_a_life(client: Any, session: Session) ->
     store.close()
 
 
+@pytest.mark.slow
 def test_links_in_use_are_read_again_before_their_leases_end(client: Any, session: Session) -> None:
     """For five leases nobody meets a miss who looks them up and never calls; others are let go."""
     used = [f"{unique_name()}-{number}" for number in range(100)]

@@ -119,6 +119,7 @@ def test_a_refusal_that_the_users_code_raises_is_the_users(rooms: Any, u: str, r
         assert caught.value.uid == u
 
 
+@pytest.mark.slow
 @ways
 def test_the_death_of_a_pod_is_an_error_and_no_end(
     client: Any, deploy: Any, u: str, read: Read
@@ -131,6 +132,7 @@ def test_the_death_of_a_pod_is_an_error_and_no_end(
         assert read(rooms[u].count.remote(2)) == [0, 1]
 
 
+@pytest.mark.slow
 @ways
 def test_a_stream_whose_pod_may_serve_no_more_is_an_error_and_no_end(
     rooms: Any, u: str, read: Read
@@ -143,6 +145,7 @@ def test_a_stream_whose_pod_may_serve_no_more_is_an_error_and_no_end(
     assert read(rooms[u].count.remote(2)) == [0, 1], "the pod serves again"
 
 
+@pytest.mark.slow
 def test_what_is_due_before_its_uid_is_acquired_does_not_begin(
     client: Any, deploy: Any, tmp_path: Path
 ) -> None:
@@ -225,6 +228,7 @@ def test_a_stream_counts_as_running(client: Any, rooms: Any, u: str, tmp_path: P
     assert client.move(u, service, 1 - owner.pod).pod == 1 - owner.pod
 
 
+@pytest.mark.slow
 def test_a_drain_waits_for_a_stream_within_its_deadline(
     client: Any, deploy: Any, u: str, tmp_path: Path
 ) -> None:

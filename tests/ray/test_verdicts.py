@@ -42,6 +42,7 @@ NESTED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("met", NESTED, ids=lambda error: type(error).__name__)
 def test_an_error_of_a_nested_call_is_no_verdict_on_the_outer_one(
     client: Any, bank: str, debits: list[int], met: ray_route.RouteError

@@ -207,6 +207,7 @@ def test_a_shard_that_is_lost_again_is_told_again(store: Store, namespace: str) 
     run(story())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["dead", "frozen"])
 def test_a_master_that_is_away_costs_its_own_shards_alone(how: str) -> None:
     """The router vouches for all others, and reads them; this one's it names."""
@@ -251,6 +252,7 @@ def test_a_master_that_is_away_costs_its_own_shards_alone(how: str) -> None:
         run(story(cluster))
 
 
+@pytest.mark.slow
 def test_what_a_pod_table_lost_is_written_back_and_told_though_another_master_is_away() -> None:
     """A replica that lagged has taken over the namespace's own master."""
 

@@ -82,6 +82,7 @@ def _nobody() -> Any:
     raise AssertionError("no router is asked")
 
 
+@pytest.mark.slow
 def test_a_silent_stream_makes_every_hit_a_miss_until_it_speaks_again(
     near: LinkCache, stream: Stream
 ) -> None:
@@ -123,6 +124,7 @@ def test_a_beat_that_came_while_the_process_slept_counts_from_before(
     reader.stop()
 
 
+@pytest.mark.slow
 def test_beats_keep_hits_alive_for_longer_than_one_beat_can(
     near: LinkCache, stream: Stream
 ) -> None:
@@ -214,6 +216,7 @@ def test_stray_entries_cost_no_hit_and_the_reader_goes_on(
         assert near.get(S, "u") == LINK, what
 
 
+@pytest.mark.slow
 def test_after_an_entry_of_a_router_that_never_was_the_real_one_is_believed_again(
     near: LinkCache, stream: Stream
 ) -> None:
@@ -229,6 +232,7 @@ def test_after_an_entry_of_a_router_that_never_was_the_real_one_is_believed_agai
     eventually(believed, "the real router is believed")
 
 
+@pytest.mark.slow
 def test_a_reader_whose_stream_was_lost_finds_its_place_again(
     near: LinkCache, stream: Stream, store: Store, keys: Keys
 ) -> None:
@@ -253,6 +257,7 @@ def test_a_loss_makes_a_reader_forget_these_shards_alone(
     assert SEEN[keys.shard("u")] == 7, "what Redis has left is not enough"
 
 
+@pytest.mark.slow
 def test_only_beats_keep_hits_alive(near: LinkCache, stream: Stream) -> None:
     near.put(S, "u", LINK, now())
 

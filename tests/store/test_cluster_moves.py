@@ -104,6 +104,7 @@ def in_thread(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
     return thread, results
 
 
+@pytest.mark.slow
 def test_a_script_waits_until_the_keys_of_its_slot_are_together_again(moving: Moving):
     moving.begin()
     assert moving.step() == 20
@@ -273,6 +274,7 @@ def replace_master(cluster: ClusterServers) -> EmbeddedServer:
     return cluster.nodes[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.needs_valkey
 def test_a_promoted_replica_takes_the_place_of_its_master():
     with ClusterServers("valkey", replicas=1) as cluster:

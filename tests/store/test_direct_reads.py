@@ -109,6 +109,7 @@ def test_a_replica_that_lagged_is_not_believed_when_it_has_become_the_primary(
         process.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [one_server, sentinel, cluster])
 def test_after_a_failover_that_lags_a_link_is_never_what_it_was_before(
     how: Callable[[], AbstractContextManager[Replicated]],
@@ -508,6 +509,7 @@ def test_in_a_cluster_a_server_is_believed_of_what_it_held_when_it_was_vouched_f
         process.close()
 
 
+@pytest.mark.slow
 def test_in_a_cluster_one_master_that_is_lost_costs_the_others_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -204,6 +204,7 @@ def test_a_drain_under_way_goes_by_the_deadline_of_who_asks_last(store: Store) -
     tell(store, story)
 
 
+@pytest.mark.slow
 def test_a_drain_that_is_told_again_ends_no_later(store: Store) -> None:
     async def story(space: Space, pod: Played, drained: Drained) -> None:
         pod.is_slow = True

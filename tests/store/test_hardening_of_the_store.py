@@ -71,6 +71,7 @@ def test_a_cluster_that_is_down_is_unavailable(one):
         one(parse_url(f"redis+cluster://:pw@127.0.0.1:{free_port()}"))
 
 
+@pytest.mark.slow
 @pytest.mark.needs_valkey
 @both
 def test_a_cluster_that_refuses_the_password_is_a_config_error(one):

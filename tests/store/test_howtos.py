@@ -114,6 +114,7 @@ def works(store: Store, namespace: str) -> None:
     assert (read.owners[read.codes[0]], read.codes[1], read.failed) == ((0, 7), 0, {})
 
 
+@pytest.mark.slow
 def test_links_go_along_to_another_redis(server: EmbeddedServer):
     """`another_redis.md`, with its names of hosts in place."""
     namespace = unique_name()

@@ -282,6 +282,7 @@ class LinkMachine(RuleBasedStateMachine):
             assert self.counter >= max(self.highest.values(), default=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
 def test_any_sequence_of_verbs_and_losses_ends_as_in_the_model(store: Store):
     machine = type("BoundMachine", (LinkMachine,), {"store": store})

@@ -47,6 +47,7 @@ def value(world: World, uid: str) -> bytes:
     return found
 
 
+@pytest.mark.slow
 def test_where_that_fails_it_goes_when_it_is_due_and_its_hook_runs(
     store: Store, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +69,7 @@ def test_where_that_fails_it_goes_when_it_is_due_and_its_hook_runs(
     play(store, namespace, story)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("persistent", [True, False])
 def test_where_its_pod_does_not_hear_of_it_it_stays_with_its_state(
     store: Store, namespace: str, persistent: bool, monkeypatch: pytest.MonkeyPatch
@@ -94,6 +96,7 @@ def test_where_its_pod_does_not_hear_of_it_it_stays_with_its_state(
     play(store, namespace, story)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("persistent", [True, False])
 def test_one_that_is_removed_twice_is_of_its_kind_after_a_loss_of_all(
     store: Store, namespace: str, persistent: bool

@@ -178,6 +178,7 @@ def linking(calls: LinkCalls) -> Build:
     return build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "groups",
     [[["old"], ["new"]], [["old"], ["one"], ["two"]], [["old"], [f"u{n}" for n in range(600)]]],

@@ -17,6 +17,8 @@ from ray_route.errors import RouterUnavailableError
 from ray_route.model import HotUid, Life, Pod, RoutingState
 from ray_route.protocol.decided import Decided, Decision
 
+pytestmark = pytest.mark.slow
+
 NOW_US = 1_800_000_000_000_000
 NASTY = '<img src=x onerror="document.title=1">'
 WAIT_MS = 30_000
@@ -120,7 +122,6 @@ def page(window: Page, server: PageServer, views: Scripted) -> Iterator[Page]:
     assert wrong == []
 
 
-@pytest.mark.slow
 def test_pods_are_shown_with_load_state_and_age(page: Page, views: Scripted) -> None:
     card = page.locator(".pod").nth(1)
     shown = " ".join(card.inner_text().split())
@@ -134,7 +135,6 @@ def test_pods_are_shown_with_load_state_and_age(page: Page, views: Scripted) -> 
     expect(page.locator("#sum-pods")).to_have_text("2")
 
 
-@pytest.mark.slow
 def test_uids_are_seen_on_their_way(page: Page, views: Scripted) -> None:
     page.evaluate(
         """() => { window.flights = 0; new MutationObserver((all) => all.forEach((one) =>
@@ -231,7 +231,6 @@ def test_new_uids_can_be_left_out(page: Page, views: Scripted) -> None:
     expect(page.locator("#history li")).to_have_count(1)
 
 
-@pytest.mark.slow
 def test_nothing_is_wider_than_the_screen(page: Page, views: Scripted) -> None:
     views.decide("moved", "a-long-name-" * 30, 1, 0)
     expect(page.locator("#history li")).to_have_count(1)
@@ -262,7 +261,6 @@ CONTRAST = """() => {
 }"""
 
 
-@pytest.mark.slow
 def test_all_text_can_be_read(page: Page, views: Scripted) -> None:
     page.emulate_media(reduced_motion="reduce")
     for index, what in enumerate(("placed", "moved", "relinked", "set", "removed")):
@@ -281,7 +279,6 @@ def test_all_text_can_be_read(page: Page, views: Scripted) -> None:
 FOCUSED = "document.activeElement.textContent || document.activeElement.id"
 
 
-@pytest.mark.slow
 def test_all_can_be_reached_by_keys_and_has_a_name(page: Page, views: Scripted) -> None:
     views.decide("placed", "ann", 0)
     expect(page.locator("#history li")).to_have_count(1)
