@@ -9,7 +9,7 @@ from enum import Enum
 from ray_route.model import Link
 from ray_route.pod.entries import UNHELD, Entry, Phase
 from ray_route.pod.holdings import Holdings
-from ray_route.pod.kinds import kind_read
+from ray_route.pod.kinds import set_kind
 from ray_route.pod.states import State
 from ray_route.protocol.commands import Refreshed
 
@@ -175,7 +175,7 @@ class Admission:
             if entry.phase is Phase.ACQUIRING:
                 return Told.WAIT
             self._held.ready.read(uid, asked_at)
-            kind_read(self._held, entry, link)
+            set_kind(self._held, entry, persistent=link.persistent)
             _confirm(self._held, entry, until)  # an ENDING one, too: its link lives on meanwhile
             self._held.look_at(uid, entry)
             return Told.HELD if entry.phase is Phase.HELD else Told.VOID

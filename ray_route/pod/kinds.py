@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ray_route.model import Link
 from ray_route.pod.entries import UNHELD, Entry
 from ray_route.pod.holdings import Holdings
 
@@ -45,11 +44,6 @@ def set_kind(held: Holdings, entry: Entry, *, persistent: bool) -> None:
     if entry.persistent and not persistent:
         held.used(entry)  # from now on it may end for want of use
     entry.persistent = persistent
-
-
-def kind_read(held: Holdings, entry: Entry, link: Link) -> None:
-    """Take in of which kind a link is that was read; whoever does holds the lock."""
-    set_kind(held, entry, persistent=link.persistent)
 
 
 def is_to_be_read(held: Holdings, entry: Entry) -> bool:
