@@ -50,24 +50,38 @@ OLD_FILES = {
 
 
 @cache
-def lines() -> list[tuple[str, str]]:
-    """What a reader meets, line by line: code, docs, dashboards."""
+def texts() -> dict[Path, str]:
+    """What a reader meets: code, docs, dashboards."""
     files = [file for folder in FOLDERS for file in sorted((ROOT / folder).rglob("*"))]
     files += ROOT.glob("*.md")
     own = {Path(__file__).name, "CHANGELOG.md"}
+    return {
+        file: file.read_text() for file in files if file.suffix in ENDINGS and file.name not in own
+    }
+
+
+@cache
+def in_one_text(*, lowered: bool) -> str:
+    text = "\n".join(texts().values())
+    return text.lower() if lowered else text
+
+
+def places(pattern: re.Pattern[str]) -> list[str]:
     return [
-        (f"{file.relative_to(ROOT)}:{number}", line.strip())
-        for file in files
-        if file.suffix in ENDINGS and file.name not in own
-        for number, line in enumerate(file.read_text().splitlines(), 1)
+        f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
+        for file, text in texts().items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if pattern.search(line)
     ]
 
 
 @pytest.mark.parametrize("old", GONE)
 def test_an_old_name_is_gone(old: str) -> None:
-    pattern = re.compile(old, re.IGNORECASE if old.islower() else 0)
-    found = [f"{where}: {line}" for where, line in lines() if pattern.search(line)]
-    assert not found, f"say {GONE[old]}"
+    lowered = old.islower()
+    # Without the edges of words it is in more lines, and looked for six times as fast.
+    if re.search(old.replace(r"\b", ""), in_one_text(lowered=lowered)):
+        found = places(re.compile(old, re.IGNORECASE if lowered else 0))
+        assert not found, f"say {GONE[old]}"
 
 
 def test_no_file_has_an_old_name() -> None:
