@@ -18,7 +18,6 @@ LARGE = {
     "Holdings": 36,
     "IndexLease": 24,
     "Keeping": 21,
-    "LinkTable": 26,
     "LocalDirectory": 25,
     "Releases": 30,
     "ResponseStream": 27,
