@@ -16,7 +16,6 @@ FACES = {"AsyncRouteClient", "PodAgent", "RouteClient", "Router"}
 LARGE = {
     "Controller": 32,
     "Holdings": 36,
-    "IndexLease": 24,
     "Keeping": 21,
     "LocalDirectory": 25,
     "Releases": 30,
