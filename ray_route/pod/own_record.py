@@ -6,11 +6,11 @@ import contextlib
 import time
 from collections.abc import Iterable
 from itertools import chain, count
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
-from ray_route.clock import Deadline
+from ray_route.clock import Deadline, now
 from ray_route.errors import RouteError, StoreUnavailableError
 from ray_route.model import Life, RoutingState
 from ray_route.protocol.commands import Address
@@ -26,6 +26,30 @@ _RESIGN_S = 5.0
 _POLL_S = 0.05
 
 
+class Claimed(NamedTuple):
+    """A life that has begun: its record's number, and the router in force.
+
+    `asked_at` is the moment before the claim was sent, from which its lease counts.
+    """
+
+    pod: int
+    incarnation: int
+    asked_at: float
+    seq: int
+    router: int
+
+
+class ClaimRefused(NamedTuple):
+    """An index that can't be claimed yet; `unsealed`: since Redis has lost the pod tables.
+
+    `wait_s`: how long to wait before another attempt.
+    """
+
+    pod: int
+    unsealed: bool
+    wait_s: float
+
+
 class OwnRecord:
     """What one process writes of itself as a pod of a service."""
 
@@ -38,7 +62,20 @@ class OwnRecord:
         self._process = identify_away() if joined_by_client() else identify()
         self._calls = PodCalls(namespace.keys)
 
-    def free_indexes(self, fixed: int | None) -> Iterable[int]:
+    def claim(self, fixed: int | None, state: RoutingState) -> Claimed | ClaimRefused:
+        """Begin a life of the fixed index, or of one that is free; or say what is in the way."""
+        for index in self._free_indexes(fixed):
+            asked_at = now()
+            call = self._calls.claim(self._who(index), state)
+            status, number, *told = self._run(call)
+            if status == b"ok":
+                return Claimed(index, int(number), asked_at, seq=int(told[0]), router=int(told[1]))
+            if status == b"held" and fixed is None:
+                continue
+            return ClaimRefused(index, status == b"unsealed", wait_s=int(number) / 1000)
+        raise AssertionError("there is always an index to try")
+
+    def _free_indexes(self, fixed: int | None) -> Iterable[int]:
         """Return the indexes to try to claim: the fixed one, or all that are free, own ones first.
 
         Others may take one of these meanwhile: the claim itself decides.
@@ -49,10 +86,6 @@ class OwnRecord:
         alive = {record.pod: record.process for record in table if record.life is Life.ALIVE}
         own = [pod for pod, process in alive.items() if process == self._process]
         return chain(own, (pod for pod in count() if pod not in alive))
-
-    def claim(self, index: int, state: RoutingState) -> list[Any]:
-        """Begin a life of this index; return the script's status, number, and what it tells."""
-        return self._run(self._calls.claim(self._who(index), state))
 
     def renew(
         self, address: Address, load: float, state: RoutingState, seq: int, *, lapsed: bool

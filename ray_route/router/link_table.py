@@ -5,32 +5,25 @@ Below `directory`, which decides: here what was decided is written, for one uid 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from cachetools import TLRUCache
-
-from ray_route.clock import now
 from ray_route.config import RouteConfig
 from ray_route.errors import DamagedKeyError, RouteError, RouterUnavailableError
 from ray_route.model import Link, PodRecord
 from ray_route.protocol.commands import Refreshed
 from ray_route.router.decisions import Decisions
+from ray_route.router.link_notes import LinkNotes
+from ray_route.router.link_runs import LinkRuns
 from ray_route.router.membership import Membership
-from ray_route.router.outcomes import Outcomes, not_held, refreshed, written
+from ray_route.router.outcomes import Outcomes, linked, not_held, refreshed, written
 from ray_route.router.placer import Proposal, owner_of
-from ray_route.router.shards import Build, Outcome, Shards, SupersededError
-from ray_route.runtime.metrics import LINKS, meter
+from ray_route.router.removals import Removals
+from ray_route.router.shards import Outcome, Shards
+from ray_route.runtime.metrics import meter
 from ray_route.state.link_cache import LinkCache
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls, RememberedLink, Why, Writer
 from ray_route.store.scripts import Call
-
-# Removals are remembered, so that a recovery does not bring back what was removed.
-_REMOVALS_KEPT = 100_000
-_REMEMBERED_S = 300.0
-
-_Removal = tuple[Link, float]
 
 
 class LinkTable:
@@ -44,28 +37,25 @@ class LinkTable:
         self.cache = LinkCache(config.router_cache_size, serving=membership.table.serving)
         self.superseded = shards.superseded
         self.decisions = Decisions()
+        self.removals = Removals()
         self.meter = meter(keys.namespace)
-        self._membership = membership
         self._shards = shards
         self._calls = LinkCalls(keys, config)
+        self._runs = LinkRuns(shards, membership.loads, self.cache)
+        self._notes = LinkNotes(membership, self.decisions, self.removals, self.meter)
         self._lease_s = config.lease_s
-        self._removals: TLRUCache[tuple[str, str], _Removal] = TLRUCache(
-            _REMOVALS_KEPT,
-            ttu=lambda _, removal, at: max(at, removal[1]) + _REMEMBERED_S,
-            timer=now,
-        )
 
     # One uid.
 
     async def read(self, service: str, uid: str) -> Link | None:
         """Return what Redis holds; raise what stands in the way."""
-        return (await self._one(uid, self.read_many(service, [uid]))).link
+        return linked((await self.read_many(service, [uid]))[uid])
 
     async def set_if_absent(
         self, service: str, uid: str, target: PodRecord, *, persistent: bool
     ) -> Link:
         """Link a uid to a chosen pod unless it has a link; return the link that holds."""
-        outcome = await self._write_one(
+        outcome = await self._runs.write_one(
             service,
             uid,
             lambda writer, shard, some: self._calls.set_if_absent(
@@ -74,7 +64,7 @@ class LinkTable:
         )
         if outcome.link is None:
             raise self._shards.problems.full()
-        return self._counted(service, uid, outcome, "set if absent")
+        return self._notes.take_in(service, uid, outcome, "set if absent")
 
     async def set(
         self,
@@ -90,7 +80,7 @@ class LinkTable:
         A living owner must have given it up before. `persistent=None` keeps its kind.
         """
         expected = held.epoch if held else None
-        outcome = await self._write_one(
+        outcome = await self._runs.write_one(
             service,
             uid,
             lambda writer, shard, some: self._calls.set(
@@ -104,15 +94,15 @@ class LinkTable:
             ),
         )
         assert outcome.link is not None
-        self._left(service, held if outcome.written else None)
-        return self._counted(service, uid, outcome, "set", held.pod if held else None)
+        self._notes.left(service, held if outcome.written else None)
+        return self._notes.take_in(service, uid, outcome, "set", held.pod if held else None)
 
     async def remove(
         self, service: str, uid: str, held: Link, after_s: float, why: Why = "wanted"
     ) -> bool:
         """Remove exactly that link, now or later; say whether it was there, and may go for that."""
         meant = f"{held.pod}:{held.incarnation}:{held.epoch}"
-        outcome = await self._write_one(
+        outcome = await self._runs.write_one(
             service,
             uid,
             lambda writer, shard, some: self._calls.remove_if(
@@ -121,13 +111,7 @@ class LinkTable:
             placing=False,
         )
         self.cache.drop(service, uid, held.epoch)
-        self._left(service, held if outcome.written and not after_s else None)
-        if outcome.written or outcome.link is None:
-            self._removals[service, uid] = (held, now() + after_s)
-        if outcome.written:
-            when = f" in {after_s:g} s" if after_s else ""
-            self.decisions.note(service, {uid: held}, f"removed{when}", {uid: held.pod})
-            self.meter.count(LINKS, service, "removed")
+        self._notes.removed(service, uid, held, outcome, after_s)
         return outcome.written
 
     # Many uids.
@@ -139,7 +123,7 @@ class LinkTable:
         says so at once. So it is with `relink`, and `place` never waits: a batch has uids of many
         who do not know of each other.
         """
-        return await self._guarded(self._shards.read(service, uids, waits=waits))
+        return await self._runs.in_force(self._shards.read(service, uids, waits=waits))
 
     async def place(self, service: str, proposal: Proposal) -> Outcomes:
         """Link each uid to the pod proposed for it, unless it has a link: that wins."""
@@ -148,7 +132,7 @@ class LinkTable:
             owners = proposal.owners(some)
             return self._calls.set_if_absent(writer, shard, service, some, owners)
 
-        outcomes = await self._write_proposed(service, proposal, build, waits=False)
+        outcomes = await self._runs.write_proposed(service, proposal, build, waits=False)
         outcomes = {uid: self._or_full(outcome) for uid, outcome in outcomes.items()}
         placed = {
             uid: outcome.link
@@ -156,7 +140,7 @@ class LinkTable:
             if isinstance(outcome, Outcome) and outcome.written and outcome.link
         }
         if placed:
-            self._count(service, placed, "placed")
+            self._notes.came(service, placed, "placed")
         return outcomes
 
     async def relink(
@@ -175,13 +159,13 @@ class LinkTable:
             owners = proposal.owners(some)
             return self._calls.relink(writer, shard, service, some, expected, owners)
 
-        outcomes = await self._write_proposed(service, proposal, build, waits=waits)
+        outcomes = await self._runs.write_proposed(service, proposal, build, waits=waits)
         for uid, outcome in outcomes.items():
-            self._left(service, lost[uid] if written(outcome) else None)
+            self._notes.left(service, lost[uid] if written(outcome) else None)
         return {
             uid: outcome
             if isinstance(outcome, RouteError)
-            else self._counted(service, uid, outcome, reason, lost[uid].pod)
+            else self._notes.take_in(service, uid, outcome, reason, lost[uid].pod)
             for uid, outcome in outcomes.items()
         }
 
@@ -201,13 +185,13 @@ class LinkTable:
             how = (writer, shard, service, some, epochs, owners)
             return self._calls.hand_over(*how, persistent=persistent)
 
-        outcomes = await self._write(service, list(links), build, placing=True)
+        outcomes = await self._runs.write(service, list(links), build, placing=True)
         answers: dict[str, Link | RouteError | None] = {}
         for uid, outcome in outcomes.items():
-            self._left(service, links[uid] if written(outcome) else None)
+            self._notes.left(service, links[uid] if written(outcome) else None)
             answers[uid] = outcome if isinstance(outcome, RouteError) else outcome.link
             if isinstance(outcome, Outcome) and outcome.link is not None:
-                self._counted(service, uid, outcome, "moved", links[uid].pod)
+                self._notes.take_in(service, uid, outcome, "moved", links[uid].pod)
         return answers
 
     async def may_place(self) -> None:
@@ -223,14 +207,15 @@ class LinkTable:
         def build(writer: Writer, shard: int, some: list[str]) -> Call:
             return self._calls.regrant(writer, shard, service, some, [uids[uid] for uid in some])
 
+        outcomes = await self._runs.write(service, list(uids), build, placing=False)
         links: dict[str, Link | None] = {}
-        for uid, outcome in (await self._write(service, list(uids), build, placing=False)).items():
+        for uid, outcome in outcomes.items():
             if isinstance(outcome, RouteError):
                 continue
             links[uid] = outcome.link
             if outcome.link is not None:
-                self._left(service, outcome.link if outcome.written else None)
-                self._counted(service, uid, outcome, "given back")
+                self._notes.left(service, outcome.link if outcome.written else None)
+                self._notes.take_in(service, uid, outcome, "given back")
         return links
 
     async def refresh(
@@ -246,7 +231,7 @@ class LinkTable:
             epochs = [uids[uid] for uid in some]
             return self._calls.refresh(writer, shard, service, some, epochs, ending=ending)
 
-        outcomes = await self._guarded(self._shards.run(list(uids), build))
+        outcomes = await self._runs.in_force(self._shards.run(list(uids), build))
         return refreshed(uids, outcomes, self._lease_s)
 
     async def not_held(self, service: str, uids: Mapping[str, int]) -> dict[str, int]:
@@ -254,11 +239,6 @@ class LinkTable:
         return not_held(uids, await self.read_many(service, list(uids)))
 
     # What a recovery writes back.
-
-    def was_removed(self, service: str, uid: str, epoch: int) -> bool:
-        """True if a link of that epoch or a later one was removed, or is to be."""
-        removal = self._removals.get((service, uid))
-        return removal is not None and removal[0].epoch >= epoch
 
     async def readmit(self, service: str, links: Mapping[str, Link]) -> int:
         """Write back links that have run out, where the uid has none now; return how many.
@@ -269,7 +249,7 @@ class LinkTable:
         def build(writer: Writer, shard: int, some: list[str]) -> Call:
             return self._calls.readmit(writer, shard, service, some, [links[uid] for uid in some])
 
-        outcomes = await self._write(service, list(links), build, placing=False)
+        outcomes = await self._runs.write(service, list(links), build, placing=False)
         for uid, outcome in outcomes.items():
             if isinstance(outcome, Outcome | DamagedKeyError):
                 continue
@@ -285,52 +265,11 @@ class LinkTable:
         for service, uid, link in self.cache.links():
             if shard_of(uid) in shards:
                 yield service, uid, RememberedLink(link)
-        at = now()
-        for (service, uid), (link, due_at) in list(self._removals.items()):
+        for service, uid, removal in self.removals.remembered():
             if shard_of(uid) in shards:
-                yield service, uid, RememberedLink(link, max(0.0, due_at - at))
+                yield service, uid, removal
 
-    # Writing.
-
-    async def _write_proposed(
-        self, service: str, proposal: Proposal, build: Build, *, waits: bool
-    ) -> Outcomes:
-        """Run a verb that links uids to owners; meanwhile they count as the owners' load."""
-        arrivals = proposal.arrivals()
-        for pod, links in arrivals:
-            self._membership.loads.propose(service, pod, links)
-        try:
-            uids = list(proposal.chosen)
-            return await self._write(service, uids, build, placing=True, waits=waits)
-        finally:
-            for pod, links in arrivals:
-                self._membership.loads.settle(service, pod, links)
-
-    async def _write(
-        self, service: str, uids: list[str], build: Build, *, placing: bool, waits: bool = True
-    ) -> Outcomes:
-        """Run a verb and keep what holds afterwards; `placing`: it may give uids to others."""
-        asked_at = now()
-        running = self._shards.run(uids, build, placing=placing, waits=waits)
-        outcomes = await self._guarded(running)
-        held = {
-            uid: outcome.link
-            for uid, outcome in outcomes.items()
-            if isinstance(outcome, Outcome) and outcome.link is not None
-        }
-        self.cache.put_all(service, held, asked_at)
-        return outcomes
-
-    async def _write_one(
-        self, service: str, uid: str, build: Build, *, placing: bool = True
-    ) -> Outcome:
-        return await self._one(uid, self._write(service, [uid], build, placing=placing))
-
-    async def _one(self, uid: str, running: Awaitable[Outcomes]) -> Outcome:
-        outcome = (await running)[uid]
-        if isinstance(outcome, RouteError):
-            raise outcome
-        return outcome
+    # What stands in the way.
 
     def _or_full(self, outcome: Outcome | RouteError) -> Outcome | RouteError:
         """Return an outcome, or the error of a uid that has no link because Redis is full."""
@@ -338,51 +277,6 @@ class LinkTable:
             return outcome
         return self._shards.problems.full()
 
-    async def _guarded(self, running: Awaitable[Outcomes]) -> Outcomes:
-        try:
-            return await running
-        except SupersededError as error:
-            self.superseded.set()
-            raise self.taken_over() from error
-
     def taken_over(self) -> RouterUnavailableError:
         """Make the error of a router that must not go on."""
         return self._shards.problems.taken_over()
-
-    # Counting.
-
-    def _counted(
-        self, service: str, uid: str, outcome: Outcome, decision: str, source: int | None = None
-    ) -> Link:
-        """Return the link that holds; if this call wrote it, count it and remember why."""
-        assert outcome.link is not None
-        if outcome.written:
-            sources = None if source is None else {uid: source}
-            self._count(service, {uid: outcome.link}, decision, sources)
-        return outcome.link
-
-    def _left(self, service: str, held: Link | None) -> None:
-        """Count a link less at the pod that had it."""
-        if held is not None:
-            self._membership.loads.left(service, held.pod, held.incarnation, held.epoch)
-
-    def _count(
-        self,
-        service: str,
-        written: Mapping[str, Link],
-        decision: str,
-        sources: Mapping[str, int] | None = None,
-    ) -> None:
-        """Count links that were just written, and remember why they were."""
-        if self._removals:
-            for uid in written:
-                self._removals.pop((service, uid), None)
-        epochs: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-        for link in written.values():
-            epochs[link.pod, link.incarnation].append(link.epoch)
-        for (pod, incarnation), placed in epochs.items():
-            record = self._membership.table.get(service, pod)
-            if record is not None and record.incarnation == incarnation:
-                self._membership.loads.placed(service, record, placed)
-        self.decisions.note(service, written, decision, sources)
-        self.meter.count(LINKS, service, decision.partition(" ")[0], by=len(written))

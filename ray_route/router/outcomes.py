@@ -15,11 +15,16 @@ Outcomes = Mapping[str, Outcome | RouteError]
 _ROUNDED_S = 0.001
 
 
-def linked(outcome: Outcome | RouteError) -> Link | None:
-    """Return the link that holds; raise what stood in the way of knowing."""
+def known(outcome: Outcome | RouteError) -> Outcome:
+    """Return what is known; raise what stood in the way of knowing."""
     if isinstance(outcome, RouteError):
         raise outcome
-    return outcome.link
+    return outcome
+
+
+def linked(outcome: Outcome | RouteError) -> Link | None:
+    """Return the link that holds; raise what stood in the way of knowing."""
+    return known(outcome).link
 
 
 def written(outcome: Outcome | RouteError) -> Link | None:

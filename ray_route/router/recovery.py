@@ -167,7 +167,7 @@ class Recovery:
                 for uid, (epoch, persistent) in self.credible.links(address, memory, asked_at)
                 if uid in memory.ago_s
                 and not persistent
-                and not self._table.was_removed(service, uid, epoch)
+                and not self._table.removals.cover(service, uid, epoch)
             }
             if links:
                 written = await self._table.readmit(service, links)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from ray_route.config import RouteConfig
+from ray_route.model import RoutingState
 from ray_route.pod.holdings import Holdings
-from ray_route.pod.hooks import Hooks
-from ray_route.pod.index_lease import IndexLease
-from ray_route.pod.own_record import OwnRecord
+from ray_route.pod.lease_renewal import LeaseRenewal
+from ray_route.pod.own_record import Claimed, OwnRecord
 from ray_route.pod.pod_lease import PodLease
 from ray_route.protocol.commands import Word
 from ray_route.runtime.waiting import Operation
@@ -38,21 +38,28 @@ class Agent:
     def __post_init__(self) -> None:
         self.held = Holdings(0, PodLease(0, self.config.pod_lease_s, 0.0), 60.0)
         self.commands = SimpleNamespace(router=0, under=0, state=None)
-        self.lease = IndexLease(S, 0, actor="", hooks=Hooks(), load=lambda: 0.0)
-        self.lease.serving = self  # type: ignore[assignment]
         namespace: Any = SimpleNamespace(
             store=self.store, keys=self.keys, config=self.config, name="ns", node="", ask=self.ask
         )
-        self.lease._namespace = namespace
-        self.lease._record = OwnRecord(namespace, S, actor="")
-        self.lease._logger = logging.LoggerAdapter(logging.getLogger(__name__))
+        self.record = OwnRecord(namespace, S, actor="")
+        serving: Any = self
+        self.renewal = LeaseRenewal(
+            namespace, self.record, serving, lambda: 0.0, threading.Event(), None
+        )
 
     @property
     def address(self) -> tuple[str, int, int]:
         return S, self.held.pod, self.held.lease.incarnation
 
-    def begin(self, pod: int, lease: PodLease) -> None:
-        self.held.begin(lease, pod)
+    def claim(self) -> None:
+        claimed = self.record.claim(0, RoutingState.READY)
+        assert isinstance(claimed, Claimed)
+        lease = PodLease(claimed.incarnation, self.config.pod_lease_s, claimed.asked_at)
+        self.held.begin(lease, claimed.pod)
+        self.renewal.begin(claimed)
+
+    def renew(self) -> None:
+        assert self.renewal.renew(RoutingState.READY) is None, "its life goes on"
 
     def ask(self, _: str, *args: Any) -> Operation[tuple[Word, int]]:
         yield from ()
@@ -73,8 +80,8 @@ def joined(store: Store, keys: Keys, **options: Any) -> Agent:
     store.one(plain_call("HSET", keys.meta, "sealed", "this-server"))
     agent = Agent(store, keys, RouteConfig(pod_lease_s=30.0, **options))
     agent.new_router()
-    assert agent.lease._try_to_claim()[1] == b"ok"
-    agent.lease._renew()
+    agent.claim()
+    agent.renew()
     assert agent.serves()
     return agent
 
@@ -87,46 +94,46 @@ def agent(store: Store, namespace: str) -> Agent:
 def test_a_yes_of_a_router_older_than_the_youngest_heard_of_is_none(agent: Agent) -> None:
     older = agent.new_router()
     youngest = agent.new_router()
-    agent.lease._lapse("a test")
+    agent.renewal._lapse("a test")
     agent.word = lambda: (Word.SERVE, older)
-    agent.lease._renew()
+    agent.renew()
     assert not agent.serves()
     agent.word = lambda: (Word.SERVE, youngest)
-    agent.lease._renew()
+    agent.renew()
     assert agent.serves()
 
 
 def test_so_it_is_where_commands_came_from_a_younger_one(agent: Agent) -> None:
     stored = agent.new_router()
     agent.commands.router = stored + 1  # Redis may have lost that it began
-    agent.lease._lapse("a test")
+    agent.renewal._lapse("a test")
     agent.word = lambda: (Word.SERVE, stored)
-    agent.lease._renew()
+    agent.renew()
     assert not agent.serves()
 
 
 def test_a_yes_counts_in_the_lapse_that_it_was_asked_in(agent: Agent) -> None:
     router = agent.new_router()
-    agent.lease._lapse("a test")
+    agent.renewal._lapse("a test")
 
     def yes_after_another_lapse() -> tuple[Word, int]:
         agent.held.lapse()
         return Word.SERVE, router
 
     agent.word = yes_after_another_lapse
-    agent.lease._renew()
+    agent.renew()
     assert not agent.serves()
 
 
 def test_whoever_vouches_must_span_the_renewal_before_redis_lost_the_record(agent: Agent) -> None:
-    before = agent.lease._under
+    before = agent.renewal._under
     agent.lose_the_table()
     younger = agent.new_router()
-    agent.lease._renew()
+    agent.renew()
     assert agent.serves(), "its lease runs, and nobody can have ended its life"
-    agent.lease._lapse("a test")
+    agent.renewal._lapse("a test")
     agent.word = lambda: (Word.SERVE, younger)
-    agent.lease._renew()
+    agent.renew()
     (_, _, under, heard), *_ = agent.asked
     assert (under, heard) == (before, younger)
 
@@ -138,11 +145,19 @@ def test_a_lost_record_is_a_lapse_where_ray_is_believed(
     """With `fast_failover` a life may have been ended without a lease of silence."""
     agent = joined(store, Keys(namespace, 16), fast_failover=fast)
     agent.lose_the_table()
-    agent.lease._renew()
+    agent.renew()
     assert agent.serves() is not fast
 
 
 def test_a_lease_that_has_run_out_is_a_lapse_though_it_can_be_renewed(agent: Agent) -> None:
     agent.held.lease.end()
-    agent.lease._renew()
-    assert agent.lease._lapsed
+    agent.renew()
+    assert agent.renewal.lapsed
+
+
+def test_a_life_that_was_ended_is_over_and_it_is_said_who_says_so(agent: Agent) -> None:
+    agent.renewal._lapse("a test")
+    agent.word = lambda: (Word.ENDED, 0)
+    assert agent.renewal.renew(RoutingState.READY) == "the router says that its life was ended"
+    agent.record.resign(agent.address)
+    assert agent.renewal.renew(RoutingState.READY) == "the directory says gone"

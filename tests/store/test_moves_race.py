@@ -279,7 +279,7 @@ def test_a_uid_that_nobody_uses_keeps_its_link_if_that_is_persistent_by_now(
         elif when == "as it is removed":
             monkeypatch.setattr(space.links, "remove", late)
             assert await space.moves.settle(address, given) == {}
-            assert not space.links.was_removed("svc", "u", link.epoch), "a recovery would do so"
+            assert not space.links.removals.cover("svc", "u", link.epoch), "a recovery would do so"
         settled = await space.moves.settle(address, given)
         left = await space.links.read("svc", "u")
         if when == "never":

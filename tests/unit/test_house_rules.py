@@ -16,9 +16,7 @@ FACES = {"AsyncRouteClient", "PodAgent", "RouteClient", "Router"}
 LARGE = {
     "Controller": 32,
     "Holdings": 36,
-    "IndexLease": 24,
     "Keeping": 21,
-    "LinkTable": 26,
     "LocalDirectory": 25,
     "Releases": 30,
     "ResponseStream": 27,
