@@ -19,21 +19,21 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import CodeType
+from types import CodeType, SimpleNamespace
 from typing import Any
 
 RAYS_OWN = "ray._private.workers.default_worker"
 # What workers import at their start, what Ray looks for to pickle, what most of them run.
-# Nothing may be drawn at random meanwhile: Ray would draw the same ids in every fork. Serve's
-# import does that, so there are only packages that it uses.
 IMPORTED = (
     *("numpy", "pyarrow.json", "pydantic", "pydantic.v1.fields", "starlette.datastructures"),
     *("ray.util.serialization_addons", "ray._common.pydantic_compat", "uvloop", RAYS_OWN),
     *("ray_route.router.actor", "ray_route.runtime.embedded_actor", "services"),
-    *("fastapi", "uvicorn", "aiohttp", "grpc"),
+    *("ray_route.pod.pod_actor", "ray_route.client.sync_client", "ray_route.controller.actor"),
+    *("ray.serve._private.controller", "ray.serve._private.proxy", "ray_route.serve.replica_agent"),
 )
 WITHOUT_A_RUNTIME_ENVIRONMENT = "--runtime-env-hash=0"
 FORKS = "--forks"
@@ -131,9 +131,10 @@ def serve_forks() -> None:
 
 def imported() -> CodeType:
     """Import what workers do; return the code that makes a process a worker."""
-    for name in IMPORTED:
-        with contextlib.suppress(ImportError):
-            import_module(name)
+    with drawing_no_ids():
+        for name in IMPORTED:
+            with contextlib.suppress(ImportError):
+                import_module(name)
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "a thread that no fork would have"
     gc.collect()
     gc.freeze()
@@ -142,6 +143,21 @@ def imported() -> CodeType:
     code = spec.loader.get_code(RAYS_OWN)  # type: ignore[union-attr]
     assert isinstance(code, CodeType)
     return code
+
+
+@contextlib.contextmanager
+def drawing_no_ids() -> Iterator[None]:
+    """Let Ray draw no id meanwhile: its generator would draw the same ones in every fork.
+
+    Imports make actor classes, which have ids.
+    """
+    actors: Any = import_module("ray.actor")
+    own = actors.ActorClassID
+    actors.ActorClassID = SimpleNamespace(from_random=lambda: own(os.urandom(own.size())))
+    try:
+        yield
+    finally:
+        actors.ActorClassID = own
 
 
 def forked(asking: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
