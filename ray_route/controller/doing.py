@@ -18,12 +18,13 @@ class StoppedError(Exception):
 
 
 class Doing:
-    """What one controller does just now; `facts` are what log records of that have."""
+    """What one controller does just now; log records of its steps have `facts` as attributes."""
 
     def __init__(self, service: str, facts: Mapping[str, str]) -> None:
         self._service = service
         self._log = logging.LoggerAdapter(logger, facts)
         self.words = ""
+        """Empty while nothing is done."""
 
     def take(self, steps: Steps, check: Check = no_check) -> None:
         """Take some steps, and `check` before each."""
@@ -33,5 +34,5 @@ class Doing:
             check()
 
     def say(self, words: str) -> None:
-        """Take in what is done just now; nothing: the empty text."""
+        """Note what is done just now, where that is no step."""
         self.words = words

@@ -192,10 +192,9 @@ class Keeping:
         """Scale the service by its load; a pod that could not be left is wanted as before."""
         before = self._wishes.wanted
         assert before is not None
+        healing = self._healing.meanwhile(check)
         try:
-            self.doing.take(
-                self.autoscaler.steps(self.problems(), self._healing.meanwhile(check)), check
-            )
+            self.doing.take(self.autoscaler.steps(self.problems(), healing), check)
         except (DeposedError, ClosedError):
             raise
         except Exception as error:

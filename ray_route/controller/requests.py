@@ -49,7 +49,6 @@ class Requests:
         """
         key = request or uuid.uuid4().hex
         asked = self._under_way.setdefault(key, _Request())
-
         check = partial(self._check, asked)
 
         def wanted() -> Wanted:
