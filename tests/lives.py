@@ -97,7 +97,7 @@ class Service:
         with patch.context() as patched:
             here = ray.runtime_context.RuntimeContext
             patched.setattr(here, "get_actor_id", lambda _: self.actor)
-            patched.setattr(Looks, "run", no_check)
+            patched.setattr(Looks, "run", lambda _: None)
             return Controller(SOON_S, [], *self.recipe.pieces())
 
     def alive(self) -> list[int]:
