@@ -11,10 +11,10 @@ from typing import Any
 from ray_route.client.session import Session
 from ray_route.client.sessions import close_session, open_session
 from ray_route.clock import Deadline
+from ray_route.controller.actor import Description
 from ray_route.controller.handle import ControllerHandle, make_controller
 from ray_route.controller.making import NameTakenError, PodMaker, named_pods
 from ray_route.controller.recipe import Recipe, differing
-from ray_route.controller.requests import Description
 from ray_route.deployment import DEPLOY_S, Deployment
 from ray_route.errors import ClosedError, ConfigError, InvalidInputError
 from ray_route.model import (

@@ -21,6 +21,7 @@ import ray_route
 from ray_route.clock import Deadline
 from ray_route.controller.actor import Controller
 from ray_route.controller.keeping import Keeping
+from ray_route.controller.looks import Looks
 from ray_route.controller.recipe import Recipe
 from ray_route.controller.recipes import make_holder
 from ray_route.controller.upkeep import Upkeep
@@ -75,13 +76,6 @@ def upgrade_to(recipe: Recipe) -> tuple[str, Upgrade]:
     return holder, Upgrade(0, 0, "", 1, SOON_S, SOON_S, request=request)
 
 
-class Asked(Controller):
-    """A controller as it is before it has looked by itself."""
-
-    def _run(self) -> None:
-        pass
-
-
 class Service:
     """A deployed service whose lives follow each other, as Ray would have them."""
 
@@ -98,12 +92,13 @@ class Service:
     def life(self) -> Life:
         return Life(self.recipe, self.actor)
 
-    def asked(self, patch: pytest.MonkeyPatch) -> Asked:
-        """Return a life that is asked before its first look."""
+    def asked(self, patch: pytest.MonkeyPatch) -> Controller:
+        """Return a life that is asked before its first look, and takes none by itself."""
         with patch.context() as patched:
             here = ray.runtime_context.RuntimeContext
             patched.setattr(here, "get_actor_id", lambda _: self.actor)
-            return Asked(SOON_S, [], *self.recipe.pieces())
+            patched.setattr(Looks, "run", lambda _: None)
+            return Controller(SOON_S, [], *self.recipe.pieces())
 
     def alive(self) -> list[int]:
         pods = self.client.pods(self.service).items()

@@ -8,9 +8,9 @@ from functools import partial
 
 from ray_route.client.base import DRAIN_S
 from ray_route.clock import now
-from ray_route.controller.requests import StoppedError
+from ray_route.controller.doing import Steps, StoppedError
 from ray_route.controller.sizing import Judge, Seen, Verdict
-from ray_route.controller.upkeep import Steps, Upkeep
+from ray_route.controller.upkeep import Upkeep
 from ray_route.controller.wishes import Wishes
 from ray_route.model import Life, Pod, RoutingState
 from ray_route.policies import Autoscale, Autoscaling

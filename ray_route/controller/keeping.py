@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ray_route.clock import Deadline, now
+from ray_route.clock import Deadline
 from ray_route.controller.autoscaling import Autoscaler
+from ray_route.controller.doing import Doing, StoppedError
 from ray_route.controller.evenness import Evenness
 from ray_route.controller.figures import Figures
-from ray_route.controller.marks import (
-    BEGUN,
-    first_found,
-    forget,
-    grace_of,
-    note_begun,
-    note_end,
-    noted,
-)
+from ray_route.controller.healing import Healing
+from ray_route.controller.marks import BEGUN, forget, grace_of, note_begun, note_end, noted
 from ray_route.controller.rebalancing import Rebalancer
 from ray_route.controller.recipe import Recipe
 from ray_route.controller.recipes import end_holders
-from ray_route.controller.requests import StoppedError
+from ray_route.controller.scaling import Scaling
 from ray_route.controller.starts import Starts
 from ray_route.controller.strays import Strays
 from ray_route.controller.upgrading import Upgrading
-from ray_route.controller.upkeep import Steps, Upkeep
+from ray_route.controller.upkeep import Upkeep
 from ray_route.controller.wishes import DeposedError, Wishes
 from ray_route.errors import (
     CallCancelledError,
@@ -52,8 +45,6 @@ _NO_FAULT_OF_IT = (StoreUnavailableError, RouterUnavailableError, ClosedError)
 # So often an upgrade may meet what nobody foresaw before it turns back.
 _SURPRISES = 3
 _PROBE_S = 5.0
-_HEAL_S = 60.0
-_HEAL_EACH_S = 2.0
 
 
 class Keeping:
@@ -67,20 +58,20 @@ class Keeping:
         self._wishes = wishes
         self.autoscaler = Autoscaler(upkeep, wishes)
         self._begin_by = Deadline.after(patience_s)
-        self.doing = ""
-        """What is done just now, in words."""
         self._is_taken_up = False
         self._left: frozenset[int] = frozenset()
         """Pods that an earlier life was told to end, and which may be there yet."""
-        self._heal_at = 0.0
         self._surprises = 0
         """How often in a row an upgrade has met what is no `RouteError`."""
         self.done = False
         """True once the service has been ended."""
         self.figures = Figures(recipe)
+        self.doing = Doing(spec.service, self.figures.facts)
         self._starts = Starts(spec.service, self.figures)
+        self._healing = Healing(upkeep, wishes, self._starts, self.figures, self.doing)
         self._strays = Strays(upkeep)
-        self.rebalancer = Rebalancer(upkeep, spec.service, self.say, self.figures)
+        self.scaling = Scaling(upkeep, wishes, self._healing, self.doing)
+        self.rebalancer = Rebalancer(upkeep, spec.service, self.doing.say, self.figures)
         self.evenness = Evenness(self.rebalancer)
         self.upgrading = Upgrading(upkeep, wishes, self.figures)
         self._log = logging.LoggerAdapter(logger, self.figures.facts)
@@ -91,20 +82,9 @@ class Keeping:
         indexes = wanted.indexes if wanted else ()
         return self._starts.problems(indexes)
 
-    def take(self, steps: Steps, check: Callable[[], None] = lambda: None) -> None:
-        """Take some steps, and `check` before each."""
-        for step in steps:
-            self.doing = step
-            self._log.info("service %s: %s", self._service, step)
-            check()
-
-    def say(self, doing: str) -> None:
-        """Take in what is done just now, in words."""
-        self.doing = doing
-
     def finish(self, grace_s: float) -> None:
         """End the service. Redis is told first and last, if it answers: pods end in any case."""
-        self.doing = "end the service"
+        self.doing.say("end the service")
         note_end(self._wishes.actor, grace_s)
         with contextlib.suppress(RouteError):
             if self._wishes.wanted is not None:
@@ -117,24 +97,6 @@ class Keeping:
         end_holders(self._namespace, self._service)
         forget(self._wishes.actor)
         self.done = True
-
-    def before(self, request: str, wanted: Wanted) -> Wanted:
-        """Return what was wanted when a request was begun first: in an earlier life, perhaps.
-
-        What such a life has written for it is not to outlast its failure.
-        """
-        found = first_found(self._wishes.actor, request, wanted.indexes)
-        return wanted.of(found) if min(found) >= wanted.first else wanted
-
-    def want_what_is_there(self, before: Wanted) -> None:
-        """Want what there was, or what could not be ended, after a scaling that failed.
-
-        A pod that was being drained stays, too, as it was found.
-        """
-        with contextlib.suppress(RouteError):
-            self._wishes.write(before.including(self._upkeep.named()))
-        with contextlib.suppress(RouteError):
-            self.take(self._upkeep.stop_drains(before.indexes))
 
     def look(self, check: Check = no_check, gives_way: Check = no_check, *, ending: bool) -> None:
         """Look at what is there, and do what is missing; raise `DeposedError`, `RouteError`.
@@ -183,6 +145,17 @@ class Keeping:
                 note_begun(self._wishes.actor)
         self._is_taken_up = True
 
+    def wanted(self) -> Wanted:
+        """Return what is wanted, once that is taken up.
+
+        Raises `ClosedError` if nothing is, or if the service has been ended.
+        """
+        self.take_up()
+        self._wishes.claim()
+        if self._wishes.wanted is None or self.done:
+            raise ClosedError(what=f"service {self._service!r}, which was never whole")
+        return self._wishes.wanted
+
     def begin(self, replicas: int, autoscale: Autoscale | None, tolerance: float | None) -> None:
         """Keep the service so from now on."""
         wanted = Wanted(replicas, self._name, autoscale=autoscale, tolerance=tolerance)
@@ -206,10 +179,10 @@ class Keeping:
                 self._upgrade(check)
             return
         self._settle_scale_in(wanted)
-        self.take(self._heal())
-        self.take(self._strays.steps(wanted, self.healing(gives_way)))
+        self.doing.take(self._healing.steps())
+        self.doing.take(self._strays.steps(wanted, self._healing.meanwhile(gives_way)))
         if wanted.cordons:
-            self.take(self._upkeep.close(wanted.cordons))
+            self.doing.take(self._upkeep.close(wanted.cordons))
         if wanted.autoscale is not None:
             self._autoscale(gives_way)
         if wanted.tolerance is not None and self.evenness.is_due:
@@ -219,18 +192,19 @@ class Keeping:
         """Scale the service by its load; a pod that could not be left is wanted as before."""
         before = self._wishes.wanted
         assert before is not None
+        healing = self._healing.meanwhile(check)
         try:
-            self.take(self.autoscaler.steps(self.problems(), self.healing(check)), check)
+            self.doing.take(self.autoscaler.steps(self.problems(), healing), check)
         except (DeposedError, ClosedError):
             raise
         except Exception as error:
             if self._wishes.wanted != before:
-                self.want_what_is_there(before)
+                self.scaling.want_what_is_there(before)
             if not isinstance(error, StoppedError):
                 self.autoscaler.forget()
                 raise
             self._log.info("service %s: %s", self._service, error)
-        self.take(self._heal(anew=False))
+        self.doing.take(self._healing.steps(anew=False))
 
     def _even_out(self, wanted: Wanted, tolerance: float, check: Check) -> None:
         """Even loads out, as far as nothing else is to be done."""
@@ -262,35 +236,14 @@ class Keeping:
         if drained:
             self._wishes.write(wanted.of(set(wanted.indexes) - set(drained)))
         for index in drained:
-            self.take(self._upkeep.end_drained(index, alive[index]))
-        self.take(self._upkeep.stop_drains(self._left - shut))
+            self.doing.take(self._upkeep.end_drained(index, alive[index]))
+        self.doing.take(self._upkeep.stop_drains(self._left - shut))
         self._left = frozenset()
-
-    def healing(self, check: Check) -> Check:
-        """Return a check that makes, now and then, what is missing: for what lasts, as a drain."""
-
-        def both() -> None:
-            check()
-            if now() >= self._heal_at:
-                self._heal_at = now() + _HEAL_EACH_S
-                self._heal_meanwhile()
-
-        return both
-
-    def _heal_meanwhile(self) -> None:
-        self._starts.hear()
-        doing = self.doing
-        try:
-            self.take(self._heal())
-        except RouteError as error:  # what lasts goes on; the next look meets it again
-            self._log.warning("not as it is wanted: %s", error)
-        finally:
-            self.doing = doing
 
     def _upgrade(self, check: Check) -> None:
         """Go on with an upgrade, or its way back; what stops it in its course turns it back."""
         try:
-            self.take(self.upgrading.steps(check, self.healing(check)), check)
+            self.doing.take(self.upgrading.steps(check, self._healing.meanwhile(check)), check)
         except (*_NO_FAULT_OF_IT, DeposedError):
             raise
         except CallCancelledError as error:
@@ -313,23 +266,3 @@ class Keeping:
             self._upkeep.pods(_PROBE_S)
         except RouteTimeoutError as error:
             raise RouterUnavailableError(reason=str(error), service=self._service) from error
-
-    def _heal(self, *, anew: bool = True) -> Steps:
-        """Make pods that Ray has given up; what becomes of them the next looks tell.
-
-        In an upgrade, as many as there is room for. Not `anew`: the load needs them.
-        """
-        wanted = self._wishes.wanted
-        assert wanted is not None
-        named = self._upkeep.named().keys()
-        missing = set(wanted.indexes) - named - set(self._starts.under_way)
-        due = [pod for pod in sorted(missing) if self._starts.may_begin(pod)]
-        if wanted.upgrade is not None:
-            due = due[: max(0, wanted.replicas + wanted.upgrade.surge - len(named))]
-        if not due:
-            return
-        yield f"make pods {due}, which Ray does not have"
-        made = self._upkeep.make(due, wanted.recipe, Deadline.after(_HEAL_S))
-        if anew:
-            self.figures.made_anew(len(due))
-        self._starts.begun(made)

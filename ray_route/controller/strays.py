@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ray_route.client.base import DRAIN_S
-from ray_route.controller.requests import StoppedError
-from ray_route.controller.upkeep import Steps, Upkeep
+from ray_route.controller.doing import Steps, StoppedError
+from ray_route.controller.upkeep import Upkeep
 from ray_route.runtime.waiting import Check
 from ray_route.store.wanted import Wanted
 

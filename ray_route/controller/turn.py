@@ -10,7 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 
 from ray_route.clock import Deadline
-from ray_route.controller.keeping import Keeping
+from ray_route.controller.doing import Doing
+from ray_route.controller.upgrading import Upgrading
 from ray_route.runtime.waiting import Pause, late
 from ray_route.store.wanted import Wanted
 
@@ -20,9 +21,10 @@ _AGAIN_S = 0.2
 class Turn:
     """The turn at one service. Thread-safe; `lock` is held by whoever has it."""
 
-    def __init__(self, service: str, keeping: Keeping) -> None:
+    def __init__(self, service: str, doing: Doing, upgrading: Upgrading) -> None:
         self._service = service
-        self._keeping = keeping
+        self._doing = doing
+        self._upgrading = upgrading
         self.lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -33,7 +35,7 @@ class Turn:
         try:
             yield
         finally:
-            self._keeping.doing = ""
+            self._doing.say("")
             self.lock.release()
 
     @contextlib.contextmanager
@@ -51,6 +53,6 @@ class Turn:
 
     def _in_the_way(self) -> str:
         """Say what is done now."""
-        what = self._keeping.upgrading.told() or f"the turn at service {self._service!r}"
-        doing = self._keeping.doing
+        what = self._upgrading.told() or f"the turn at service {self._service!r}"
+        doing = self._doing.words
         return f"{what} ({doing})" if doing else what

@@ -12,9 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from ray_route.clock import Deadline, backoff_s, now
+from ray_route.controller.doing import Steps
 from ray_route.controller.figures import Figures
 from ray_route.controller.generations import completed, turned_back, upgraded
-from ray_route.controller.upkeep import Steps, Upkeep
+from ray_route.controller.upkeep import Upkeep
 from ray_route.controller.wishes import Wishes
 from ray_route.errors import PodUnavailableError, RouteError, RouteTimeoutError, UpgradeError
 from ray_route.model import DrainProgress, RoutingState, UpgradeProgress

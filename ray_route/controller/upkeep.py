@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 from ray_route.clock import Deadline
+from ray_route.controller.doing import Steps
 from ray_route.controller.draining import drain, is_draining, stop_drain
 from ray_route.controller.recipe import Recipe
 from ray_route.controller.recipes import Recipes
@@ -19,9 +20,6 @@ from ray_route.protocol.names import controller_name
 from ray_route.runtime.waiting import Check, no_check, run
 
 _NO_USERS_GRACE_S = 1.0
-
-Steps = Iterator[str]
-"""What is done next, in words, before each step that changes something."""
 
 
 class Upkeep(Sight):

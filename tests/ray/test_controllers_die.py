@@ -26,11 +26,11 @@ from upgraded import Unborn
 import ray_route
 from ray_route.clock import Deadline
 from ray_route.controller import keeping
+from ray_route.controller.doing import StoppedError
 from ray_route.controller.draining import drain
 from ray_route.controller.evenness import Evenness
 from ray_route.controller.making import PodMaker
 from ray_route.controller.marks import forget, is_given_up, note_end
-from ray_route.controller.requests import StoppedError
 from ray_route.controller.wishes import DeposedError
 from ray_route.errors import InvalidInputError, RouterUnavailableError, RouteTimeoutError
 from ray_route.model import DrainProgress
@@ -135,7 +135,7 @@ def test_a_second_upgrade_waits_for_the_first_as_long_as_its_caller_does(
     with ThreadPoolExecutor(1) as callers:
         begun = callers.submit(asked.begin_upgrade, holder, how, SOON_S)
         while not begun.done():
-            asked._look()
+            asked._looks.look()
         begun.result()
     assert asked._keeping.upgrading.knows(how.request), "under way, or ended by the last look"
     assert asked._wishes.wanted.generation == 3
@@ -146,9 +146,9 @@ def test_what_its_caller_has_given_up_is_undone_by_the_next_life_too(
 ) -> None:
     _, how = service.life().upgrade(service.recipe)
     service.asked(monkeypatch).give_up(how.request)
-    service.asked(monkeypatch)._look()
+    service.asked(monkeypatch)._looks.look()
     asked = service.asked(monkeypatch)
-    assert not asked._knows("another")
+    assert not asked._upgrades.knows("another")
     assert asked._wishes.wanted.upgrade.back
     holder, how = upgrade_to(service.recipe)
     asked.give_up(how.request)
@@ -266,12 +266,12 @@ def test_a_recipe_that_nothing_has_come_of_is_ended_in_time(
     asked._wishes.write(replace(asked._wishes.wanted, recipe=used))
     with asked._turn.lock, ThreadPoolExecutor(1) as callers:
         begun = callers.submit(asked.begin_upgrade, *waiting, 2.0)
-        eventually(lambda: asked._awaited, "it waits", SOON_S)
-        asked._end_unnamed()
+        eventually(lambda: asked._upgrades._awaited, "it waits", SOON_S)
+        asked._looks._tidy()
         assert is_there(left), "its driver may be about to ask"
         monkeypatch.setattr("ray_route.controller.recipes._UNNAMED_S", 0.0)
-        asked._unnamed_at = 0.0
-        asked._end_unnamed()
+        asked._looks._tidy_at = 0.0
+        asked._looks._tidy()
         eventually(lambda: not is_there(left), "it is ended", SOON_S)
         assert (is_there(waiting[0]), is_there(used)) == (True, True)
         assert begun.exception(SOON_S) is not None
@@ -491,8 +491,8 @@ def test_what_was_given_up_long_ago_is_forgotten_but_for_what_is_under_way(
         asked.give_up(request)
     for old_s in (3600.0, 0.0):
         monkeypatch.setattr("ray_route.controller.marks._OLD_S", old_s)
-        asked._unnamed_at = 0.0
-        asked._end_unnamed()
+        asked._looks._tidy_at = 0.0
+        asked._looks._tidy()
         assert is_given_up(service.actor, how.request)
         assert is_given_up(service.actor, "another") == (old_s > 0)
 
@@ -555,16 +555,16 @@ def test_evening_out_by_itself_gives_way_to_whoever_asks_for_something_else(
     asked.keep_even(0.2, SOON_S)
 
     def evens_out() -> bool:
-        return "even loads out" in asked._keeping.doing
+        return "even loads out" in asked._keeping.doing.words
 
     with ThreadPoolExecutor(1) as looks:
-        seen = looks.submit(lambda: [asked._look() for _ in range(2)])  # uneven at both
+        seen = looks.submit(lambda: [asked._looks.look() for _ in range(2)])  # uneven at both
         eventually(lambda: evens_out() or seen.done(), "it moves users", SOON_S)
         asked.cordon(1, SOON_S)
         seen.result(SOON_S)
     links = client.compute_linked_pods(uids, service.service).values()
     assert 30 < sum(link.pod == 0 for link in links) <= 40, "most were left where they are"
-    assert (asked._problem, asked._wishes.wanted.cordons) == ("", {1})
+    assert (asked._looks.problem, asked._wishes.wanted.cordons) == ("", {1})
     asked.keep_even(None, SOON_S)
 
 
@@ -573,7 +573,7 @@ def test_a_scaling_that_fails_in_a_later_life_leaves_what_there_was_before_the_f
 ) -> None:
     life = service.life()
     life.wishes.claim()
-    before = life.keeping.before("r", life.wishes.wanted)
+    before = life.keeping.scaling.before("r", life.wishes.wanted)
     life.wishes.write(before.scaled(4))  # and it dies
     service.recipe = recipe_of(Unborn, service.client, service.service, "no folder")
     asked = service.asked(monkeypatch)

@@ -19,7 +19,7 @@ from services import Counter, Gated, made_in
 from tallies import Tally
 
 from ray_route.clock import Deadline
-from ray_route.controller import keeping, making, marks, recipes, starts, upkeep
+from ray_route.controller import doing, healing, keeping, making, marks, recipes, starts, upkeep
 from ray_route.controller.making import PodMaker, handles_of, named_pods
 from ray_route.controller.marks import BEGUN, forget, note, noted
 from ray_route.controller.recipes import holders_of
@@ -71,7 +71,7 @@ def test_a_life_that_ends_at_any_line_of_making_a_pod_leaves_one_and_it_is_made_
         prepare()
 
     prepare()
-    modules = (keeping, making, marks, recipes, starts, upkeep)
+    modules = (doing, healing, keeping, making, marks, recipes, starts, upkeep)
     lines = at_every_line(
         lambda: lives[-1].keeping.look(ending=False), check_and_prepare, *modules, stride=stride()
     )

@@ -14,9 +14,7 @@ SLEEPS = {"asyncio.sleep", "time.sleep"}
 FACES = {"AsyncRouteClient", "PodAgent", "RouteClient", "Router"}
 """What others call by name: as many methods as there is to ask for."""
 LARGE = {
-    "Controller": 32,
     "Holdings": 36,
-    "Keeping": 21,
     "LocalDirectory": 25,
     "Releases": 30,
     "ResponseStream": 27,
