@@ -19,7 +19,6 @@ LARGE = {
     "IndexLease": 24,
     "Keeping": 21,
     "LinkTable": 26,
-    "LocalDirectory": 25,
     "Releases": 30,
 }
 """Classes that are larger than they may be, and may only shrink."""
