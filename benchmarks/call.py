@@ -12,7 +12,7 @@ from ray.util import ActorPool
 
 from benchmarks.harness import Report, Sample, take_turns
 from benchmarks.setting import deployed, local_client
-from ray_route.client.streams import AHEAD
+from ray_route.client.streamed_call import AHEAD
 from ray_route.client.sync_client import RouteClient
 
 QUESTION = (

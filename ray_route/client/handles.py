@@ -14,6 +14,7 @@ from ray_route.client.outgoing import Outgoing
 from ray_route.client.responses import Response, arguments
 from ray_route.client.session import Session
 from ray_route.client.sessions import open_session
+from ray_route.client.streamed_call import StreamedCall
 from ray_route.client.streams import ResponseStream
 from ray_route.clock import Deadline
 from ray_route.errors import InvalidInputError, UnknownMethodError
@@ -338,13 +339,9 @@ class StreamMethodHandle(_MethodHandle, Generic[P, R]):
 
         It begins when it is there, without regard to the order of other calls.
         """
-        dispatcher = self._connection.dispatcher
-        call = self._call(args, kwargs)
-        stream: ResponseStream[R] = ResponseStream(
-            dispatcher, call, seconds(self._options.timeout_s)
-        )
-        stream.open()
-        return stream
+        streamed = StreamedCall(self._connection.dispatcher, self._call(args, kwargs))
+        streamed.open()
+        return ResponseStream(streamed, seconds(self._options.timeout_s))
 
 
 @lru_cache(maxsize=1024)

@@ -38,6 +38,7 @@ class LocalService:
         self._cls = cls
         self._pods = pods
         self._directory = self._pods.directory
+        self._moves = self._pods.moves
         self._caller = Caller(self._pods, loop)
 
     def __getitem__(self, uid: str) -> LocalUid:
@@ -79,7 +80,7 @@ class LocalService:
         calls do not end in time: then it stays.
         """
         deadline = Deadline.after(timeout)
-        return _undisturbed(partial(self._directory.move, check_uid(uid), pod, deadline))
+        return _undisturbed(partial(self._moves.move, check_uid(uid), pod, deadline))
 
     def fence(self, uid: str, *, timeout: float = _TIMEOUT_S) -> None:
         """Give a uid to another pod, whose owner learns of it afterwards.
@@ -128,7 +129,7 @@ class LocalService:
         Raises `PodUnavailableError` if its calls do not end in time: then it stays.
         """
         deadline = Deadline.after(timeout)
-        return _undisturbed(partial(self._directory.remove, check_uid(uid), deadline))
+        return _undisturbed(partial(self._moves.remove, check_uid(uid), deadline))
 
     def kill(self, pod: int) -> None:
         """End a pod as `kill -9` does, and make it again: empty, in its next life.

@@ -28,8 +28,10 @@ from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.serving import Manner, methods_of_calls
 from ray_route.pod.user_hooks import UserHooks
 from ray_route.protocol.calls import Header
-from ray_route.testing.local_directory import LocalDirectory, LocalNamespace, Place
+from ray_route.testing.local_directory import LocalDirectory, Place
 from ray_route.testing.local_mailbox import Mailbox
+from ray_route.testing.local_moves import LocalMoves
+from ray_route.testing.local_router import LocalNamespace, LocalRouter
 
 T = TypeVar("T")
 
@@ -251,7 +253,9 @@ class LocalPods:
         self, recipe: LocalRecipe, namespace: str, service: str, loop: asyncio.AbstractEventLoop
     ) -> None:
         self.directory = LocalDirectory(namespace, service)
-        self._namespace = LocalNamespace(namespace, self.directory)
+        self.moves = LocalMoves(self.directory)
+        router = LocalRouter(self.directory, self.moves)
+        self._namespace = LocalNamespace(namespace, self.directory, router)
         self._service = service
         self._recipe = recipe
         self._loop = loop

@@ -31,6 +31,7 @@ from ray_route.client import (
     outgoing,
     refusals,
     responses,
+    streamed_call,
     streams,
     untaken,
     use_reporter,
@@ -43,7 +44,7 @@ pytestmark = pytest.mark.slow
 S = "rooms"
 OUTGOING = (arrivals, call_loop, dispatcher, held_calls, lanes, outgoing, refusals, untaken)
 TAKING = (calls, handles, responses, waiting)
-STREAMS = (feed, handles, streams, call_loop)
+STREAMS = (feed, handles, streamed_call, streams, call_loop)
 
 
 class Rooms:
@@ -200,7 +201,7 @@ def test_a_task_that_is_cancelled_at_any_await_costs_no_later_call_anything(
 def test_a_stream_that_is_interrupted_at_any_line_loses_no_item_unsaid_and_is_closed(
     rooms: Rooms, u: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "_WATCH_S", 0.2)
+    monkeypatch.setattr(streamed_call, "_WATCH_S", 0.2)
     begun: list[Any] = []
     items: list[int] = []
 

@@ -20,7 +20,7 @@ from ray_route import (
     ResponseStream,
     RouteTimeoutError,
 )
-from ray_route.client import streams
+from ray_route.client import streamed_call
 
 
 @pytest.fixture(params=[Talker, AsyncTalker])
@@ -200,17 +200,17 @@ def test_a_stream_that_is_left_is_closed_at_its_pod(
 ) -> None:
     leave(rooms[u].drip.remote(str(tmp_path), 10_000))
     eventually((tmp_path / "closed").exists, "its generator was closed")
-    assert int((tmp_path / "at").read_text()) < 4 * streams.AHEAD
+    assert int((tmp_path / "at").read_text()) < 4 * streamed_call.AHEAD
 
 
 def test_a_stream_that_nobody_reads_does_not_run_ahead_and_is_closed(
     rooms: Any, u: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "IDLE_S", 1.0)
+    monkeypatch.setattr(streamed_call, "IDLE_S", 1.0)
     stream = rooms[u].drip.remote(str(tmp_path), 10_000)
     assert next(stream) == 0
     eventually((tmp_path / "closed").exists, "its generator was closed")
-    assert int((tmp_path / "at").read_text()) < 4 * streams.AHEAD
+    assert int((tmp_path / "at").read_text()) < 4 * streamed_call.AHEAD
     with pytest.raises(RouteTimeoutError, match="to be taken") as caught:
         next(stream)
     assert caught.value.may_have_run is True

@@ -16,11 +16,18 @@ from leftovers import workers
 
 from ray_route import testing
 from ray_route.runtime import futures, given_up
-from ray_route.testing import local_calls, local_directory, local_mailbox, local_pod
+from ray_route.testing import (
+    local_calls,
+    local_directory,
+    local_mailbox,
+    local_moves,
+    local_pod,
+    local_router,
+)
 
 PATIENCE_S = 20.0
 LOCAL_ALONE = import_module("ray_route.testing.local")  # whose name is the function's, too
-ROOMS = (local_calls, local_directory, local_mailbox, local_pod)
+ROOMS = (local_calls, local_directory, local_mailbox, local_moves, local_pod, local_router)
 LOCAL = (LOCAL_ALONE, *ROOMS, futures, given_up)
 OF_PYTHON = (concurrent.futures._base, threading)
 THREADS = ("ray_route-local", "ray_route-release", "ray_route-commands", "ray_route-tell")

@@ -190,7 +190,7 @@ class TestPlainHooks:
             caller.set("hook")
 
         caller.set("call")
-        start(Hooks(on_acquire=hook), "on_acquire")
+        assert start(Hooks(on_acquire=hook), "on_acquire").error() is None
         assert seen == ["nobody"]
         assert caller.get() == "call"
 

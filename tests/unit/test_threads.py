@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,6 +30,16 @@ from ray_route.runtime.threads import Threads
 
 Starts = Callable[[bool], None]
 
+ENDS = """
+import time
+from ray_route.runtime.threads import Threads
+
+idle, threads = Threads(1, "idle"), Threads(1, "busy")
+idle.begin(print, "it")
+threads.begin(time.sleep, 0.3)
+threads.begin(print, "ran")
+"""
+
 
 @pytest.fixture
 def starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Starts]:
@@ -44,6 +56,10 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Starts]:
 
     yield set_
     monkeypatch.undo()
+
+
+def named(name: str) -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name.startswith(name)]
 
 
 class TestThreads:
@@ -92,11 +108,37 @@ class TestThreads:
             assert beside.wait(60)
         threads.end()
 
-    def test_when_they_have_ended_nothing_is_begun(self):
-        threads = Threads(1, "ray_route-some")
+    def test_when_they_have_ended_nothing_is_begun_and_what_waits_runs(self):
+        threads, ran, free = Threads(1, "ray_route-ended"), [], threading.Event()
+        threads.begin(free.wait, 60)
+        threads.begin(ran.append, "it")
         threads.end()
         with pytest.raises(RuntimeError):
             threads.begin(print)
+        assert named("ray_route-ended")
+        free.set()
+        eventually(lambda: not named("ray_route-ended"), "they end")
+        assert ran == ["it"]
+
+    def test_when_they_are_dropped_they_end(self):
+        threads, both = Threads(2, "ray_route-dropped"), threading.Barrier(3)
+        for _ in range(2):
+            threads.begin(both.wait, 60)
+        both.wait(60)
+        assert len(named("ray_route-dropped")) == 2
+        del threads
+        eventually(lambda: not named("ray_route-dropped"), "they end")
+
+    def test_whatever_work_raises_leaves_its_thread_to_others(self):
+        threads, ran = Threads(1, "ray_route-some"), []
+        threads.begin(sys.exit)
+        threads.begin(ran.append, "it")
+        eventually(lambda: ran, "it runs")
+        threads.end()
+
+    def test_what_was_begun_has_ended_before_the_process_does(self):
+        ran = subprocess.run([sys.executable, "-c", ENDS], check=True, capture_output=True)
+        assert (ran.stdout.split(), ran.stderr) == ([b"it", b"ran"], b"")
 
 
 def gate_of(hooks: Hooks) -> tuple[Gate, Namespace]:
@@ -109,8 +151,9 @@ def test_a_uid_that_could_not_be_acquired_is_by_the_next_call(starts: Starts, of
     acquired: list[str] = []
     gate, _ = gate_of(Hooks(on_acquire=acquired.append))
     if of == "hooks":
-        gate._confirming._readers.begin(lambda: None)
-        eventually(lambda: gate._confirming._readers._pool._threads, "it has a thread for reads")
+        readers = gate._confirming._readers
+        readers.begin(lambda: None)
+        eventually(lambda: not readers._line.left, "its thread for reads is free")
     starts(False)
     with pytest.raises(PodUnavailableError, match="new thread") as caught:
         gate.enter("u", EPOCH, 7)
