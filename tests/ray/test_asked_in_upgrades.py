@@ -189,7 +189,7 @@ def test_an_upgrade_that_is_given_up_before_its_class_is_there_does_not_begin(
     try:
         controller = asked.found()
         begun = controller.begin_upgrade.remote(name, Upgrade(0, 0, "", request="asked"), SOON_S)
-        awaits = lambda it: bool(it._awaited) and it._turn.lock.locked()  # noqa: E731 - sent there
+        awaits = lambda it: it._upgrades._awaited and it._turn.lock.locked()  # noqa: E731 - sent there
         waits = lambda: ray.get(controller.__ray_call__.remote(awaits))  # noqa: E731
         eventually(waits, "its class is awaited", SOON_S)
         ray.get(controller.give_up.remote("asked"))
