@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from ray_route.clock import Deadline, now
 from ray_route.errors import PodUnavailableError, RayGoneError, RouteError
 from ray_route.model import RoutingState
+from ray_route.pod import terms
 from ray_route.pod.hooks import Hooks
 from ray_route.pod.incarnations import Incarnations
 from ray_route.pod.own_record import OwnRecord
@@ -255,7 +256,7 @@ class IndexLease:
             self._ask_to_resume(term, asked_at)
         elif was_lost and self._namespace.config.fast_failover:
             self._lapse("Redis had lost its record, and Ray may have called its actor dead")
-        elif not held.renew(asked_at):
+        elif not terms.renew(held, asked_at):
             self._lapse("its renewal came too late")
         elif not was_lost:
             self._vouched(router)
@@ -270,7 +271,7 @@ class IndexLease:
 
     def _lapse(self, why: str) -> None:
         """Serve nobody, and keep all, until the router vouches for this life."""
-        self._serving.held.lapse()
+        terms.lapse(self._serving.held)
         self._lapsed = True
         facts = (self.index, self._service, why)
         self._logger.warning("pod %s of %s serves nobody for now: %s", *facts)
@@ -287,7 +288,7 @@ class IndexLease:
         word, router = run(asked, Deadline.after(max(left_s, _POLL_S)))
         if word is Word.ENDED:
             self._life_ended("the router says that its life was ended")
-        elif word is Word.SERVE and router >= self._heard and held.resume(term, asked_at):
+        elif word is Word.SERVE and router >= self._heard and terms.resume(held, term, asked_at):
             self._lapsed = False
             self._vouched(router)
             self._logger.warning(

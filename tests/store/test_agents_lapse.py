@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ray_route.config import RouteConfig
+from ray_route.pod import terms
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
 from ray_route.pod.index_lease import IndexLease
@@ -52,7 +53,7 @@ class Agent:
         return S, self.held.pod, self.held.lease.incarnation
 
     def begin(self, pod: int, lease: PodLease) -> None:
-        self.held.begin(lease, pod)
+        terms.begin(self.held, lease, pod)
 
     def ask(self, _: str, *args: Any) -> Operation[tuple[Word, int]]:
         yield from ()
@@ -110,7 +111,7 @@ def test_a_yes_counts_in_the_lapse_that_it_was_asked_in(agent: Agent) -> None:
     agent.lease._lapse("a test")
 
     def yes_after_another_lapse() -> tuple[Word, int]:
-        agent.held.lapse()
+        terms.lapse(agent.held)
         return Word.SERVE, router
 
     agent.word = yes_after_another_lapse
