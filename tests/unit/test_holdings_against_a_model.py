@@ -425,12 +425,12 @@ class World:
             self.kinds_come()
         at = self.clock() + self.random.choice([0.5, 1, 3, 4 * IDLE_S])
         if self.releases.end_at(uid, link.epoch, at):
-            # Of two removals the earlier one holds.
-            at = min(at, self.due_at.get((uid, link.epoch), math.inf))
-            self.due_at[uid, link.epoch] = at
+            # Of two removals the earlier one holds; of that Redis may not have heard.
+            key, in_redis = (uid, link.epoch), link.ends_at - TTL_S[uid] if link.due else math.inf
+            self.due_at[key] = min(at, self.due_at.get(key, math.inf))
             if self.random.random() < 0.1:
                 return  # Redis is away just then
-            link.due, link.ends_at = True, at + TTL_S[uid]
+            link.due, link.ends_at = True, min(at, in_redis) + TTL_S[uid]
 
     def set_kind(self) -> None:
         """Have somebody set a link anew, where it is."""
