@@ -490,6 +490,8 @@ class World:
                 del self.links[uid]
             elif self.owns(uid, epoch):
                 self.regrant(uid)
+                if fate is Fate.MAY_GO:  # no removal that was asked for has reached Redis, or holds
+                    self.due_at[uid, self.top[uid]] = math.inf
         if self.random.random() < 0.8:  # else the answer is lost, and it asks again
             settled = {uid: (it[0], self.present(uid, it[0])) for uid, it in given.items()}
             self.releases.settled(settled, given)
