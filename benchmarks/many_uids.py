@@ -12,7 +12,10 @@ from ray_route.clock import now
 from ray_route.model import Link
 from ray_route.pod.admission import Admission, Verdict
 from ray_route.pod.holdings import Holdings
+from ray_route.pod.idle import look_for_idle
 from ray_route.pod.in_use import in_use
+from ray_route.pod.memory import shown
+from ray_route.pod.next_work import NextWork
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Releases
 from ray_route.protocol.commands import Outcome
@@ -33,6 +36,7 @@ class _Pod:
     def __init__(self, users: int) -> None:
         self.held = Holdings(0, PodLease(1, math.inf, now()), _IDLE_S)
         self.admission, self.releases = Admission(self.held), Releases(self.held)
+        self.work = NextWork(self.held)
         self.used = [str(number) for number in range(0, users, users // _USED)]
         self._numbers = range(users, 10**9)
         for number in range(users):
@@ -61,7 +65,7 @@ class _Pod:
     def look(self) -> int:
         """Look for what is due, and for those that are idle, as every second."""
         self.releases.tick()
-        self.releases.look_for_idle()
+        look_for_idle(self.held)
         return 1
 
     def report(self) -> int:
@@ -76,10 +80,10 @@ class _Pod:
         """Give up a few users to a mover, as each step of a drain does."""
         uids = dict.fromkeys(self.used[:10], 7)
         self.releases.release(1, uids, 60.0, closes=True, router=1)
-        for work in self.releases.take(len(uids)):
-            assert self.releases.may_begin(work)
-            self.releases.ended(work.uid, work.epoch, None)
-        told: list[Outcome] = self.releases.outcomes()
+        for work in self.work.take(len(uids)):
+            assert self.work.may_begin(work)
+            self.work.ended(work.uid, work.epoch, None)
+        told: list[Outcome] = self.held.outcomes.take()
         assert len(told) == len(uids)
         for uid in uids:
             self.held.forget(uid)
@@ -88,7 +92,7 @@ class _Pod:
 
     def list_all(self) -> int:
         """List all, which a drain asks for at each of its looks, and a recovery once."""
-        return len(self.held.shown().held)
+        return len(shown(self.held).held)
 
 
 _WORK: dict[str, Callable[[_Pod], int]] = {

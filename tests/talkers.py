@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray_route
+from ray_route.pod import terms
 from ray_route.pod.pod_actor import current_agent
 
 
@@ -38,7 +39,7 @@ def lapse() -> None:
     """Have the pod that runs this find its lease run out, until its router vouches for it."""
     agent = current_agent()
     assert agent is not None
-    agent.gate.held.lapse()
+    terms.lapse(agent.gate.held)
 
 
 class Talker:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 
 from ray_route.model import Link
 from ray_route.pod.entries import UNHELD, Entry, Phase
 from ray_route.pod.holdings import Holdings
+from ray_route.pod.incoming import acquire_soon, arrive
 from ray_route.pod.kinds import set_kind
 from ray_route.pod.states import State
 from ray_route.protocol.commands import Refreshed
@@ -160,7 +162,7 @@ class Admission:
 
         `asked_at` is when, and `term` in which term, it was asked for.
         """
-        with self._held.lock, self._held.answering(uid):
+        with self._held.lock, _answering(self._held, uid):
             if term != self._held.term or not self._held.lease.serves():
                 return Told.VOID
             entry = self._held.entries.get(uid)
@@ -243,7 +245,7 @@ class Admission:
             if entry.wishes:
                 self._held.give(uid, entry)
             elif entry.state is not None and not entry.lost:
-                self._held.arrive(uid, entry, epoch)
+                arrive(self._held, uid, entry, epoch)
                 entry.tried = True
             else:
                 self._held.order.drop(uid)
@@ -252,7 +254,7 @@ class Admission:
 
     def denied(self, uid: str, epoch: int, term: int) -> None:
         """Take in that Redis does not name this pod for that epoch: it is dropped unsaved."""
-        with self._held.lock, self._held.answering(uid):
+        with self._held.lock, _answering(self._held, uid):
             entry = self._held.entries.get(uid)
             if term == self._held.term and entry is not None and entry.epoch == epoch:
                 if entry.phase is Phase.ARRIVED:
@@ -285,7 +287,7 @@ class Admission:
 
     def unread(self, uid: str) -> None:
         """Take in that a link could not be read: the confirmation is asked for again."""
-        with self._held.lock, self._held.answering(uid):
+        with self._held.lock, _answering(self._held, uid):
             pass
 
     def use(self, links: Mapping[str, Link], life_s: float) -> None:
@@ -310,6 +312,20 @@ class Admission:
         elif link.epoch == entry.epoch and entry.phase is Phase.HELD and not entry.lost:
             _confirm(self._held, entry, until)  # of its kind a cache may know an old one
             self._held.used(entry)
+
+
+@contextmanager
+def _answering(held: Holdings, uid: str) -> Iterator[None]:
+    """Take in that Redis has answered about a uid, or has not, and, within, what it says."""
+    try:
+        yield
+    finally:
+        entry = held.entries.get(uid)
+        well = entry is not None and (entry.lost or held.is_confirmed(entry))
+        if held.ready.answered(uid, well=well):
+            held.work.ring()
+        elif entry is not None:
+            acquire_soon(held, uid, entry)
 
 
 def _state_of(entry: Entry | None, epoch: int, link: Link) -> State | None:

@@ -20,6 +20,7 @@ from ray_route.error_root import in_words
 from ray_route.pod.exports import DROPPED, GONE, LARGE, LATER, Unsent
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
+from ray_route.pod.incoming import has_come, take_in
 from ray_route.pod.peers import ActorPeer, Peer
 from ray_route.pod.states import Bytes, State, arrival
 from ray_route.pod.work_line import SOON_S, run_in_line
@@ -103,7 +104,7 @@ class _Fetch:
             self._end(dict.fromkeys(self._left, _NO_STATES))
             return
         with self._held.lock:
-            known = [uid for uid, epoch in self._left.items() if self._held.has_arrived(uid, epoch)]
+            known = [uid for uid, epoch in self._left.items() if has_come(self._held, uid, epoch)]
         for uid in known:
             del self._left[uid]
         self._told([Taken(self._number, uid) for uid in known])
@@ -158,7 +159,7 @@ class _Fetch:
             problem = f"its state can't be read there: {in_words(error)}"
             return Taken(self._number, uid, problem, is_final=True)
         with self._held.lock:
-            is_in = self._held.take_in(uid, self._take.uids[uid], state)
+            is_in = take_in(self._held, uid, self._take.uids[uid], state)
         return Taken(self._number, uid, "" if is_in else _NOT_IN)
 
     # Telling.

@@ -14,9 +14,11 @@ import ray
 from ray_route.clock import now
 from ray_route.errors import RayGoneError, RouteError
 from ray_route.model import RoutingState
+from ray_route.pod import closing
 from ray_route.pod.arrivals import Arrivals
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.kinds import set_kinds
+from ray_route.pod.memory import memory, shown
 from ray_route.pod.release import Releases
 from ray_route.pod.surroundings import Surroundings
 from ray_route.pod.uid_loads import UidLoads
@@ -128,7 +130,7 @@ class CommandLoop:
             return
         self.state = state
         if state is RoutingState.SHUTDOWN:
-            self._releases.shut("the pod has been drained")
+            closing.shut(self._held, "the pod has been drained")
         if self.router and router > self.router:
             self._releases.follow(router)
         self.router = max(router, self.router)
@@ -151,7 +153,7 @@ class CommandLoop:
                 replaced=command.replaced,
             )
         elif isinstance(command, Take):
-            self._arrivals.begin(number, command, self._releases.tell)
+            self._arrivals.begin(number, command, self._held.outcomes.tell)
         elif isinstance(command, Cancel):
             self._releases.cancel(command.release)
         else:
@@ -181,10 +183,10 @@ class CommandLoop:
             set_kinds(self._held, command.uids)
             return None
         if isinstance(command, Close):
-            self._releases.close("the pod is being drained")
+            closing.close(self._held, "the pod is being drained")
         elif isinstance(command, Open):
-            self._releases.open()
-        return self._held.shown()
+            closing.reopen(self._held)
+        return shown(self._held)
 
     def _saw(self, epochs: Mapping[str, int]) -> None:
         """Believe no server that lacks these epochs: one that was replaced takes no state here."""
@@ -195,7 +197,7 @@ class CommandLoop:
         shard_of = self._namespace.keys.shard
         with self._held.lock:
             self._held.recalled_at = self._held.clock()
-        lapsed, held, ago_s = self._held.memory()
+        lapsed, held, ago_s = memory(self._held)
         return Memory(
             self._namespace.all_seen(),
             {uid: kind for uid, kind in held.items() if shard_of(uid) in command.shards},

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from ray_route.pod.entries import UNHELD, Entry, Phase
 from ray_route.pod.holdings import Holdings
+from ray_route.pod.idle import unused
 
 
 def in_use(held: Holdings, since: float, ending_before: float = -math.inf) -> dict[str, int]:
@@ -48,7 +49,7 @@ def _candidates(held: Holdings, since: float) -> set[str]:
         return set(held.entries)
     order, some = held.order, {*held.moments, *held.ready, *held.nobodys.kept, *held.arrived}
     order.changing = {uid for uid in order.changing if _is_changing(held, uid)}
-    some.update(order.busy, order.changing, held.unused())
+    some.update(order.busy, order.changing, unused(held))
     for uid in order.latest():
         entry = held.entries.get(uid)
         if entry is not None and entry.used_at < since:

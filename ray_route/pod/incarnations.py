@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ray_route.clock import Deadline
+from ray_route.pod import closing, terms
 from ray_route.pod.arrivals import Arrivals, FindPeer
 from ray_route.pod.command_loop import CommandLoop
 from ray_route.pod.gate import Gate
@@ -62,19 +63,19 @@ class Incarnations:
     def begin(self, pod: int, lease: PodLease) -> None:
         """Begin another incarnation: of what the last one held, nothing is saved."""
         self.commands.end()
-        self.held.begin(lease, pod)
+        terms.begin(self.held, lease, pod)
         self.commands = self._commands()
 
     def shut(self, deadline: Deadline) -> None:
         """End calls, release every uid and admit nothing more; take all back if time runs out."""
-        self.releases.close("the pod is being shut down")
+        closing.close(self.held, "the pod is being shut down")
         if not self.held.wait_idle(deadline):
-            self.releases.open()
+            closing.reopen(self.held)
             deadline.check("the calls that run on this pod")
         if self.release_all(deadline):
-            self.releases.stay()
+            closing.stay(self.held)
             deadline.check("on_release of the uids on this pod")
-        self.releases.shut("the pod has been shut down")
+        closing.shut(self.held, "the pod has been shut down")
 
     def release_all(self, deadline: Deadline) -> list[str]:
         """Release every uid, with its hook; return those that could not be in time."""
@@ -83,7 +84,7 @@ class Incarnations:
     def lose_all(self, deadline: Deadline) -> None:
         """End this incarnation for ever: every uid is told to `on_lost`, as its calls end."""
         self.commands.end()
-        self.held.lose_all()
+        terms.lose_all(self.held)
         self._releaser.wait_for_hooks(deadline)
 
     def end(self) -> None:

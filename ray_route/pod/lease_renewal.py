@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from ray_route.clock import Deadline, now
 from ray_route.model import RoutingState
+from ray_route.pod import terms
 from ray_route.pod.agent_log import logger_of
 from ray_route.pod.incarnations import Incarnations
 from ray_route.pod.own_record import Claimed, OwnRecord
@@ -73,7 +74,7 @@ class LeaseRenewal:
             return self._ask_to_resume(term, asked_at)
         if was_lost and self._namespace.config.fast_failover:
             self._lapse("Redis had lost its record, and Ray may have called its actor dead")
-        elif not held.renew(asked_at):
+        elif not terms.renew(held, asked_at):
             self._lapse("its renewal came too late")
         elif not was_lost:
             self._vouched(router)
@@ -94,7 +95,7 @@ class LeaseRenewal:
 
     def _lapse(self, why: str) -> None:
         """Serve nobody, and keep all, until the router vouches for this life."""
-        self._serving.held.lapse()
+        terms.lapse(self._serving.held)
         self.lapsed = True
         service, pod, _ = self._serving.address
         self._logger.warning("pod %s of %s serves nobody for now: %s", pod, service, why)
@@ -111,7 +112,7 @@ class LeaseRenewal:
         word, router = run(asked, Deadline.after(max(left_s, _LEAST_S)))
         if word is Word.ENDED:
             return "the router says that its life was ended"
-        if word is Word.SERVE and router >= self._heard and held.resume(term, asked_at):
+        if word is Word.SERVE and router >= self._heard and terms.resume(held, term, asked_at):
             self.lapsed = False
             self._vouched(router)
             service, pod, _ = address

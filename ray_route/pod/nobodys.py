@@ -53,7 +53,7 @@ class Nobodys:
         return uid in self.kept or uid in self.come
 
     def unsettled(self, entries: Mapping[str, Entry], before: float) -> dict[str, Given]:
-        """Return those that Redis may still name this pod for; see `Holdings.unsettled`."""
+        """Return those that Redis may still name this pod for; see `unsettled`."""
         some = {uid: (entries[uid].epoch, entries[uid].removes) for uid in self.removed}
         for uid in self.given_up:
             entry = entries[uid]

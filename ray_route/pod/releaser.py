@@ -18,12 +18,16 @@ import ray
 
 from ray_route.clock import Deadline, now
 from ray_route.errors import RouteError
+from ray_route.pod import closing
 from ray_route.pod.gate import Gate
 from ray_route.pod.hooks import Hooks
+from ray_route.pod.idle import look_for_idle
 from ray_route.pod.in_use import are_to_go, in_use
-from ray_route.pod.release import Kind, Releases, Work
+from ray_route.pod.next_work import Kind, NextWork, Work
+from ray_route.pod.release import Releases
 from ray_route.pod.surroundings import Surroundings
 from ray_route.pod.telling import Telling, pieces
+from ray_route.pod.unsettled import is_finished, unfinished
 from ray_route.protocol.commands import Address, Refreshed
 from ray_route.runtime.metrics import POD_UNRELEASED, meter
 from ray_route.runtime.threads import Threads
@@ -59,6 +63,7 @@ class Releaser:
         self._held = gate.held
         self._hooks = hooks
         self._releases = releases
+        self._work = NextWork(self._held)
         self._address = address
         self._ended = threading.Event()
         self._running = 0
@@ -75,13 +80,13 @@ class Releaser:
 
         Admits nothing more when little of the time is left.
         """
-        self._releases.leave_all()
-        closing = Deadline.after(0.8 * deadline.remaining())
-        while not self._held.is_finished and deadline.remaining():
-            if not closing.remaining():
-                self._releases.close("the pod is leaving")
+        closing.leave_all(self._held)
+        open_until = Deadline.after(0.8 * deadline.remaining())
+        while not is_finished(self._held) and deadline.remaining():
+            if not open_until.remaining():
+                closing.close(self._held, "the pod is leaving")
             self._ended.wait(_LOOK_S / 5)
-        left = self._held.unfinished()
+        left = unfinished(self._held)
         if left:
             service, pod, _ = self._address()
             logger.error(
@@ -93,7 +98,7 @@ class Releaser:
 
     def wait_for_hooks(self, deadline: Deadline) -> None:
         """Wait until nothing is held and no hook runs, or until the deadline."""
-        while not self._held.is_finished and deadline.remaining():
+        while not is_finished(self._held) and deadline.remaining():
             self._ended.wait(_LOOK_S / 5)
 
     def end(self) -> None:
@@ -121,11 +126,11 @@ class Releaser:
         at = now()
         if at >= self._looked_at + _IDLE_LOOK_S:
             self._looked_at = at
-            self._releases.look_for_idle()
+            look_for_idle(self._held)
         alone = self._confirmers.begin
-        if work := self._releases.to_confirm():
+        if work := self._work.to_confirm():
             self._gate.confirm_all({it.uid: it.epoch for it in work}, alone)
-        if work := self._releases.to_acquire():
+        if work := self._work.to_acquire():
             self._gate.acquire_all({it.uid: it.epoch for it in work}, self._acquired, alone)
         self._begin_hooks()
 
@@ -147,7 +152,7 @@ class Releaser:
             return
         with self._lock:
             free = self._hooks.at_once - self._running
-        some = self._releases.take(free)
+        some = self._work.take(free)
         for number, work in enumerate(some):
             self._count(1)
             if self._hooks.on_loop:
@@ -156,7 +161,7 @@ class Releaser:
             try:
                 self._begin_hook(self._run, work, self._one_less)
             except RuntimeError:
-                self._releases.not_begun(some[number:])
+                self._work.not_begun(some[number:])
                 raise
 
     def _begin_hook(self, run: Callable[..., None], *args: Any) -> None:
@@ -185,7 +190,7 @@ class Releaser:
             more = True
             while more and not self._ended.is_set():
                 with self._hooks.turn:
-                    some = self._releases.take(1)
+                    some = self._work.take(1)
                     for work in some:
                         self._run(work, lambda: None)
                 more = bool(some)
@@ -193,7 +198,7 @@ class Releaser:
             self._count(-1)
 
     def _run(self, work: Work, done: Callable[[], None]) -> None:
-        if self._releases.may_begin(work):
+        if self._work.may_begin(work):
             self._hooks.start(_HOOKS[work.kind], work.uid, partial(self._hook_ended, work, done))
         else:
             done()
@@ -204,7 +209,7 @@ class Releaser:
         if error is not None:
             then = "the uid is given up all the same"
             self._failed(_HOOKS[work.kind], work.uid, then, error)
-        self._releases.ended(work.uid, work.epoch, state if self._hooks.carries else None)
+        self._work.ended(work.uid, work.epoch, state if self._hooks.carries else None)
         done()
 
     def _ask(self, method: str, *args: Any) -> Any:

@@ -19,6 +19,7 @@ from ray_route.errors import RouteError
 from ray_route.pod.bell import Bell
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.release import Releases
+from ray_route.pod.unsettled import unsettled
 from ray_route.protocol.commands import Address, Given, Settlement
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Telling:
         self._address = address
         self._settle_at = now()
         self._ended = threading.Event()
-        for how in ((self._tell, held.news), (self._settle, held.removals)):
+        for how in ((self._tell, held.outcomes.news), (self._settle, held.removals)):
             name = "ray_route-tell"
             threading.Thread(target=self._keep_on, args=how, name=name, daemon=True).start()
 
@@ -69,7 +70,7 @@ class Telling:
 
     def _tell(self) -> None:
         """Tell outcomes, again until the router has them: whoever moves a uid waits for its own."""
-        outcomes = self._releases.outcomes()
+        outcomes = self._held.outcomes.take()
         if not outcomes:
             return
         is_told = False
@@ -80,7 +81,7 @@ class Telling:
             logger.debug("outcomes have not reached the router yet: %r", error)
         finally:
             if not is_told:  # whatever was raised
-                self._releases.not_told(outcomes)
+                self._held.outcomes.not_told(outcomes)
                 self._ended.wait(_LOOK_S)
 
     def _settle(self) -> None:
@@ -88,7 +89,7 @@ class Telling:
         at = now()
         if at < self._settle_at:
             return
-        given = self._held.unsettled(at - _SETTLE_S)
+        given = unsettled(self._held, at - _SETTLE_S)
         if self._held.leaving:  # what has no state is settled by the end of this life
             with self._held.lock:
                 has_state = self._held.nobodys.has_state

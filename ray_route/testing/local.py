@@ -16,6 +16,7 @@ from ray_route.clock import Deadline
 from ray_route.errors import InvalidInputError
 from ray_route.model import Link, check_uid
 from ray_route.pod.instances import StateStore
+from ray_route.pod.memory import epochs_held
 from ray_route.pod.options import PodOptions
 from ray_route.pod.user_threads import AT_ONCE
 from ray_route.runtime.futures import Outcome
@@ -58,7 +59,7 @@ class LocalService:
 
     def uids(self, pod: int) -> set[str]:
         """Return the uids that a pod holds."""
-        return set(self._pod(pod).serving.held.held())
+        return set(epochs_held(self._pod(pod).serving.held))
 
     def object_of(self, uid: str) -> Any:
         """Return the object that serves a uid, as it is; None if there is none.
@@ -67,7 +68,7 @@ class LocalService:
         """
         link = self.link(uid)
         pod = None if link is None else self._pods.serving(link.pod, link.incarnation)
-        if pod is None or uid not in pod.serving.held.held():
+        if pod is None or uid not in epochs_held(pod.serving.held):
             return None
         return pod.target.of(uid)
 

@@ -12,6 +12,7 @@ import pytest
 
 from ray_route.config import RouteConfig
 from ray_route.model import RoutingState
+from ray_route.pod import terms
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.lease_renewal import LeaseRenewal
 from ray_route.pod.own_record import Claimed, OwnRecord
@@ -55,7 +56,7 @@ class Agent:
         claimed = self.record.claim(0, RoutingState.READY)
         assert isinstance(claimed, Claimed)
         lease = PodLease(claimed.incarnation, self.config.pod_lease_s, claimed.asked_at)
-        self.held.begin(lease, claimed.pod)
+        terms.begin(self.held, lease, claimed.pod)
         self.renewal.begin(claimed)
 
     def renew(self) -> None:
@@ -117,7 +118,7 @@ def test_a_yes_counts_in_the_lapse_that_it_was_asked_in(agent: Agent) -> None:
     agent.renewal._lapse("a test")
 
     def yes_after_another_lapse() -> tuple[Word, int]:
-        agent.held.lapse()
+        terms.lapse(agent.held)
         return Word.SERVE, router
 
     agent.word = yes_after_another_lapse

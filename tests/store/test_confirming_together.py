@@ -16,11 +16,14 @@ from reader import CONFIG, Process, S
 from ray_route.clock import now
 from ray_route.errors import DamagedKeyError, FencedError
 from ray_route.model import Link
+from ray_route.pod import closing
 from ray_route.pod.gate import Gate
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
+from ray_route.pod.incoming import take_in
+from ray_route.pod.next_work import Kind, NextWork, Work
 from ray_route.pod.pod_lease import PodLease
-from ray_route.pod.release import Kind, Releases, Work
+from ray_route.pod.release import Releases
 from ray_route.pod.states import State
 from ray_route.runtime.namespace import Namespace
 from ray_route.runtime.waiting import Operation
@@ -174,12 +177,12 @@ def test_an_object_that_fails_or_takes_long_is_nobody_elses_concern(pod: Pod) ->
 
 def given_up(pod: Pod) -> list[Work]:
     """Return what must be confirmed first, of a pod that leaves after its leases have ended."""
-    held, releases = pod.gate.held, Releases(pod.gate.held)
+    held = pod.gate.held
     with held.lock:
         for entry in held.entries.values():
             entry.until = 0.0
-    releases.leave_all()
-    return releases.to_confirm()
+    closing.leave_all(held)
+    return NextWork(held).to_confirm()
 
 
 def test_those_that_are_to_be_given_up_are_confirmed_by_one_read(
@@ -193,13 +196,13 @@ def test_those_that_are_to_be_given_up_are_confirmed_by_one_read(
     pod.process.link(moved, ANOTHERS)
     work, reads = given_up(pod), counted(pod, monkeypatch)
     assert len(work) == 51
-    releases = Releases(pod.gate.held)
+    to_do = NextWork(pod.gate.held)
     with ThreadPoolExecutor(1) as threads:
         pod.gate.confirm_all({it.uid: it.epoch for it in work}, threads.submit)
         taken: list[Work] = []
 
         def all_taken() -> bool:
-            taken.extend(releases.take(100))
+            taken.extend(to_do.take(100))
             return len(taken) == 51
 
         eventually(all_taken, "all are answered")
@@ -222,12 +225,12 @@ def test_those_that_have_arrived_are_acquired_by_one_read(
     with held.lock:
         for uid in uids:
             pod.link(uid)
-            assert held.take_in(uid, 1, State("its state", arrived=True))
+            assert take_in(held, uid, 1, State("its state", arrived=True))
     releases.settled({uid: (1, pod.epochs[uid]) for uid in uids})
     reads = counted(pod, monkeypatch)
     told: dict[str, BaseException | None] = {}
     with ThreadPoolExecutor(1) as threads:
-        work = {it.uid: it.epoch for it in releases.to_acquire()}
+        work = {it.uid: it.epoch for it in NextWork(held).to_acquire()}
         pod.gate.acquire_all(work, told.__setitem__, threads.submit)
         eventually(lambda: len(told) == 51, "all are told of")
     assert reads == [51]

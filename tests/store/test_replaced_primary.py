@@ -21,8 +21,11 @@ from test_confirming_together import MINE, Pod
 from ray_route.clock import now
 from ray_route.errors import FencedError, LostWritesError, StoreUnavailableError
 from ray_route.model import Link
+from ray_route.pod.closing import leave_all
 from ray_route.pod.gate import Gate
-from ray_route.pod.release import Releases, Work
+from ray_route.pod.incoming import take_in
+from ray_route.pod.next_work import NextWork, Work
+from ray_route.pod.release import Releases
 from ray_route.pod.states import State
 from ray_route.router.shards import Build, Outcome, Shards
 from ray_route.store.connect import AsyncStore, Store
@@ -77,22 +80,22 @@ def test_a_state_outlives_a_read_of_a_primary_that_was_replaced(server: Embedded
     pod = Pod(process)
     first = process.link("u", ANOTHERS)
     with replacing(server) as new, closing(process), closing(Store(parse_url(new.url))) as store:
-        held, releases = pod.gate.held, Releases(pod.gate.held)
+        held, to_do = pod.gate.held, NextWork(pod.gate.held)
         with held.lock:
-            assert held.take_in("u", first, State("precious", arrived=True))
+            assert take_in(held, "u", first, State("precious", arrived=True))
         shard = process.keys.shard("u")  # the router, on the new one, changes the link:
         writer = Writer(1, process.routers[shard])
         call = process.calls.hand_over(writer, shard, S, ["u"], [first], [MINE])
         (link,) = process.calls.parse(store.one(call)).links
         assert link is not None
-        releases.settled({"u": (first, link.epoch)})
-        (work,) = releases.to_acquire()
+        Releases(held).settled({"u": (first, link.epoch)})
+        (work,) = to_do.to_acquire()
         # A router vouches for the new one alone.
         process.vouched_url = store.url
         with pytest.raises(StoreUnavailableError, match="others than a router has just seen"):
             raise acquired(pod.gate, work)
         assert held.entries["u"].state is not None
-        assert releases.to_acquire() == [work], "it is tried again"
+        assert to_do.to_acquire() == [work], "it is tried again"
 
 
 def test_what_is_truly_anothers_is_dropped_though_its_epoch_is_lower(
@@ -106,14 +109,14 @@ def test_what_is_truly_anothers_is_dropped_though_its_epoch_is_lower(
     process.link(other, ANOTHERS)  # so the shard's counter is beyond either epoch
     process.believe()
     with closing(process):
-        held, releases = pod.gate.held, Releases(pod.gate.held)
+        held = pod.gate.held
         mine = Link(0, 7, older + 1, persistent=False, lease_s=60.0)
         pod.gate.admission.confirmed("u", mine.epoch, mine, now(), held.term)
         pod.gate.admission.acquired("u", mine.epoch)
         with held.lock:
             held.entries["u"].until = 0.0
-        releases.leave_all()
-        (work,) = releases.to_confirm()
+        leave_all(held)
+        (work,) = NextWork(held).to_confirm()
         asked = process.asked
         with pytest.raises(FencedError):
             pod.gate._confirming.confirm(work.uid, work.epoch)

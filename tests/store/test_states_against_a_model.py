@@ -29,11 +29,15 @@ from ray_route.pod.admission import Admission, Told, Verdict
 from ray_route.pod.entries import Phase
 from ray_route.pod.exports import Exports, Unsent
 from ray_route.pod.holdings import Holdings
+from ray_route.pod.incoming import take_in
 from ray_route.pod.kinds import set_kinds
+from ray_route.pod.memory import epochs_held, memory
+from ray_route.pod.next_work import Kind, NextWork
 from ray_route.pod.pod_lease import PodLease
-from ray_route.pod.release import Kind, Releases
+from ray_route.pod.release import Releases
 from ray_route.pod.release_lines import Why
 from ray_route.pod.states import arrival
+from ray_route.pod.unsettled import unsettled
 from ray_route.protocol.commands import (
     Cancel,
     EndAt,
@@ -137,6 +141,7 @@ class Pod:
         self.held = Holdings(self.index, lease, ALWAYS_S)
         self.admission = Admission(self.held)
         self.releases = Releases(self.held)
+        self.to_do = NextWork(self.held)
         self.exports = Exports(self.held, drops_unpicklable=False)
         for work in (self.fetch(), self.work()):
             self.spawn(work)
@@ -197,12 +202,12 @@ class Pod:
             set_kinds(self.held, command.uids)
         elif isinstance(command, Recall):
             self.held.recalled_at = self.held.clock()
-            lapsed, held, ago_s = self.held.memory()
+            lapsed, held, ago_s = memory(self.held)
             shards, shard_of = command.shards, router.links.keys.shard
             held = {uid: it for uid, it in held.items() if shard_of(uid) in shards}
             ago_s = {uid: it for uid, it in ago_s.items() if shard_of(uid) in shards}
-            memory = Memory([0] * CONFIG.shards, held, lapsed, 0, ago_s)
-            router.mailboxes.answer(self.address, number, memory)
+            remembered = Memory([0] * CONFIG.shards, held, lapsed, 0, ago_s)
+            router.mailboxes.answer(self.address, number, remembered)
 
     async def take(self, router: Router, number: int, command: Take) -> None:
         owner = self.world.by_actor.get(command.actor)
@@ -218,7 +223,7 @@ class Pod:
             if isinstance(found, bytes):
                 state = arrival(uid, found, as_it_is)
                 with self.held.lock:
-                    if not self.held.take_in(uid, command.uids[uid], state):
+                    if not take_in(self.held, uid, command.uids[uid], state):
                         problem = "not now"
                 self.note(uid, f"took in state of {command.uids[uid]}: {problem or 'ok'}")
             told.append(Taken(number, uid, problem))
@@ -230,16 +235,16 @@ class Pod:
     async def work(self) -> None:
         while True:
             self.releases.tick()
-            for work in self.releases.take(10):
+            for work in self.to_do.take(10):
                 self.spawn(self.run_hook(work))
-            for work in self.releases.to_acquire():
+            for work in self.to_do.to_acquire():
                 self.spawn(self.confirm(work.uid, work.epoch))
-            outcomes = self.releases.outcomes()
+            outcomes = self.held.outcomes.take()
             for it in outcomes:
                 self.note(it.uid, f"tells {it}")
             if outcomes and not self.world.loses():
                 self.world.router.mailboxes.take_outcomes(self.address, outcomes)
-            given = self.held.unsettled(self.world.now() - 0.05)
+            given = unsettled(self.held, self.world.now() - 0.05)
             if given and self.world.router.serves:
                 with contextlib.suppress(RouteError):
                     settled = await self.world.router.moves.settle(self.address, given)
@@ -252,12 +257,12 @@ class Pod:
 
     async def run_hook(self, work: Any) -> None:
         await self.world.lag()
-        if self.releases.may_begin(work):
+        if self.to_do.may_begin(work):
             await self.world.lag()
             count = self.counts.pop(work.uid)
             state = {"count": count} if work.kind is Kind.RELEASE else None
             self.note(work.uid, f"{work.kind.value} of {work.epoch}: {count}")
-            self.releases.ended(work.uid, work.epoch, state)
+            self.to_do.ended(work.uid, work.epoch, state)
 
     async def confirm(self, uid: str, epoch: int) -> None:
         """Read a link, and run `on_acquire`, as a gate does."""
@@ -415,7 +420,7 @@ class World:
     async def hand_over(self) -> None:
         """Move all uids of a pod, as a drain does."""
         pod = self.pods[self.random.randrange(PODS)]
-        held = pod.held.held()
+        held = epochs_held(pod.held)
         links = {
             uid: Link(pod.index, pod.incarnation, epoch, False, 0) for uid, epoch in held.items()
         }
@@ -597,7 +602,7 @@ def test_a_uid_that_is_given_back_as_it_is_removed_keeps_its_state_if_it_stays(
         assert back is not None
         assert back.replaced == link.epoch
         pod = world.pods[link.pod]
-        await soon(lambda: pod.held.memory()[1].get("a") == (back.epoch, False), "it is back")
+        await soon(lambda: memory(pod.held)[1].get("a") == (back.epoch, False), "it is back")
         assert await pod.add("a", back) == 2
         world.end()
         await world.router.connection.close()
@@ -628,7 +633,7 @@ def test_a_pod_hears_of_which_kind_a_link_is_that_it_keeps(
         for persistent in (True, False):
             await change(SERVICE, "a", link.pod, persistent=persistent, **how)
             known = (link.epoch, persistent)
-            await soon(lambda known=known: pod.held.memory()[1]["a"] == known, "its pod hears it")
+            await soon(lambda known=known: memory(pod.held)[1]["a"] == known, "its pod hears it")
         world.end()
         await world.router.connection.close()
 
@@ -647,7 +652,7 @@ def test_a_pod_that_hears_no_more_takes_no_link_for_persistent_that_is_not(
         how = {"timeout_s": ALWAYS_S}
         await moves.set(SERVICE, "a", link.pod, persistent=not persistent, **how)
         told = (link.epoch, not persistent)
-        await soon(lambda: pod.held.memory()[1]["a"] == told, "its pod hears it")
+        await soon(lambda: memory(pod.held)[1]["a"] == told, "its pod hears it")
         post = boxes.post
 
         def dies(address: Any, command: Any) -> int:
@@ -658,7 +663,7 @@ def test_a_pod_that_hears_no_more_takes_no_link_for_persistent_that_is_not(
         assert (await moves.set(SERVICE, "a", link.pod, persistent=persistent, **how)) == (
             Link(link.pod, link.incarnation, link.epoch, persistent, 0)
         )
-        assert pod.held.memory()[1]["a"] == (link.epoch, False)
+        assert memory(pod.held)[1]["a"] == (link.epoch, False)
         world.end()
         await world.router.connection.close()
 

@@ -8,13 +8,18 @@ from helpers import ManualClock
 
 from ray_route.clock import Deadline
 from ray_route.model import Link
+from ray_route.pod import closing, terms
 from ray_route.pod.admission import Admission, Told, Verdict
 from ray_route.pod.entries import Phase
 from ray_route.pod.holdings import Holdings
+from ray_route.pod.idle import look_for_idle
 from ray_route.pod.in_use import are_to_go, in_use
 from ray_route.pod.kinds import set_kinds
+from ray_route.pod.memory import memory
+from ray_route.pod.next_work import Kind, NextWork, Work
 from ray_route.pod.pod_lease import PodLease
-from ray_route.pod.release import Kind, Releases, Work
+from ray_route.pod.release import Releases
+from ray_route.pod.unsettled import unfinished, unsettled
 from ray_route.protocol.commands import Fate, Outcome, Refreshed
 
 LEASE_S = 10.0
@@ -31,6 +36,7 @@ class Pod:
         self.held = Holdings(0, self.lease, IDLE_S, clock)
         self.admission = Admission(self.held)
         self.releases = Releases(self.held)
+        self.work = NextWork(self.held)
         self.hold("u", 100)
 
     # Redis' word.
@@ -68,37 +74,37 @@ class Pod:
         self.releases.release(number, {uid: epoch}, facts.pop("patience_s"), **facts)
 
     def take(self) -> list[tuple[str, int, Kind]]:
-        return [(work.uid, work.epoch, work.kind) for work in self.releases.take(10)]
+        return [(work.uid, work.epoch, work.kind) for work in self.work.take(10)]
 
     def begin_hook(self) -> Work:
-        (work,) = self.releases.take(10)
-        assert self.releases.may_begin(work)
+        (work,) = self.work.take(10)
+        assert self.work.may_begin(work)
         return work
 
     def run_hook(self) -> Kind:
         work = self.begin_hook()
-        self.releases.ended(work.uid, work.epoch)
+        self.work.ended(work.uid, work.epoch)
         return work.kind
 
     def give_up(self, uid: str = "u", epoch: int = 100) -> None:
         self.release(99, uid, epoch)
         self.run_hook()
-        assert self.releases.outcomes() == [Outcome(99, uid, epoch, given=True)]
+        assert self.held.outcomes.take() == [Outcome(99, uid, epoch, given=True)]
 
     def to_confirm(self) -> list[str]:
-        return [work.uid for work in self.releases.to_confirm()]
+        return [work.uid for work in self.work.to_confirm()]
 
     # The pod's lease.
 
     def renew(self) -> None:
-        assert self.held.renew(self.clock())
+        assert terms.renew(self.held, self.clock())
 
     def idle(self) -> None:
         """Have nobody use anything for long."""
         for _ in range(8):
             self.clock.tick(IDLE_S / 6)
             self.renew()
-        self.releases.look_for_idle()
+        look_for_idle(self.held)
 
     def is_read(self, uid: str = "u", **more) -> bool:
         """Have the link of a uid read if that is to be done before it is given up."""
@@ -107,7 +113,7 @@ class Pod:
         return self.confirm(uid, lease_s=1_000, **more) is Told.HELD
 
     def lapse_and_resume(self) -> None:
-        assert self.held.resume(self.held.lapse(), self.clock())
+        assert terms.resume(self.held, terms.lapse(self.held), self.clock())
 
 
 @pytest.fixture
@@ -230,7 +236,7 @@ class TestCalls:
             assert judged is Verdict.REFUSE
             assert "lease" in reason
         assert pod.confirm("v") is Told.VOID
-        assert not pod.held.renew(clock())
+        assert not terms.renew(pod.held, clock())
         assert pod.verdict() is Verdict.REFUSE
 
     def test_what_was_read_before_a_recall_is_read_again(self, pod: Pod, clock: ManualClock):
@@ -269,35 +275,35 @@ class TestCalls:
             assert waiting.result(10)
 
     def test_a_closed_pod_refuses_all_until_it_is_opened(self, pod: Pod):
-        pod.releases.close("drained")
+        closing.close(pod.held, "drained")
         for uid in ("u", "unknown"):
             assert pod.admission.enter(uid, 100, 7) == (Verdict.REFUSE, "drained")
-        pod.releases.open()
+        closing.reopen(pod.held)
         assert pod.verdict() is Verdict.ADMIT
 
     def test_a_closed_pod_takes_in_no_uid_whose_link_was_read_before(self, pod: Pod):
         """Who closed it has been told all that it holds, and may call it empty."""
         asked_at = pod.clock()
-        pod.releases.close("drained")
+        closing.close(pod.held, "drained")
         assert pod.confirm("new", 200, asked_at=asked_at) is Told.VOID
         assert "new" not in pod.held.entries
         assert pod.confirm() is Told.HELD, "what it has it has"
-        pod.releases.open()
+        closing.reopen(pod.held)
         assert pod.confirm("new", 200) is Told.ACQUIRE
 
     def test_opening_again_spares_releases_under_way(self, pod: Pod):
         pod.release()
-        pod.releases.close("drained")
-        pod.releases.open()
+        closing.close(pod.held, "drained")
+        closing.reopen(pod.held)
         assert pod.verdict() is Verdict.REFUSE
 
     def test_nothing_opens_what_has_been_shut_but_another_life(self, pod: Pod, clock: ManualClock):
-        pod.releases.shut("gone")
-        pod.releases.open()
-        pod.releases.stay()
+        closing.shut(pod.held, "gone")
+        closing.reopen(pod.held)
+        closing.stay(pod.held)
         pod.releases.follow(2)
         assert pod.admission.enter("u", 100, 7) == (Verdict.REFUSE, "gone")
-        pod.held.begin(PodLease(8, LEASE_S, clock(), clock), 0)
+        terms.begin(pod.held, PodLease(8, LEASE_S, clock(), clock), 0)
         assert pod.verdict("v", incarnation=8) is Verdict.CONFIRM
 
 
@@ -329,7 +335,7 @@ class TestAcquiring:
         pod.confirm("v")
         pod.release(uid="v")
         pod.admission.not_acquired("v", 100)
-        assert pod.releases.outcomes() == [Outcome(1, "v", 100, given=True)]
+        assert pod.held.outcomes.take() == [Outcome(1, "v", 100, given=True)]
         assert pod.verdict("v") is Verdict.REFUSE
         assert pod.confirm("v") is Told.VOID
 
@@ -357,7 +363,7 @@ class TestAcquiring:
         work = pod.begin_hook()
         assert pod.verdict(epoch=101) is Verdict.WAIT
         assert pod.confirm(epoch=101) is Told.WAIT
-        pod.releases.ended("u", work.epoch)
+        pod.work.ended("u", work.epoch)
         assert pod.verdict(epoch=101) is Verdict.CONFIRM
         assert pod.confirm(epoch=101) is Told.ACQUIRE
 
@@ -420,10 +426,10 @@ class TestRelease:
         assert work[:2] == ("u", 100)
         assert work.kind is Kind.RELEASE
         assert pod.take() == []
-        assert pod.releases.outcomes() == []
-        pod.releases.ended("u", 100)
-        assert pod.releases.outcomes() == [Outcome(1, "u", 100, given=True)]
-        assert pod.releases.outcomes() == []
+        assert pod.held.outcomes.take() == []
+        pod.work.ended("u", 100)
+        assert pod.held.outcomes.take() == [Outcome(1, "u", 100, given=True)]
+        assert pod.held.outcomes.take() == []
         assert pod.take() == []
 
     def test_a_second_release_begins_no_second_hook_and_both_are_told(self, pod: Pod):
@@ -431,10 +437,10 @@ class TestRelease:
         pod.begin_hook()
         pod.release(2)
         assert pod.take() == []
-        pod.releases.ended("u", 100)
+        pod.work.ended("u", 100)
         pod.release(3)
         assert pod.take() == []
-        told = {(outcome.release, outcome.given) for outcome in pod.releases.outcomes()}
+        told = {(outcome.release, outcome.given) for outcome in pod.held.outcomes.take()}
         assert told == {(1, True), (2, True), (3, True)}
 
     def test_each_of_its_uids_is_told_as_it_is_given_up(self, pod: Pod):
@@ -442,10 +448,10 @@ class TestRelease:
         pod.enter("v", 200)
         pod.releases.release(1, {"u": 100, "v": 200}, 3, closes=True, router=1)
         pod.run_hook()
-        assert pod.releases.outcomes() == [Outcome(1, "u", 100, given=True)]
+        assert pod.held.outcomes.take() == [Outcome(1, "u", 100, given=True)]
         pod.admission.leave("v")
         pod.run_hook()
-        assert pod.releases.outcomes() == [Outcome(1, "v", 200, given=True)]
+        assert pod.held.outcomes.take() == [Outcome(1, "v", 200, given=True)]
 
     def test_no_other_uid_is_released(self, pod: Pod):
         pod.hold("v", 100)
@@ -484,11 +490,11 @@ class TestRelease:
         pod.release(patience_s=3)
         clock.tick(2.999)
         pod.releases.tick()
-        assert pod.releases.outcomes() == []
+        assert pod.held.outcomes.take() == []
         clock.tick(0.001)
         pod.releases.tick()
         pod.releases.tick()
-        assert pod.releases.outcomes() == [Outcome(1, "u", 100, given=False)]
+        assert pod.held.outcomes.take() == [Outcome(1, "u", 100, given=False)]
         assert pod.verdict() is Verdict.ADMIT
         pod.admission.leave("u")
         assert pod.take() == []
@@ -500,25 +506,25 @@ class TestRelease:
         pod.release(patience_s=3, closes=False)
         clock.tick(4)
         pod.releases.tick()
-        assert pod.releases.outcomes() == [], "it is not busy: other uids' hooks are"
+        assert pod.held.outcomes.take() == [], "it is not busy: other uids' hooks are"
         if is_called:
             pod.enter()
             pod.releases.tick()
-            assert pod.releases.outcomes() == [Outcome(1, "u", 100, given=False)]
+            assert pod.held.outcomes.take() == [Outcome(1, "u", 100, given=False)]
             pod.admission.leave("u")
             assert pod.take() == []
         else:
             assert pod.run_hook() is Kind.RELEASE
-            assert pod.releases.outcomes() == [Outcome(1, "u", 100, given=True)]
+            assert pod.held.outcomes.take() == [Outcome(1, "u", 100, given=True)]
 
     def test_a_hook_that_has_begun_has_no_patience_to_keep(self, pod: Pod, clock: ManualClock):
         pod.release(patience_s=3)
         pod.begin_hook()
         clock.tick(4)
         pod.releases.tick()
-        assert pod.releases.outcomes() == []
-        pod.releases.ended("u", 100)
-        assert pod.releases.outcomes() == [Outcome(1, "u", 100, given=True)]
+        assert pod.held.outcomes.take() == []
+        pod.work.ended("u", 100)
+        assert pod.held.outcomes.take() == [Outcome(1, "u", 100, given=True)]
 
     def test_one_that_is_taken_back_in_time_leaves_the_uid_as_it_was(self, pod: Pod):
         pod.enter()
@@ -530,7 +536,7 @@ class TestRelease:
         pod.admission.leave("u")
         assert pod.take() == []
         assert pod.confirm() is Told.HELD  # not acquired anew
-        assert pod.releases.outcomes() == []
+        assert pod.held.outcomes.take() == []
 
     def test_one_that_is_taken_back_leaves_another(self, pod: Pod):
         pod.enter()
@@ -540,7 +546,7 @@ class TestRelease:
         assert pod.verdict() is Verdict.REFUSE
         pod.admission.leave("u")
         pod.run_hook()
-        assert pod.releases.outcomes() == [Outcome(2, "u", 100, given=True)]
+        assert pod.held.outcomes.take() == [Outcome(2, "u", 100, given=True)]
 
     def test_nothing_takes_back_a_hook_that_has_begun(self, pod: Pod):
         """The uid never serves again under that epoch."""
@@ -550,7 +556,7 @@ class TestRelease:
         pod.releases.follow(2)
         assert pod.verdict() is Verdict.REFUSE
         assert pod.confirm() is Told.VOID
-        pod.releases.ended("u", 100)
+        pod.work.ended("u", 100)
         assert pod.verdict() is Verdict.REFUSE
         assert pod.confirm() is Told.VOID
 
@@ -559,13 +565,13 @@ class TestRelease:
         assert pod.verdict() is Verdict.ADMIT
         pod.begin_hook()
         assert pod.verdict() is Verdict.REFUSE
-        pod.releases.ended("u", 100)
+        pod.work.ended("u", 100)
         assert pod.verdict() is Verdict.REFUSE
 
     def test_a_younger_router_voids_what_older_ones_asked_for(self, pod: Pod):
         pod.enter()
         pod.release(1, router=1)
-        pod.releases.close("drained")
+        closing.close(pod.held, "drained")
         pod.releases.follow(2)
         assert pod.verdict() is Verdict.ADMIT
         pod.release(2, router=2)
@@ -573,18 +579,18 @@ class TestRelease:
         assert pod.verdict() is Verdict.REFUSE
         pod.admission.leave("u")
         pod.run_hook()
-        assert pod.releases.outcomes() == [Outcome(2, "u", 100, given=True)]
+        assert pod.held.outcomes.take() == [Outcome(2, "u", 100, given=True)]
 
     @pytest.mark.parametrize("take_back", ["cancel", "follow", "nothing"])
     def test_a_hook_whose_turn_comes_after_a_lapse_does_not_begin(self, pod: Pod, take_back: str):
         pod.release()
-        (work,) = pod.releases.take(10)
+        (work,) = pod.work.take(10)
         if take_back == "cancel":
             pod.releases.cancel(1)
         elif take_back == "follow":
             pod.releases.follow(2)
         pod.lapse_and_resume()
-        assert not pod.releases.may_begin(work)
+        assert not pod.work.may_begin(work)
         assert pod.verdict() is Verdict.CONFIRM
         pod.confirm()
         assert pod.take() == []  # what was asked for before the lapse is void
@@ -594,27 +600,27 @@ class TestRelease:
         self, pod: Pod, clock: ManualClock
     ):
         pod.release(patience_s=100)
-        (work,) = pod.releases.take(10)
+        (work,) = pod.work.take(10)
         clock.tick(5)
-        assert not pod.releases.may_begin(work)
+        assert not pod.work.may_begin(work)
         assert pod.to_confirm() == ["u"]
         pod.confirm()
         assert pod.run_hook() is Kind.RELEASE
-        assert pod.releases.outcomes() == [Outcome(1, "u", 100, given=True)]
+        assert pod.held.outcomes.take() == [Outcome(1, "u", 100, given=True)]
 
     def test_a_hook_whose_uid_was_denied_before_its_turn_came_saves_nothing(self, pod: Pod):
         pod.release()
-        (work,) = pod.releases.take(10)
+        (work,) = pod.work.take(10)
         pod.deny()
-        assert not pod.releases.may_begin(work)
+        assert not pod.work.may_begin(work)
         assert pod.run_hook() is Kind.LOSE
 
     def test_no_more_hooks_are_begun_than_may_run(self, pod: Pod):
         pod.hold("v", 100)
         pod.releases.release(1, {"u": 100, "v": 100}, 3, closes=True, router=1)
-        assert pod.releases.take(0) == []
-        (first,) = pod.releases.take(1)
-        (second,) = pod.releases.take(1)
+        assert pod.work.take(0) == []
+        (first,) = pod.work.take(1)
+        (second,) = pod.work.take(1)
         assert {first.uid, second.uid} == {"u", "v"}
 
     def test_one_that_waits_is_found_by_whoever_waits_for_work(self, pod: Pod):
@@ -629,7 +635,7 @@ class TestRelease:
         pod.releases.tick()
         known = pod.held.work.wait(0, 0)
         pod.releases.tick()
-        assert pod.releases.take(0) == [], "no hook may run yet"
+        assert pod.work.take(0) == [], "no hook may run yet"
         assert pod.held.work.wait(known, 0) == known
 
 
@@ -650,14 +656,14 @@ class TestGivenUp:
 
     def test_a_uid_that_was_never_held_can_be_given_up_before_its_first_call(self, pod: Pod):
         pod.release(uid="v")
-        assert pod.releases.outcomes() == [Outcome(1, "v", 100, given=True)]
+        assert pod.held.outcomes.take() == [Outcome(1, "v", 100, given=True)]
         assert pod.take() == []
         assert pod.verdict("v") is Verdict.REFUSE
         assert pod.confirm("v") is Told.VOID
 
     def test_a_release_of_an_old_epoch_gives_up_no_newer_one(self, pod: Pod):
         pod.release(epoch=99)
-        assert pod.releases.outcomes() == [Outcome(1, "u", 99, given=False)]
+        assert pod.held.outcomes.take() == [Outcome(1, "u", 99, given=False)]
         assert pod.verdict() is Verdict.ADMIT
         assert pod.take() == []
 
@@ -669,19 +675,19 @@ class TestGivenUp:
         pod.release(epoch=101)
         pod.admission.leave("u")
         assert pod.run_hook() is Kind.LOSE
-        assert pod.releases.outcomes() == [Outcome(1, "u", 101, given=True)]
+        assert pod.held.outcomes.take() == [Outcome(1, "u", 101, given=True)]
         assert pod.verdict(epoch=101) is Verdict.REFUSE
         assert pod.confirm(epoch=101) is Told.VOID
 
     def test_it_is_told_to_the_router_until_that_has_settled_it(self, pod: Pod, clock: ManualClock):
         pod.give_up()
-        assert pod.held.unsettled(clock()) == {}
+        assert unsettled(pod.held, clock()) == {}
         clock.tick(1)
-        assert pod.held.unsettled(clock()) == {"u": (100, Fate.STAYS)}
+        assert unsettled(pod.held, clock()) == {"u": (100, Fate.STAYS)}
         pod.releases.settled({"u": (99, 0)})
         assert pod.verdict() is Verdict.REFUSE
         pod.releases.settled({"u": (100, 0)})
-        assert pod.held.unsettled(clock()) == {}
+        assert unsettled(pod.held, clock()) == {}
         assert pod.verdict() is Verdict.CONFIRM
         assert len(pod.held) == 0
 
@@ -719,7 +725,7 @@ class TestGivenUp:
             pod.releases.settled({f"v{number}": (100, 0)})
             clock.tick(100)
         assert len(pod.held.forgotten._last) == 1
-        pod.held.resume(pod.held.term, clock())
+        terms.resume(pod.held, pod.held.term, clock())
         for uid in ("v0", "v4", "other"):  # the last as old: who knows whose it was
             assert pod.confirm(uid, lease_s=1_000, asked_at=asked_at) is Told.VOID
 
@@ -754,7 +760,7 @@ class TestLost:
         pod.deny()
         pod.release()
         assert pod.run_hook() is Kind.LOSE
-        assert pod.releases.outcomes() == [Outcome(1, "u", 100, given=True)]
+        assert pod.held.outcomes.take() == [Outcome(1, "u", 100, given=True)]
 
     def test_its_hook_runs_without_a_lease(self, pod: Pod, clock: ManualClock):
         pod.deny()
@@ -838,7 +844,7 @@ class TestRemovals:
         pod.admission.leave("u")
         assert pod.run_hook() is Kind.RELEASE
         clock.tick(1)
-        assert pod.held.unsettled(clock()) == {"u": (100, Fate.GOES)}
+        assert unsettled(pod.held, clock()) == {"u": (100, Fate.GOES)}
 
     @pytest.mark.parametrize("due", [False, True])
     def test_its_pod_remembers_a_uid_until_its_removal_is_due(
@@ -849,7 +855,7 @@ class TestRemovals:
         clock.tick(6)
         pod.renew()
         assert pod.verdict() is (Verdict.REFUSE if due else Verdict.CONFIRM)
-        _, held, ago_s = pod.held.memory()
+        _, held, ago_s = memory(pod.held)
         assert held == ({} if due else {"u": (100, False)})
         assert ago_s == ({} if due else {"u": pytest.approx(1)})
 
@@ -871,7 +877,7 @@ class TestRemovals:
         pod.admission.leave("u")
         pod.begin_hook()
         assert told() == {"u": 100}
-        pod.releases.ended("u", 100)
+        pod.work.ended("u", 100)
         assert in_use(pod.held, clock()) == {}
 
     def test_the_link_of_one_that_nobody_uses_lives_on_until_then(
@@ -900,13 +906,13 @@ class TestRemovals:
         pod.releases.tick()
         assert pod.run_hook() is Kind.RELEASE
         clock.tick(1)
-        assert pod.held.unsettled(clock()) == {"u": (100, Fate.GOES)}
+        assert unsettled(pod.held, clock()) == {"u": (100, Fate.GOES)}
 
     def test_it_is_too_late_for_a_uid_that_is_being_given_up(self, pod: Pod, clock: ManualClock):
         pod.release()
         pod.begin_hook()
         assert not pod.releases.end_at("u", 100, math.inf)
-        pod.releases.ended("u", 100)
+        pod.work.ended("u", 100)
         assert not pod.releases.end_at("u", 100, clock() + 1)
 
     def test_a_uid_that_was_never_called_here_is_given_up_with_its_link(
@@ -919,7 +925,7 @@ class TestRemovals:
         assert pod.verdict("v") is Verdict.REFUSE
         assert pod.confirm("v") is Told.VOID
         clock.tick(1)
-        assert pod.held.unsettled(clock()) == {"v": (100, Fate.GOES)}
+        assert unsettled(pod.held, clock()) == {"v": (100, Fate.GOES)}
 
     def test_it_holds_for_a_uid_that_is_acquired_after_it(self, pod: Pod, clock: ManualClock):
         pod.releases.end_at("v", 100, clock() + 1)
@@ -953,7 +959,7 @@ class TestRemovals:
         pod.releases.tick()
         assert pod.verdict(epoch=101) is Verdict.REFUSE
         clock.tick(1)
-        assert pod.held.unsettled(clock()) == {"u": (101, Fate.GOES)}
+        assert unsettled(pod.held, clock()) == {"u": (101, Fate.GOES)}
 
     def test_one_under_a_new_epoch_lets_patience_with_an_earlier_one_end(
         self, pod: Pod, clock: ManualClock
@@ -963,7 +969,7 @@ class TestRemovals:
         pod.releases.end_at("u", 101, clock() + 1)
         clock.tick(1)
         pod.releases.tick()
-        assert pod.releases.outcomes() == [Outcome(1, "u", 100, given=False)]
+        assert pod.held.outcomes.take() == [Outcome(1, "u", 100, given=False)]
 
     def test_one_that_falls_due_while_on_acquire_runs_and_fails_is_carried_out(
         self, pod: Pod, clock: ManualClock
@@ -987,7 +993,7 @@ class TestRemovals:
         pod.releases.tick()
         assert pod.verdict("v") is Verdict.REFUSE
         clock.tick(1)
-        assert pod.held.unsettled(clock()) == {"v": (100, Fate.GOES)}
+        assert unsettled(pod.held, clock()) == {"v": (100, Fate.GOES)}
 
     @pytest.mark.parametrize("state", [None, "its state"])
     @pytest.mark.parametrize("how", ["settled", "read", "asked for again"])
@@ -997,7 +1003,7 @@ class TestRemovals:
     ):
         pod.releases.end_at("u", 100, clock() + due_s)
         pod.release(1)
-        pod.releases.ended(*pod.begin_hook()[:2], state)
+        pod.work.ended(*pod.begin_hook()[:2], state)
         clock.tick(1)
         pod.releases.tick()  # it may fall due while somebody tries to move the uid
         if how == "settled":
@@ -1009,7 +1015,7 @@ class TestRemovals:
         clock.tick(1)
         pod.releases.tick()
         if state is None and how != "read":  # nothing has come back: only its link is to go
-            assert pod.held.unsettled(clock() + 1) == {"u": (epoch, Fate.GOES)}
+            assert unsettled(pod.held, clock() + 1) == {"u": (epoch, Fate.GOES)}
             return
         assert pod.confirm("u", epoch, replaced=epoch - 1) is Told.ACQUIRE
         pod.admission.acquired("u", epoch)
@@ -1019,21 +1025,21 @@ class TestRemovals:
     def test_one_whose_state_cannot_be_acquired_goes_with_it(self, pod: Pod, clock: ManualClock):
         pod.releases.end_at("u", 100, clock() + 1)
         pod.release(1)
-        pod.releases.ended(*pod.begin_hook()[:2], "its state")
+        pod.work.ended(*pod.begin_hook()[:2], "its state")
         pod.releases.settled({"u": (100, 101)})
         assert pod.confirm("u", 101) is Told.ACQUIRE
         clock.tick(1)
         pod.releases.tick()
         pod.admission.not_acquired("u", 101)
         pod.releases.tick()
-        assert pod.held.unsettled(clock()) == {"u": (101, Fate.GOES)}
+        assert unsettled(pod.held, clock()) == {"u": (101, Fate.GOES)}
 
     @pytest.mark.parametrize("is_settled", [False, True])
     def test_it_ends_with_its_uid(self, pod: Pod, clock: ManualClock, *, is_settled: bool):
         """Another pod has had it, whose link was written anew."""
         pod.releases.end_at("u", 100, clock() + 2)
         pod.release(1)
-        pod.releases.ended(*pod.begin_hook()[:2])
+        pod.work.ended(*pod.begin_hook()[:2])
         if is_settled:
             pod.releases.settled({"u": (100, 0)})
             assert not pod.held.scheduled
@@ -1069,10 +1075,10 @@ class TestCallsWithinACall:
 
     def test_while_the_pod_is_drained_but_not_when_it_has_been(self, pod: Pod):
         pod.enter()
-        pod.releases.close("drained")
+        closing.close(pod.held, "drained")
         assert pod.enter() is Verdict.REFUSE
         assert self.within(pod) is Verdict.ADMIT
-        pod.releases.shut("drained")
+        closing.shut(pod.held, "drained")
         assert self.within(pod) is Verdict.REFUSE
 
     def test_not_where_its_uid_is_lost_or_has_another_epoch(self, pod: Pod):
@@ -1111,7 +1117,7 @@ class TestUse:
         assert in_use(pod.held, clock()) == {"u": 100}
         pod.begin_hook()
         assert in_use(pod.held, clock()) == {"u": 100}
-        pod.releases.ended("u", 100)
+        pod.work.ended("u", 100)
         assert in_use(pod.held, clock()) == {}
 
     def test_a_uids_link_is_kept_while_it_is_acquired(self, pod: Pod, clock: ManualClock):
@@ -1148,7 +1154,7 @@ class TestUse:
     ):
         for _ in range(6):
             clock.tick(IDLE_S / 6)
-            pod.releases.look_for_idle()
+            look_for_idle(pod.held)
             assert pod.take() == []
             pod.renew()
         assert pod.verdict() is Verdict.CONFIRM  # calls still may come
@@ -1156,7 +1162,7 @@ class TestUse:
         pod.confirm()
         assert pod.run_hook() is Kind.RELEASE
         clock.tick(1)
-        assert pod.held.unsettled(clock()) == {"u": (100, Fate.UNUSED)}
+        assert unsettled(pod.held, clock()) == {"u": (100, Fate.UNUSED)}
 
     def test_a_call_that_comes_before_its_hook_keeps_an_idle_uid(
         self, pod: Pod, clock: ManualClock
@@ -1165,7 +1171,7 @@ class TestUse:
         for _ in range(6):
             clock.tick(IDLE_S / 6)
             pod.renew()
-        pod.releases.look_for_idle()
+        look_for_idle(pod.held)
         assert pod.verdict() is Verdict.ADMIT
         assert pod.take() == []
 
@@ -1174,7 +1180,7 @@ class TestUse:
         for _ in range(20):
             clock.tick(5)
             pod.renew()
-        pod.releases.look_for_idle()
+        look_for_idle(pod.held)
         assert pod.to_confirm() == []
         assert pod.take() == []
 
@@ -1185,8 +1191,8 @@ class TestUse:
         pod.give_up("w", 300)
         pod.enter("x", 400)
         pod.deny("x", 400)
-        assert pod.held.memory()[1] == {"u": (100, False), "v": (200, True)}
-        assert sorted(pod.held.unfinished()) == ["u", "v", "x"]
+        assert memory(pod.held)[1] == {"u": (100, False), "v": (200, True)}
+        assert sorted(unfinished(pod.held)) == ["u", "v", "x"]
 
 
 class TestLengthened:
@@ -1262,7 +1268,7 @@ class TestLeaving:
         pod.hold("v", 200, persistent=True)
         pod.confirm("w", 300)
         pod.enter()
-        pod.releases.leave_all()
+        closing.leave_all(pod.held)
         assert pod.take() == [("v", 200, Kind.RELEASE)]
         pod.admission.leave("u")
         assert pod.take() == [("u", 100, Kind.RELEASE)]
@@ -1273,25 +1279,25 @@ class TestLeaving:
         self, pod: Pod, clock: ManualClock
     ):
         pod.hold("v", 200, persistent=True)
-        pod.releases.leave_all()
-        for work in pod.releases.take(10):
-            pod.releases.ended(work.uid, work.epoch)
+        closing.leave_all(pod.held)
+        for work in pod.work.take(10):
+            pod.work.ended(work.uid, work.epoch)
         clock.tick(1)
-        assert pod.held.unsettled(clock()) == {"u": (100, Fate.UNUSED), "v": (200, Fate.STAYS)}
-        assert pod.held.unfinished() == []
+        assert unsettled(pod.held, clock()) == {"u": (100, Fate.UNUSED), "v": (200, Fate.STAYS)}
+        assert unfinished(pod.held) == []
 
     def test_calls_go_on_meanwhile_unless_it_closes(self, pod: Pod):
         pod.enter()
-        pod.releases.leave_all()
+        closing.leave_all(pod.held)
         assert pod.verdict() is Verdict.ADMIT
 
     def test_a_pod_that_stays_keeps_what_is_not_given_up_yet(self, pod: Pod):
         pod.hold("v", 200)
         pod.enter()
-        pod.releases.leave_all()
-        pod.releases.close("leaving")
+        closing.leave_all(pod.held)
+        closing.close(pod.held, "leaving")
         pod.run_hook()
-        pod.releases.stay()
+        closing.stay(pod.held)
         pod.admission.leave("u")
         assert pod.take() == []
         assert pod.verdict() is Verdict.ADMIT
@@ -1302,8 +1308,8 @@ class TestLapse:
     def test_a_late_renewal_does_not_renew(self, pod: Pod, clock: ManualClock):
         asked_at = clock()
         clock.tick(SAFE_S)
-        assert not pod.held.renew(asked_at)
-        assert not pod.held.renew(clock())
+        assert not terms.renew(pod.held, asked_at)
+        assert not terms.renew(pod.held, clock())
         assert pod.verdict() is Verdict.REFUSE
 
     def test_a_renewal_that_was_sent_in_time_and_came_late_does_not_either(
@@ -1312,16 +1318,16 @@ class TestLapse:
         clock.tick(SAFE_S - 1)
         asked_at = clock()
         clock.tick(2)
-        assert not pod.held.renew(asked_at)
+        assert not terms.renew(pod.held, asked_at)
         assert pod.verdict() is Verdict.REFUSE
 
     def test_everything_is_kept_and_everything_refused(self, pod: Pod):
         pod.enter()
-        pod.held.lapse()
+        terms.lapse(pod.held)
         assert pod.verdict() is Verdict.REFUSE
         assert "lease" in pod.admission.enter("unknown", 100, 7)[1]
-        assert not pod.held.renew(pod.clock())
-        assert pod.held.memory()[1] == {"u": (100, False)}
+        assert not terms.renew(pod.held, pod.clock())
+        assert memory(pod.held)[1] == {"u": (100, False)}
         pod.admission.leave("u")
         assert pod.take() == []
 
@@ -1350,23 +1356,23 @@ class TestLapse:
         assert pod.verdict() is Verdict.CONFIRM
 
     def test_a_pod_resumes_in_the_same_lapse_only(self, pod: Pod, clock: ManualClock):
-        first = pod.held.lapse()
-        second = pod.held.lapse()
-        assert not pod.held.resume(first, clock())
+        first = terms.lapse(pod.held)
+        second = terms.lapse(pod.held)
+        assert not terms.resume(pod.held, first, clock())
         assert pod.verdict() is Verdict.REFUSE
-        assert pod.held.resume(second, clock())
+        assert terms.resume(pod.held, second, clock())
 
     def test_a_pod_resumes_only_while_the_lease_that_it_asked_for_runs(
         self, pod: Pod, clock: ManualClock
     ):
-        term, asked_at = pod.held.lapse(), clock()
+        term, asked_at = terms.lapse(pod.held), clock()
         clock.tick(SAFE_S)
-        assert not pod.held.resume(term, asked_at)
+        assert not terms.resume(pod.held, term, asked_at)
         assert pod.verdict() is Verdict.REFUSE
         clock.tick(1)
         asked_at = clock()
         clock.tick(SAFE_S - 0.001)
-        assert pod.held.resume(term, asked_at)
+        assert terms.resume(pod.held, term, asked_at)
         clock.tick(0.001)
         assert pod.verdict() is Verdict.REFUSE
 
@@ -1386,7 +1392,7 @@ class TestLapse:
         pod.admission.leave("u")
         assert pod.verdict() is Verdict.ADMIT
         assert pod.take() == []
-        assert pod.releases.outcomes() == []
+        assert pod.held.outcomes.take() == []
 
     def test_a_removal_that_was_asked_for_before_it_still_comes(self, pod: Pod, clock: ManualClock):
         pod.releases.end_at("u", 100, clock() + 1)
@@ -1401,8 +1407,8 @@ class TestLapse:
         pod.begin_hook()
         pod.lapse_and_resume()
         assert pod.confirm() is Told.VOID
-        pod.releases.ended("u", 100)
-        assert pod.releases.outcomes() == [Outcome(1, "u", 100, given=True)]
+        pod.work.ended("u", 100)
+        assert pod.held.outcomes.take() == [Outcome(1, "u", 100, given=True)]
         assert pod.verdict() is Verdict.REFUSE
 
     def test_a_uid_that_was_given_up_stays_so(self, pod: Pod):
@@ -1420,32 +1426,32 @@ class TestLapse:
 
     def test_nothing_idles_out_past_the_lease(self, pod: Pod, clock: ManualClock):
         clock.tick(IDLE_S)
-        pod.held.lapse()
-        pod.releases.look_for_idle()
+        terms.lapse(pod.held)
+        look_for_idle(pod.held)
         assert pod.to_confirm() == []
         assert pod.take() == []
 
     def test_a_lease_that_was_ended_for_ever_is_never_resumed(self, pod: Pod, clock: ManualClock):
         pod.enter()
-        pod.held.lose_all()
-        assert not pod.held.resume(pod.held.term, clock())
+        terms.lose_all(pod.held)
+        assert not terms.resume(pod.held, pod.held.term, clock())
         assert pod.verdict() is Verdict.REFUSE
-        assert pod.held.memory()[1] == {}
+        assert memory(pod.held)[1] == {}
         assert pod.take() == []
         pod.admission.leave("u")
         assert pod.run_hook() is Kind.LOSE
-        assert pod.held.unfinished() == []
+        assert unfinished(pod.held) == []
 
 
 class TestAnotherLife:
     def begin(self, pod: Pod) -> None:
-        pod.held.begin(PodLease(8, LEASE_S, pod.clock(), pod.clock), 0)
+        terms.begin(pod.held, PodLease(8, LEASE_S, pod.clock(), pod.clock), 0)
 
     def test_what_the_last_one_held_is_lost_unsaved(self, pod: Pod):
         pod.hold("v", 200)
         pod.enter("v", 200)
         self.begin(pod)
-        assert pod.held.memory()[1] == {}
+        assert memory(pod.held)[1] == {}
         assert pod.verdict(incarnation=7) is Verdict.REFUSE
         assert pod.run_hook() is Kind.LOSE
         pod.admission.leave("v")
@@ -1456,7 +1462,7 @@ class TestAnotherLife:
         pod.give_up()
         clock.tick(1)
         self.begin(pod)
-        assert pod.held.unsettled(clock()) == {}
+        assert unsettled(pod.held, clock()) == {}
         assert pod.verdict(epoch=101, incarnation=8) is Verdict.CONFIRM
 
     def test_nothing_is_acquired_beside_a_call_of_the_last_one(self, pod: Pod):
@@ -1476,10 +1482,10 @@ class TestAnotherLife:
         assert pod.verdict("v", 101, incarnation=8) is Verdict.WAIT
         assert pod.confirm("v", 101) is Told.WAIT
         getattr(pod.admission, ends)("v", 100)
-        hooks = [work for work in pod.releases.take(10) if work.uid == "v"]
+        hooks = [work for work in pod.work.take(10) if work.uid == "v"]
         assert [work.kind for work in hooks] == [Kind.LOSE] * (ends == "acquired")
         for work in hooks:
-            pod.releases.ended(work.uid, work.epoch)
+            pod.work.ended(work.uid, work.epoch)
         pod.clock.tick(0.1)
         assert pod.confirm("v", 101) is Told.ACQUIRE
 
@@ -1489,15 +1495,15 @@ class TestAnotherLife:
         self.begin(pod)
         assert pod.verdict(epoch=101, incarnation=8) is Verdict.WAIT
         assert pod.confirm(epoch=101) is Told.WAIT
-        pod.releases.ended("u", 100)
+        pod.work.ended("u", 100)
         pod.clock.tick(0.1)
         assert pod.confirm(epoch=101) is Told.ACQUIRE
 
     def test_a_hook_of_the_last_one_that_has_not_begun_saves_nothing(self, pod: Pod):
         pod.release()
-        (work,) = pod.releases.take(10)
+        (work,) = pod.work.take(10)
         self.begin(pod)
-        assert not pod.releases.may_begin(work)
+        assert not pod.work.may_begin(work)
         assert pod.run_hook() is Kind.LOSE
 
     @pytest.mark.parametrize("phase", [Phase.ACQUIRING, Phase.HELD, Phase.ENDING])
@@ -1519,8 +1525,8 @@ class TestAnotherLife:
             pod.admission.leave("u")
             assert pod.run_hook() is Kind.LOSE
         else:
-            pod.releases.ended("u", 100)
-        assert Outcome(1, uid, 101, given=True) in pod.releases.outcomes()
+            pod.work.ended("u", 100)
+        assert Outcome(1, uid, 101, given=True) in pod.held.outcomes.take()
         assert pod.verdict(uid, 101, incarnation=8) is Verdict.REFUSE
         assert pod.confirm(uid, 101) is Told.VOID
 
@@ -1536,7 +1542,7 @@ class TestUseByOtherWays:
     ):
         began = clock()
         pod.admission.use({"v": self.link()}, 1_000.0)
-        assert pod.held.memory()[1]["v"] == (200, False)
+        assert memory(pod.held)[1]["v"] == (200, False)
         clock.tick(8)
         pod.renew()
         pod.admission.use({"v": self.link()}, 1_000.0)
@@ -1544,30 +1550,30 @@ class TestUseByOtherWays:
         for _ in range(29):
             clock.tick(1)
             pod.renew()
-        pod.releases.look_for_idle()
+        look_for_idle(pod.held)
         assert ("v", 200, Kind.RELEASE) not in pod.take()
         clock.tick(1)
-        pod.releases.look_for_idle()
+        look_for_idle(pod.held)
         assert pod.to_confirm() == ["u", "v"]
         pod.confirm("v", 200)
         assert pod.take() == [("v", 200, Kind.RELEASE)], "the other keeps nobody waiting"
 
     def test_a_link_of_another_life_is_passed_over(self, pod: Pod):
         pod.admission.use({"v": self.link(incarnation=6)}, 30.0)
-        assert "v" not in pod.held.memory()[1]
+        assert "v" not in memory(pod.held)[1]
 
     def test_nothing_is_held_past_the_pods_lease(self, pod: Pod, clock: ManualClock):
         clock.tick(SAFE_S)
         pod.admission.use({"v": self.link()}, 30.0)
-        assert "v" not in pod.held.memory()[1]
+        assert "v" not in memory(pod.held)[1]
 
     def test_a_released_uid_does_not_come_back_by_old_news(self, pod: Pod):
         pod.admission.use({"v": self.link()}, 30.0)
         pod.give_up("v", 200)
         pod.admission.use({"v": self.link()}, 30.0)
-        assert "v" not in pod.held.memory()[1]
+        assert "v" not in memory(pod.held)[1]
         pod.admission.use({"v": self.link(epoch=201)}, 30.0)
-        assert pod.held.memory()[1]["v"] == (201, False)
+        assert memory(pod.held)[1]["v"] == (201, False)
 
     def test_nor_once_it_is_settled_that_it_has_left(self, pod: Pod):
         pod.admission.use({"v": self.link()}, 30.0)
@@ -1575,15 +1581,15 @@ class TestUseByOtherWays:
         pod.releases.settled({"v": (200, 0)})
         assert "v" not in pod.held.entries
         pod.admission.use({"v": self.link()}, 30.0)
-        assert "v" not in pod.held.memory()[1]
+        assert "v" not in memory(pod.held)[1]
         pod.admission.use({"v": self.link(epoch=201)}, 30.0)
-        assert pod.held.memory()[1]["v"] == (201, False)
+        assert memory(pod.held)[1]["v"] == (201, False)
 
     def test_a_newer_epoch_waits_until_the_earlier_one_is_over(self, pod: Pod):
         pod.admission.use({"u": self.link(epoch=101)}, 30.0)
         assert pod.run_hook() is Kind.LOSE
         pod.admission.use({"u": self.link(epoch=101)}, 30.0)
-        assert pod.held.memory()[1] == {"u": (101, False)}
+        assert memory(pod.held)[1] == {"u": (101, False)}
 
     def test_a_lapse_is_over_for_it_when_it_is_used_again(self, pod: Pod):
         pod.admission.use({"v": self.link()}, 30.0)

@@ -16,14 +16,14 @@ from test_interrupted_pods import PATIENCE_S, Pod, Room, Rooms, TurnPod, call, s
 
 from ray_route.clock import Deadline
 from ray_route.errors import FencedError, RouteError, RouteTimeoutError
-from ray_route.pod import streams, turn_calls
+from ray_route.pod import streams, terms, turn_calls
 from ray_route.pod.holdings import Holdings
 from ray_route.protocol.calls import SAME_PROCESS, Refused
 from ray_route.runtime.call_context import time_of
 
 
 def lapses(held: Holdings) -> None:
-    held.lapse()
+    terms.lapse(held)
 
 
 def is_lost(held: Holdings) -> None:

@@ -23,6 +23,8 @@ from ray_route.pod.entries import Phase
 from ray_route.pod.gate import Gate
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
+from ray_route.pod.incoming import take_in
+from ray_route.pod.next_work import NextWork
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Releases
 from ray_route.pod.states import State
@@ -109,13 +111,13 @@ def test_an_acquisition_that_meets_another_is_asked_for_again(
     gate: Gate, namespace: Namespace
 ) -> None:
     """A call that came first confirms the uid; should that fail, nobody else would."""
-    held, releases = gate.held, Releases(gate.held)
+    held, releases, to_do = gate.held, Releases(gate.held), NextWork(gate.held)
     with held.lock:
-        assert held.take_in("u", 50, State("it"))
+        assert take_in(held, "u", 50, State("it"))
     releases.settled({"u": (50, EPOCH)})
     calls: list[Any] = []
     gate._confirming._flight("u", EPOCH, calls.append)
-    (work,) = releases.to_acquire()
+    (work,) = to_do.to_acquire()
     told: list[BaseException | None] = []
 
     def heard(_: str, error: BaseException | None) -> None:
@@ -126,7 +128,7 @@ def test_an_acquisition_that_meets_another_is_asked_for_again(
 
     gate.acquire_all({work.uid: work.epoch}, heard, by_itself)
     gate._confirming._arrived(*calls, OSError("Redis is away"))
-    assert releases.to_acquire() == [work]
+    assert to_do.to_acquire() == [work]
     gate.acquire_all({work.uid: work.epoch}, heard, by_itself)
     eventually(lambda: told, "it is told")
     assert told == [None]

@@ -9,7 +9,7 @@ from ray_route.config import RouteConfig
 from ray_route.errors import ConfigError
 from ray_route.model import Life, PodRecord, RoutingState
 from ray_route.pod.admission import Told, Verdict
-from ray_route.pod.release import Kind
+from ray_route.pod.next_work import Kind
 from ray_route.router.failure_detector import HeartbeatMonitor
 from ray_route.store.url import parse_url
 
@@ -61,7 +61,7 @@ def test_a_release_that_is_voided_while_it_waits_is_no_error(clock: ManualClock)
     pod.releases.follow(2)
     clock.tick(4)
     pod.releases.tick()
-    assert pod.releases.outcomes() == []
+    assert pod.held.outcomes.take() == []
     assert pod.verdict() is Verdict.ADMIT
 
 

@@ -15,13 +15,18 @@ import pytest
 from helpers import ManualClock
 
 from ray_route.model import Link
+from ray_route.pod import closing, terms
 from ray_route.pod.admission import Admission, Told, Verdict
 from ray_route.pod.entries import Phase
 from ray_route.pod.holdings import Holdings
+from ray_route.pod.idle import look_for_idle
 from ray_route.pod.in_use import in_use
 from ray_route.pod.kinds import set_kinds
+from ray_route.pod.memory import epochs_held
+from ray_route.pod.next_work import Kind, NextWork, Work
 from ray_route.pod.pod_lease import PodLease
-from ray_route.pod.release import Kind, Releases, Work
+from ray_route.pod.release import Releases
+from ray_route.pod.unsettled import unfinished, unsettled
 from ray_route.protocol.commands import Fate, Outcome, Refreshed
 
 POD, ANOTHER = 0, 1
@@ -145,6 +150,7 @@ class World:
         self.held = Holdings(POD, lease, IDLE_S, self.clock)
         self.admission = Admission(self.held)
         self.releases = Releases(self.held)
+        self.work = NextWork(self.held)
         self.diary: list[str] = []
         self.seen: Counter[str] = Counter()
         # Redis and the router.
@@ -205,7 +211,7 @@ class World:
         running = Counter(uid for uid, _ in self.calls)
         assert self.held.running == len(self.calls)
         assert {u: e.running for u, e in self.held.entries.items() if e.running} == running
-        for outcome in self.releases.outcomes():
+        for outcome in self.held.outcomes.take():
             self.take_outcome(outcome)
         for uid, entry in self.held.entries.items():
             if entry.persistent and not entry.lost and self.owns(uid, entry.epoch):
@@ -419,12 +425,12 @@ class World:
             self.kinds_come()
         at = self.clock() + self.random.choice([0.5, 1, 3, 4 * IDLE_S])
         if self.releases.end_at(uid, link.epoch, at):
-            # Of two removals the earlier one holds.
-            at = min(at, self.due_at.get((uid, link.epoch), math.inf))
-            self.due_at[uid, link.epoch] = at
+            # Of two removals the earlier one holds; of that Redis may not have heard.
+            key, in_redis = (uid, link.epoch), link.ends_at - TTL_S[uid] if link.due else math.inf
+            self.due_at[key] = min(at, self.due_at.get(key, math.inf))
             if self.random.random() < 0.1:
                 return  # Redis is away just then
-            link.due, link.ends_at = True, at + TTL_S[uid]
+            link.due, link.ends_at = True, min(at, in_redis) + TTL_S[uid]
 
     def set_kind(self) -> None:
         """Have somebody set a link anew, where it is."""
@@ -468,7 +474,7 @@ class World:
     def settle(self) -> None:
         if self.outage or self.life_ended or self.leaving:
             return
-        given = self.held.unsettled(self.clock() - self.random.choice([-1, 0, 0.5]))
+        given = unsettled(self.held, self.clock() - self.random.choice([-1, 0, 0.5]))
         given = {uid: it for uid, it in given.items() if (uid, it[0]) not in self.to_move}
         for uid, (epoch, fate) in given.items():
             link = self.links.get(uid)
@@ -484,6 +490,8 @@ class World:
                 del self.links[uid]
             elif self.owns(uid, epoch):
                 self.regrant(uid)
+                if fate is Fate.MAY_GO:  # no removal that was asked for has reached Redis, or holds
+                    self.due_at[uid, self.top[uid]] = math.inf
         if self.random.random() < 0.8:  # else the answer is lost, and it asks again
             settled = {uid: (it[0], self.present(uid, it[0])) for uid, it in given.items()}
             self.releases.settled(settled, given)
@@ -517,13 +525,13 @@ class World:
     def look(self) -> None:
         self.releases.tick()
         self.check()
-        self.releases.look_for_idle()
-        for work in self.releases.to_confirm():
+        look_for_idle(self.held)
+        for work in self.work.to_confirm():
             self.read(work.uid, work.epoch, for_call=False)
-        for work in self.releases.to_acquire():
+        for work in self.work.to_acquire():
             self.seen["comes back"] += 1
             self.read(work.uid, work.epoch, for_call=True)
-        for work in self.releases.take(self.random.choice([1, 10])):
+        for work in self.work.take(self.random.choice([1, 10])):
             assert self.nothing_runs(work.uid), "a hook beside a call or another hook"
             assert all(other.uid != work.uid for other in self.taken)
             if work.kind is Kind.RELEASE:
@@ -538,7 +546,7 @@ class World:
         if not self.taken:
             return
         work = self.pop(self.taken)
-        if not self.releases.may_begin(work):
+        if not self.work.may_begin(work):
             self.seen["not begun"] += 1
             return
         key = (work.uid, work.epoch)
@@ -557,22 +565,22 @@ class World:
             self.over[work.uid, work.epoch] += 1
             self.seen[work.kind.value] += 1
             state = self.random.choice([None, "its state"])
-            self.releases.ended(work.uid, work.epoch, state)
+            self.work.ended(work.uid, work.epoch, state)
 
     def leave_all(self) -> None:
-        self.releases.leave_all()
+        closing.leave_all(self.held)
         self.leaving = True
 
     def stay(self) -> None:
-        self.releases.stay()
+        closing.stay(self.held)
         self.leaving = self.closed = False
 
     def close(self) -> None:
-        self.releases.close("closed")
+        closing.close(self.held, "closed")
         self.closed = True
 
     def open(self) -> None:
-        self.releases.open()
+        closing.reopen(self.held)
         self.closed = False
 
     # Time, and the pod's lease.
@@ -594,7 +602,7 @@ class World:
     def renewed(self) -> None:
         if self.renewals and not self.life_ended:
             serves = self.held.lease.serves()
-            assert self.held.renew(self.pop(self.renewals)) is serves
+            assert terms.renew(self.held, self.pop(self.renewals)) is serves
 
     def redis_loses_record(self) -> None:
         """Have a renewal write the record back whole, which counts as a lapse."""
@@ -602,7 +610,7 @@ class World:
             self.lapse()
 
     def lapse(self) -> None:
-        self.held.lapse()
+        terms.lapse(self.held)
         self.lapsed = True
         self.lapses += 1
         self.seen["lapsed"] += 1
@@ -612,7 +620,7 @@ class World:
     def resume(self) -> None:
         if self.resumptions and not self.life_ended:
             term, asked_at = self.pop(self.resumptions)
-            if self.held.resume(term, asked_at) and self.lapsed:
+            if terms.resume(self.held, term, asked_at) and self.lapsed:
                 assert term == self.held.term
                 assert self.clock() < asked_at + 0.9 * POD_LEASE_S
                 self.lapsed = False
@@ -641,11 +649,12 @@ class World:
         if not self.life_ended:
             return
         if self.random.random() < 0.5:
-            self.held.lose_all()
+            terms.lose_all(self.held)
         self.incarnation += 1
         self.lapses += 1
-        self.held.begin(PodLease(self.incarnation, POD_LEASE_S, self.clock(), self.clock), POD)
-        assert self.held.held() == {}
+        lease = PodLease(self.incarnation, POD_LEASE_S, self.clock(), self.clock)
+        terms.begin(self.held, lease, POD)
+        assert epochs_held(self.held) == {}
         self.renewed_at = self.clock()
         self.life_ended = self.lapsed = self.leaving = self.closed = False
         self.to_move.clear()
@@ -698,7 +707,7 @@ class World:
             verdict, _ = self.admission.enter(uid, entry.epoch, self.incarnation)
             assert verdict is Verdict.REFUSE
         self.releases.settled({uid: (it.epoch, 0) for uid, it in self.held.entries.items()})
-        assert self.held.unfinished() == []
+        assert unfinished(self.held) == []
 
     def is_given_up(self) -> bool:
         return self.held.entries.keys() == self.held.nobodys.given_up.keys()

@@ -56,6 +56,7 @@ from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
 from ray_route.pod.instances import Instances
 from ray_route.pod.moments import Moments
+from ray_route.pod.next_work import NextWork
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Releases
 from ray_route.pod.turn_calls import TurnCalls
@@ -109,6 +110,7 @@ class Pod:
         self.links = Namespace()
         self.held = Holdings(0, PodLease(LIFE, 600.0, now()), 600.0)
         self.releases = Releases(self.held)
+        self.work = NextWork(self.held)
         self.rooms = Rooms()
         turn = threading.RLock() if one_by_one else None
         found = UserHooks(lambda: None).find(self.rooms, "on_acquire", on_loop=False)
@@ -137,10 +139,10 @@ class Pod:
         """Give the uid up, as for a move: it can be, for no call of it runs."""
         number = next(self._runs)
         self.releases.release(number, {"u": self.epoch}, 600.0, closes=False, router=1)
-        for work in self.releases.take(1):
-            assert self.releases.may_begin(work)
-            self.releases.ended(work.uid, work.epoch)
-        (told,) = [one for one in self.releases.outcomes() if one[0] == number]
+        for work in self.work.take(1):
+            assert self.work.may_begin(work)
+            self.work.ended(work.uid, work.epoch)
+        (told,) = [one for one in self.held.outcomes.take() if one[0] == number]
         assert told.given
         self.next_epoch()
 
@@ -211,7 +213,7 @@ class WantedUid:
 
     def look(self) -> None:
         """Look as the pod's own threads do, which no interrupt reaches."""
-        assert elsewhere(lambda: self.pod.releases.take(1)) == []
+        assert elsewhere(lambda: self.pod.work.take(1)) == []
 
     def call(self) -> None:
         self.way(self.pod, self.pod.header("say", next(self.runs), 0))
@@ -230,10 +232,10 @@ class WantedUid:
 
     def give_up(self) -> None:
         self.pod.releases.tick()
-        (work,) = self.pod.releases.take(1)
-        assert self.pod.releases.may_begin(work)
-        self.pod.releases.ended(work.uid, work.epoch)
-        (told,) = self.pod.releases.outcomes()
+        (work,) = self.pod.work.take(1)
+        assert self.pod.work.may_begin(work)
+        self.pod.work.ended(work.uid, work.epoch)
+        (told,) = self.pod.held.outcomes.take()
         assert (told.release, told.given) == (self.number, True)
         self.pod.next_epoch()
 

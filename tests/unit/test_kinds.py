@@ -14,8 +14,11 @@ from test_admission_rules import IDLE_S, Pod
 
 from ray_route.model import Link
 from ray_route.pod.admission import Told
+from ray_route.pod.idle import look_for_idle
 from ray_route.pod.kinds import set_kinds
-from ray_route.pod.release import Kind
+from ray_route.pod.memory import memory
+from ray_route.pod.next_work import Kind
+from ray_route.pod.unsettled import unsettled
 from ray_route.protocol.commands import Fate
 
 GIVEN_UP = [("u", 100, Kind.RELEASE)]
@@ -46,7 +49,7 @@ class TestWhatIsTold:
         pod.confirm(lease_s=1_000, persistent=True)
         pod.idle()
         tell(pod, persistent=False)
-        pod.releases.look_for_idle()
+        look_for_idle(pod.held)
         assert pod.to_confirm() == pod.take() == []
         pod.idle()
         assert pod.is_read()
@@ -139,7 +142,7 @@ class TestLinksThatAreAboutToBeSet:
         pod.idle()
         assert pod.is_read()
         ask(pod, temporary=False)
-        pod.releases.look_for_idle()
+        look_for_idle(pod.held)
         assert pod.take() == []
 
     def test_it_stays_persistent_until_it_is_told_more(self, pod: Pod):
@@ -168,8 +171,8 @@ class TestRemovals:
     def given_up(self, pod: Pod, state: str | None = None) -> Fate:
         """Have the uid given up, and return what is to become of its link."""
         work = pod.begin_hook()
-        pod.releases.ended(work.uid, work.epoch, state)
-        ((_, fate),) = pod.held.unsettled(pod.clock()).values()
+        pod.work.ended(work.uid, work.epoch, state)
+        ((_, fate),) = unsettled(pod.held, pod.clock()).values()
         return fate
 
     def schedule(self, pod: Pod, after_s: float) -> float:
@@ -240,7 +243,7 @@ class TestRemovals:
         assert pod.enter().value == "admit"
         self.due(pod, due_at)
         pod.clock.tick(1_000)
-        _, held, _ = pod.held.memory()
+        _, held, _ = memory(pod.held)
         assert held == ({"u": (100, True)} if is_taken_back else {})
 
     def test_one_that_waits_to_be_settled_is_remembered(self, pod: Pod):
@@ -249,14 +252,14 @@ class TestRemovals:
         ask(pod, temporary=False)
         self.due(pod, due_at)
         self.given_up(pod, "state")
-        _, held, _ = pod.held.memory()
+        _, held, _ = memory(pod.held)
         assert held == {"u": (100, True)}
 
     def test_one_that_was_given_back_to_whoever_asked_for_it_is_to_go_as_before(self, pod: Pod):
         due_at = self.schedule(pod, 3 * IDLE_S)
         pod.release()
         work = pod.begin_hook()
-        pod.releases.ended(work.uid, work.epoch, "it")
+        pod.work.ended(work.uid, work.epoch, "it")
         pod.releases.settled({"u": (100, 101)})
         assert pod.confirm("u", 101, 1_000, replaced=100, persistent=True) is Told.ACQUIRE
         pod.admission.acquired("u", 101)
@@ -269,7 +272,7 @@ class TestRemovals:
         due_at = self.schedule(pod, 3 * IDLE_S)
         pod.release()
         work = pod.begin_hook()
-        pod.releases.ended(work.uid, work.epoch, "it")
+        pod.work.ended(work.uid, work.epoch, "it")
         ask(pod, temporary=False, epoch=101)
         pod.clock.tick(1)
         pod.releases.settled({"u": (100, 101)})
@@ -283,7 +286,7 @@ class TestRemovals:
         assert pod.releases.end_at("v", 100, due_at)
         assert pod.releases.end_at("v", 100, math.inf)
         self.due(pod, due_at)
-        assert pod.held.unsettled(pod.clock()) == {"v": (100, Fate.MAY_GO)}
+        assert unsettled(pod.held, pod.clock()) == {"v": (100, Fate.MAY_GO)}
 
     def test_a_removal_asked_for_anew_leaves_the_doubt(self, pod: Pod):
         """Of the first nobody knows, but of two the earlier counts."""
@@ -302,7 +305,7 @@ class TestRemovals:
         tell(pod, persistent=True)
         pod.clock.tick(2)
         pod.releases.tick()
-        (outcome,) = pod.releases.outcomes()
+        (outcome,) = pod.held.outcomes.take()
         assert not outcome.given
 
     def test_so_does_one_of_an_earlier_epoch(self, pod: Pod):
@@ -312,5 +315,5 @@ class TestRemovals:
         tell(pod, persistent=True, epoch=101)
         pod.clock.tick(2)
         pod.releases.tick()
-        (outcome,) = pod.releases.outcomes()
+        (outcome,) = pod.held.outcomes.take()
         assert not outcome.given

@@ -11,11 +11,15 @@ from ray_route.model import Link
 from ray_route.pod.admission import Admission, Verdict
 from ray_route.pod.entries import Entry, Phase
 from ray_route.pod.holdings import Holdings
+from ray_route.pod.idle import look_for_idle
 from ray_route.pod.in_use import in_use
+from ray_route.pod.incoming import take_in
 from ray_route.pod.moments import Moments
+from ray_route.pod.next_work import NextWork, Work
 from ray_route.pod.pod_lease import PodLease
-from ray_route.pod.release import Releases, Work
+from ray_route.pod.release import Releases
 from ray_route.pod.states import State
+from ray_route.pod.unsettled import is_finished, unsettled
 from ray_route.protocol.commands import Outcome
 
 IDLE_S = 1_000.0
@@ -49,6 +53,7 @@ class Pod:
         self.held = Holdings(0, lease, IDLE_S, self.clock)
         self.admission = Admission(self.held)
         self.releases = Releases(self.held)
+        self.work = NextWork(self.held)
         self.entries = self.held.entries = Counted()
         for n in range(number):
             self.clock.tick(0.001)
@@ -73,14 +78,14 @@ class Pod:
     def look(self, hooks: int) -> list[Work]:
         """Do what whoever gives uids up does each time, with so many hooks free."""
         self.releases.tick()
-        self.releases.to_confirm()
-        return self.releases.take(hooks)
+        self.work.to_confirm()
+        return self.work.take(hooks)
 
     def give_up(self, hooks: int, state: object = None) -> list[str]:
         work = self.look(hooks)
         for it in work:
-            assert self.releases.may_begin(it)
-            self.releases.ended(it.uid, it.epoch, state)
+            assert self.work.may_begin(it)
+            self.work.ended(it.uid, it.epoch, state)
         return [it.uid for it in work]
 
     def looks(self) -> int:
@@ -96,16 +101,16 @@ def pod() -> Pod:
 def test_those_that_are_idle_are_found_without_a_look_at_the_others(pod: Pod) -> None:
     pod.clock.tick(IDLE_S - 0.001 * (MANY - 10) + 0.0005)
     pod.looks()
-    pod.releases.look_for_idle()
+    look_for_idle(pod.held)
     assert set(pod.held.ready) == {str(n) for n in range(10)}
     assert pod.looks() < 50
 
 
 def test_those_that_are_idle_are_looked_at_once(pod: Pod) -> None:
     pod.clock.tick(IDLE_S + 1)
-    pod.releases.look_for_idle()
+    look_for_idle(pod.held)
     pod.looks()
-    pod.releases.look_for_idle()
+    look_for_idle(pod.held)
     assert pod.looks() == 0
     assert len(pod.held.ready) == MANY
     pod.confirm("7")
@@ -113,7 +118,7 @@ def test_those_that_are_idle_are_looked_at_once(pod: Pod) -> None:
     pod.look(0)
     assert pod.looks() < 3_000
     pod.clock.tick(IDLE_S + 1)
-    pod.releases.look_for_idle()
+    look_for_idle(pod.held)
     assert "7" in pod.held.ready, "used once more, and not since"
 
 
@@ -122,7 +127,7 @@ def test_a_use_makes_one_the_latest(pod: Pod) -> None:
     pod.confirm("0")
     pod.call("0")
     pod.clock.tick(5)
-    pod.releases.look_for_idle()
+    look_for_idle(pod.held)
     assert set(pod.held.ready) == {str(n) for n in range(1, MANY)}
 
 
@@ -143,9 +148,9 @@ def test_persistent_ones_are_looked_at_once(pod: Pod) -> None:
     for n in range(MANY):
         pod.confirm(str(n), persistent=True)
     pod.clock.tick(2 * IDLE_S)
-    pod.releases.look_for_idle()
+    look_for_idle(pod.held)
     pod.looks()
-    pod.releases.look_for_idle()
+    look_for_idle(pod.held)
     assert pod.looks() == 0
     assert not pod.held.ready
 
@@ -154,12 +159,12 @@ def test_one_that_is_persistent_no_more_can_be_idle_again() -> None:
     pod = Pod(0)
     pod.hold("ann", persistent=True)
     pod.clock.tick(2 * IDLE_S)
-    pod.releases.look_for_idle()
+    look_for_idle(pod.held)
     pod.confirm("ann")
-    pod.releases.look_for_idle()
+    look_for_idle(pod.held)
     assert not pod.held.ready
     pod.clock.tick(IDLE_S)
-    pod.releases.look_for_idle()
+    look_for_idle(pod.held)
     assert set(pod.held.ready) == {"ann"}
 
 
@@ -181,9 +186,9 @@ def test_the_links_of_unused_ones_are_kept_alive_as_their_leases_end(pod: Pod) -
 
 def test_what_is_nobodys_is_in_no_order(pod: Pod) -> None:
     pod.releases.release(1, {str(n): 7 for n in range(MANY)}, 3.0, closes=True, router=1)
-    for work in pod.releases.take(MANY):
-        assert pod.releases.may_begin(work)
-        pod.releases.ended(work.uid, work.epoch, None)
+    for work in pod.work.take(MANY):
+        assert pod.work.may_begin(work)
+        pod.work.ended(work.uid, work.epoch, None)
     assert len(pod.held.order) == len(pod.held.order.busy) == len(pod.held.order.changing) == 0
 
 
@@ -262,7 +267,7 @@ def test_nor_while_redis_confirms_none(drained: Pod) -> None:
     drained.clock.tick(LEASE_S + 100)
     drained.looks()
     assert drained.look(10) == []
-    asked = [it.uid for _ in range(10) for it in drained.releases.to_confirm()]
+    asked = [it.uid for _ in range(10) for it in drained.work.to_confirm()]
     assert 0 < len(asked) < 1_000, "so many are asked about ahead, each once"
     assert drained.looks() < 5_000
     for _ in range(100):
@@ -275,11 +280,11 @@ def test_one_that_redis_does_not_confirm_keeps_no_other_waiting() -> None:
     pod = Pod(DRAINED)
     pod.clock.tick(LEASE_S + 100)
     pod.release(1, range(DRAINED))
-    first = [it.uid for it in pod.releases.to_confirm()]
+    first = [it.uid for it in pod.work.to_confirm()]
     assert 100 < len(first) < 1_000
     for uid in first:
         pod.admission.unread(uid)
-    second = [it.uid for it in pod.releases.to_confirm()]
+    second = [it.uid for it in pod.work.to_confirm()]
     assert second
     assert not {*first} & {*second}
     for uid in second:
@@ -305,18 +310,18 @@ def test_those_that_were_just_given_up_are_not_looked_at_by_who_settles(drained:
     while drained.give_up(500):
         pass
     drained.looks()
-    assert len(drained.held.unsettled(early)) == 100
+    assert len(unsettled(drained.held, early)) == 100
     assert drained.looks() < 300
 
 
 def test_those_that_are_being_acquired_are_not_looked_at_again() -> None:
     pod = Pod(0)
     for n in range(MANY):
-        pod.held.take_in(str(n), 5, State("it", arrived=True))
+        take_in(pod.held, str(n), 5, State("it", arrived=True))
         pod.releases.settled({str(n): (5, 7)})
-    assert len(pod.releases.to_acquire()) == MANY
+    assert len(pod.work.to_acquire()) == MANY
     pod.looks()
-    assert pod.releases.to_acquire() == []
+    assert pod.work.to_acquire() == []
     assert pod.looks() == 0
 
 
@@ -325,7 +330,7 @@ def test_nothing_is_left_of_a_drain_that_is_over(drained: Pod) -> None:
     for number in range(15, 21):
         drained.releases.cancel(number)
     while given := drained.give_up(500, "its state"):
-        assert not drained.held.is_finished
+        assert not is_finished(drained.held)
         drained.releases.settled(dict.fromkeys(given, (7, 0)))
     held = drained.held
     assert len(held) == 6_000
@@ -337,10 +342,10 @@ def test_those_that_are_asked_for_wait_for_no_others_that_end_by_themselves() ->
     pod = Pod(1_000)
     pod.clock.tick(IDLE_S + 1)
     idle = {str(n): 7 for n in range(1_000)}
-    pod.releases.look_for_idle()
+    look_for_idle(pod.held)
     pod.hold("1000")
     pod.release(1, range(1_000, 1_001))
-    for work in pod.releases.to_confirm():
+    for work in pod.work.to_confirm():
         pod.confirm(work.uid)
     given = [uid for _ in range(3) for uid in pod.give_up(1)]
     assert len(given) == 3
@@ -355,10 +360,10 @@ def test_one_whose_patience_ended_in_the_line_is_kept_if_it_is_called_then() -> 
     for uid in ("0", "1"):
         pod.confirm(uid)
     pod.releases.tick()
-    assert pod.releases.outcomes() == [], "they wait for a hook alone"
+    assert pod.held.outcomes.take() == [], "they wait for a hook alone"
     assert pod.admission.enter("1", 7, 1)[0] is Verdict.ADMIT
     pod.releases.tick()
-    assert pod.releases.outcomes() == [Outcome(1, "1", 7, given=False)]
+    assert pod.held.outcomes.take() == [Outcome(1, "1", 7, given=False)]
     assert pod.give_up(10) == ["0"]
 
 

@@ -10,12 +10,16 @@ from helpers import ManualClock, eventually
 from test_admission_rules import IDLE_S, Pod
 
 from ray_route.model import Link
+from ray_route.pod import closing, incoming, terms
 from ray_route.pod.admission import Told, Verdict
 from ray_route.pod.entries import Phase
 from ray_route.pod.exports import DROPPED, LARGE, LATER, Exports, Unsent, pack
 from ray_route.pod.hooks import Hooks, takes_state
+from ray_route.pod.idle import look_for_idle
 from ray_route.pod.in_use import in_use
+from ray_route.pod.memory import epochs_held, memory, shown
 from ray_route.pod.states import State, arrival, unpack
+from ray_route.pod.unsettled import is_finished, unfinished, unsettled
 from ray_route.protocol.commands import Fate, Outcome, Shown
 
 
@@ -27,8 +31,8 @@ def pod(clock: ManualClock) -> Pod:
 def give_up(pod: Pod, uid: str = "u", epoch: int = 100, state: object = "what it was") -> None:
     pod.release(1, uid, epoch)
     work = pod.begin_hook()
-    pod.releases.ended(work.uid, work.epoch, state)
-    assert pod.releases.outcomes() == [Outcome(1, uid, epoch, given=True, has_state=True)]
+    pod.work.ended(work.uid, work.epoch, state)
+    assert pod.held.outcomes.take() == [Outcome(1, uid, epoch, given=True, has_state=True)]
 
 
 def arrive(pod: Pod, uid: str = "new", epoch: int = 50) -> None:
@@ -37,7 +41,7 @@ def arrive(pod: Pod, uid: str = "new", epoch: int = 50) -> None:
 
 def take_in(pod: Pod, uid: str, epoch: int, state: State) -> bool:
     with pod.held.lock:
-        return pod.held.take_in(uid, epoch, state)
+        return incoming.take_in(pod.held, uid, epoch, state)
 
 
 def confirm(pod: Pod, uid: str, epoch: int, replaced: int) -> Told:
@@ -54,21 +58,21 @@ class TestGivenUp:
     def test_it_is_kept_told_of_and_kept_alive_but_neither_served_nor_listed(self, pod: Pod):
         give_up(pod)
         assert pod.verdict() is Verdict.REFUSE
-        assert pod.held.held() == {}
-        assert pod.held.memory()[1] == {"u": (100, False)}, "Redis may lose its link meanwhile"
+        assert epochs_held(pod.held) == {}
+        assert memory(pod.held)[1] == {"u": (100, False)}, "Redis may lose its link meanwhile"
         assert in_use(pod.held, pod.clock()) == {"u": 100}
-        assert pod.held.unfinished() == ["u"], "a process that ends now would take it along"
+        assert unfinished(pod.held) == ["u"], "a process that ends now would take it along"
 
     def test_a_drain_hears_of_it_until_it_is_anothers(self, pod: Pod):
         give_up(pod)
-        assert pod.held.shown() == Shown({}, 0, undecided=1)
+        assert shown(pod.held) == Shown({}, 0, undecided=1)
         pod.releases.settled({"u": (100, 0)})
-        assert pod.held.shown() == Shown({}, 0, undecided=0)
+        assert shown(pod.held) == Shown({}, 0, undecided=0)
 
     def test_a_second_mover_is_told_of_it_too(self, pod: Pod):
         give_up(pod)
         pod.release(2)
-        assert pod.releases.outcomes() == [Outcome(2, "u", 100, given=True, has_state=True)]
+        assert pod.held.outcomes.take() == [Outcome(2, "u", 100, given=True, has_state=True)]
 
     def test_it_goes_when_the_link_is_anothers(self, pod: Pod):
         give_up(pod)
@@ -82,9 +86,9 @@ class TestGivenUp:
         state = {"of": "u"}
         give_up(pod, state=state)
         pod.releases.settled({"u": (100, 200)})
-        assert pod.held.held() == {"u": 200}, "a drain must see it"
-        assert [(it.uid, it.epoch) for it in pod.releases.to_acquire()] == [("u", 200)]
-        assert pod.releases.to_acquire() == [], "each once"
+        assert epochs_held(pod.held) == {"u": 200}, "a drain must see it"
+        assert [(it.uid, it.epoch) for it in pod.work.to_acquire()] == [("u", 200)]
+        assert pod.work.to_acquire() == [], "each once"
         assert confirm(pod, "u", 200, replaced=100) is Told.ACQUIRE
         assert state_of(pod, "u") is state
         pod.admission.acquired("u", 200)
@@ -105,9 +109,9 @@ class TestGivenUp:
         clock.tick(0.5)
         pod.releases.tick()
         work = pod.begin_hook()
-        pod.releases.ended(work.uid, work.epoch, "nobody's")
+        pod.work.ended(work.uid, work.epoch, "nobody's")
         assert not pod.held.nobodys.kept
-        assert pod.held.unsettled(clock() + 1) == {"u": (100, Fate.GOES)}
+        assert unsettled(pod.held, clock() + 1) == {"u": (100, Fate.GOES)}
 
     @pytest.mark.parametrize("is_taken_back", [False, True])
     @pytest.mark.parametrize("is_asked", ["before it is due", "as its hook runs"])
@@ -130,11 +134,11 @@ class TestGivenUp:
             pod.release(1)
         if is_taken_back:
             pod.releases.cancel(1)
-        pod.releases.ended(work.uid, work.epoch, "its state")
+        pod.work.ended(work.uid, work.epoch, "its state")
         has_state = not is_taken_back
-        assert pod.releases.outcomes() == [Outcome(1, "u", 100, given=True, has_state=has_state)]
+        assert pod.held.outcomes.take() == [Outcome(1, "u", 100, given=True, has_state=has_state)]
         fate = Fate.GOES if is_taken_back else Fate.STAYS
-        assert pod.held.unsettled(clock() + 1) == {"u": (100, fate)}
+        assert unsettled(pod.held, clock() + 1) == {"u": (100, fate)}
 
     @pytest.mark.parametrize("persistent", [False, True])
     def test_nobody_waits_for_that_of_one_whose_pod_leaves_unless_somebody_moves_it(
@@ -144,31 +148,31 @@ class TestGivenUp:
             pod.hold(uid, 100, persistent=persistent)
         for number, uid in enumerate(("moved", "given up"), start=1):
             pod.release(number, uid)
-        pod.releases.leave_all()
-        some = pod.releases.take(10)
+        closing.leave_all(pod.held)
+        some = pod.work.take(10)
         assert {work.uid for work in some} == {"u", "moved", "kept", "given up"}
         for work in some:
-            assert pod.releases.may_begin(work)
+            assert pod.work.may_begin(work)
         pod.releases.cancel(2)
         for work in some:
-            pod.releases.ended(work.uid, work.epoch, "its state")
-        (told,) = [it for it in pod.releases.outcomes() if it.uid == "moved"]
+            pod.work.ended(work.uid, work.epoch, "its state")
+        (told,) = [it for it in pod.held.outcomes.take() if it.uid == "moved"]
         assert told.has_state
-        assert pod.held.unfinished() == ["moved"]
+        assert unfinished(pod.held) == ["moved"]
 
     def test_one_whose_pod_stays_after_all_has_it_back_if_its_link_is_persistent(
         self, pod: Pod, clock: ManualClock
     ):
         pod.hold("v", 100, persistent=True)
-        pod.releases.leave_all()
-        for work in pod.releases.take(10):
-            assert pod.releases.may_begin(work)
-            pod.releases.ended(work.uid, work.epoch, "its state")
-        assert pod.held.is_finished
-        pod.releases.stay()
+        closing.leave_all(pod.held)
+        for work in pod.work.take(10):
+            assert pod.work.may_begin(work)
+            pod.work.ended(work.uid, work.epoch, "its state")
+        assert is_finished(pod.held)
+        closing.stay(pod.held)
         clock.tick(1)
         pod.renew()
-        given = pod.held.unsettled(clock())
+        given = unsettled(pod.held, clock())
         assert given == {"u": (100, Fate.UNUSED), "v": (100, Fate.STAYS)}
         pod.releases.settled({"v": (100, 101)})
         assert pod.confirm("v", 101, replaced=100) is Told.ACQUIRE
@@ -178,8 +182,8 @@ class TestGivenUp:
         pod.release(1)
         work = pod.begin_hook()
         pod.release(2, epoch=200)
-        pod.releases.ended(work.uid, work.epoch, "of 100")
-        told = {it.release: it.has_state for it in pod.releases.outcomes()}
+        pod.work.ended(work.uid, work.epoch, "of 100")
+        told = {it.release: it.has_state for it in pod.held.outcomes.take()}
         assert told == {1: False, 2: False}
         assert not pod.held.nobodys.kept
 
@@ -187,14 +191,14 @@ class TestGivenUp:
         for number in range(200):
             pod.hold(f"v{number}", 100)
         pod.releases.release(1, {f"v{n}": 100 for n in range(200)}, 3.0, closes=True, router=1)
-        while some := pod.releases.take(10):
+        while some := pod.work.take(10):
             for work in some:
-                assert pod.releases.may_begin(work)
-                pod.releases.ended(work.uid, work.epoch, "a state")
+                assert pod.work.may_begin(work)
+                pod.work.ended(work.uid, work.epoch, "a state")
         given = len(pod.held.nobodys.kept)
         assert 128 <= given < 138
         pod.releases.settled(dict.fromkeys(list(pod.held.nobodys.kept)[:30], (100, 0)))
-        assert pod.releases.take(100), "as they go, others follow"
+        assert pod.work.take(100), "as they go, others follow"
 
     def test_its_link_lives_on_past_a_lapse_of_its_pod(self, pod: Pod):
         give_up(pod)
@@ -206,8 +210,8 @@ class TestGivenUp:
     def test_an_ended_life_keeps_none(self, pod: Pod):
         give_up(pod)
         arrive(pod)
-        pod.held.lose_all()
-        assert pod.held.unfinished() == []
+        terms.lose_all(pod.held)
+        assert unfinished(pod.held) == []
         assert not pod.held.nobodys.kept
 
 
@@ -215,16 +219,16 @@ class TestArrived:
     def test_it_is_nobodys_until_its_link_says_so(self, pod: Pod):
         arrive(pod)
         assert pod.verdict("new", 50) is Verdict.REFUSE
-        assert "new" not in pod.held.held()
-        assert "new" not in pod.held.memory()[1]
+        assert "new" not in epochs_held(pod.held)
+        assert "new" not in memory(pod.held)[1]
         assert "new" not in in_use(pod.held, pod.clock())
-        assert pod.held.unsettled(pod.clock() + 1) == {"new": (50, Fate.STAYS)}
+        assert unsettled(pod.held, pod.clock() + 1) == {"new": (50, Fate.STAYS)}
 
     def test_a_drain_hears_of_it(self, pod: Pod):
         arrive(pod)
-        assert pod.held.shown() == Shown({"u": 100}, 0, undecided=1)
+        assert shown(pod.held) == Shown({"u": 100}, 0, undecided=1)
         pod.releases.settled({"new": (50, 60)})
-        assert pod.held.shown() == Shown({"u": 100, "new": 60}, 0, undecided=0)
+        assert shown(pod.held) == Shown({"u": 100, "new": 60}, 0, undecided=0)
 
     @pytest.mark.parametrize("is_told", [True, False])
     def test_its_first_call_finds_it(self, pod: Pod, is_told: bool):
@@ -255,12 +259,12 @@ class TestArrived:
 
     def test_a_pod_that_leaves_waits_until_it_is_settled(self, pod: Pod):
         arrive(pod)
-        assert pod.held.unfinished() == ["u", "new"], "its link may be on its way here"
+        assert unfinished(pod.held) == ["u", "new"], "its link may be on its way here"
         pod.releases.settled({"new": (50, 0)})
-        assert pod.held.unfinished() == ["u"], "it has stayed where it was"
+        assert unfinished(pod.held) == ["u"], "it has stayed where it was"
 
     def test_nor_by_a_pod_that_leaves(self, pod: Pod):
-        pod.releases.close("it leaves")
+        closing.close(pod.held, "it leaves")
         assert not take_in(pod, "new", 50, State("late"))
 
     @pytest.mark.parametrize("is_told", [True, False])
@@ -271,7 +275,7 @@ class TestArrived:
         if is_told:
             pod.releases.settled({"new": (50, 60)})
         pod.releases.release(5, {"new": 60}, 3.0, closes=True, router=1, replaced={"new": 50})
-        assert pod.releases.outcomes() == [Outcome(5, "new", 60, given=True, has_state=True)]
+        assert pod.held.outcomes.take() == [Outcome(5, "new", 60, given=True, has_state=True)]
         assert pod.take() == []
         sent = pickle.loads(Exports(pod.held, drops_unpicklable=False).some({"new": 60}))
         assert unpack(sent["new"]) == "from afar"
@@ -283,10 +287,10 @@ class TestArrived:
             assert confirm(pod, "new", 60, replaced=50) is Told.ACQUIRE
             assert state_of(pod, "new") == "from afar", "each time as it arrived"
             pod.admission.not_acquired("new", 60)
-        assert pod.releases.to_acquire() == [], "it waits for a call"
-        assert "new" in pod.held.held()
+        assert pod.work.to_acquire() == [], "it waits for a call"
+        assert "new" in epochs_held(pod.held)
         pod.release(5, "new", 60)
-        assert pod.releases.outcomes()[-1] == Outcome(5, "new", 60, given=True, has_state=True)
+        assert pod.held.outcomes.take()[-1] == Outcome(5, "new", 60, given=True, has_state=True)
 
     def test_one_that_has_failed_is_tried_again_as_its_pod_leaves(self, pod: Pod):
         """Its state is given up by a hook alone."""
@@ -294,9 +298,9 @@ class TestArrived:
         pod.releases.settled({"new": (50, 60)})
         assert confirm(pod, "new", 60, replaced=50) is Told.ACQUIRE
         pod.admission.not_acquired("new", 60)
-        assert pod.releases.to_acquire() == []
-        pod.releases.leave_all()
-        assert [it.uid for it in pod.releases.to_acquire()] == ["new"]
+        assert pod.work.to_acquire() == []
+        closing.leave_all(pod.held)
+        assert [it.uid for it in pod.work.to_acquire()] == ["new"]
 
     @pytest.mark.parametrize("is_told", [True, False])
     def test_a_release_that_meets_an_on_acquire_that_fails_has_it_go_on(
@@ -308,20 +312,20 @@ class TestArrived:
         assert confirm(pod, "new", 60, replaced=50) is Told.ACQUIRE
         pod.releases.release(5, {"new": 60}, 3.0, closes=True, router=1, replaced={"new": 50})
         pod.admission.not_acquired("new", 60)
-        assert pod.releases.outcomes() == [Outcome(5, "new", 60, given=True, has_state=True)]
+        assert pod.held.outcomes.take() == [Outcome(5, "new", 60, given=True, has_state=True)]
 
     def test_one_that_redis_does_not_name_is_dropped(self, pod: Pod):
         arrive(pod)
         pod.releases.settled({"new": (50, 60)})
         pod.deny("new", 60)
         assert "new" not in pod.held.entries
-        assert pod.releases.to_acquire() == []
+        assert pod.work.to_acquire() == []
 
     def test_it_never_idles_out_unacquired(self, pod: Pod, clock: ManualClock):
         arrive(pod)
         pod.releases.settled({"new": (50, 60)})
         clock.tick(IDLE_S + 1)
-        pod.releases.look_for_idle()
+        look_for_idle(pod.held)
         assert pod.held.entries["new"].phase is Phase.ARRIVED
 
 
@@ -398,9 +402,9 @@ class TestExports:
             give_up(pod, uid, state=uid if uid != "v0" else slow)
         pod.hold("next", 100)
         pod.release(5, "next")
-        assert not pod.releases.take(10)
+        assert not pod.work.take(10)
         Exports(pod.held, drops_unpicklable=False).some({"v0": 100})
-        assert [work.uid for work in pod.releases.take(10)] == ["next"]
+        assert [work.uid for work in pod.work.take(10)] == ["next"]
         slow.goes_on.set()
 
     def test_another_epoch_is_not_there(self, pod: Pod):

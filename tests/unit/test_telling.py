@@ -14,7 +14,9 @@ from test_admission_rules import Pod
 from test_states import arrive, give_up
 
 from ray_route.clock import now
+from ray_route.pod import closing
 from ray_route.pod.telling import Telling
+from ray_route.pod.unsettled import unfinished
 from ray_route.protocol.commands import Outcome, Taken
 
 
@@ -72,7 +74,7 @@ def test_an_outcome_whose_telling_failed_is_told_again_whatever_was_raised(
     router = Router()
     router.lost, router.error = 2, error
     with telling(pod, router):
-        pod.releases.tell([Taken(1, "u")])
+        pod.held.outcomes.tell([Taken(1, "u")])
         pod.release(2, "never here", 100)
         wanted = [Taken(1, "u"), Outcome(2, "never here", 100, given=True)]
         eventually(lambda: not router.lost and router.told[-2:] == wanted, "all are told")
@@ -85,7 +87,7 @@ def test_what_the_router_lets_one_wait_for_keeps_no_outcome_waiting(pod: Pod) ->
     try:
         with telling(pod, router):
             eventually(lambda: router.asked, "it asks whose the uid is")
-            pod.releases.tell([Taken(1, "other")])
+            pod.held.outcomes.tell([Taken(1, "other")])
             eventually(lambda: router.told == [Taken(1, "other")], "it tells of another")
     finally:
         router.settles.set()
@@ -97,10 +99,10 @@ def test_a_pod_that_leaves_asks_about_what_has_arrived_and_no_more_about_the_res
     pod.give_up("u")
     for uid in ("came", "u"):
         pod.held.entries[uid].given_at = now() - 10
-    pod.releases.leave_all()
-    assert pod.held.unfinished() == ["came"], "it would be lost with this pod"
+    closing.leave_all(pod.held)
+    assert unfinished(pod.held) == ["came"], "it would be lost with this pod"
     with telling(pod, router):
-        eventually(lambda: not pod.held.unfinished(), "it is known to be another's")
+        eventually(lambda: not unfinished(pod.held), "it is known to be another's")
     assert router.asked[0] == {"came": (50, False)}
 
 

@@ -22,6 +22,7 @@ from ray_route.pod.arrivals import Arrivals
 from ray_route.pod.gate import Gate
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.hooks import Hooks
+from ray_route.pod.next_work import NextWork
 from ray_route.pod.pod_lease import PodLease
 from ray_route.pod.release import Releases
 from ray_route.pod.releaser import Releaser
@@ -165,16 +166,17 @@ def test_a_uid_that_could_not_be_acquired_is_by_the_next_call(starts: Starts, of
 
 def test_a_uid_that_could_not_be_read_before_it_is_given_up_is_read_later(starts: Starts) -> None:
     gate, namespace = gate_of(Hooks())
-    releases, threads = Releases(gate.held), Threads(1, "ray_route-some")
+    releases, to_do = Releases(gate.held), NextWork(gate.held)
+    threads = Threads(1, "ray_route-some")
     gate.enter("u", EPOCH, 7)
     gate.leave("u")
     gate.held.entries["u"].until = 0.0  # its lease is over
     namespace.link = Link(0, 7, EPOCH, persistent=False, lease_s=0.0)
     releases.release(1, {"u": EPOCH}, 600.0, closes=True, router=1)
-    (work,) = releases.to_confirm()
+    (work,) = to_do.to_confirm()
     starts(False)
     gate.confirm_all({work.uid: work.epoch}, threads.begin)
-    assert releases.to_confirm() == [work]
+    assert to_do.to_confirm() == [work]
 
 
 @pytest.mark.parametrize("takes_turns", [True, False])
@@ -233,20 +235,21 @@ def test_a_hook_whose_limit_nobody_can_watch_runs_all_the_same(
 
 def test_a_uid_that_has_arrived_and_has_no_thread_is_acquired_later(starts: Starts) -> None:
     gate, namespace = gate_of(Hooks(on_acquire=lambda *_: None, carries=True))
-    releases, threads = Releases(gate.held), Threads(1, "ray_route-some")
+    releases, to_do = Releases(gate.held), NextWork(gate.held)
+    threads = Threads(1, "ray_route-some")
     gate.enter("u", EPOCH, 7)
     gate.leave("u")
     releases.release(1, {"u": EPOCH}, 600.0, closes=True, router=1)
-    (work,) = releases.take(10)
-    assert releases.may_begin(work)
-    releases.ended("u", EPOCH, "its state")
+    (work,) = to_do.take(10)
+    assert to_do.may_begin(work)
+    to_do.ended("u", EPOCH, "its state")
     releases.settled({"u": (EPOCH, EPOCH + 1)})
     # Its lease is over: it is read by itself.
     namespace.link = Link(0, 7, EPOCH + 1, persistent=False, lease_s=0.0, replaced=EPOCH)
-    (work,) = releases.to_acquire()
+    (work,) = to_do.to_acquire()
     starts(False)
     gate.acquire_all({work.uid: work.epoch}, lambda *_: None, threads.begin)
-    assert releases.to_acquire() == [work]
+    assert to_do.to_acquire() == [work]
 
 
 @pytest.mark.parametrize("of", ["take", "states"])
