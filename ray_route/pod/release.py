@@ -124,7 +124,10 @@ class Releases:
             return True
 
     def settled(
-        self, uids: Mapping[str, Settlement], asked: Mapping[str, Given] | None = None
+        self,
+        uids: Mapping[str, Settlement],
+        asked: Mapping[str, Given] | None = None,
+        asked_at: float = math.inf,
     ) -> None:
         """Take in whose uids are now that were given up under these epochs.
 
@@ -132,6 +135,8 @@ class Releases:
         it was `asked` whether its removal was taken back, it was.
         """
         with self._held.lock:
+            if asked_at <= self._held.recalled_at:
+                return  # its server may have lost that since, and what was restored is as before
             for uid, (epoch, present) in uids.items():
                 entry = self._held.entries.get(uid)
                 if asked and asked.get(uid) == (epoch, Fate.MAY_GO):

@@ -102,6 +102,7 @@ class Telling:
         """Ask about some; False if there is one of which the router can't tell yet."""
         if self._ended.is_set():
             return False
+        asked_at = self._held.clock()
         try:
             settled: dict[str, Settlement] = self._ask("settle", self._address(), given)
         except (RouteError, ray.exceptions.RayError) as error:
@@ -111,7 +112,7 @@ class Telling:
             service, pod, _ = self._address()
             logger.exception("%d uids of pod %d of %s can't be settled", len(given), pod, service)
             settled = {}
-        self._releases.settled(settled, given)
+        self._releases.settled(settled, given, asked_at)
         return settled.keys() >= given.keys()
 
 

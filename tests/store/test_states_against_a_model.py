@@ -246,13 +246,14 @@ class Pod:
                 self.world.router.mailboxes.take_outcomes(self.address, outcomes)
             given = unsettled(self.held, self.world.now() - 0.05)
             if given and self.world.router.serves:
+                asked_at = self.held.clock()
                 with contextlib.suppress(RouteError):
                     settled = await self.world.router.moves.settle(self.address, given)
                     await self.world.lag()
                     if not self.world.loses():
                         for uid, it in settled.items():
                             self.note(uid, f"hears {it}")
-                        self.releases.settled(settled, given)
+                        self.releases.settled(settled, given, asked_at)
             await asyncio.sleep(0.005)  # the pace of an agent
 
     async def run_hook(self, work: Any) -> None:

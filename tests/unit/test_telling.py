@@ -32,12 +32,14 @@ class Router:
         self.asked: list[dict[str, Any]] = []
         self.settles = threading.Event()
         self.settles.set()
+        self.present = 0
+        """The epoch under which uids are this pod's again; 0: they are not."""
 
     def ask(self, method: str, _: object, what: Any) -> Any:
         if method == "settle":
             self.asked.append(dict(what))
             assert self.settles.wait(60)
-            return {uid: (epoch, 0) for uid, (epoch, _) in what.items()}
+            return {uid: (epoch, self.present) for uid, (epoch, _) in what.items()}
         self.told += what
         if self.lost:
             self.lost -= 1
@@ -91,6 +93,28 @@ def test_what_the_router_lets_one_wait_for_keeps_no_outcome_waiting(pod: Pod) ->
             eventually(lambda: router.told == [Taken(1, "other")], "it tells of another")
     finally:
         router.settles.set()
+
+
+@pytest.mark.parametrize("present", [0, 200], ids=["another's", "this pod's"])
+def test_an_answer_that_comes_after_a_restoration_is_asked_for_again(
+    pod: Pod, present: int
+) -> None:
+    """The server may have lost what it tells of, and the pod has told what it remembered before."""
+    router = Router()
+    router.settles.clear()
+    router.present = present
+    keep_a_state(pod, "u")
+    with telling(pod, router):
+        eventually(lambda: router.asked, "it asks whose the uid is")
+        pod.held.recalled_at = pod.clock()
+        router.settles.set()
+        eventually(lambda: len(router.asked) > 2, "it asks again")
+        assert pod.held.entries["u"].epoch == 100
+        assert pod.held.nobodys.has_state("u"), "of a link that is there, perhaps"
+        router.present = 300
+        pod.clock.tick(1)
+        eventually(lambda: "u" in pod.held.arrived, "it is this pod's")
+    assert pod.held.entries["u"].epoch == 300
 
 
 def test_a_pod_that_leaves_asks_about_what_has_arrived_and_no_more_about_the_rest(pod: Pod) -> None:
