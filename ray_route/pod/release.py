@@ -186,9 +186,8 @@ def _end(held: Holdings, uid: str, epoch: int) -> None:
     """Begin a removal that is due; a uid that is held is looked at like all that are to end."""
     entry = held.entries.get(uid)
     if entry is None or (entry.epoch < epoch and _is_over(entry)):
-        held.bar(
-            uid, epoch, held.scheduled.fate(uid, epoch)
-        )  # nothing of it is here: only its link is to go
+        # Nothing of it is here: only its link is to go.
+        held.bar(uid, epoch, held.scheduled.fate(uid, epoch))
     elif entry.epoch > epoch:
         held.scheduled.over(uid, epoch)
     elif entry.epoch < epoch and entry.phase is Phase.HELD:  # that one is not over here
