@@ -169,7 +169,12 @@ class CommandLoop:
         if isinstance(command, EndAt):
             at = now() + command.after_s if command.after_s < math.inf else math.inf
             end_at = partial(self._releases.end_at, at=at, temporary=command.temporary)
-            return [uid for uid, epoch in command.uids.items() if not end_at(uid, epoch)]
+            replaced = command.replaced
+            return [
+                uid
+                for uid, epoch in command.uids.items()
+                if not end_at(uid, epoch, replaced=replaced.get(uid, 0))
+            ]
         if isinstance(command, Count):
             return len(self._held)
         if isinstance(command, Weigh):

@@ -104,11 +104,12 @@ class Releases:
         at: float,
         *,
         temporary: bool = False,
+        replaced: int = 0,
     ) -> bool:
         """Have a uid given up at a moment, since its link is to go then; of two the earlier counts.
 
-        At infinity it is about to be set anew, perhaps as a `temporary` one. False if it is being
-        given up already, or has been.
+        At infinity it is about to be set anew, perhaps as a `temporary` one. `replaced` is the
+        epoch that the uid's link replaced. False if it is being given up already, or has been.
         """
         with self._held.lock:
             entry = self._held.entries.get(uid)
@@ -118,7 +119,7 @@ class Releases:
             if at == math.inf:
                 will_be_set(self._held, uid, epoch, temporary=temporary)
             else:
-                self._held.scheduled.set(uid, epoch, at)
+                self._held.scheduled.set(uid, epoch, at, replaced)
             if entry is not None:
                 self._held.look_again(uid, entry)
             return True

@@ -54,9 +54,15 @@ class ScheduledRemovals:
         found = self._of.get(uid, _NONE)
         return found if found.epoch == epoch else _NONE
 
-    def set(self, uid: str, epoch: int, at: float) -> None:
-        """Have an epoch of a uid ended at a moment, if not sooner."""
+    def set(self, uid: str, epoch: int, at: float, replaced: int = 0) -> None:
+        """Have an epoch of a uid ended at a moment, if not sooner.
+
+        Sooner, too, if the epoch that it replaced was to end then: see `follow`. Not if that was in
+        doubt: most likely its link was had back since Redis had taken the removal back.
+        """
         known = self._that(uid, epoch)
+        if known is _NONE and not self._that(uid, replaced).is_doubtful:
+            known = self._that(uid, replaced)
         self._of[uid] = _Removal(epoch, min(at, known.at), known.is_doubtful)
         self.look_again(uid)
 

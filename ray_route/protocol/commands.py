@@ -127,12 +127,13 @@ class EndAt:
 
     Infinite: their links are about to be set anew, where they are; `temporary`: as temporary ones.
     Who asks may fail, or die, before he tells more (`Kinds`): what was to go is settled when it is
-    due. Answer: the uids that are being given up already.
+    due. `replaced` is that of `Release`. Answer: the uids that are being given up already.
     """
 
     uids: dict[str, int]
     after_s: float
     temporary: bool = False
+    replaced: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

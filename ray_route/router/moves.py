@@ -221,7 +221,7 @@ class Moves:
         """
         if self._membership.table.has_ended(service, held):
             return False
-        command = EndAt({uid: held.epoch}, after_s, temporary)
+        command = EndAt({uid: held.epoch}, after_s, temporary, {uid: held.replaced})
         try:
             ending = await self._mailboxes.ask(
                 (service, held.pod, held.incarnation), command, _ANSWER_S

@@ -196,7 +196,8 @@ class Pod:
         elif isinstance(command, EndAt):
             at = self.world.now() + command.after_s
             end_at = partial(self.releases.end_at, at=at, temporary=command.temporary)
-            ending = [uid for uid, epoch in command.uids.items() if not end_at(uid, epoch)]
+            uids, replaced = command.uids, command.replaced
+            ending = [u for u in uids if not end_at(u, uids[u], replaced=replaced[u])]
             router.mailboxes.answer(self.address, number, ending)
         elif isinstance(command, Kinds):
             set_kinds(self.held, command.uids)

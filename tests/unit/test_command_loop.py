@@ -13,7 +13,7 @@ from test_admission_rules import Pod
 from ray_route.model import RoutingState
 from ray_route.pod.admission import Told
 from ray_route.pod.command_loop import CommandLoop
-from ray_route.protocol.commands import Command, Fetched, Recall, Release, Settled
+from ray_route.protocol.commands import Command, EndAt, Fetched, Recall, Release, Settled
 from ray_route.store.keys import Keys
 
 HERE = ("svc", 0, 7)
@@ -83,6 +83,16 @@ def test_no_server_that_lacks_what_a_command_says_is_believed_from_then_on(
     loop.end()
     namespace.let_go()
     assert known[0] == wanted
+
+
+def test_a_removal_of_a_link_that_replaced_another_is_due_no_later_than_that_ones() -> None:
+    pod, sooner = Pod(ManualClock()), 5.0  # long before what a machine's clock says
+    pod.releases.end_at("u", 100, sooner)
+    namespace = Namespace(EndAt({"u": 200}, 60.0, replaced={"u": 100}))
+    loop = CommandLoop(namespace, HERE, pod.held, pod.releases, None)  # type: ignore[arg-type]
+    eventually(lambda: pod.held.scheduled.of("u") == (200, sooner), "the command is carried out")
+    loop.end()
+    namespace.let_go()
 
 
 def test_commands_outlive_what_nobody_has_thought_of(monkeypatch: pytest.MonkeyPatch) -> None:

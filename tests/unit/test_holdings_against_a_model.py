@@ -424,7 +424,7 @@ class World:
         while self.kinds:  # what was sent before comes before
             self.kinds_come()
         at = self.clock() + self.random.choice([0.5, 1, 3, 4 * IDLE_S])
-        if self.releases.end_at(uid, link.epoch, at):
+        if self.releases.end_at(uid, link.epoch, at, replaced=link.replaced):
             # Of two removals the earlier one holds; of that Redis may not have heard.
             key, in_redis = (uid, link.epoch), link.ends_at - TTL_S[uid] if link.due else math.inf
             self.due_at[key] = min(at, self.due_at.get(key, math.inf))

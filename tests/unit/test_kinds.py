@@ -225,11 +225,24 @@ class TestRemovals:
         self.due(pod, due_at)
         self.given_up(pod, "state")
         later = pod.clock() + IDLE_S
-        assert pod.releases.end_at("u", 101, later)
+        assert pod.releases.end_at("u", 101, later, replaced=100)
+        assert pod.held.scheduled.at("u", 101) == later
         pod.releases.settled({"u": (100, 101)}, {"u": (100, Fate.MAY_GO)})
         assert pod.confirm("u", 101, 1_000, replaced=100, persistent=True) is Told.ACQUIRE
         pod.admission.acquired("u", 101)
         self.due(pod, later)
+        assert self.given_up(pod) is Fate.GOES
+
+    def test_one_that_is_scheduled_anew_for_later_goes_with_the_link_that_it_had_before(
+        self, pod: Pod
+    ):
+        """The link was given back with its removal, of which this pod has not heard."""
+        due_at = self.schedule(pod, 3 * IDLE_S)
+        pod.give_up("u")
+        assert pod.releases.end_at("u", 101, due_at + IDLE_S, replaced=100)
+        assert pod.confirm("u", 101, 1_000, replaced=100, persistent=True) is Told.ACQUIRE
+        pod.admission.acquired("u", 101)
+        self.due(pod, due_at)
         assert self.given_up(pod) is Fate.GOES
 
     @pytest.mark.parametrize("is_taken_back", [True, False])
