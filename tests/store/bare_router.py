@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from ray_route.config import RouteConfig
-from ray_route.errors import LostWritesError
+from ray_route.errors import LostWritesError, StoreUnavailableError
 from ray_route.model import Link, PodRecord, RoutingState
 from ray_route.protocol.commands import Memory, Recall
 from ray_route.router.directory import Directory
@@ -17,6 +17,7 @@ from ray_route.router.membership import Membership
 from ray_route.router.placing_gate import PlacingGate
 from ray_route.router.recovery import Recovery
 from ray_route.router.shards import Shards
+from ray_route.store.circuit import PROBE_S
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls
@@ -68,11 +69,18 @@ class Router:
         rooms = (shards, membership, links, directory, recovery, gate, mailboxes)
         router = cls(store, keys, *rooms, memories=memories or {})
         router.answering = asyncio.create_task(router.answer())
-        await recovery.look_for_proof()
-        await shards.claim()
-        await membership.refresh_all()
-        await recovery.begin(pods_expected=False)
+        try:
+            await router.begin()
+        except StoreUnavailableError:  # its server waits for a busy machine: routers ask again
+            await asyncio.sleep(2 * PROBE_S)  # until it is asked again
+            await router.begin()
         return router
+
+    async def begin(self) -> None:
+        await self.recovery.look_for_proof()
+        await self.shards.claim()
+        await self.membership.refresh_all()
+        await self.recovery.begin(pods_expected=False)
 
     async def answer(self) -> None:
         while True:
@@ -133,7 +141,7 @@ Story = Callable[[Router], Awaitable[None]]
 def tell(store: Store, namespace: str, story: Story) -> None:
     """Run a story with two pods and a router that has looked, within 60 s."""
 
-    async def main() -> None:
+    async def prepared() -> Router:
         keys = Keys(namespace, CONFIG.shards)
         router = await Router.begun(store, keys)
         pods = PodCalls(keys)
@@ -143,8 +151,11 @@ def tell(store: Store, namespace: str, story: Story) -> None:
         await router.membership.refresh_all()
         await router.gate.passed()
         router.recalls = 0
+        return router
+
+    async def main() -> None:
         try:
-            await story(router)
+            await story(await prepared())
         finally:
             while _OPENED:
                 await _OPENED.pop().close()
