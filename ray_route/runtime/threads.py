@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import atexit
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
 
+from ray_route.clock import Deadline
+
 Work = Callable[[], object]
+
+_STARTS_S = 1.0
+_LOOK_S = 0.01
 
 
 @dataclass(eq=False, slots=True)
@@ -52,18 +57,18 @@ class Threads:
         """
         line = self._line
         with line.lock:
-            if line.is_over:
+            if line.is_over or _ending.has_begun:
                 raise RuntimeError("these threads have ended")
+            _ending.see_to_it()
             if line.left >= self._started and self._started < self._at_once:
                 self._start()
             line.left += 1
             line.queue.put(partial(function, *args))
 
     def _start(self) -> None:
-        thread = _Thread(self._line, f"{self._name}_{self._started}")
-        self._started += 1
         try:
-            thread.start()
+            self._started += 1
+            _Thread(self._line, f"{self._name}_{self._started}").start()
         except BaseException:
             # After an interrupt there may be one too many: that is better than none for ever.
             self._started -= 1
@@ -83,7 +88,8 @@ class _Thread(threading.Thread):
     """Runs what is queued until that is over."""
 
     def __init__(self, line: _Line, name: str) -> None:
-        super().__init__(name=name, daemon=True)  # the process ends though it waits for work
+        # A daemon if it is begun by one, as threads that users' code starts in it will be then.
+        super().__init__(name=name)
         self.line = line
 
     def run(self) -> None:
@@ -97,11 +103,46 @@ class _Thread(threading.Thread):
         line.queue.put(None)  # for the next thread
 
 
-@atexit.register
-def _end_all() -> None:
-    """Let what has been begun come to its end before the process does."""
-    while there := [each for each in threading.enumerate() if isinstance(each, _Thread)]:
-        for thread in there:
-            thread.line.end()
-        for thread in there:
-            thread.join()
+class _Ending:
+    """Lets what has been begun come to its end before the process does.
+
+    And before what is registered by `atexit` runs: users' work may need what that closes. So it is
+    a thread for which the interpreter waits, and which waits for the main thread's end.
+    """
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def see_to_it(self) -> None:
+        """Start that thread, if it is not there; raise `RuntimeError` if the system has none."""
+        if self._is_seen_to():
+            return
+        with self._lock:
+            if not self._is_seen_to():
+                thread = threading.Thread(target=self._run, name="ray_route-end", daemon=False)
+                thread.start()
+                self._thread = thread
+
+    def _is_seen_to(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()  # not after a fork
+
+    def _run(self) -> None:
+        threading.main_thread().join()
+        self.has_begun = True
+        # Those that are just being started are waited for, but not for ever: one whose start was
+        # interrupted stays so.
+        starting = Deadline.after(_STARTS_S)
+        while there := [each for each in threading.enumerate() if isinstance(each, _Thread)]:
+            for thread in there:
+                thread.line.end()
+                if thread.ident is not None:
+                    thread.join()
+            if all(thread.ident is None for thread in there):
+                if not starting.remaining():
+                    return
+                time.sleep(_LOOK_S)
+
+
+_ending = _Ending()

@@ -32,13 +32,43 @@ from ray_route.runtime.threads import Threads
 Starts = Callable[[bool], None]
 
 ENDS = """
-import time
+import atexit, threading, time
 from ray_route.runtime.threads import Threads
 
-idle, threads = Threads(1, "idle"), Threads(1, "busy")
-idle.begin(print, "it")
-threads.begin(time.sleep, 0.3)
+def begin():
+    threads.begin(time.sleep, 0.3)
+    threads.begin(print, "ran")
+
+threads = Threads(1, "some")
+atexit.register(print, "what it needs is closed")
+daemon = threading.Thread(target=begin, daemon=True)
+daemon.start()
+daemon.join()
+"""
+STARTS = """
+import threading, time
+from ray_route.runtime.threads import Threads
+
+def late():
+    time.sleep(0.3)
+    print("what it has started, too")
+
+def start():
+    threading.Thread(target=late).start()
+    has_started.set()
+
+threads, has_started = Threads(1, "some"), threading.Event()
+threads.begin(start)
+has_started.wait()  # Python 3.12 starts no thread once the main thread has ended
+"""
+INTERRUPTED = """
+import threading
+from ray_route.runtime.threads import Threads, _Line, _Thread
+
+threads = Threads(1, "some")
 threads.begin(print, "ran")
+never = _Thread(_Line(), "its start was interrupted")
+threading._limbo[never] = never
 """
 
 
@@ -137,9 +167,20 @@ class TestThreads:
         eventually(lambda: ran, "it runs")
         threads.end()
 
-    def test_what_was_begun_has_ended_before_the_process_does(self):
-        ran = subprocess.run([sys.executable, "-c", ENDS], check=True, capture_output=True)
-        assert (ran.stdout.split(), ran.stderr) == ([b"it", b"ran"], b"")
+    @pytest.mark.parametrize(
+        ("program", "told"),
+        [
+            (ENDS, ["ran", "what it needs is closed"]),
+            (STARTS, ["what it has started, too"]),
+            (INTERRUPTED, ["ran"]),
+        ],
+        ids=["begun by a daemon", "which starts threads", "though a start was interrupted"],
+    )
+    def test_what_was_begun_has_ended_before_the_process_does(self, program: str, told: list[str]):
+        ran = subprocess.run(
+            [sys.executable, "-c", program], check=True, capture_output=True, text=True
+        )
+        assert (ran.stdout.splitlines(), ran.stderr) == (told, "")
 
 
 def gate_of(hooks: Hooks) -> tuple[Gate, Namespace]:
