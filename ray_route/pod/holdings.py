@@ -121,8 +121,9 @@ class Holdings:
     def give(self, uid: str, entry: Entry) -> None:
         """Make a uid nobody's, up to the highest epoch asked for, and tell all who did."""
         epoch = max([entry.epoch, *(wish.epoch for wish in entry.wishes.values())])
-        if epoch > entry.epoch:  # its state and kind are those of a link that has ended
+        if epoch > entry.epoch:  # all else that is known is of a link that has ended
             entry.epoch, entry.state, entry.persistent = epoch, None, False
+            entry.removes = Fate.STAYS
         entry.phase, entry.given_at = Phase.GIVEN, self.clock()
         self._nobodys(uid, entry)
         wishes = entry.wishes

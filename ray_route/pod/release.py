@@ -129,15 +129,16 @@ class Releases:
         uids: Mapping[str, Settlement],
         asked: Mapping[str, Given] | None = None,
         asked_at: float = math.inf,
-    ) -> None:
+    ) -> bool:
         """Take in whose uids are now that were given up under these epochs.
 
         One that is this pod's again has arrived, if there is a state; others are forgotten. Where
-        it was `asked` whether its removal was taken back, it was.
+        it was `asked` whether its removal was taken back, it was. False, and nothing is taken in,
+        if all that this pod remembers was told since `asked_at`: then it is to be asked again.
         """
         with self._held.lock:
             if asked_at <= self._held.recalled_at:
-                return  # its server may have lost that since, and what was restored is as before
+                return False  # a server may have lost that since, and have what was told restored
             for uid, (epoch, present) in uids.items():
                 entry = self._held.entries.get(uid)
                 if asked and asked.get(uid) == (epoch, Fate.MAY_GO):
@@ -151,6 +152,7 @@ class Releases:
                 else:
                     self._held.forget(uid)
             self._held.work.ring()
+            return True
 
     # What time brings.
 

@@ -71,7 +71,7 @@ class Releaser:
         self._confirmers = Threads(_CONFIRMERS, "ray_route-confirm")
         self._hookers = Threads(hooks.at_once, "ray_route-hook")
         self._looked_at = now()
-        self._telling = Telling(self._ask, self._held, releases, address)
+        self._telling = Telling(namespace, self._ask, self._held, releases, address)
         for work in (self._give_up, self._report_use):
             threading.Thread(target=work, name="ray_route-release", daemon=True).start()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from ray_route.errors import RouteError
 from ray_route.pod.bell import Bell
 from ray_route.pod.holdings import Holdings
 from ray_route.pod.release import Releases
+from ray_route.pod.surroundings import Surroundings
 from ray_route.pod.unsettled import unsettled
 from ray_route.protocol.commands import Address, Given, Settlement
 
@@ -41,8 +43,14 @@ class Telling:
     """Tells and asks, for one agent, by `ask`."""
 
     def __init__(
-        self, ask: Ask, held: Holdings, releases: Releases, address: Callable[[], Address]
+        self,
+        namespace: Surroundings,
+        ask: Ask,
+        held: Holdings,
+        releases: Releases,
+        address: Callable[[], Address],
     ) -> None:
+        self._namespace = namespace
         self._ask = ask
         self._held = held
         self._releases = releases
@@ -98,22 +106,40 @@ class Telling:
         if not all(are_settled):  # those of somebody's move, or of damaged links
             self._settle_at = now() + _SETTLE_S
 
-    def _settle_some(self, given: dict[str, Given]) -> bool:
-        """Ask about some; False if there is one of which the router can't tell yet."""
+    def _settle_some(self, given: dict[str, Given], *, apart: bool = False) -> bool:
+        """Ask about some; False if there is one of which the router can't tell yet.
+
+        If all is told meanwhile that this pod remembers, that may be for a shard of one of them
+        which can't be written back, and so at each question: they are asked about shard by shard.
+        """
         if self._ended.is_set():
             return False
         asked_at = self._held.clock()
+        settled = self._settlements(given)
+        shard_of = self._namespace.keys.shard
+        # Whatever becomes of that, no server is believed from here on that lacks it.
+        self._namespace.saw_all((shard_of(uid), max(it)) for uid, it in settled.items())
+        if self._releases.settled(settled, given, asked_at):
+            return settled.keys() >= given.keys()
+        if apart:
+            return False
+        by_shard: defaultdict[int, dict[str, Given]] = defaultdict(dict)
+        for uid, it in given.items():
+            by_shard[shard_of(uid)][uid] = it
+        are_settled = [self._settle_some(some, apart=True) for some in by_shard.values()]
+        return all(are_settled)
+
+    def _settlements(self, given: dict[str, Given]) -> dict[str, Settlement]:
+        """Return what the router says of some; nothing of those of which it can't tell."""
+        settled: dict[str, Settlement] = {}
         try:
-            settled: dict[str, Settlement] = self._ask("settle", self._address(), given)
+            settled = self._ask("settle", self._address(), given)
         except (RouteError, ray.exceptions.RayError) as error:
             logger.debug("uids given up can't be settled: %r", error)
-            settled = {}
         except Exception:  # the others are asked about all the same
             service, pod, _ = self._address()
             logger.exception("%d uids of pod %d of %s can't be settled", len(given), pod, service)
-            settled = {}
-        self._releases.settled(settled, given, asked_at)
-        return settled.keys() >= given.keys()
+        return settled
 
 
 def pieces(all_of_them: dict[str, T], at_a_time: int) -> Iterator[dict[str, T]]:

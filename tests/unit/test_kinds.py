@@ -245,6 +245,19 @@ class TestRemovals:
         self.due(pod, due_at)
         assert self.given_up(pod) is Fate.GOES
 
+    @pytest.mark.parametrize("how", ["cancelled", "by an older router"])
+    def test_it_is_not_that_of_a_link_that_was_set_while_the_hook_ran(self, pod: Pod, how: str):
+        """A hook that outlasts its link ends, and a release of the next link was taken back."""
+        self.due(pod, self.schedule(pod, 1))
+        work = pod.begin_hook()
+        pod.release(7, "u", 200)
+        if how == "cancelled":
+            pod.releases.cancel(7)
+        else:
+            pod.releases.follow(2)
+        pod.work.ended(work.uid, work.epoch)
+        assert unsettled(pod.held, pod.clock() + 1) == {"u": (200, Fate.STAYS)}
+
     @pytest.mark.parametrize("is_taken_back", [True, False])
     def test_one_that_is_due_is_remembered_if_that_may_have_been_taken_back(
         self, pod: Pod, is_taken_back: bool

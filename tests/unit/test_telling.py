@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from ray_route.pod import closing
 from ray_route.pod.telling import Telling
 from ray_route.pod.unsettled import unfinished
 from ray_route.protocol.commands import Outcome, Taken
+from ray_route.store.keys import Keys
 
 
 class Router:
@@ -34,6 +35,11 @@ class Router:
         self.settles.set()
         self.present = 0
         """The epoch under which uids are this pod's again; 0: they are not."""
+        self.keys = Keys("ns", 4)
+        self.seen: set[tuple[int, int]] = set()
+
+    def saw_all(self, seen: Iterable[tuple[int, int]]) -> None:
+        self.seen.update(seen)
 
     def ask(self, method: str, _: object, what: Any) -> Any:
         if method == "settle":
@@ -54,7 +60,8 @@ def pod() -> Pod:
 
 @contextmanager
 def telling(pod: Pod, router: Router) -> Iterator[None]:
-    one = Telling(router.ask, pod.held, pod.releases, lambda: ("svc", 0, 7))
+    address = lambda: ("svc", 0, 7)  # noqa: E731
+    one = Telling(router, router.ask, pod.held, pod.releases, address)  # type: ignore[arg-type]
     try:
         yield
     finally:
@@ -109,12 +116,50 @@ def test_an_answer_that_comes_after_a_restoration_is_asked_for_again(
         pod.held.recalled_at = pod.clock()
         router.settles.set()
         eventually(lambda: len(router.asked) > 2, "it asks again")
+        assert router.seen == {(router.keys.shard("u"), max(100, present))}, "it is believed"
         assert pod.held.entries["u"].epoch == 100
         assert pod.held.nobodys.has_state("u"), "of a link that is there, perhaps"
         router.present = 300
         pod.clock.tick(1)
         eventually(lambda: "u" in pod.held.arrived, "it is this pod's")
     assert pod.held.entries["u"].epoch == 300
+
+
+def test_what_it_is_told_of_no_server_may_lack_once_it_is_taken_in(pod: Pod) -> None:
+    class Seen(Router):
+        def saw_all(self, seen: Iterable[tuple[int, int]]) -> None:
+            assert "u" not in pod.held.arrived
+            super().saw_all(seen)
+
+    router = Seen()
+    router.present = 200
+    keep_a_state(pod, "u")
+    with telling(pod, router):
+        eventually(lambda: "u" in pod.held.arrived, "it is this pod's")
+    assert router.seen == {(router.keys.shard("u"), 200)}
+
+
+def test_a_shard_that_cannot_be_restored_keeps_no_uid_of_another_unsettled(pod: Pod) -> None:
+    """Whoever names a uid of it has the router try again, which has all told first."""
+
+    class Tries(Router):
+        def ask(self, method: str, address: object, what: Any) -> Any:
+            if "lost" in what:
+                pod.held.recalled_at = pod.clock()
+                pod.clock.tick(1)
+            settled = super().ask(method, address, what)
+            settled.pop("lost", None)
+            return settled
+
+    router = Tries()
+    router.present = 200
+    for uid in ("lost", "safe"):
+        pod.hold(uid, 100)
+        keep_a_state(pod, uid)
+    assert router.keys.shard("lost") != router.keys.shard("safe")
+    with telling(pod, router):
+        eventually(lambda: "safe" in pod.held.arrived, "it is this pod's")
+    assert pod.held.nobodys.has_state("lost")
 
 
 def test_a_pod_that_leaves_asks_about_what_has_arrived_and_no_more_about_the_rest(pod: Pod) -> None:
