@@ -396,7 +396,9 @@ class World:
         number = len(self.asked) + 1
         self.asked[number] = Asked(some, self.router, set(some))
         patience_s, closes = self.random.uniform(0.2, 6), self.random.random() < 0.5
-        self.releases.release(number, some, patience_s, closes=closes, router=self.router)
+        how = {"closes": closes, "router": self.router}
+        replaced = {uid: self.links[uid].replaced for uid in some}
+        self.releases.release(number, some, patience_s, replaced=replaced, **how)
 
     def void(self, asked: Asked) -> None:
         """Note that no hook may begin because of this release any more."""
