@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
+from helpers import WITHIN_S
+
+from ray_route.clock import now
 from ray_route.config import RouteConfig
-from ray_route.errors import LostWritesError, StoreUnavailableError
+from ray_route.errors import LostWritesError, RouteError
 from ray_route.model import Link, PodRecord, RoutingState
 from ray_route.protocol.commands import Memory, Recall
 from ray_route.router.directory import Directory
@@ -17,19 +21,30 @@ from ray_route.router.membership import Membership
 from ray_route.router.placing_gate import PlacingGate
 from ray_route.router.recovery import Recovery
 from ray_route.router.shards import Shards
-from ray_route.store.circuit import PROBE_S
 from ray_route.store.connect import AsyncStore, Store
 from ray_route.store.keys import Keys
 from ray_route.store.links import LinkCalls
 from ray_route.store.pods import Identity, PodCalls
 from ray_route.store.scripts import plain_call
 
+T = TypeVar("T")
 SERVICE = "chat"
 CONFIG = RouteConfig(shards=4, pod_lease_s=3.0, heartbeat_s=0.5, staleness_s=3.0)
 READY = RoutingState.READY
 
 
 _OPENED: list[AsyncStore] = []
+
+
+async def in_the_end(work: Callable[[], Awaitable[T]]) -> T:
+    """Try again what raises a `RouteError`, within a minute."""
+    end = now() + WITHIN_S
+    while True:
+        try:
+            return await work()
+        except RouteError:
+            assert now() < end
+            await asyncio.sleep(0.05)  # polls, within a deadline
 
 
 @dataclass
@@ -69,11 +84,7 @@ class Router:
         rooms = (shards, membership, links, directory, recovery, gate, mailboxes)
         router = cls(store, keys, *rooms, memories=memories or {})
         router.answering = asyncio.create_task(router.answer())
-        try:
-            await router.begin()
-        except StoreUnavailableError:  # its server waits for a busy machine: routers ask again
-            await asyncio.sleep(2 * PROBE_S)  # until it is asked again
-            await router.begin()
+        await in_the_end(router.begin)  # its server may wait for a busy machine: routers ask again
         return router
 
     async def begin(self) -> None:

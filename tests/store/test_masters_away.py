@@ -11,15 +11,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
 
 import pytest
-from bare_router import CONFIG, SERVICE, Router, tell
+from bare_router import CONFIG, SERVICE, Router, in_the_end, tell
 from helpers import eventually, unique_name
 from servers import ClusterServers
 from test_resumption import WHO, Pod, close_all
 from test_resumption import Router as Resuming
 
 from ray_route.clock import now
-from ray_route.errors import RouteError, StoreUnavailableError
-from ray_route.model import Link
+from ray_route.errors import StoreUnavailableError
 from ray_route.protocol.commands import Fate, Memory, Word
 from ray_route.router.moves import Moves
 from ray_route.router.placer import Placer
@@ -82,22 +81,8 @@ class Place:
             eventually(self.cluster._is_ready, "the master is back")
 
 
-async def in_the_end(work: Callable[[], Awaitable[Link]]) -> Link:
-    end = now() + WITHIN_S
-    while True:
-        try:
-            return await work()
-        except RouteError:
-            assert now() < end
-            await asyncio.sleep(0.05)  # polls, within a deadline
-
-
 async def recovered(router: Router) -> None:
-    async def whole() -> Link:
-        await router.recovery.recover(range(CONFIG.shards))
-        return Link(0, 0, 0, persistent=False, lease_s=0)
-
-    await in_the_end(whole)
+    await in_the_end(lambda: router.recovery.recover(range(CONFIG.shards)))
 
 
 def test_a_router_begins_and_has_the_rest_when_it_is_back(

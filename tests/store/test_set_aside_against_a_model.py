@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from bare_router import CONFIG, SERVICE, Router, tell
+from bare_router import CONFIG, SERVICE, Router, in_the_end, tell
 from redis.exceptions import ConnectionError as NoConnectionError
 from servers import ClusterServers
-from test_masters_away import Place, in_the_end
+from test_masters_away import Place
 
 from ray_route.clock import now
 from ray_route.errors import RouteError
