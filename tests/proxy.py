@@ -27,6 +27,7 @@ class TcpProxy:
         self._cut = False
         self._losing: tuple[bytes, Callable[[], None]] | None = None
         self._passing: tuple[bytes, Callable[[], None]] | None = None
+        self._to_pass = 0
         self._lost: set[socket.socket] = set()
         self._passed: set[socket.socket] = set()
         self._open: set[socket.socket] = set()
@@ -49,9 +50,10 @@ class TcpProxy:
         """
         self._losing = (question, then)
 
-    def after(self, question: bytes, then: Callable[[], None]) -> None:
-        """Call `then` once the answer to the next chunk with some bytes has been passed on."""
+    def after(self, times: int, question: bytes, then: Callable[[], None]) -> None:
+        """Call `then` once the answer to that many chunks with some bytes has been passed on."""
         self._passing = (question, then)
+        self._to_pass = times
 
     def half_close(self) -> None:
         """Send the end of the stream on open connections, and go on reading from them."""
@@ -130,10 +132,13 @@ class TcpProxy:
                     break
                 if self.delay_s:
                     time.sleep(self.delay_s)
-                sink.sendall(chunk)
+                is_answer = client in self._passed
                 if self._passing and self._passing[0] in chunk:
-                    self._passed.add(client)
-                elif self._passing and client in self._passed:
+                    self._to_pass -= 1
+                    if not self._to_pass:
+                        self._passed.add(client)
+                sink.sendall(chunk)
+                if self._passing and is_answer:
                     (_, then), self._passing = self._passing, None
                     self._passed.clear()
                     then()

@@ -84,8 +84,12 @@ class Keeping:
 
     def finish(self, grace_s: float) -> None:
         """End the service. Redis is told first and last, if it answers: pods end in any case."""
-        self.doing.say("end the service")
         note_end(self._wishes.actor, grace_s)
+        self._finish_noted(grace_s)
+
+    def _finish_noted(self, grace_s: float) -> None:
+        """Do so once that is noted: not anew, its noter may have killed this and forgotten it."""
+        self.doing.say("end the service")
         with contextlib.suppress(RouteError):
             if self._wishes.wanted is not None:
                 self._wishes.write(replace(self._wishes.wanted, ended=True))
@@ -105,8 +109,11 @@ class Keeping:
         once there is something else to be done than what nobody has asked for just now.
         """
         grace_s = grace_of(noted(self._wishes.actor))
-        if ending or grace_s is not None:  # whoever asked for that has failed half-way, or has died
-            self.finish(GRACE_S if grace_s is None else grace_s)
+        if grace_s is not None:  # whoever asked for that has failed half-way, or has died
+            self._finish_noted(grace_s)
+            return
+        if ending:
+            self.finish(GRACE_S)
             return
         self.take_up()
         if self.done:
@@ -130,7 +137,7 @@ class Keeping:
         mark = noted(self._wishes.actor)
         grace_s = grace_of(mark)
         if grace_s is not None:
-            self.finish(grace_s)
+            self._finish_noted(grace_s)
         else:
             self._wishes.claim()
         if not self.done and (mark == BEGUN or self._wishes.wanted is not None):

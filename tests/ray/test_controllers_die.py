@@ -35,6 +35,7 @@ from ray_route.controller.wishes import DeposedError
 from ray_route.errors import InvalidInputError, RouterUnavailableError, RouteTimeoutError
 from ray_route.model import DrainProgress
 from ray_route.protocol.names import RAY_NAMESPACE
+from ray_route.runtime import head_notes
 from ray_route.runtime.waiting import no_check
 from ray_route.store.scripts import plain_call
 from ray_route.store.wanted import Wanted
@@ -409,6 +410,30 @@ def test_an_end_that_is_asked_for_as_it_begins_is_not_forgotten(
     life.keeping.look(ending=False)
     assert life.keeping.done
     assert not life.upkeep.named()
+
+
+@pytest.mark.parametrize("by", ["look", "take_up"])
+def test_one_that_is_killed_as_it_goes_on_with_an_end_leaves_no_note(
+    service: Service, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """Whoever ends its service kills it, and forgets it: its process may run a moment more."""
+    life = service.life()
+    note_end(service.actor, 0.0)
+    read = keeping.noted
+
+    def then_forgotten(actor: str) -> bytes | None:
+        found = read(actor)
+        forget(actor)
+        return found
+
+    def killed(*_: Any) -> None:
+        raise LookupError("killed")
+
+    monkeypatch.setattr(keeping, "noted", then_forgotten)
+    monkeypatch.setattr(keeping, "stop", killed)
+    with pytest.raises(LookupError, match="killed"):
+        life.keeping.look(ending=False) if by == "look" else life.keeping.take_up()
+    assert head_notes.names(service.actor) == []
 
 
 def test_what_was_never_begun_ends_by_itself(service: Service) -> None:
