@@ -250,6 +250,7 @@ class Admission:
             else:
                 self._held.order.drop(uid)
                 del self._held.entries[uid]
+                self._held.forgotten.add(uid, epoch - 1, self._held.clock())
             self._held.scheduled.look_again(uid)
 
     def denied(self, uid: str, epoch: int, term: int) -> None:
@@ -348,8 +349,8 @@ def _is_old(held: Holdings, uid: str, epoch: int, asked_at: float) -> bool:
     since, and whoever restores that was not told of it here.
     """
     entry = held.entries.get(uid)
-    if asked_at <= held.set_anew.at(uid):
+    if held.set_anew.voids(uid, epoch, asked_at):
         return True
-    if entry is None and asked_at <= held.forgotten.at(uid):
+    if entry is None and held.forgotten.voids(uid, epoch, asked_at):
         return True
     return (entry is None or entry.epoch < epoch) and asked_at <= held.recalled_at

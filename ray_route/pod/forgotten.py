@@ -1,4 +1,4 @@
-"""What a pod still knows of uids that it has forgotten: answers about them may be on their way."""
+"""What a pod still knows of links that are over: answers about them may be on their way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ANY_READ_S = 60.0
 
 
 class Forgotten:
-    """Uids that were lately given up, and forgotten since they are another's, or nobody's."""
+    """Up to which epoch the links of uids are over, or set anew since, and when that was known."""
 
     def __init__(self) -> None:
         # Not a plain one: after many have gone, to find the first that is left would be a search.
@@ -18,16 +18,18 @@ class Forgotten:
         self._all_at = -math.inf
 
     def add(self, uid: str, epoch: int, at: float) -> None:
-        """Take in that a uid is forgotten, of which that was the last epoch."""
+        """Take in that what was read of a uid until then is void, up to that epoch."""
+        epoch = max(epoch, self.epoch(uid))
         self._last.pop(uid, None)  # the latest come last
         self._last[uid] = at, epoch
         while self._last[first := next(iter(self._last))][0] < at - _ANY_READ_S:
             self._all_at, _ = self._last.pop(first)
 
-    def at(self, uid: str) -> float:
-        """Return when a uid was last forgotten: a link that was asked for until then is void."""
-        return self._last.get(uid, (self._all_at, 0))[0]
+    def voids(self, uid: str, epoch: int, asked_at: float) -> bool:
+        """True of a link of that epoch, if it was asked for before that was known."""
+        at, last = self._last.get(uid, (self._all_at, math.inf))
+        return asked_at <= at and epoch <= last
 
     def epoch(self, uid: str) -> int:
-        """Return the epoch up to which a uid was lately given up here; 0: it was not."""
+        """Return up to which epoch, lately; 0: none."""
         return self._last.get(uid, (0.0, 0))[1]

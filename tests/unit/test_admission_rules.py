@@ -330,6 +330,17 @@ class TestAcquiring:
         assert pod.verdict("v") is Verdict.CONFIRM
         assert pod.confirm("v") is Told.ACQUIRE
 
+    @pytest.mark.parametrize("later_s", [0, 1])
+    def test_what_was_read_of_an_earlier_epoch_than_one_that_could_not_be_acquired_is_void(
+        self, pod: Pod, clock: ManualClock, later_s: float
+    ):
+        asked_at = clock()
+        pod.confirm("v", 101)
+        clock.tick(later_s)
+        pod.admission.not_acquired("v", 101)
+        assert pod.confirm("v", 100, asked_at=asked_at) is Told.VOID
+        assert pod.confirm("v", 101, asked_at=asked_at) is Told.ACQUIRE, "it may be tried again"
+
     def test_a_uid_that_could_not_be_acquired_is_whos_who_asked_for_it(self, pod: Pod):
         """Else it could be acquired again before the router has named another pod."""
         pod.confirm("v")
@@ -707,8 +718,7 @@ class TestGivenUp:
         clock.tick(1)
         pod.releases.settled({"u": (100, 0)})
         assert pod.confirm(asked_at=asked_at) is Told.VOID
-        clock.tick(1)
-        assert pod.confirm(epoch=102) is Told.ACQUIRE
+        assert pod.confirm(epoch=102, asked_at=asked_at) is Told.ACQUIRE, "it is a later link's"
 
     def test_what_is_forgotten_holds_up_no_other_uid(self, pod: Pod, clock: ManualClock):
         """Uids come and go all the time, and reads take theirs."""
