@@ -19,6 +19,7 @@ $(READY): pyproject.toml
 demo: $(READY)  ## sticky routing at work, on a real message log where there is one
 	RAY_ADDRESS=local $(BIN)/ray-route demo --kill --scale-out $(if $(wildcard $(SHARED)),--trace $(SHARED))
 
+unit: WORKERS = 4  # they wait for half of the time
 unit: $(READY)  ## what needs neither servers nor Ray
 	$(SUITE) -m 'not long and not slow' tests/unit
 

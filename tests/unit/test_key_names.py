@@ -99,6 +99,7 @@ def test_all_keys_of_a_namespace_itself_have_one_hash_tag(namespace: str, servic
     assert len(set(own)) == len(own)
 
 
+@pytest.mark.slow
 @given(st.lists(NAMES, unique=True, min_size=2, max_size=5))
 def test_namespaces_share_no_key(namespaces: list[str]):
     keys = [set(all_keys((namespace, "s", "u"))) for namespace in namespaces]

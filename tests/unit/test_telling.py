@@ -53,6 +53,13 @@ class Router:
         return None
 
 
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It tells and asks again sooner than it does elsewhere."""
+    monkeypatch.setattr("ray_route.pod.telling._LOOK_S", 0.02)
+    monkeypatch.setattr("ray_route.pod.telling._SETTLE_S", 0.1)
+
+
 @pytest.fixture
 def pod() -> Pod:
     return Pod(ManualClock())
