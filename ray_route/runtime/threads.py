@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
 
-from ray_route.clock import Deadline
-
 Work = Callable[[], object]
 
-_STARTS_S = 1.0
 _LOOK_S = 0.01
 
 
@@ -24,15 +21,32 @@ class _Line:
 
     queue: SimpleQueue[Work | None] = field(default_factory=SimpleQueue)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    threads: int = 0
+    """How many there are; after interrupts fewer than there are."""
     left: int = 0
-    """So much of it waits, or runs."""
+    """So much work waits, or runs."""
     is_over: bool = False
 
     def end(self) -> None:
-        """Take no more; threads end once they have run what there is."""
-        with self.lock:
-            self.is_over = True
+        """Take no more; threads end once they have run what there is.
+
+        Without the lock: this may come in the midst of anything.
+        """
+        self.is_over = True
+        for _ in range(self.threads):
             self.queue.put(None)
+
+    def lets_go(self, *, ran: bool) -> bool:
+        """Say whether a thread is to end, which has run something, begins, or was woken for this.
+
+        Not if there is as much work as there are threads: then some of it waits for this one.
+        """
+        with self.lock:
+            self.left -= ran
+            is_spare = self.left < max(self.threads, 1)
+            ends = is_spare and (self.is_over or _ending.has_begun)
+            self.threads -= ends
+        return ends
 
 
 class Threads:
@@ -40,13 +54,13 @@ class Threads:
 
     What they have been given comes to its end before the process does. Python's own pool, a
     `ThreadPoolExecutor`, queues work first: its `submit` may raise, since the system has no more
-    threads, and a thread that is there runs the work all the same.
+    threads, and a thread that is there runs the work all the same. Nor has it any once the main
+    thread has ended, be there others by which the process lives.
     """
 
     def __init__(self, at_once: int, name: str) -> None:
         self._at_once = at_once
         self._name = name
-        self._started = 0
         self._line = _Line()
 
     def begin(self, function: Callable[..., object], *args: object) -> None:
@@ -57,31 +71,32 @@ class Threads:
         """
         line = self._line
         with line.lock:
-            if line.is_over or _ending.has_begun:
+            if line.is_over:
                 raise RuntimeError("these threads have ended")
             _ending.see_to_it()
-            if line.left >= self._started and self._started < self._at_once:
+            if line.left >= line.threads and line.threads < self._at_once:
                 self._start()
             line.left += 1
             line.queue.put(partial(function, *args))
 
     def _start(self) -> None:
+        line = self._line
         try:
-            self._started += 1
-            _Thread(self._line, f"{self._name}_{self._started}").start()
+            line.threads += 1
+            _Thread(line, f"{self._name}_{line.threads}").start()
         except BaseException:
             # After an interrupt there may be one too many: that is better than none for ever.
-            self._started -= 1
+            line.threads -= 1
             raise
 
     def end(self) -> None:
         """Begin no more; what runs goes on."""
-        self._line.end()
+        with self._line.lock:  # of what is being begun all are told
+            self._line.end()
 
     def __del__(self) -> None:
         with suppress(AttributeError):  # of what was never made
-            # Without the lock: this may come in the midst of anything, and nobody begins any more.
-            self._line.queue.put(None)
+            self._line.end()
 
 
 class _Thread(threading.Thread):
@@ -93,25 +108,27 @@ class _Thread(threading.Thread):
         self.line = line
 
     def run(self) -> None:
-        line = self.line
-        while (work := line.queue.get()) is not None:
-            with suppress(BaseException):
-                work()
+        ran = False
+        while not self.line.lets_go(ran=ran):
+            work = self.line.queue.get()
+            ran = work is not None
+            if work is not None:
+                with suppress(BaseException):
+                    work()
             del work  # and all that it refers to: the next one may be long in coming
-            with line.lock:
-                line.left -= 1
-        line.queue.put(None)  # for the next thread
 
 
 class _Ending:
     """Lets what has been begun come to its end before the process does.
 
     And before what is registered by `atexit` runs: users' work may need what that closes. So it is
-    a thread for which the interpreter waits, and which waits for the main thread's end.
+    a thread for which the interpreter waits. It waits for the main thread, for all others for which
+    the interpreter does, since they may have more to begin, and for what was begun.
     """
 
     def __init__(self) -> None:
         self.has_begun = False
+        """From then on threads end as soon as they have nothing to do."""
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -130,19 +147,35 @@ class _Ending:
 
     def _run(self) -> None:
         threading.main_thread().join()
+        while self._waits():
+            pass
         self.has_begun = True
-        # Those that are just being started are waited for, but not for ever: one whose start was
-        # interrupted stays so.
-        starting = Deadline.after(_STARTS_S)
-        while there := [each for each in threading.enumerate() if isinstance(each, _Thread)]:
-            for thread in there:
-                thread.line.end()
-                if thread.ident is not None:
-                    thread.join()
-            if all(thread.ident is None for thread in there):
-                if not starting.remaining():
-                    return
-                time.sleep(_LOOK_S)
+        while there := list(_pooled()):
+            for each in there:
+                each.line.queue.put(None)
+            time.sleep(_LOOK_S)
+
+    def _waits(self) -> bool:
+        """Wait for something that may have more begun; False if there is nothing."""
+        for each in _running():
+            is_another = each not in (threading.main_thread(), threading.current_thread())
+            if is_another and not (each.daemon or isinstance(each, _Thread)):
+                with suppress(RuntimeError):  # it is just being started
+                    each.join()
+                return True
+        if any(each.line.left for each in _pooled()):
+            time.sleep(_LOOK_S)
+            return True
+        return False
+
+
+def _running() -> Iterator[threading.Thread]:
+    """Give all threads but those that may never run: the start of one may have been interrupted."""
+    return (each for each in threading.enumerate() if each.ident is not None)
+
+
+def _pooled() -> Iterator[_Thread]:
+    return (each for each in _running() if isinstance(each, _Thread))
 
 
 _ending = _Ending()

@@ -200,7 +200,8 @@ def test_a_stream_that_is_left_is_closed_at_its_pod(
 ) -> None:
     leave(rooms[u].drip.remote(str(tmp_path), 10_000))
     eventually((tmp_path / "closed").exists, "its generator was closed")
-    assert int((tmp_path / "at").read_text()) < 4 * streamed_call.AHEAD
+    # Once nobody reads, Ray holds it back no more, until it hears of that.
+    assert int((tmp_path / "at").read_text()) < 5_000, "long before its end"
 
 
 def test_a_stream_that_nobody_reads_does_not_run_ahead_and_is_closed(

@@ -61,6 +61,34 @@ threads, has_started = Threads(1, "some"), threading.Event()
 threads.begin(start)
 has_started.wait()  # Python 3.12 starts no thread once the main thread has ended
 """
+# A process may live on by a thread: its services do, too.
+LIVES_ON = """
+import threading, time
+from ray_route.runtime.threads import Threads
+
+def serve():
+    threading.main_thread().join()
+    time.sleep(0.3)
+    threads.begin(print, "ran")
+
+threads = Threads(1, "some")
+threads.begin(print, "before")
+threading.Thread(target=serve).start()
+"""
+BEGINS_LATE = """
+import threading
+from ray_route.runtime.threads import Threads
+
+def serve():
+    threading.main_thread().join()
+    try:
+        threads.begin(print, "ran")
+    except RuntimeError:  # from Python 3.12 on there are no more
+        print("ran")
+
+threads = Threads(1, "some")
+threading.Thread(target=serve).start()
+"""
 INTERRUPTED = """
 import threading
 from ray_route.runtime.threads import Threads, _Line, _Thread
@@ -172,14 +200,21 @@ class TestThreads:
         [
             (ENDS, ["ran", "what it needs is closed"]),
             (STARTS, ["what it has started, too"]),
+            (LIVES_ON, ["before", "ran"]),
+            (BEGINS_LATE, ["ran"]),
             (INTERRUPTED, ["ran"]),
         ],
-        ids=["begun by a daemon", "which starts threads", "though a start was interrupted"],
+        ids=[
+            "by a daemon",
+            "which starts threads",
+            "after main",
+            "all after main",
+            "beside a start",
+        ],
     )
     def test_what_was_begun_has_ended_before_the_process_does(self, program: str, told: list[str]):
-        ran = subprocess.run(
-            [sys.executable, "-c", program], check=True, capture_output=True, text=True
-        )
+        command = [sys.executable, "-c", program]
+        ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
         assert (ran.stdout.splitlines(), ran.stderr) == (told, "")
 
 
