@@ -60,13 +60,13 @@ class Life:
 
     def looked_at(self, first: int) -> bool:
         """Look once more; say whether the two pods from that index on are all that there is."""
-        self.keeping.look(ending=False)
+        self.keeping.look()
         wanted = self.wishes.wanted
         there = sorted(self.upkeep.named()) == [first, first + 1]
         return there and wanted is not None and wanted.upgrade is None
 
     def looked(self, pods: int) -> bool:
-        self.keeping.look(ending=False)
+        self.keeping.look()
         return sorted(self.upkeep.named()) == list(range(pods))
 
 

@@ -215,11 +215,15 @@ class Controller:
 
     @ray.method(concurrency_group=CONTROL_GROUP)
     def shutdown(self, grace_s: float) -> None:
-        """Stop all pods, forget the service, and end; what is under way is given up."""
-        self._requests.end()
+        """Stop all pods, forget the service, and end; what is under way is given up.
+
+        The shortest grace that anybody has asked for counts. A look may have ended all by the time
+        that the turn comes.
+        """
+        shortest_s = self._requests.end(grace_s)
         had = self._turn.lock.acquire(timeout=_MAKE_WAY_S)
         try:
-            self._keeping.finish(grace_s)
+            self._keeping.finish(shortest_s)
             self._looks.wake()
         finally:
             if had:

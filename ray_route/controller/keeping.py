@@ -32,7 +32,7 @@ from ray_route.errors import (
     StoreUnavailableError,
 )
 from ray_route.model import RoutingState
-from ray_route.pod.stopping import GRACE_S, stop
+from ray_route.pod.stopping import stop
 from ray_route.policies import Autoscale
 from ray_route.protocol.names import controller_name
 from ray_route.runtime.waiting import Check, no_check
@@ -83,7 +83,12 @@ class Keeping:
         return self._starts.problems(indexes)
 
     def finish(self, grace_s: float) -> None:
-        """End the service. Redis is told first and last, if it answers: pods end in any case."""
+        """End the service. Redis is told first and last, if it answers: pods end in any case.
+
+        A second time it does nothing: what is noted of a controller that was forgotten stays.
+        """
+        if self.done:
+            return
         note_end(self._wishes.actor, grace_s)
         self._finish_noted(grace_s)
 
@@ -102,18 +107,26 @@ class Keeping:
         forget(self._wishes.actor)
         self.done = True
 
-    def look(self, check: Check = no_check, gives_way: Check = no_check, *, ending: bool) -> None:
+    def look(
+        self,
+        check: Check = no_check,
+        gives_way: Check = no_check,
+        *,
+        grace_s: float | None = None,
+    ) -> None:
         """Look at what is there, and do what is missing; raise `DeposedError`, `RouteError`.
 
         `check` raises what ends an upgrade that is under way; `gives_way` raises `StoppedError`
-        once there is something else to be done than what nobody has asked for just now.
+        once there is something else to be done than what nobody has asked for just now. `grace_s`
+        is how long pods have once the service's end was asked for: whoever asked waits for his turn
+        then, or has failed.
         """
-        grace_s = grace_of(noted(self._wishes.actor))
-        if grace_s is not None:  # whoever asked for that has failed half-way, or has died
-            self._finish_noted(grace_s)
+        noted_s = grace_of(noted(self._wishes.actor))
+        if noted_s is not None:  # whoever asked for that has failed half-way, or has died
+            self._finish_noted(noted_s)
             return
-        if ending:
-            self.finish(GRACE_S)
+        if grace_s is not None:
+            self.finish(grace_s)
             return
         self.take_up()
         if self.done:

@@ -65,7 +65,8 @@ class Looks:
             return  # a caller's wish is being done
         try:
             gives_way = partial(self._requests.give_way, self._upgrades.check)
-            self._keeping.look(self._upgrades.check, gives_way, ending=self._requests.ending)
+            grace_s = self._requests.grace_s
+            self._keeping.look(self._upgrades.check, gives_way, grace_s=grace_s)
             self._tidy()
             self.problem = ""
         except DeposedError:

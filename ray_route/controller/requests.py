@@ -36,8 +36,8 @@ class Requests:
         self._turn = turn
         self._under_way: dict[str, _Request] = {}
         self._given_up = GivenUp(wishes.actor)
-        self.ending = False
-        """True once this life has been asked to end the service."""
+        self._graces: list[float] = []
+        """How long the pods have by each who has asked this life to end the service."""
 
     @contextlib.contextmanager
     def turn_for(
@@ -88,16 +88,26 @@ class Requests:
             asked.given_up = True
         return asked is not None
 
-    def end(self) -> None:
-        """Give up all that is under way, and whatever comes: the service is to end."""
-        self.ending = True
+    @property
+    def grace_s(self) -> float | None:
+        """How long the pods have, once this life has been asked to end the service; None before.
+
+        That is the shortest grace that was asked for: who asks again may hurry an end, and delays
+        none.
+        """
+        return min(self._graces, default=None)
+
+    def end(self, grace_s: float) -> float:
+        """Give up all that is under way, and whatever comes; return how long the pods have."""
+        self._graces.append(grace_s)
         for asked in list(self._under_way.values()):
             asked.given_up = True
+        return min(self._graces)
 
     def is_ended(self) -> bool:
         """True once the service's end has begun, in this life or in an earlier one."""
         wanted = self._wishes.wanted
-        return self.ending or (wanted is not None and wanted.ended)
+        return self.grace_s is not None or (wanted is not None and wanted.ended)
 
     def check_not_ended(self) -> None:
         """Raise `ClosedError` once the service's end has begun."""

@@ -299,7 +299,7 @@ def test_the_load_that_pods_report_decides_and_one_that_is_none_harms_nobody(
 
             def told(spoil: tuple[str, ...] = spoil) -> str:
                 store.one(plain_call(*spoil))
-                life.keeping.look(ending=False)
+                life.keeping.look()
                 told = life.keeping.autoscaler.told()
                 assert told is not None
                 assert (told.desired, life.upkeep.named().keys()) == (3, {0, 1, 2})

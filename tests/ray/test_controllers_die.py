@@ -52,7 +52,7 @@ def test_growing_and_shrinking_are_completed_whichever_step_was_the_last(service
         eventually(lambda: service.alive() == [0, 1, 2], f"all serve, after {steps}", SOON_S)
         back = list(islice(service.life().scaling(2), last))
         later = service.life()
-        later.keeping.look(ending=False)
+        later.keeping.look()
         list(later.scaling(2))  # its caller asks again
         assert service.alive() == [0, 1], f"after {back}"
         if len(steps) < last and len(back) < last:
@@ -207,7 +207,7 @@ def test_an_upgrade_that_meets_what_nobody_foresaw_goes_back_after_a_few_attempt
 
     for is_back in (False, False, True):
         with pytest.raises(ZeroDivisionError) if not is_back else nullcontext():
-            life.keeping.look(ending=False, check=surprise)
+            life.keeping.look(check=surprise)
         assert life.wishes.wanted.upgrade.back is is_back
     request = life.wishes.wanted.upgrade.request
     told = life.keeping.upgrading.progress(request)
@@ -231,7 +231,7 @@ def test_an_upgrade_waits_for_a_router_that_is_away(service: Service) -> None:
 
     try:
         with pytest.raises(RouterUnavailableError):
-            life.keeping.look(ending=False, check=late)
+            life.keeping.look(check=late)
     finally:
         os.kill(router, signal.SIGCONT)
     assert not life.wishes.wanted.upgrade.back
@@ -243,12 +243,12 @@ def test_what_kept_the_old_class_from_starting_is_not_said_of_the_new_one(
     service: Service,
 ) -> None:
     life = Life(recipe_of(Unborn, service.client, service.service, "folder"), service.actor)
-    life.keeping.look(ending=False)
+    life.keeping.look()
     name = f"ray_route:{service.client.namespace}:{service.service}:1"
     ray.kill(ray.get_actor(name, namespace=RAY_NAMESPACE), no_restart=True)
 
     def problems() -> dict[int, str]:
-        life.keeping.look(ending=False)
+        life.keeping.look()
         return life.keeping.problems()
 
     eventually(lambda: "no folder" in problems().get(1, ""), "its start has failed", SOON_S)
@@ -309,7 +309,7 @@ def test_a_store_of_yesterday_brings_no_older_generation_back(service: Service) 
     for kept in (before, None):
         assert store.one(life.wishes._calls.want(life.wishes.incarnation, kept)) == b"ok"
         life = service.life()
-        life.keeping.look(ending=False)
+        life.keeping.look()
         assert life.wishes.wanted is not None
         assert (life.wishes.wanted.generation, life.wishes.wanted.replicas) == (2, 2)
         assert service.alive() == [2, 3]
@@ -335,10 +335,10 @@ def test_a_store_that_lost_all_is_made_good_before_anybody_acts_on_what_it_says(
 
 def test_the_older_of_two_decides_nothing_any_more(service: Service) -> None:
     older, younger = service.life(), service.life()
-    older.keeping.look(ending=False)
-    younger.keeping.look(ending=False)
+    older.keeping.look()
+    younger.keeping.look()
     for act in (
-        lambda: older.keeping.look(ending=False),
+        older.keeping.look,
         older.wishes.check,
         lambda: list(older.scaling(1)),
     ):
@@ -349,12 +349,12 @@ def test_the_older_of_two_decides_nothing_any_more(service: Service) -> None:
 
 def test_no_pod_is_ended_on_the_word_of_a_store_that_lags(service: Service) -> None:
     first = service.life()
-    first.keeping.look(ending=False)
+    first.keeping.look()
     key = service.client._session.namespace.keys.wanted(service.service)
     store = service.client._session.namespace.store
     store.one(plain_call("HSET", key, "replicas", 1))
     next_life = service.life()
-    next_life.keeping.look(ending=False)
+    next_life.keeping.look()
     assert next_life.wishes.wanted is not None
     assert next_life.wishes.wanted.replicas == 2
     assert service.alive() == [0, 1]
@@ -368,7 +368,7 @@ def test_an_end_that_was_cut_short_is_completed_whether_the_store_has_lost_it_or
     patched = lambda pods, grace_s: graces.append(grace_s) or stop(pods, grace_s)  # noqa: E731
     monkeypatch.setattr(keeping, "stop", patched)
     first = service.life()
-    first.keeping.look(ending=False)
+    first.keeping.look()
     note_end(service.actor, 7.5)
     ray.kill(
         ray.get_actor(
@@ -381,7 +381,7 @@ def test_an_end_that_was_cut_short_is_completed_whether_the_store_has_lost_it_or
     if is_lost:
         store.one(plain_call("DEL", key))
     later = service.life()
-    later.keeping.look(ending=False)
+    later.keeping.look()
     assert later.keeping.done
     assert set(graces) == {7.5}, "its pods have as long as they were given"
     assert not later.upkeep.named()
@@ -407,7 +407,7 @@ def test_an_end_that_is_asked_for_as_it_begins_is_not_forgotten(
     else:
         life.keeping.take_up()
     assert not life.keeping.done
-    life.keeping.look(ending=False)
+    life.keeping.look()
     assert life.keeping.done
     assert not life.upkeep.named()
 
@@ -432,8 +432,57 @@ def test_one_that_is_killed_as_it_goes_on_with_an_end_leaves_no_note(
     monkeypatch.setattr(keeping, "noted", then_forgotten)
     monkeypatch.setattr(keeping, "stop", killed)
     with pytest.raises(LookupError, match="killed"):
-        life.keeping.look(ending=False) if by == "look" else life.keeping.take_up()
+        life.keeping.look() if by == "look" else life.keeping.take_up()
     assert head_notes.names(service.actor) == []
+
+
+@pytest.fixture
+def graces(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
+    """How long pods were given, by what they were told and by what was noted for a next life."""
+    found: dict[str, list[float]] = {"told": [], "noted": []}
+    stop, note = keeping.stop, keeping.note_end
+
+    def told(pods: list[str], grace_s: float) -> bool:
+        found["told"].append(grace_s)
+        return stop(pods, grace_s)
+
+    def noted(actor: str, grace_s: float) -> None:
+        found["noted"].append(grace_s)
+        note(actor, grace_s)
+
+    monkeypatch.setattr(keeping, "stop", told)
+    monkeypatch.setattr(keeping, "note_end", noted)
+    return found
+
+
+@pytest.mark.parametrize("grace_s", [0.0, 600.0])
+def test_a_look_that_comes_before_the_shutdown_that_waits_ends_all_as_was_asked_for(
+    service: Service, monkeypatch: pytest.MonkeyPatch, graces: Any, grace_s: float
+) -> None:
+    asked = service.asked(monkeypatch)
+    asked._looks.look()
+    end = asked._requests.end
+
+    def then_looked(*given: Any) -> Any:
+        answer = end(*given)
+        asked._looks.look()
+        assert asked._keeping.done
+        return answer
+
+    monkeypatch.setattr(asked._requests, "end", then_looked)
+    asked.shutdown(grace_s)
+    assert graces == {"told": [grace_s], "noted": [grace_s]}, "once: it is forgotten by then"
+    assert head_notes.names(service.actor) == []
+
+
+@pytest.mark.parametrize("both", [(5.0, 600.0), (600.0, 5.0)])
+def test_of_two_shutdowns_the_shorter_grace_counts(
+    service: Service, monkeypatch: pytest.MonkeyPatch, graces: Any, both: tuple[float, float]
+) -> None:
+    asked = service.asked(monkeypatch)
+    asked._requests.end(both[0])  # it waits for its turn yet
+    asked.shutdown(both[1])
+    assert graces == {"told": [5.0], "noted": [5.0]}
 
 
 def test_what_was_never_begun_ends_by_itself(service: Service) -> None:
@@ -441,11 +490,11 @@ def test_what_was_never_begun_ends_by_itself(service: Service) -> None:
     key = service.client._session.namespace.keys.wanted(service.service)
     service.client._session.namespace.store.one(plain_call("DEL", key))
     patient, impatient = service.life(), service.life()
-    patient.keeping.look(ending=False)
+    patient.keeping.look()
     assert service.alive() == [0, 1]
     assert patient.wishes.wanted is None
     impatient.keeping._begin_by = Deadline.after(0)
-    impatient.keeping.look(ending=False)
+    impatient.keeping.look()
     assert impatient.keeping.done
     assert not impatient.upkeep.named()
 
@@ -499,7 +548,7 @@ def test_a_scale_in_that_nobody_asks_for_again_is_settled(service: Service) -> N
     busy = client.service(name)["u"].sleep.remote(SOON_S)
     ray.get(router_handle(client.namespace).drain.remote(name, 1, SOON_S, go_on=False))
     last = service.life()
-    last.keeping.look(ending=False)
+    last.keeping.look()
     assert last.wishes.wanted.replicas == 2, "pod 1 has a user yet, and serves on"
     assert sorted(last.upkeep.named()) == [0, 1]
     assert {it.state for it in last.upkeep.alive().values()} == {ray_route.RoutingState.READY}
@@ -541,7 +590,7 @@ def test_loads_are_evened_out_by_themselves_once_they_were_uneven_for_a_while(
 
     def looked(later_s: float, gives_way: Any = no_check) -> int:
         clock.tick(later_s)
-        keeping.look(ending=False, gives_way=gives_way)
+        keeping.look(gives_way=gives_way)
         return crowd()
 
     def gives_way() -> None:

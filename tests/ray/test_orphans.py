@@ -72,9 +72,8 @@ def test_a_life_that_ends_at_any_line_of_making_a_pod_leaves_one_and_it_is_made_
 
     prepare()
     modules = (doing, healing, keeping, making, marks, recipes, starts, upkeep)
-    lines = at_every_line(
-        lambda: lives[-1].keeping.look(ending=False), check_and_prepare, *modules, stride=stride()
-    )
+    look = lambda: lives[-1].keeping.look()  # noqa: E731, PLW0108 - each time the last one's
+    lines = at_every_line(look, check_and_prepare, *modules, stride=stride())
     check()
     assert lines > MOST_LINES
     assert len(made_in(tmp_path)) == kills, "each time once"
@@ -84,7 +83,7 @@ def test_a_life_that_ends_at_any_line_of_making_a_pod_leaves_one_and_it_is_made_
 def test_an_end_that_is_cut_short_at_any_line_leaves_no_actor(service: Service) -> None:
     namespace, name = service.client.namespace, service.service
     lives = [service.life()]
-    lives[0].keeping.look(ending=False)
+    lives[0].keeping.look()
 
     def check() -> None:
         later = service.life()
@@ -97,7 +96,7 @@ def test_an_end_that_is_cut_short_at_any_line_leaves_no_actor(service: Service) 
         lives.append(life := service.life())
         deadline = Deadline.after(SOON_S)
         life.upkeep.recipes.make(life.upkeep.recipes.name, [0], service.actor, deadline)
-        life.keeping.look(ending=False)
+        life.keeping.look()
 
     lines = at_every_line(
         lambda: lives[-1].keeping.finish(0.0),
@@ -111,7 +110,7 @@ def test_an_end_that_is_cut_short_at_any_line_leaves_no_actor(service: Service) 
 
 def ended(life: Life) -> bool:
     """Look once more, and ask again for the end, as its caller does, if that has not begun."""
-    life.keeping.look(ending=False)
+    life.keeping.look()
     if not life.keeping.done:
         life.keeping.finish(0.0)
     return life.keeping.done
@@ -131,7 +130,7 @@ def test_what_a_maker_makes_after_the_end_is_ended_by_itself(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     life, make = service.life(), PodMaker.make
-    life.keeping.look(ending=False)
+    life.keeping.look()
     made: list[Any] = []
 
     def late(maker: PodMaker, index: int) -> Any:
@@ -196,10 +195,10 @@ def test_a_pod_that_nobody_wants_is_drained_and_ended_unless_something_else_is_a
 
 def test_what_is_seen_but_once_is_no_stray(service: Service) -> None:
     life = service.life()
-    life.keeping.look(ending=False)
+    life.keeping.look()
     stray = PodMaker(service.recipe, Counter, []).make(5)
-    life.keeping.look(ending=False)
+    life.keeping.look()
     assert 5 in life.upkeep.named(), "it may be one that is just being ended"
-    life.keeping.look(ending=False)
+    life.keeping.look()
     assert 5 not in life.upkeep.named()
     del stray
