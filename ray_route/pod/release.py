@@ -142,7 +142,7 @@ class Releases:
             for uid, (epoch, present) in uids.items():
                 entry = self._held.entries.get(uid)
                 if asked and asked.get(uid) == (epoch, Fate.MAY_GO):
-                    self._held.scheduled.decided(uid, max(epoch, present))
+                    self._held.scheduled.decided(uid, epoch, present)
                 else:
                     self._held.scheduled.follow(uid, epoch, present)
                 if entry is None or entry.phase is not Phase.GIVEN or entry.epoch != epoch:

@@ -13,6 +13,8 @@ class _Removal(NamedTuple):
     epoch: int = 0
     at: float = math.inf
     is_doubtful: bool = False
+    asked: int = 0
+    """Under which epoch it was asked for last: it follows its uid to later ones."""
 
 
 _NONE = _Removal()
@@ -58,12 +60,15 @@ class ScheduledRemovals:
         """Have an epoch of a uid ended at a moment, if not sooner.
 
         Sooner, too, if the epoch that it replaced was to end then: see `follow`. Not if that was in
-        doubt: most likely its link was had back since Redis had taken the removal back.
+        doubt: most likely its link was had back since Redis had taken the removal back. Nor if a
+        later epoch is to end: then this comes late, and of an earlier one nothing is left.
         """
+        if self.of(uid)[0] > epoch:
+            return
         known = self._that(uid, epoch)
         if known is _NONE and not self._that(uid, replaced).is_doubtful:
             known = self._that(uid, replaced)
-        self._of[uid] = _Removal(epoch, min(at, known.at), known.is_doubtful)
+        self._of[uid] = _Removal(epoch, min(at, known.at), known.is_doubtful, epoch)
         self.look_again(uid)
 
     def doubt(self, uid: str, epoch: int) -> None:
@@ -100,13 +105,15 @@ class ScheduledRemovals:
         if self.of(uid)[0] <= epoch:
             self._of.pop(uid, None)
 
-    def decided(self, uid: str, epoch: int) -> None:
-        """Take in that Redis has decided about what was in doubt, up to an epoch.
+    def decided(self, uid: str, epoch: int, present: int) -> None:
+        """Take in that Redis has decided about what was in doubt of an epoch.
 
-        Not about a removal that somebody has scheduled since, before this was heard.
+        Not about a removal that somebody has scheduled since, before this was heard, be it in doubt
+        by now, too. `present` is the epoch under which the uid is this pod's again; 0: it is not.
         """
-        if self._of.get(uid, _NONE).is_doubtful:
-            self.over(uid, epoch)
+        known = self._of.get(uid, _NONE)
+        if known.is_doubtful and known.asked <= epoch:
+            self.over(uid, max(epoch, present))
 
     def clear(self) -> None:
         """Take in that all links are others by now."""

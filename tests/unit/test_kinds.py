@@ -245,6 +245,42 @@ class TestRemovals:
         self.due(pod, due_at)
         assert self.given_up(pod) is Fate.GOES
 
+    @pytest.mark.parametrize("is_tried_again", [True, False])
+    def test_one_of_an_earlier_epoch_that_comes_late_forgets_none_of_the_present_one(
+        self, pod: Pod, is_tried_again: bool
+    ):
+        """Who scheduled it had read the link before it was given back: Redis has nothing of it."""
+        due_at = self.schedule(pod, 3 * IDLE_S)
+        pod.release()
+        work = pod.begin_hook()
+        pod.work.ended(work.uid, work.epoch, "state")
+        pod.releases.settled({"u": (100, 101)})
+        assert pod.confirm("u", 101, 1_000, replaced=100, persistent=True) is Told.ACQUIRE
+        pod.admission.acquired("u", 101)
+        later = due_at + IDLE_S
+        assert pod.releases.end_at("u", 100, later)
+        assert not is_tried_again or pod.releases.end_at("u", 101, later, replaced=100)
+        self.due(pod, due_at)
+        assert self.given_up(pod) is Fate.GOES
+
+    def test_what_redis_has_decided_of_one_decides_nothing_of_one_that_was_asked_for_since(
+        self, pod: Pod
+    ):
+        """That one is in doubt, too: Redis was away when its link was to be set anew."""
+        due_at = self.schedule(pod, 3 * IDLE_S)
+        ask(pod, temporary=False)
+        self.due(pod, due_at)
+        self.given_up(pod, "state")
+        later = pod.clock() + 3 * IDLE_S
+        assert pod.releases.end_at("u", 101, later, replaced=100)
+        ask(pod, temporary=False, epoch=101)
+        pod.releases.settled({"u": (100, 101)}, {"u": (100, Fate.MAY_GO)})
+        pod.clock.tick(1)
+        assert pod.confirm("u", 101, 1_000, replaced=100, persistent=True) is Told.ACQUIRE
+        pod.admission.acquired("u", 101)
+        self.due(pod, later)
+        assert self.given_up(pod) is Fate.MAY_GO
+
     @pytest.mark.parametrize("how", ["cancelled", "by an older router"])
     def test_it_is_not_that_of_a_link_that_was_set_while_the_hook_ran(self, pod: Pod, how: str):
         """A hook that outlasts its link ends, and a release of the next link was taken back."""
