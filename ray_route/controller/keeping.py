@@ -85,7 +85,7 @@ class Keeping:
     def finish(self, grace_s: float) -> None:
         """End the service. Redis is told first and last, if it answers: pods end in any case.
 
-        A second time it does nothing: what is noted of a controller that was forgotten stays.
+        A second time it does nothing: nothing is noted anew of a controller that was forgotten.
         """
         if self.done:
             return
