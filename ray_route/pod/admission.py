@@ -353,4 +353,4 @@ def _is_old(held: Holdings, uid: str, epoch: int, asked_at: float) -> bool:
         return True
     if entry is None and held.forgotten.voids(uid, epoch, asked_at):
         return True
-    return (entry is None or entry.epoch < epoch) and asked_at <= held.recalled_at
+    return (entry is None or entry.epoch < epoch) and asked_at <= held.recalls.at(uid)

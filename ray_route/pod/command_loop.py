@@ -201,7 +201,7 @@ class CommandLoop:
     def _recall(self, command: Recall) -> Memory:
         shard_of = self._namespace.keys.shard
         with self._held.lock:
-            self._held.recalled_at = self._held.clock()
+            self._held.recalls.told(command.shards, shard_of, self._held.clock())
         lapsed, held, ago_s = memory(self._held)
         return Memory(
             self._namespace.all_seen(),

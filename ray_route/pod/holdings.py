@@ -24,7 +24,6 @@ pod is open in `closing`. No I/O in any of them.
 
 from __future__ import annotations
 
-import math
 import threading
 
 from ray_route.clock import Clock, Deadline, now
@@ -36,6 +35,7 @@ from ray_route.pod.moments import Moments
 from ray_route.pod.nobodys import Nobodys
 from ray_route.pod.outcomes import Outcomes, given
 from ray_route.pod.pod_lease import PodLease
+from ray_route.pod.recalls import Recalls
 from ray_route.pod.release_lines import ReleaseLines, Why
 from ray_route.pod.scheduled import ScheduledRemovals
 from ray_route.pod.use_order import UseOrder
@@ -74,8 +74,8 @@ class Holdings:
         self.to_acquire: dict[str, None] = {}
         """Those of them that are to be acquired without waiting for a call."""
         self.order = UseOrder()
-        self.recalled_at = -math.inf
-        """When all that is held was last told, to be restored: what was read before comes late."""
+        self.recalls = Recalls()
+        """When what is held was last told, to be restored: what was read before comes late."""
         self.forgotten = Forgotten()
         self.set_anew = Forgotten()
         """Uids whose links were lately set anew: what was read before comes late."""

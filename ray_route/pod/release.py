@@ -133,13 +133,13 @@ class Releases:
         """Take in whose uids are now that were given up under these epochs.
 
         One that is this pod's again has arrived, if there is a state; others are forgotten. Where
-        it was `asked` whether its removal was taken back, it was. False, and nothing is taken in,
-        if all that this pod remembers was told since `asked_at`: then it is to be asked again.
+        it was `asked` whether its removal was taken back, it was. What was asked for before all
+        was told of a uid's shard is void. False if there is one of those: it is to be asked again.
         """
         with self._held.lock:
-            if asked_at <= self._held.recalled_at:
-                return False  # a server may have lost that since, and have what was told restored
-            for uid, (epoch, present) in uids.items():
+            # A server may have lost that since, and have what was told restored.
+            known = {uid: it for uid, it in uids.items() if asked_at > self._held.recalls.at(uid)}
+            for uid, (epoch, present) in known.items():
                 entry = self._held.entries.get(uid)
                 if asked and asked.get(uid) == (epoch, Fate.MAY_GO):
                     self._held.scheduled.decided(uid, epoch, present)
@@ -152,7 +152,7 @@ class Releases:
                 else:
                     self._held.forget(uid)
             self._held.work.ring()
-            return True
+            return len(known) == len(uids)
 
     # What time brings.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
@@ -106,12 +105,8 @@ class Telling:
         if not all(are_settled):  # those of somebody's move, or of damaged links
             self._settle_at = now() + _SETTLE_S
 
-    def _settle_some(self, given: dict[str, Given], *, apart: bool = False) -> bool:
-        """Ask about some; False if there is one of which the router can't tell yet.
-
-        If all is told meanwhile that this pod remembers, that may be for a shard of one of them
-        which can't be written back, and so at each question: they are asked about shard by shard.
-        """
+    def _settle_some(self, given: dict[str, Given]) -> bool:
+        """Ask about some; False if there is one of which the router can't tell yet."""
         if self._ended.is_set():
             return False
         asked_at = self._held.clock()
@@ -119,15 +114,7 @@ class Telling:
         shard_of = self._namespace.keys.shard
         # Whatever becomes of that, no server is believed from here on that lacks it.
         self._namespace.saw_all((shard_of(uid), max(it)) for uid, it in settled.items())
-        if self._releases.settled(settled, given, asked_at):
-            return settled.keys() >= given.keys()
-        if apart:
-            return False
-        by_shard: defaultdict[int, dict[str, Given]] = defaultdict(dict)
-        for uid, it in given.items():
-            by_shard[shard_of(uid)][uid] = it
-        are_settled = [self._settle_some(some, apart=True) for some in by_shard.values()]
-        return all(are_settled)
+        return self._releases.settled(settled, given, asked_at) and settled.keys() >= given.keys()
 
     def _settlements(self, given: dict[str, Given]) -> dict[str, Settlement]:
         """Return what the router says of some; nothing of those of which it can't tell."""

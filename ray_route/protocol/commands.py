@@ -216,7 +216,7 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Answer: a `Memory`, with the uids held in these shards.
+    """Answer: a `Memory`, with the uids held in these shards; of none: with the counters alone.
 
     The one command that an agent also takes from a router that does not serve yet.
     """

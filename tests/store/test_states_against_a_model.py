@@ -202,9 +202,9 @@ class Pod:
         elif isinstance(command, Kinds):
             set_kinds(self.held, command.uids)
         elif isinstance(command, Recall):
-            self.held.recalled_at = self.held.clock()
-            lapsed, held, ago_s = memory(self.held)
             shards, shard_of = command.shards, router.links.keys.shard
+            self.held.recalls.told(shards, shard_of, self.held.clock())
+            lapsed, held, ago_s = memory(self.held)
             held = {uid: it for uid, it in held.items() if shard_of(uid) in shards}
             ago_s = {uid: it for uid, it in ago_s.items() if shard_of(uid) in shards}
             remembered = Memory([0] * CONFIG.shards, held, lapsed, 0, ago_s)

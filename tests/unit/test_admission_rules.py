@@ -242,11 +242,12 @@ class TestCalls:
     def test_what_was_read_before_a_recall_is_read_again(self, pod: Pod, clock: ManualClock):
         asked_at = clock()
         clock.tick(0.1)
-        pod.held.recalled_at = clock()
+        pod.held.recalls.told({0}, {"late": 0, "u": 0, "other": 1}.__getitem__, clock())
         assert pod.confirm("late", 120, asked_at=asked_at) is Told.VOID
         assert pod.confirm("u", 120, asked_at=asked_at) is Told.VOID
         assert not pod.held.entries["u"].lost
         assert pod.confirm(asked_at=asked_at) is Told.HELD, "it was told of"
+        assert pod.confirm("other", 120, asked_at=asked_at) is Told.ACQUIRE, "of another shard"
         clock.tick(0.1)
         assert pod.confirm("late", 120) is Told.ACQUIRE
 

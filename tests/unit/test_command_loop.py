@@ -17,6 +17,7 @@ from ray_route.protocol.commands import Command, EndAt, Fetched, Recall, Release
 from ray_route.store.keys import Keys
 
 HERE = ("svc", 0, 7)
+KEYS = Keys("ns", 4)
 
 
 class Namespace:
@@ -26,7 +27,7 @@ class Namespace:
     fails = False
 
     def __init__(self, command: Command) -> None:
-        self.keys = Keys("ns", 4)
+        self.keys = KEYS
         self.seen: set[tuple[int, int]] = set()
         self._commands = [(1, command)]
         self._answered = threading.Event()
@@ -107,12 +108,22 @@ def test_commands_outlive_what_nobody_has_thought_of(monkeypatch: pytest.MonkeyP
     assert done == [1]
 
 
-def test_whoever_has_been_told_all_finds_nothing_added_that_was_read_before() -> None:
+@pytest.mark.parametrize(
+    ("shards", "other"),
+    [([KEYS.shard("late")], Told.ACQUIRE), (range(4), Told.VOID), ([], Told.VOID)],
+    ids=["one", "all", "a router begins"],
+)
+def test_whoever_has_been_told_all_of_a_shard_finds_nothing_added_that_was_read_before(
+    shards: Iterable[int], other: Told
+) -> None:
+    """One that begins has been told what it is to find lost."""
     clock = ManualClock()
-    pod, namespace = Pod(clock), Namespace(Recall(frozenset()))
+    pod, namespace = Pod(clock), Namespace(Recall(frozenset(shards)))
     asked_at = clock()
     loop = CommandLoop(namespace, HERE, pod.held, pod.releases, None)  # type: ignore[arg-type]
-    eventually(lambda: pod.held.recalled_at == clock(), "all is told")
+    eventually(lambda: pod.held.recalls.at("late") == clock(), "all is told")
     loop.end()
     namespace.let_go()
     assert pod.confirm("late", 120, asked_at=asked_at) is Told.VOID
+    assert KEYS.shard("other") != KEYS.shard("late")
+    assert pod.confirm("other", 120, asked_at=asked_at) is other
