@@ -33,8 +33,7 @@ class _Line:
         Without the lock: this may come in the midst of anything.
         """
         self.is_over = True
-        for _ in range(self.threads):
-            self.queue.put(None)
+        self.queue.put(None)
 
     def lets_go(self, *, ran: bool) -> bool:
         """Say whether a thread is to end, which has run something, begins, or was woken for this.
@@ -46,6 +45,8 @@ class _Line:
             is_spare = self.left < max(self.threads, 1)
             ends = is_spare and (self.is_over or _ending.has_begun)
             self.threads -= ends
+        if ends:
+            self.queue.put(None)  # for the next thread
         return ends
 
 
