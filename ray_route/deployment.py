@@ -232,7 +232,8 @@ class Deployment:
         What can't be released within `grace_s` seconds is lost, logged and counted. Links stay
         until their TTL ends. A second time it does nothing. Raises `RayGoneError`, having stopped
         nothing, once this process has left the Ray of the pods; `RouteTimeoutError` if Ray has not
-        ended all within 15 s more: it ends them when it can, and this may be called again.
+        ended all within 15 s more: it ends them when it can, and this may be called again: of
+        several the shortest `grace_s` counts.
         """
         if not self._client.closed:
             self._session.namespace.check_here()  # before anything is ended
