@@ -106,13 +106,6 @@ class Counters:
             return None
         return self._store.server_of(self._keys.counter(shard))
 
-    async def lost(self) -> list[int]:
-        """Compare all; return the lost, and raise what keeps any from being compared."""
-        compared = await self.compare()
-        if compared.unseen:
-            raise self._problems.unread(min(compared.unseen))
-        return sorted(compared.lost)
-
     async def compare(self) -> Compared:
         """Look which servers there are, then at their counters and time; say what is lost.
 
