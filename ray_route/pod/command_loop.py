@@ -167,6 +167,7 @@ class CommandLoop:
 
     def _carry_out(self, command: Command) -> Any:
         if isinstance(command, EndAt):
+            self._saw(command.uids)
             at = now() + command.after_s if command.after_s < math.inf else math.inf
             end_at = partial(self._releases.end_at, at=at, temporary=command.temporary)
             replaced = command.replaced
@@ -185,6 +186,7 @@ class CommandLoop:
             self._releases.settled(command.uids)
             return None
         if isinstance(command, Kinds):
+            self._saw({uid: epoch for uid, (epoch, _) in command.uids.items()})
             set_kinds(self._held, command.uids)
             return None
         if isinstance(command, Close):

@@ -11,9 +11,10 @@ from helpers import ManualClock, eventually
 from test_admission_rules import Pod
 
 from ray_route.model import RoutingState
+from ray_route.pod import command_loop
 from ray_route.pod.admission import Told
 from ray_route.pod.command_loop import CommandLoop
-from ray_route.protocol.commands import Command, EndAt, Fetched, Recall, Release, Settled
+from ray_route.protocol.commands import Command, EndAt, Fetched, Kinds, Recall, Release, Settled
 from ray_route.store.keys import Keys
 
 HERE = ("svc", 0, 7)
@@ -65,8 +66,10 @@ class Namespace:
     [
         (Settled({"u": (100, 200), "gone": (300, 0)}), "settled"),
         (Release({"u": 200, "gone": 300}, 1.0, closes=False), "release"),
+        (EndAt({"u": 200, "gone": 300}, 60.0), "end_at"),
+        (Kinds({"u": (200, True), "gone": (300, False)}), "set_kinds"),
     ],
-    ids=["settled", "release"],
+    ids=["settled", "release", "end_at", "set_kinds"],
 )
 def test_no_server_that_lacks_what_a_command_says_is_believed_from_then_on(
     command: Command, verb: str, monkeypatch: pytest.MonkeyPatch
@@ -78,7 +81,8 @@ def test_no_server_that_lacks_what_a_command_says_is_believed_from_then_on(
     def note(*_: Any, **__: Any) -> None:
         known.append(set(namespace.seen))
 
-    monkeypatch.setattr(pod.releases, verb, note)
+    by = command_loop if verb == "set_kinds" else pod.releases
+    monkeypatch.setattr(by, verb, note)
     loop = CommandLoop(namespace, HERE, pod.held, pod.releases, None)  # type: ignore[arg-type]
     eventually(lambda: known, "the command is carried out")
     loop.end()
