@@ -175,6 +175,15 @@ class TestRemovals:
         ((_, fate),) = unsettled(pod.held, pod.clock()).values()
         return fate
 
+    def given_back(self, pod: Pod) -> None:
+        """Have the uid given up, as somebody has asked for, and acquired anew with its state."""
+        pod.release()
+        work = pod.begin_hook()
+        pod.work.ended(work.uid, work.epoch, "it")
+        pod.releases.settled({"u": (100, 101)})
+        assert pod.confirm("u", 101, 1_000, replaced=100, persistent=True) is Told.ACQUIRE
+        pod.admission.acquired("u", 101)
+
     def schedule(self, pod: Pod, after_s: float) -> float:
         pod.confirm(lease_s=1_000, persistent=True)
         due_at = pod.clock() + after_s
@@ -251,12 +260,7 @@ class TestRemovals:
     ):
         """Who scheduled it had read the link before it was given back: Redis has nothing of it."""
         due_at = self.schedule(pod, 3 * IDLE_S)
-        pod.release()
-        work = pod.begin_hook()
-        pod.work.ended(work.uid, work.epoch, "state")
-        pod.releases.settled({"u": (100, 101)})
-        assert pod.confirm("u", 101, 1_000, replaced=100, persistent=True) is Told.ACQUIRE
-        pod.admission.acquired("u", 101)
+        self.given_back(pod)
         later = due_at + IDLE_S
         assert pod.releases.end_at("u", 100, later)
         assert not is_tried_again or pod.releases.end_at("u", 101, later, replaced=100)
@@ -319,12 +323,7 @@ class TestRemovals:
 
     def test_one_that_was_given_back_to_whoever_asked_for_it_is_to_go_as_before(self, pod: Pod):
         due_at = self.schedule(pod, 3 * IDLE_S)
-        pod.release()
-        work = pod.begin_hook()
-        pod.work.ended(work.uid, work.epoch, "it")
-        pod.releases.settled({"u": (100, 101)})
-        assert pod.confirm("u", 101, 1_000, replaced=100, persistent=True) is Told.ACQUIRE
-        pod.admission.acquired("u", 101)
+        self.given_back(pod)
         pod.idle()
         assert pod.to_confirm() == pod.take() == []
         self.due(pod, due_at)

@@ -63,12 +63,14 @@ has_started.wait()  # Python 3.12 starts no thread once the main thread has ende
 """
 # A process may live on by a thread: its services do, too.
 LIVES_ON = """
-import threading, time
+import threading
 from ray_route.runtime.threads import Threads
 
 def serve():
     threading.main_thread().join()
-    time.sleep(0.3)
+    for thread in threading.enumerate():
+        if thread.name == "ray_route-end":
+            thread.join(0.3)  # it goes on, and so do all others
     threads.begin(print, "ran")
 
 threads = Threads(1, "some")
