@@ -13,6 +13,7 @@ from queue import SimpleQueue
 Work = Callable[[], object]
 
 _LOOK_S = 0.01
+_ENDS = "ray_route-end"
 
 
 @dataclass(eq=False, slots=True)
@@ -41,7 +42,7 @@ class _Line:
         Not if there is as much work as there are threads: then some of it waits for this one.
         """
         with self.lock:
-            self.left -= ran
+            self.left = max(self.left - ran, 0)
             is_spare = self.left < max(self.threads, 1)
             ends = is_spare and (self.is_over or _ending.has_begun)
             self.threads -= ends
@@ -77,8 +78,8 @@ class Threads:
             _ending.see_to_it()
             if line.left >= line.threads and line.threads < self._at_once:
                 self._start()
-            line.left += 1
             line.queue.put(partial(function, *args))
+            line.left += 1  # last: an interrupt before must leave no work to wait for
 
     def _start(self) -> None:
         line = self._line
@@ -139,9 +140,8 @@ class _Ending:
             return
         with self._lock:
             if not self._is_seen_to():
-                thread = threading.Thread(target=self._run, name="ray_route-end", daemon=False)
-                thread.start()
-                self._thread = thread
+                self._thread = threading.Thread(target=self._run, name=_ENDS, daemon=False)
+                self._thread.start()
 
     def _is_seen_to(self) -> bool:
         return self._thread is not None and self._thread.is_alive()  # not after a fork
@@ -159,10 +159,11 @@ class _Ending:
     def _waits(self) -> bool:
         """Wait for something that may have more begun; False if there is nothing."""
         for each in _running():
-            is_another = each not in (threading.main_thread(), threading.current_thread())
-            if is_another and not (each.daemon or isinstance(each, _Thread)):
+            # Of those that end all there are two after an interrupt: neither waits for the other.
+            is_ours = isinstance(each, _Thread) or each.name == _ENDS
+            if not (is_ours or each.daemon or each is threading.main_thread()):
                 with suppress(RuntimeError):  # it is just being started
-                    each.join()
+                    threading.Thread.join(each)  # its own may do more than wait
                 return True
         if any(each.line.left for each in _pooled()):
             time.sleep(_LOOK_S)
@@ -176,7 +177,8 @@ def _running() -> Iterator[threading.Thread]:
 
 
 def _pooled() -> Iterator[_Thread]:
-    return (each for each in _running() if isinstance(each, _Thread))
+    main = threading.main_thread()  # one of them is, in a process that was forked in it
+    return (each for each in _running() if isinstance(each, _Thread) and each is not main)
 
 
 _ending = _Ending()

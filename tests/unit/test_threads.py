@@ -91,6 +91,44 @@ def serve():
 threads = Threads(1, "some")
 threading.Thread(target=serve).start()
 """
+# To join it does more than wait, as it often does.
+OWN_JOIN = """
+import threading
+from ray_route.runtime.threads import Threads
+
+class Service(threading.Thread):
+    over = threading.Event()
+
+    def run(self):
+        print("stopped early" if self.over.wait(0.3) else "served")
+
+    def join(self, timeout=None):
+        self.over.set()
+        super().join(timeout)
+
+Threads(1, "some").begin(print, "ran")
+Service().start()
+"""
+TWO_END = """
+import threading
+from ray_route.runtime.threads import Threads
+
+start, interrupted = threading.Thread.start, []
+
+def begun(self):
+    start(self)
+    if not interrupted:
+        interrupted.append(self.name)
+        raise KeyboardInterrupt
+
+threading.Thread.start = begun
+threads = Threads(1, "some")
+try:
+    threads.begin(print, "never")
+except KeyboardInterrupt:
+    print(interrupted)
+threads.begin(print, "ran")
+"""
 INTERRUPTED = """
 import threading
 from ray_route.runtime.threads import Threads, _Line, _Thread
@@ -205,6 +243,8 @@ class TestThreads:
             (LIVES_ON, ["before", "ran"]),
             (BEGINS_LATE, ["ran"]),
             (INTERRUPTED, ["ran"]),
+            (OWN_JOIN, ["ran", "served"]),
+            (TWO_END, ["['ray_route-end']", "ran"]),
         ],
         ids=[
             "by a daemon",
@@ -212,6 +252,8 @@ class TestThreads:
             "after main",
             "all after main",
             "beside a start",
+            "own join",
+            "two end",
         ],
     )
     def test_what_was_begun_has_ended_before_the_process_does(self, program: str, told: list[str]):
