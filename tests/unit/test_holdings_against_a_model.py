@@ -429,7 +429,13 @@ class World:
         if self.releases.end_at(uid, link.epoch, at, replaced=link.replaced):
             # Of two removals the earlier one holds; of that Redis may not have heard.
             key, in_redis = (uid, link.epoch), link.ends_at - TTL_S[uid] if link.due else math.inf
-            self.due_at[key] = min(at, self.due_at.get(key, math.inf))
+            sooner = self.due_at.get(key, math.inf)
+            doubted = {epoch for of, epoch in self.doubt_at if of == uid}
+            if link.replaced and doubted & {link.replaced, link.epoch}:
+                # What was known of the epoch that was replaced may be forgotten, or be kept.
+                self.doubt_at[key] = min(sooner, self.doubt_at.get(key, math.inf))
+                sooner = math.inf
+            self.due_at[key] = min(at, sooner)
             if self.random.random() < 0.1:
                 return  # Redis is away just then
             link.due, link.ends_at = True, min(at, in_redis) + TTL_S[uid]
