@@ -10,7 +10,7 @@ from functools import partialmethod
 from importlib.util import find_spec
 from pathlib import Path
 
-import hypothesis  # noqa: F401 - its plugin imports it too late for some Pythons otherwise
+import hypothesis  # its plugin imports it too late for some Pythons otherwise
 import pytest
 import ray
 from helpers import eventually  # noqa: F401
@@ -31,6 +31,10 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own spelling
 # comes of it: tests of interrupts would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine is no failure, and a test run leaves no files behind.
+hypothesis.settings.register_profile("tests", deadline=None, database=None, max_examples=60)
+hypothesis.settings.load_profile("tests")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
