@@ -82,7 +82,8 @@ class CommandLoop:
                 fetched: Fetched = self._ask("fetch_commands", self._address, _FETCH_S, self._had)
                 self._namespace.hear_of_servers(fetched.servers)
             except RayGoneError as error:
-                self._log(logging.WARNING, "no commands come any more", error)
+                # A process that just ends says nothing; in one that goes on the lease will run out.
+                self._log(logging.DEBUG, "no commands come any more", error)
                 return
             except Exception as error:  # noqa: BLE001 - without commands, nothing here can move
                 # Not by way of `Namespace.ask`: the router's restart must be noticed at once, for

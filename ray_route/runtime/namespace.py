@@ -34,7 +34,6 @@ from ray_route.runtime.joined_ray import joined_ray
 from ray_route.runtime.joining import ensure_ray, exit_at_sigterm
 from ray_route.runtime.link_reads import Awaited, LinkReads, Part
 from ray_route.runtime.local_rays import MARK
-from ray_route.runtime.unseen import answer_of
 from ray_route.runtime.waiting import (
     Blocking,
     Operation,
@@ -42,6 +41,7 @@ from ray_route.runtime.waiting import (
     Remote,
     Stage,
     Wait,
+    answer_beside,
     run,
     within,
 )
@@ -167,11 +167,16 @@ class Namespace:
         def send(what: str) -> Wait:
             return Remote(getattr(self.router, method).remote(*args, **kwargs), what)
 
-        return self.until_answered(send, f"the router of namespace {self.name!r} ({method})")
+        return self.until_answered(send, self._answer_to(method))
 
     def ask_now(self, method: str, *args: Any, timeout_s: float) -> Any:
-        """Ask the router as it was last found, once; raises what Ray does."""
-        return answer_of(getattr(self.router, method).remote(*args), timeout_s)
+        """Ask the router as it was last found, once; raises what Ray does, too."""
+        asked = getattr(self.router, method).remote(*args)
+        return answer_beside(asked, self._answer_to(method), Deadline.after(timeout_s))
+
+    def _answer_to(self, method: str) -> str:
+        """Return what is waited for, in words."""
+        return f"the router of namespace {self.name!r} ({method})"
 
     def until_answered(self, send: Callable[[str], Wait], what: str) -> Operation[Any]:
         """Wait for a router's answer; send again while there is no router, until the deadline.
@@ -244,7 +249,7 @@ class Namespace:
         return vouched
 
     def _vouched(self) -> Operation[Vouched]:
-        what = f"the router of namespace {self.name!r} (vouch)"
+        what = self._answer_to("vouch")
         return (yield Remote(self.router.vouch.remote(), what))  # type: ignore[no-any-return]
 
     def recover(self, shards: Iterable[int]) -> Operation[None]:

@@ -238,6 +238,20 @@ def staying(stage: Stage) -> Check:
     return check
 
 
+def answer_beside(ref: Any, what: str, deadline: Deadline) -> Any:
+    """Wait for a Ray call without being in Ray meanwhile; raises what came, or as `within` does.
+
+    For a thread that waits for most of its life. As a program ends Ray frees what threads wait in;
+    one that waits there looks at it once more, up to a second later, and may crash the process.
+    """
+    stage, answer = Stage(what), ref.future()
+    try:
+        return result_of(answer, stage, deadline, staying(stage))
+    except RayGoneError:
+        leave_behind(ref, answer)
+        raise
+
+
 class Blocking(NamedTuple):
     """Run a function that blocks: for the store, unless `longest_s` says otherwise."""
 

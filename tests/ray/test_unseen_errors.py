@@ -9,6 +9,8 @@ import pytest
 from deploying import driver
 from helpers import own_namespace
 
+from ray_route.store.embedded import EmbeddedServer
+
 pytestmark = pytest.mark.slow
 
 REPORT = """
@@ -97,6 +99,24 @@ eventually(lambda: {"get_objects", "wait"} & set(stack()), "it waits")
 global_worker.core_worker = SlowToEnd(global_worker.core_worker)
 """
 
+# It ends with its agent in force, by whose long polls some thread always waits for an answer.
+BY_HAND = """
+import sys, threading
+from helpers import eventually
+agent = ray_route.PodAgent(namespace, "svc", 0, redis_url=url)
+agent.start()
+(loop,) = [each for each in threading.enumerate() if each.name == "ray_route-commands"]
+def files():
+    frame = sys._current_frames()[loop.ident]
+    while frame is not None:
+        yield frame.f_code.co_filename
+        frame = frame.f_back
+def waits():
+    stack = list(files())
+    return "namespace.py" in str(stack) and "threading.py" in stack[0]
+eventually(waits, "it waits in a lock of Python's")
+assert not [name for name in files() if name.endswith("ray/_private/worker.py")]
+"""
 
 DEPLOYED = """
 ray_route.deploy(services.Counter, namespace=namespace, service='svc', replicas=1)
@@ -140,3 +160,10 @@ def test_a_program_that_ends_while_a_thread_calls_a_pod_ends_well(ray_session: N
     wait = "pods['u'].sleep.remote(60).result()"
     with own_namespace() as namespace:
         ran(driver(GONE.replace("BEGIN", DEPLOYED).replace("WAIT", wait), namespace))
+
+
+def test_a_program_that_ends_with_an_agent_in_force_ends_well(ray_session: None) -> None:
+    with own_namespace() as namespace, EmbeddedServer() as server:
+        said = ran(driver(BY_HAND, namespace, url=server.url))
+    assert "no commands" not in said
+    assert "Traceback" not in said
