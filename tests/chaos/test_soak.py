@@ -37,9 +37,11 @@ CROWD = [f"crowd-{number}" for number in range(2_000)]
 # A client's first calls, of uids that are acquired at once: what its allocators keep, they take.
 FIRST_CALLS = 2_000
 FIRST_UIDS = [f"crowd-of-caller-{number}" for number in range(60)]
-# Of the storm's time: caches fill. Then memory may grow by so much.
+# Of the storm's time: caches fill. Then memory may grow by so much, and by some bytes: those
+# allocators take once, when a fault ends and calls come in a burst, be it late in a short storm.
 WARM_UP = 0.3
 GROWTH = 1.05
+ONCE = 8e6
 
 
 @ray.remote(num_cpus=0)
@@ -101,12 +103,12 @@ class Memory:
                 self._samples[name].append(_resident(pid))
 
     def growth(self) -> Iterator[tuple[str, float, float]]:
-        """Yield each process with its MB after the warm-up, and what it grew by until the end."""
+        """Yield each process with its bytes after the warm-up, and at the end."""
         for name, samples in self._samples.items():
             settled = samples[int(len(samples) * WARM_UP) :]
             third = max(1, len(settled) // 3)
             before, after = median(settled[:third]), median(settled[-third:])
-            yield name, before / 1e6, after / before
+            yield name, before, after
 
 
 def _resident(pid: int) -> int:
@@ -156,11 +158,11 @@ def test_no_fault_of_redis_or_of_pods_costs_anybody_else_their_link(
     report(history, storm.failures, wrong)
     print(f"links {len(CROWD)}, lost or moved {len(lost)}, users forgotten {len(forgotten)}")
     growths = list(memory.growth())
-    for process, before, grown in growths:
-        print(f"{process}: {before:.0f} MB, then {100 * (grown - 1):+.1f} %")
+    for process, before, after in growths:
+        print(f"{process}: {before / 1e6:.0f} MB, then {100 * (after / before - 1):+.1f} %")
     assert wrong == []
     assert storm.failures == []
     assert lost == []
     assert forgotten == []
     assert called
-    assert [process for process, _, grown in growths if grown > GROWTH] == []
+    assert [name for name, before, after in growths if after > before * GROWTH + ONCE] == []
